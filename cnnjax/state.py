@@ -1,0 +1,62 @@
+"""Everything that training changes, as one pytree of arrays."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of a training run: arrays only.
+
+    The model, the optimizer and the loss are closed over by the step's factory, so a state can be
+    saved, sharded, donated and compared without knowing them.
+
+    Attributes:
+      step: int32 scalar, the number of optimizer updates made.
+      params: the trainable parameters, float32.
+      batch_stats: BatchNorm's running statistics; `{}` for a model without.
+      opt_state: the Optax state.
+      ema: exponential moving average of `params`, or None.
+      key: typed scalar key from which every random stream of training is derived; it never changes.
+    """
+
+    step: jax.Array
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+    ema: PyTree | None
+    key: jax.Array
+
+    def variables(self, *, use_ema: bool = True) -> dict[str, PyTree]:
+        """Returns what `model.apply` takes; the averaged parameters where there are any."""
+        params = self.ema if use_ema and self.ema is not None else self.params
+        return {"params": params, "batch_stats": self.batch_stats}
+
+
+def create_state(
+    variables: PyTree, optimizer: optax.GradientTransformation, key: jax.Array, *, ema: bool = False
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+      variables: what `model.init` returned.
+      optimizer: the optimizer whose state is created.
+      key: typed scalar key, the source of all randomness in the steps.
+      ema: whether to keep an exponential moving average of the parameters.
+    """
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        # A copy: the step donates its input, and one buffer cannot be donated twice.
+        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        key=key,
+    )
