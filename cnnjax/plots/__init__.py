@@ -1,0 +1,16 @@
+"""One function, one figure: each draws a PNG at `path` and returns the path."""
+
+from cnnjax.plots.curves import learning_curves
+from cnnjax.plots.images import filters, image_grid, prediction, worst_classified
+from cnnjax.plots.scores import confusion_matrix, reliability_diagram, roc_curves
+
+__all__ = [
+    "confusion_matrix",
+    "filters",
+    "image_grid",
+    "learning_curves",
+    "prediction",
+    "reliability_diagram",
+    "roc_curves",
+    "worst_classified",
+]

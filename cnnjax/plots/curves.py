@@ -1,0 +1,132 @@
+"""A run's curves against time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnnjax.errors import UserError
+from cnnjax.plots.canvas import BLUE, GREEN, RED, new_figure, save, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def learning_curves(
+    records: Sequence[Mapping[str, Any]], path: Path | str, *, steps_per_epoch: int | None = None
+) -> Path:
+    """Draws loss, accuracy and learning rate of a run, training beside validation.
+
+    The loss axis is logarithmic where all losses are positive. The accuracy axis leaves
+    out what is far below the lowest validation and the median training accuracy, so that a network
+    that is nearly perfect is not a line at the top; the best validation accuracy is marked.
+
+    Args:
+      records: what `cnnjax.logs.read_metrics` returns: dicts with `step`, `kind` (`train`,
+        `validation` or `test`) and any of `loss`, `accuracy`, `learning_rate`.
+      path: where the PNG goes.
+      steps_per_epoch: turns steps into epochs; without it the axis counts steps, unless every
+        record has an `epoch`.
+
+    Raises:
+      UserError: there are no records.
+    """
+    if not records:
+        raise UserError("there are no metrics to draw: the run has recorded nothing yet.")
+    figure = new_figure(12.0, 3.8)
+    loss_axes, accuracy_axes, rate_axes = figure.subplots(1, 3)
+    position, unit = _time_axis(records, steps_per_epoch)
+    for axes, name in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
+        for kind, color in (("train", BLUE), ("validation", RED)):
+            _curve(axes, *_series(records, kind, name, position), label=kind, color=color)
+        test_positions, test_values = _series(records, "test", name, position)
+        if test_values.size:
+            label = f"test {test_values[-1]:{'.4g' if name == 'loss' else '.2%'}}"
+            axes.plot(test_positions, test_values, "*", color="black", markersize=9, label=label)
+    rate_positions, rates = _series(records, "train", "learning_rate", position)
+    rate_axes.plot(rate_positions, rates, color=GREEN)
+    _finish_loss(loss_axes)
+    _finish_accuracy(accuracy_axes, records, position)
+    rate_axes.set_title("learning rate")
+    if np.isfinite(rates).any():
+        rate_axes.set_ylim(0.0, 1.05 * np.nanmax(rates) or None)
+    rate_axes.ticklabel_format(axis="y", scilimits=(-3, 3), useMathText=True)
+    for axes in (loss_axes, accuracy_axes, rate_axes):
+        axes.set_xlabel(unit)
+        tidy(axes)
+    return save(figure, path)
+
+
+def _time_axis(
+    records: Sequence[Mapping[str, Any]], steps_per_epoch: int | None
+) -> tuple[Any, str]:
+    """Returns the function from a record to its place on the axis, and the axis's unit."""
+    if steps_per_epoch is not None:
+        return (lambda record: record["step"] / steps_per_epoch), "epoch"
+    if all("epoch" in record for record in records):
+        return (lambda record: record["epoch"]), "epoch"
+    return (lambda record: record["step"]), "step"
+
+
+def _series(
+    records: Sequence[Mapping[str, Any]], kind: str, name: str, position: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    found = [record for record in records if record["kind"] == kind and name in record]
+    positions = np.array([position(record) for record in found], np.float64)
+    return positions, np.array([record[name] for record in found], np.float64)
+
+
+def _curve(
+    axes: Axes, positions: np.ndarray, values: np.ndarray, *, label: str, color: str
+) -> None:
+    """Draws a curve; one of many points pale, with its running mean over it."""
+    if not values.size:
+        return
+    window = len(values) // 50
+    marker = "o" if len(values) <= 30 else None
+    if window < 2:
+        axes.plot(positions, values, color=color, label=label, marker=marker, markersize=3.5)
+        return
+    axes.plot(positions, values, color=color, alpha=0.25, linewidth=0.8)
+    smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+    axes.plot(positions[window - 1 :], smooth, color=color, label=f"{label} (mean of {window})")
+
+
+def _finish_loss(axes: Axes) -> None:
+    values = np.concatenate([np.ravel(line.get_ydata()) for line in axes.lines] or [np.zeros(1)])
+    if (values[np.isfinite(values)] > 0).all():
+        axes.set_yscale("log")
+    axes.set_title("loss")
+    if axes.lines:
+        axes.legend(frameon=False)
+
+
+def _finish_accuracy(axes: Axes, records: Sequence[Mapping[str, Any]], position: Any) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    positions, values = _series(records, "validation", "accuracy", position)
+    if np.isfinite(values).any():
+        best = int(np.nanargmax(values))
+        axes.plot(
+            positions[best],
+            values[best],
+            "o",
+            markersize=10,
+            markerfacecolor="none",
+            markeredgecolor=RED,
+            label=f"best {values[best]:.2%}",
+        )
+        _, train_values = _series(records, "train", "accuracy", position)
+        finite = train_values[np.isfinite(train_values)]
+        typical = float(np.median(finite)) if finite.size else 1.0
+        lowest = min(float(np.nanmin(values)), typical)
+        axes.set_ylim(bottom=max(0.0, lowest - 0.35 * (1 - lowest)))
+    low, high = axes.get_ylim()
+    axes.set_ylim(top=min(high, 1 + 0.02 * (1 - low)))
+    axes.set_title("accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if axes.lines:
+        axes.legend(loc="lower right", frameon=False)
