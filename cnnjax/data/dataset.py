@@ -1,0 +1,255 @@
+"""A labelled image dataset in memory: its splits, its classes, its moments."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from cnnjax.errors import UserError, unknown_name
+from cnnjax.rng import numpy_generator
+
+# A dataset without a test split is tested on this share of its training images.
+TEST_SHARE = 0.1
+
+
+class Arrays(NamedTuple):
+    """One split: `image` uint8 `[n, height, width, channels]`, `label` int32 `[n]`."""
+
+    image: np.ndarray
+    label: np.ndarray
+
+
+class Source(NamedTuple):
+    """A dataset that was found and checked but not read yet.
+
+    Attributes:
+      class_names: the name of each label.
+      num_examples: split name -> number of examples, as far as that is known before reading.
+      read: returns split name -> arrays: `train`, perhaps `validation` and `test`.
+    """
+
+    class_names: tuple[str, ...]
+    num_examples: dict[str, int]
+    read: Callable[[], dict[str, Arrays]]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset in memory.
+
+    Attributes:
+      name: what `load` was asked for.
+      class_names: the name of each label, `label` being the index into it.
+      train: what is trained on.
+      validation: what choices (early stopping, hyperparameters) are made on; disjoint from `train`.
+      test: what the final score is measured on.
+      mean: per channel of `train`, pixels mapped to [0, 1].
+      std: likewise the standard deviation; 1 for a channel that is constant.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Arrays
+    validation: Arrays
+    test: Arrays
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        height, width, channels = self.train.image.shape[1:]
+        return height, width, channels
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """SHA-256 over the class names and every array's shape, dtype and bytes."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for split in (self.train, self.validation, self.test):
+            for array in split:
+                digest.update(f"{array.shape}{array.dtype.str}".encode())
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def make_dataset(
+    name: str,
+    class_names: Sequence[str],
+    splits: dict[str, Arrays],
+    *,
+    relabel: np.ndarray | None = None,
+    validation: float = 0.1,
+    seed: int = 0,
+) -> Dataset:
+    """Builds a checked `Dataset` from one to three splits.
+
+    Args:
+      name: for messages and for the record.
+      class_names: the names after relabelling.
+      splits: `train`, and `validation` and `test` where the dataset has them. Without `test`, its
+        `validation` is the test split, as is usual for ImageNet; without both, a tenth of `train`
+        is: the same tenth for every seed, so that the scores of different seeds compare.
+      relabel: int32 `[old classes]`, the new label of each old one, -1 to leave the class out.
+      validation: a share of the training images below 1, or their number; used where the dataset
+        has no validation split left. 0 trains on all images and leaves `validation` empty.
+      seed: chooses the validation images.
+
+    Raises:
+      UserError: for labels outside the classes, empty splits and impossible shares.
+    """
+    check_validation(validation)
+    num_labels = len(class_names) if relabel is None else len(relabel)
+    for split, arrays in splits.items():
+        check_arrays(arrays, num_labels, f"{name} ({split})")
+    if relabel is not None:
+        splits = {split: _relabelled(arrays, relabel) for split, arrays in splits.items()}
+    splits = dict(splits)
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    if "test" not in splits:
+        generator = numpy_generator(0, "test split")
+        splits["train"], splits["test"] = hold_out(splits["train"], TEST_SHARE, generator)
+    if "validation" not in splits:
+        generator = numpy_generator(seed, "validation split")
+        splits["train"], splits["validation"] = hold_out(splits["train"], validation, generator)
+    for split in ("train", "test"):
+        if not len(splits[split].label):
+            raise UserError(f"the {split} split of {name} is empty: choose other splits or classes")
+    mean, std = channel_moments(splits["train"].image)
+    return Dataset(
+        name=name,
+        class_names=tuple(class_names),
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        mean=mean,
+        std=std,
+    )
+
+
+def check_arrays(arrays: Arrays, num_classes: int, name: str) -> None:
+    """Raises UserError unless the arrays are images and labels of `num_classes` classes."""
+    image, label = arrays
+    if image.dtype != np.uint8 or image.ndim != 4:
+        raise UserError(
+            f"images of {name} are {image.dtype} {list(image.shape)}: give uint8 "
+            "[n, height, width, channels]"
+        )
+    if label.dtype != np.int32 or label.shape != image.shape[:1]:
+        raise UserError(
+            f"labels of {name} are {label.dtype} {list(label.shape)}: give int32 "
+            f"[{image.shape[0]}], one for each image"
+        )
+    if len(label) and not 0 <= label.min() <= label.max() < num_classes:
+        raise UserError(
+            f"labels of {name} run from {label.min()} to {label.max()}, but there are "
+            f"{num_classes} classes: labels must lie in 0..{num_classes - 1}"
+        )
+
+
+def check_validation(validation: float) -> None:
+    """Raises UserError unless `validation` is a share below 1 or a whole number of images."""
+    if not (0 <= validation < 1 or (validation >= 1 and float(validation).is_integer())):
+        raise UserError(
+            f"validation={validation}: give a share of the training images below 1, such as 0.1, "
+            "or a whole number of images, such as 5000"
+        )
+
+
+def select_classes(
+    class_names: Sequence[str], classes: str
+) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Reads what `load` accepts as `classes`.
+
+    Args:
+      class_names: the names of the labels 0, 1, ...
+      classes: `"all"`; `"even-odd"` (the label's parity); or names or labels separated by commas,
+        such as `"3,8"`, which become the labels 0, 1, ... in the order given.
+
+    Returns:
+      (names of the classes left, the new label of each old one or -1; None for `"all"`).
+    """
+    if classes == "all":
+        return tuple(class_names), None
+    if classes == "even-odd":
+        return ("even", "odd"), np.arange(len(class_names), dtype=np.int32) % 2
+    chosen = [_class_index(class_names, part.strip()) for part in classes.split(",")]
+    if len(chosen) < 2 or len(set(chosen)) < len(chosen):
+        raise UserError(
+            f"classes={classes!r}: name at least two different classes, separated by commas, or "
+            "'all' or 'even-odd'"
+        )
+    relabel = np.full(len(class_names), -1, np.int32)
+    relabel[chosen] = np.arange(len(chosen), dtype=np.int32)
+    return tuple(class_names[index] for index in chosen), relabel
+
+
+def _class_index(class_names: Sequence[str], text: str) -> int:
+    if text in class_names:
+        return list(class_names).index(text)
+    if text.isdecimal():
+        if int(text) >= len(class_names):
+            raise UserError(
+                f"there is no class {text}: the labels are 0..{len(class_names) - 1}, or give a "
+                "class by name"
+            )
+        return int(text)
+    raise unknown_name("class", text, [*class_names, "all", "even-odd"])
+
+
+def _relabelled(arrays: Arrays, relabel: np.ndarray) -> Arrays:
+    label = relabel[arrays.label]
+    keep = label >= 0
+    # Copying half a gigabyte only to keep everything would be a waste.
+    image = arrays.image if keep.all() else arrays.image[keep]
+    return Arrays(image, label[keep])
+
+
+def hold_out(
+    arrays: Arrays, amount: float, generator: np.random.Generator
+) -> tuple[Arrays, Arrays]:
+    """Splits at random into (the rest, `amount`): a share below 1, or a number of examples.
+
+    Both parts keep the order that their examples had.
+    """
+    count = len(arrays.label)
+    held = round(amount * count) if amount < 1 else int(amount)
+    if held >= count or (amount > 0 and held == 0):
+        raise UserError(
+            f"cannot hold out {amount:g} of {count} training images: that leaves one side empty"
+        )
+    if held == 0:
+        return arrays, Arrays(arrays.image[:0], arrays.label[:0])
+    is_held = np.zeros(count, bool)
+    is_held[generator.permutation(count)[:held]] = True
+    rest = Arrays(arrays.image[~is_held], arrays.label[~is_held])
+    return rest, Arrays(arrays.image[is_held], arrays.label[is_held])
+
+
+def channel_moments(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 `[n, h, w, c]`, in units of 255.
+
+    Exact up to float64 rounding: computed from the histogram. A constant channel gets a standard
+    deviation of 1, so that dividing by it is harmless.
+    """
+    mean, std = [], []
+    levels = np.arange(256) / 255.0
+    for channel in range(image.shape[-1]):
+        histogram = np.zeros(256, np.int64)
+        for chunk in np.array_split(image[..., channel], max(1, len(image) // 4096)):
+            histogram += np.bincount(chunk.ravel(), minlength=256)
+        share = histogram / histogram.sum()
+        centre = float(share @ levels)
+        deviation = float(np.sqrt(share @ (levels - centre) ** 2))
+        mean.append(centre)
+        std.append(deviation if np.count_nonzero(histogram) > 1 else 1.0)
+    return tuple(mean), tuple(std)

@@ -1,0 +1,148 @@
+"""`load`: a dataset by name, as NumPy arrays, with a validation split."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import numpy as np
+
+from cnnjax.data import mnist
+from cnnjax.data.dataset import (
+    Arrays,
+    Dataset,
+    Source,
+    check_validation,
+    make_dataset,
+    select_classes,
+)
+from cnnjax.data.image_files import FITS, fit_image, pad_to, shrunk_size
+from cnnjax.errors import UserError, unknown_name
+
+# Larger datasets are streamed.
+MAX_BYTES = 4 * 2**30
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    classes: str = "all",
+    validation: float = 0.1,
+    seed: int = 0,
+    image_size: int | tuple[int, int] | None = None,
+    fit: str = "pad",
+) -> Dataset:
+    """Loads a labelled image dataset into memory, as uint8.
+
+    Nothing is downloaded: `mnist` ships with cnnjax, and other tfds datasets are prepared once by
+    `python scripts/prepare_data.py`. Everything that can be checked is checked before the pixels
+    are read.
+
+    Args:
+      name: one of
+        `mnist`: the shipped MNIST, without TensorFlow;
+        `tfds:NAME`: any image-classification dataset of tfds, with configuration, version and
+        sliced splits as tfds writes them: `tfds:fashion_mnist`, `tfds:mnist:3.0.1`,
+        `tfds:mnist?train=train[:10%]&test=test`;
+        `folder:PATH`: image files in one sub-directory a class, optionally below `train`,
+        `validation` and `test`.
+      data_dir: where tfds keeps prepared datasets; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` by
+        default. The other sources do not use it.
+      classes: `"all"`; names or labels such as `"3,8"`, which become the labels 0, 1, ...; or
+        `"even-odd"`, the label's parity.
+      validation: the share (below 1) or the number of training images held out for validation, for
+        a dataset without a validation split. 0 holds out none: `validation` is then empty.
+      seed: chooses which images those are.
+      image_size: side of the square images wanted, or (height, width); needed where files differ.
+      fit: `"pad"` centres an image on black, made smaller first where it does not fit; `"resize"`
+        stretches it.
+
+    Returns:
+      The dataset. One without a test split is tested on its validation split, or without that on a
+      tenth of its training images, the same for every seed.
+
+    Raises:
+      UserError: whatever is wrong, in one line.
+    """
+    check_validation(validation)
+    if fit not in FITS:
+        raise unknown_name("fit", fit, FITS)
+    size = _checked_size(image_size)
+    source = _open(name, data_dir, size, fit)
+    class_names, relabel = select_classes(source.class_names, classes)
+    num_train = source.num_examples["train"]
+    if "validation" not in source.num_examples and validation >= num_train:
+        raise UserError(
+            f"validation={validation:g} is not fewer than the {num_train} training images of "
+            f"{name!r}: hold out fewer"
+        )
+    return make_dataset(
+        name,
+        class_names,
+        source.read(),
+        relabel=relabel,
+        validation=validation,
+        seed=seed,
+    )
+
+
+def _checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if image_size is None:
+        return None
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or min(size) < 1:
+        raise UserError(f"image_size={image_size}: give a positive side, or (height, width)")
+    return size[0], size[1]
+
+
+def _open(
+    name: str, data_dir: str | os.PathLike | None, size: tuple[int, int] | None, fit: str
+) -> Source:
+    kind, colon, rest = name.partition(":")
+    if name == "mnist":
+        return _open_mnist(size, fit)
+    if kind == "tfds" and rest:
+        from cnnjax.data.tfds_source import open_tfds
+
+        return open_tfds(rest, data_dir=data_dir, image_size=size, fit=fit, max_bytes=MAX_BYTES)
+    if kind == "folder" and rest:
+        from cnnjax.data.folder import open_folder
+
+        return open_folder(rest, image_size=size, fit=fit, max_bytes=MAX_BYTES)
+    if not colon and pathlib.Path(name).expanduser().is_dir():
+        raise UserError(f"unknown dataset {name!r}: for a directory write 'folder:{name}'")
+    raise _unknown_dataset(name)
+
+
+def _unknown_dataset(name: str) -> UserError:
+    import tensorflow_datasets as tfds
+
+    known = [
+        "mnist",
+        *(f"tfds:{each}" for each in tfds.list_builders(with_community_datasets=False)),
+    ]
+    error = unknown_name("dataset", name, known)
+    if len(str(error)) > 400:
+        error = UserError(f"unknown dataset {name!r}:")
+    return UserError(f"{error} Datasets are named 'mnist', 'tfds:NAME' or 'folder:PATH'")
+
+
+def _open_mnist(size: tuple[int, int] | None, fit: str) -> Source:
+    def read() -> dict[str, Arrays]:
+        splits = mnist.read()
+        if size is None:
+            return splits
+        return {split: _fitted(arrays, size, fit) for split, arrays in splits.items()}
+
+    return Source(mnist.CLASS_NAMES, {"train": 60_000, "test": 10_000}, read)
+
+
+def _fitted(arrays: Arrays, size: tuple[int, int], fit: str) -> Arrays:
+    found = arrays.image.shape[1:3]
+    if fit == "pad" and shrunk_size(found, size) == found:
+        return Arrays(pad_to(arrays.image, size), arrays.label)
+    images = np.empty((len(arrays.label), *size, arrays.image.shape[-1]), np.uint8)
+    for index, image in enumerate(arrays.image):
+        images[index] = fit_image(image, size, fit)
+    return Arrays(images, arrays.label)

@@ -1,0 +1,388 @@
+"""Batches read as they are needed, for data larger than memory or augmented on the host.
+
+TensorFlow only reads, shuffles, decodes and augments; no JAX operation runs inside tf.data. A
+background thread moves each batch to the device before it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from cnnjax.data.dataset import Arrays
+from cnnjax.data.image_files import FITS
+from cnnjax.data.pipelines import (
+    Batch,
+    HostBatch,
+    check_divides,
+    count_steps,
+    epoch_indices,
+    pad_and_mask,
+    padded_size,
+)
+from cnnjax.data.tfds_source import (
+    image_features,
+    image_shape,
+    prepared_builder,
+    tensor_fitter,
+    tensorflow,
+)
+from cnnjax.data.tfds_splits import split_size
+from cnnjax.errors import UserError, unknown_name
+from cnnjax.rng import numpy_generator
+
+T = TypeVar("T")
+# (image tensor [height, width, channels], seed int64 [2]) -> image tensor.
+HostAugment = Callable[[Any, Any], Any]
+
+_BATCHES_AHEAD = 2
+
+
+class StreamingPipeline:
+    """Batches read as they are needed: made by `stream_tfds` and `stream_arrays`."""
+
+    def __init__(
+        self,
+        read_epoch: Callable[[int, int], Iterator[HostBatch]],
+        num_examples: int,
+        batch_size: int,
+        *,
+        sharding: jax.sharding.Sharding | None = None,
+    ):
+        """Keeps what reads; nothing is opened yet.
+
+        Args:
+          read_epoch: (epoch, number of batches to skip) -> this process's part of the other
+            batches of that epoch.
+          num_examples: examples in the split, over all processes.
+          batch_size: examples in a batch, over all processes.
+          sharding: how a batch is spread over devices, along its first axis; None for the default
+            device.
+        """
+        self.batch_size = batch_size
+        self.num_examples = num_examples
+        self.steps_per_epoch = count_steps(num_examples, batch_size)
+        check_divides(batch_size, sharding)
+        self._read_epoch = read_epoch
+        self._sharding = sharding
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """Yields the batches of the global steps `first_step`, `first_step + 1`, ... for ever."""
+        return prefetch(self._on_device(first_step))
+
+    def _on_device(self, first_step: int) -> Iterator[Batch]:
+        epoch, offset = divmod(first_step, self.steps_per_epoch)
+        while True:
+            for batch in self._read_epoch(epoch, offset):
+                yield place_local(batch, self._sharding)
+            epoch, offset = epoch + 1, 0
+
+
+def stream_arrays(
+    arrays: Arrays,
+    batch_size: int,
+    *,
+    seed: int,
+    host_augment: HostAugment | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> StreamingPipeline:
+    """Streams from host memory, in exactly the order of `ResidentPipeline` with the same seed.
+
+    For data that fit into the host's memory but not the device's, or that are augmented on the
+    host. TensorFlow is imported only for the latter. Arguments as for `stream_tfds`.
+    """
+    index, count = _process(process_index, process_count)
+    local_size = _local_size(batch_size, count)
+
+    def read_epoch(epoch: int, skip: int) -> Iterator[HostBatch]:
+        rows = epoch_indices(len(arrays.label), batch_size, seed, epoch)
+        mine = rows[skip:, index * local_size : (index + 1) * local_size]
+        if host_augment is None:
+            for row in mine:
+                yield _with_mask({"image": arrays.image[row], "label": arrays.label[row]})
+            return
+        tf = tensorflow()
+        dataset = tf.data.Dataset.from_generator(
+            lambda: ({"image": arrays.image[at], "label": arrays.label[at]} for at in mine.ravel()),
+            output_signature={
+                "image": tf.TensorSpec(arrays.image.shape[1:], tf.uint8),
+                "label": tf.TensorSpec((), tf.int32),
+            },
+        )
+        dataset = _map_images(
+            dataset, host_augment, _epoch_seeds(seed, epoch, index), skip * local_size
+        )
+        yield from _host_batches(dataset, local_size)
+
+    return StreamingPipeline(read_epoch, len(arrays.label), batch_size, sharding=sharding)
+
+
+def stream_tfds(
+    name: str,
+    split: str,
+    batch_size: int,
+    *,
+    seed: int,
+    data_dir: str | os.PathLike | None = None,
+    image_size: tuple[int, int] | None = None,
+    fit: str = "pad",
+    host_augment: HostAugment | None = None,
+    shuffle_buffer: int = 50_000,
+    sharding: jax.sharding.Sharding | None = None,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> StreamingPipeline:
+    """Streams a prepared tfds dataset from disk.
+
+    Each epoch is shuffled anew: its files, and the still encoded examples within a buffer. Each
+    process reads its own part of the split, so the order depends on the number of processes. A
+    start in mid-epoch passes over the examples of the steps before without decoding them.
+
+    Args:
+      name: as tfds writes it, with configuration and version.
+      split: a tfds split with slices, such as `train[:90%]`.
+      batch_size: examples in a batch, over all processes.
+      seed: determines the order and the augmentation.
+      data_dir: where prepared datasets are; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` by default.
+      image_size: (height, width) of the batches' images; needed where they differ in size.
+      fit: `"pad"` or `"resize"`: see `cnnjax.data.image_files.fit_image`.
+      host_augment: `(image, seed) -> image` of TensorFlow operations on one uint8 image as stored,
+        before it is fitted to `image_size`. `seed` is an int64 tensor `[2]` for
+        `tf.image.stateless_random_*`, a function of the pipeline's seed, the epoch and the
+        example's place in it.
+      shuffle_buffer: the number of examples shuffled at a time.
+      sharding: how a batch is spread over devices, along its first axis; None for the default
+        device.
+      process_index, process_count: whose part is read; JAX's own by default.
+
+    Raises:
+      UserError: at once for datasets not prepared or not for image classification, splits that do
+        not exist, and batches that are larger than the split or do not divide.
+    """
+    index, count = _process(process_index, process_count)
+    local_size = _local_size(batch_size, count)
+    builder = _checked_builder(name, data_dir, image_size, fit)
+    num_examples = split_size(builder, split)
+    num_local = count_steps(num_examples, batch_size) * local_size
+
+    def read_epoch(epoch: int, skip: int) -> Iterator[HostBatch]:
+        seeds = _epoch_seeds(seed, epoch, index)
+        dataset = _encoded(builder, split, index, count, shuffle_seed=seeds[0])
+        dataset = dataset.shuffle(shuffle_buffer, seed=seeds[1])
+        # The processes' parts may differ by one example: all take the same number of steps.
+        dataset = dataset.take(num_local).skip(skip * local_size)
+        transform = _decoder(builder, image_size, fit, host_augment)
+        dataset = _map_images(dataset, transform, seeds, skip * local_size)
+        yield from _host_batches(dataset, local_size)
+
+    return StreamingPipeline(read_epoch, num_examples, batch_size, sharding=sharding)
+
+
+def stream_tfds_evaluation(
+    name: str,
+    split: str,
+    batch_size: int,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    image_size: tuple[int, int] | None = None,
+    fit: str = "pad",
+    sharding: jax.sharding.Sharding | None = None,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> Iterator[Batch]:
+    """Yields every example of a split exactly once; what fills the last batches is masked.
+
+    All processes yield the same number of batches. Arguments and errors as for `stream_tfds`; the
+    batch grows to the next size that divides among the devices.
+    """
+    index, count = _process(process_index, process_count)
+    local_size = _local_size(padded_size(batch_size, sharding), count)
+    builder = _checked_builder(name, data_dir, image_size, fit)
+    num_batches = -(-split_size(builder, split) // (local_size * count))
+
+    def read() -> Iterator[Batch]:
+        dataset = _encoded(builder, split, index, count, shuffle_seed=None)
+        dataset = _map_images(dataset, _decoder(builder, image_size, fit, None), (0, 0), 0)
+        empty: HostBatch = {
+            "image": np.zeros((0, *image_shape(builder, image_size)), np.uint8),
+            "label": np.zeros(0, np.int32),
+        }
+        yielded = 0
+        for batch in _host_batches(dataset, local_size, drop_remainder=False):
+            unmasked = {"image": batch["image"], "label": batch["label"]}
+            yield place_local(pad_and_mask(unmasked, local_size), sharding)
+            yielded += 1
+        # A process whose part is one example shorter may be one batch short.
+        for _ in range(num_batches - yielded):
+            yield place_local(pad_and_mask(empty, local_size), sharding)
+
+    return prefetch(read())
+
+
+def prefetch(items: Iterator[T], ahead: int = _BATCHES_AHEAD) -> Iterator[T]:
+    """Yields `items`, computed up to `ahead` in advance by a background thread.
+
+    An exception of `items` is raised where the consumer asks for the item. The thread ends when
+    the items do, or when the returned generator is closed or forgotten.
+    """
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
+    stopped = threading.Event()
+
+    def put(kind: str, value: Any) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put("item", item):
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    def consume() -> Iterator[T]:
+        threading.Thread(target=work, name="prefetch", daemon=True).start()
+        try:
+            while True:
+                kind, value = ready.get()
+                if kind == "end":
+                    return
+                if kind == "error":
+                    raise value
+                yield value
+        finally:
+            stopped.set()
+
+    return consume()
+
+
+def place_local(batch: HostBatch, sharding: jax.sharding.Sharding | None) -> Batch:
+    """Moves this process's part of a batch to its devices; the result is the whole batch."""
+    if sharding is None:
+        return jax.device_put(batch)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def _process(index: int | None, count: int | None) -> tuple[int, int]:
+    index = jax.process_index() if index is None else index
+    count = jax.process_count() if count is None else count
+    if not 0 <= index < count:
+        raise UserError(f"process_index={index}: give a number in 0..{count - 1}")
+    return index, count
+
+
+def _local_size(batch_size: int, process_count: int) -> int:
+    if batch_size % process_count:
+        raise UserError(
+            f"batch_size={batch_size} does not divide evenly among {process_count} processes: give "
+            f"a multiple of {process_count}"
+        )
+    return batch_size // process_count
+
+
+def _epoch_seeds(seed: int, epoch: int, process_index: int) -> tuple[int, int]:
+    first, second = numpy_generator(seed, "stream", epoch, process_index).integers(2**31, size=2)
+    return int(first), int(second)
+
+
+def _checked_builder(
+    name: str, data_dir: str | os.PathLike | None, image_size: tuple[int, int] | None, fit: str
+) -> Any:
+    if fit not in FITS:
+        raise unknown_name("fit", fit, FITS)
+    builder = prepared_builder(name, data_dir)
+    image_shape(builder, image_size)
+    return builder
+
+
+def _encoded(builder: Any, split: str, index: int, count: int, *, shuffle_seed: int | None) -> Any:
+    """One process's part of a split as a tf.data dataset: encoded `image`, int32 `label`.
+
+    With a seed the files are interleaved in an order drawn from it, else everything is in order.
+    """
+    tf = tensorflow()
+    import tensorflow_datasets as tfds
+
+    keys = image_features(builder)
+    options = tf.data.Options()
+    options.deterministic = True
+    is_shuffled = shuffle_seed is not None
+    dataset = builder.as_dataset(
+        split=tfds.even_splits(split, count)[index],
+        shuffle_files=is_shuffled,
+        decoders={keys.image: tfds.decode.SkipDecoding()},
+        read_config=tfds.ReadConfig(
+            options=options,
+            shuffle_seed=shuffle_seed,
+            interleave_cycle_length=16 if is_shuffled else 1,
+            # Shuffling a dataset that is stored in order is meant.
+            enable_ordering_guard=False,
+            try_autocache=False,
+            skip_prefetch=True,
+        ),
+    )
+    return dataset.map(
+        lambda example: {
+            "image": example[keys.image],
+            "label": tf.cast(example[keys.label], tf.int32),
+        }
+    )
+
+
+def _decoder(
+    builder: Any,
+    image_size: tuple[int, int] | None,
+    fit: str,
+    host_augment: HostAugment | None,
+) -> HostAugment:
+    feature = builder.info.features[image_features(builder).image]
+    fitted = (lambda image: image) if image_size is None else tensor_fitter(image_size, fit)
+    if host_augment is None:
+        return lambda encoded, seed: fitted(feature.decode_example(encoded))
+    return lambda encoded, seed: fitted(host_augment(feature.decode_example(encoded), seed))
+
+
+def _map_images(
+    dataset: Any, transform: HostAugment, seeds: tuple[int, int], first_position: int
+) -> Any:
+    """Applies `transform` to each image with a seed of its own, in parallel, in order."""
+    tf = tensorflow()
+
+    # AutoGraph would only warn about what it cannot convert: there is nothing to convert.
+    @tf.autograph.experimental.do_not_convert
+    def transformed(position: Any, example: dict[str, Any]) -> dict[str, Any]:
+        # Two constants and a position make two words: no other epoch or process has both.
+        seed = tf.stack([tf.constant(seeds[0], tf.int64) * 2**31 + seeds[1], position])
+        return example | {"image": transform(example["image"], seed)}
+
+    dataset = dataset.enumerate(first_position)
+    return dataset.map(transformed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _host_batches(
+    dataset: Any, batch_size: int, *, drop_remainder: bool = True
+) -> Iterator[HostBatch]:
+    batched = dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(_BATCHES_AHEAD)
+    for batch in batched.as_numpy_iterator():
+        yield _with_mask(batch)
+
+
+def _with_mask(batch: HostBatch) -> HostBatch:
+    return batch | {"mask": np.ones(len(batch["label"]), bool)}
