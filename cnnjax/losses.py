@@ -1,0 +1,270 @@
+"""Losses: one value per example, never reduced; and penalties on the parameters.
+
+A loss takes `(logits, labels)` and drops the class axis, so `[batch, classes]` gives `[batch]`; any
+number of leading axes does as well. The step takes the mean over the examples that count.
+Everything is computed in float32 at least, whatever the dtype of the logits.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from cnnjax.errors import UserError, unknown_name
+from cnnjax.trees import mask_by_path
+
+PyTree = Any
+LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def softmax_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, label_smoothing: float = 0.0
+) -> jax.Array:
+    """Cross-entropy of the softmax of the logits: `-sum_k target_k log softmax(logits)_k`.
+
+    With label smoothing `a` the target becomes `(1 - a) target + a / classes` (Szegedy et al. 2016,
+    "Rethinking the Inception Architecture for Computer Vision", section 7).
+
+    Args:
+      logits: float `[batch, classes]`, two classes or more.
+      labels: integers `[batch]` in `[0, classes)`, or one-hot or soft labels `[batch, classes]`.
+        A class number out of range gives NaN: under `jit` there is no way to raise.
+      label_smoothing: the share of the target spread evenly over all classes, in `[0, 1)`.
+
+    Returns:
+      `[batch]`, float32, or float64 for float64 logits.
+
+    Raises:
+      UserError: shapes that do not go together, labels of shape `[batch]` that are no integers, a
+        single logit, or `label_smoothing` outside `[0, 1)`.
+    """
+    logits, labels = _float32_at_least(logits), jnp.asarray(labels)
+    _check_class_logits(logits, labels)
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+    if labels.ndim < logits.ndim and label_smoothing == 0:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    else:
+        targets = optax.smooth_labels(_distribution(labels, logits), label_smoothing)
+        losses = optax.softmax_cross_entropy(logits, targets)
+    return _nan_where_out_of_range(losses, labels, logits)
+
+
+def sigmoid_binary_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, label_smoothing: float = 0.0
+) -> jax.Array:
+    """Cross-entropy of one logit: `-y log sigmoid(logit) - (1 - y) log(1 - sigmoid(logit))`.
+
+    Args:
+      logits: float `[batch]` or, as a classifier with `num_classes=1` returns them, `[batch, 1]`.
+      labels: `[batch]` (or `[batch, 1]`), 0 or 1, or the probability of class 1.
+      label_smoothing: `a` in `[0, 1)`; the target becomes `(1 - a) y + a / 2`.
+
+    Returns:
+      `[batch]`, float32, or float64 for float64 logits.
+
+    Raises:
+      UserError: more than one logit an example, other shapes that do not go together, or
+        `label_smoothing` outside `[0, 1)`.
+    """
+    logits, labels = _float32_at_least(logits), jnp.asarray(labels)
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+    given = f"logits {list(logits.shape)} and labels {list(labels.shape)}"
+    several = logits.ndim > 1 and logits.shape[-1] > 1
+    logits, labels = _drop_single_column(logits, labels)
+    if several or logits.shape != labels.shape:
+        raise UserError(
+            f"binary cross-entropy needs one logit and one label an example, not {given}: "
+            "use a model with num_classes=1, or softmax_cross_entropy."
+        )
+    targets = labels.astype(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
+    return optax.sigmoid_binary_cross_entropy(logits, targets)
+
+
+def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
+    """Mean over the last axis of `(prediction - target)^2`.
+
+    Args:
+      predictions: float `[batch, classes]`; or `[batch]` or `[batch, 1]` for one number an example.
+      targets: of the shape of the predictions, or `[batch]`: class numbers, turned into one-hot
+        rows where the predictions have classes; the wanted numbers where they have not.
+
+    Returns:
+      `[batch]`, float32, or float64 for float64 predictions.
+
+    Raises:
+      UserError: shapes that do not go together, or class numbers that are no integers.
+    """
+    predictions, targets = _float32_at_least(predictions), jnp.asarray(targets)
+    if predictions.ndim > 1 and predictions.shape[-1] > 1:
+        _check_class_logits(predictions, targets)
+        squares = optax.squared_error(predictions, _distribution(targets, predictions))
+        return _nan_where_out_of_range(jnp.mean(squares, axis=-1), targets, predictions)
+    given = f"predictions {list(predictions.shape)} and targets {list(targets.shape)}"
+    predictions, targets = _drop_single_column(predictions, targets)
+    if predictions.shape != targets.shape:
+        raise UserError(f"mean squared error of {given}: give targets of the predictions' shape.")
+    return optax.squared_error(predictions, targets.astype(predictions.dtype))
+
+
+def lenet1998_map(logits: ArrayLike, labels: ArrayLike, *, rubbish: float = 0.1) -> jax.Array:
+    """The maximum a posteriori criterion that LeNet-5 was trained with in 1998.
+
+    LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section II-C,
+    equation (9), of one example whose right class is `D`:
+
+        y_D + log(exp(-j) + sum_i exp(-y_i))
+
+    where `y_i`, the squared distance to the code of class `i`, is what the output's RBF unit `i`
+    computes (equation 7). As every classifier here returns logits, larger for likelier classes,
+    this function takes `logits = -y`. It is softmax cross-entropy with one more class, "rubbish",
+    whose logit is fixed at `-j`: classes much farther than `j` are pushed no farther. Without the
+    second term a net whose codes are trained too would make all codes equal.
+
+    Args:
+      logits: float `[batch, classes]`, the negated distances.
+      labels: integers `[batch]`, or one-hot or soft labels `[batch, classes]`.
+      rubbish: `j`, positive; the paper gives no value.
+
+    Returns:
+      `[batch]`, float32, or float64 for float64 logits.
+
+    Raises:
+      UserError: as for `softmax_cross_entropy`, or `rubbish` is not positive.
+    """
+    if not rubbish > 0:
+        raise UserError(
+            f"rubbish must be positive, not {rubbish}: it is the distance j of eq. (9)."
+        )
+    logits, labels = _float32_at_least(logits), jnp.asarray(labels)
+    _check_class_logits(logits, labels)
+    rubbish_logit = jnp.full_like(logits[..., :1], -rubbish)
+    distribution = _distribution(labels, logits)
+    losses = optax.softmax_cross_entropy(
+        jnp.concatenate([logits, rubbish_logit], axis=-1),
+        jnp.concatenate([distribution, jnp.zeros_like(rubbish_logit)], axis=-1),
+    )
+    return _nan_where_out_of_range(losses, labels, logits)
+
+
+def l1_penalty(params: PyTree, patterns: Sequence[str] = (".*kernel",)) -> jax.Array:
+    """Sum of the absolute values of the selected parameters, a scalar to add to the loss.
+
+    Args:
+      params: any pytree of parameters.
+      patterns: regular expressions over whole paths (see `cnnjax.trees`); by default the kernels,
+        so neither biases nor the scales of norms.
+
+    Raises:
+      UserError: a pattern matches nothing.
+    """
+    return _sum_over_selected(jnp.abs, params, patterns)
+
+
+def l2_penalty(params: PyTree, patterns: Sequence[str] = (".*kernel",)) -> jax.Array:
+    """Sum of the squares of the selected parameters, without a factor 1/2: its gradient is `2 w`.
+
+    Added to the loss it acts through the gradient, so momentum and adaptive step sizes change its
+    effect; the `weight_decay` of `cnnjax.optim` is the decoupled form, which they leave alone.
+
+    Args:
+      params: any pytree of parameters.
+      patterns: as for `l1_penalty`.
+
+    Raises:
+      UserError: a pattern matches nothing.
+    """
+    return _sum_over_selected(jnp.square, params, patterns)
+
+
+LOSSES: dict[str, Callable[..., jax.Array]] = {
+    "softmax_cross_entropy": softmax_cross_entropy,
+    "sigmoid_binary_cross_entropy": sigmoid_binary_cross_entropy,
+    "mean_squared_error": mean_squared_error,
+    "lenet1998_map": lenet1998_map,
+}
+
+
+def make_loss(name: str, **options: Any) -> LossFunction:
+    """Returns the loss of that name with its keyword options bound: `(logits, labels) -> [batch]`.
+
+    Example: `make_loss("softmax_cross_entropy", label_smoothing=0.1)`.
+
+    Raises:
+      UserError: an unknown name, or an option that this loss does not take.
+    """
+    if name not in LOSSES:
+        raise unknown_name("loss", name, LOSSES)
+    parameters = inspect.signature(LOSSES[name]).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY]
+    for option, value in options.items():
+        if not known:
+            raise UserError(f"loss {name!r} takes no options, but was given {option}={value!r}.")
+        if option not in known:
+            raise unknown_name(f"option of loss {name!r}", option, known)
+    return partial(LOSSES[name], **options)
+
+
+def _float32_at_least(values: ArrayLike) -> jax.Array:
+    values = jnp.asarray(values)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def _check_class_logits(logits: jax.Array, labels: jax.Array) -> None:
+    given = f"logits {list(logits.shape)} and labels {list(labels.shape)} {labels.dtype}"
+    if logits.ndim == 0 or logits.shape[-1] == 1:
+        raise UserError(
+            f"this loss needs two classes or more, but was given {given}: "
+            "a model with one logit takes sigmoid_binary_cross_entropy."
+        )
+    if labels.shape == logits.shape:
+        return
+    if labels.shape != logits.shape[:-1]:
+        raise UserError(
+            f"labels must be class numbers {list(logits.shape[:-1])} or one row of classes each "
+            f"{list(logits.shape)}, but this loss was given {given}."
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise UserError(f"class numbers must be integers, but this loss was given {given}.")
+
+
+def _distribution(labels: jax.Array, logits: jax.Array) -> jax.Array:
+    """Labels as one row of class weights each, in the dtype and shape of the logits."""
+    if labels.ndim == logits.ndim:
+        return labels.astype(logits.dtype)
+    return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+
+
+def _nan_where_out_of_range(losses: jax.Array, labels: jax.Array, logits: jax.Array) -> jax.Array:
+    if labels.ndim == logits.ndim:
+        return losses
+    # Not in the target: the gradient of an example that the mask leaves out must stay 0.
+    valid = (labels >= 0) & (labels < logits.shape[-1])
+    return jnp.where(valid, losses, jnp.nan)
+
+
+def _drop_single_column(values: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Turns `[batch, 1]` into `[batch]`, and `[1]` into `[]` where the label is `[]`."""
+    if values.ndim > 0 and values.shape[-1] == 1 and (values.ndim > 1 or labels.ndim == 0):
+        values = values[..., 0]
+    if labels.ndim == values.ndim + 1 and labels.shape[-1] == 1:
+        labels = labels[..., 0]
+    return values, labels
+
+
+def _sum_over_selected(
+    value: Callable[[jax.Array], jax.Array], params: PyTree, patterns: Sequence[str]
+) -> jax.Array:
+    selected = jax.tree.leaves(mask_by_path(params, patterns))
+    terms = [
+        jnp.sum(value(_float32_at_least(leaf)))
+        for leaf, chosen in zip(jax.tree.leaves(params), selected, strict=True)
+        if chosen
+    ]
+    return sum(terms, start=jnp.zeros((), jnp.float32))
