@@ -32,6 +32,6 @@ def stream_key(key_or_seed: "jax.Array | int", name: str, step: "jax.Array | int
 
 
 def numpy_generator(seed: int, name: str, *numbers: int) -> np.random.Generator:
-    """Returns a NumPy generator that depends on (seed, name, numbers) alone, for host-side order."""
+    """Returns a NumPy generator that depends on (seed, name, numbers) alone, for the host."""
     entropy = np.random.SeedSequence([seed, _stream_number(name), *numbers])
     return np.random.Generator(np.random.Philox(entropy))

@@ -1,0 +1,202 @@
+"""One training step, one evaluation step, one prediction: pure functions, not compiled.
+
+A factory closes over what never changes (model, optimizer, loss) and returns a function of arrays.
+`cnnjax.parallel` compiles it; `jax.jit` does too. Under `pmap` or `shard_map` give the factory the
+name of the mapped axis: losses, gradients and metrics are then those of the whole batch, and so
+are BatchNorm's statistics.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cnnjax import metrics as metrics_lib
+from cnnjax.rng import stream_key
+from cnnjax.state import TrainState
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def as_float(image: jax.Array) -> jax.Array:
+    """Maps uint8 images to float32 in [0, 1] and leaves float images as they are."""
+    return image.astype(jnp.float32) / 255.0 if image.dtype == jnp.uint8 else image
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    loss_fn: LossFunction,
+    *,
+    schedule: Callable[[jax.Array], jax.Array],
+    normalise: Callable[[jax.Array], jax.Array] = as_float,
+    augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
+    penalty: Callable[[PyTree], jax.Array] | None = None,
+    ema_decay: float = 0.0,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """Returns `step(state, batch) -> (state, metrics)`.
+
+    The objective is the mean of `loss_fn` over the unmasked examples of the whole batch, plus the
+    penalty. Every random stream is a function of (`state.key`, its name, `state.step`), so a
+    resumed run draws the same numbers.
+
+    Args:
+      model: a Linen module with the contract of `cnnjax.models`.
+      optimizer: an Optax transformation; `optimizer.init(params)` made `state.opt_state`.
+      loss_fn: `(logits [batch, classes], label) -> loss [batch]`.
+      schedule: step -> learning rate, the one that the optimizer uses; here for the metrics only.
+      normalise: `image [batch, height, width, channels]`, as stored -> what the model expects.
+      augment: `(key, image, first_index) -> image`, after `normalise`; `first_index` is the
+        position of the first image within the whole batch, so that each example's draw does not
+        depend on the number of devices.
+      penalty: `params -> scalar` added to the objective, such as an L2 term.
+      ema_decay: decay of the parameters' moving average; used where `state.ema` is not None.
+        It rises as `(1 + step) / (10 + step)` up to this value, so that the average forgets the
+        initial parameters early.
+      axis_name: the mapped axis under `pmap` or `shard_map`; None under `jit`. Dropout then draws
+        from one stream a device.
+
+    Returns:
+      The step. Its metrics are `(sum, count)` pairs: `loss` and `accuracy` over examples;
+      `learning_rate`, `gradient_norm` and `update_norm` (global L2 norms) with count 1.
+    """
+    model = _with_axis(model, axis_name)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        image, label, mask = normalise(batch["image"]), batch["label"], batch["mask"]
+        device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
+        if augment is not None:
+            key = stream_key(state.key, "augment", state.step)
+            image = augment(key, image, device * image.shape[0])
+        dropout_key = jax.random.fold_in(stream_key(state.key, "dropout", state.step), device)
+        num_examples = _sum_over_devices(jnp.sum(mask, dtype=jnp.int32), axis_name)
+        num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+        def objective(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array, PyTree]]:
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                image,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
+            losses = loss_fn(logits, label)
+            # This device's share of the mean over all devices' examples: the shares are summed.
+            share = jnp.sum(jnp.where(mask, losses, 0.0)) / num_examples
+            if penalty is not None:
+                share = share + penalty(params) / num_devices
+            return share, (logits, losses, updated.get("batch_stats", state.batch_stats))
+
+        gradient, (logits, losses, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
+        gradient = _sum_over_devices(gradient, axis_name)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = _sum_over_devices(
+            {
+                "loss": metrics_lib.mean(losses, mask),
+                "accuracy": metrics_lib.accuracy(logits, label, mask),
+            },
+            axis_name,
+        )
+        one = jnp.ones((), jnp.int32)
+        metrics["learning_rate"] = (jnp.asarray(schedule(state.step), jnp.float32), one)
+        metrics["gradient_norm"] = (optax.tree.norm(gradient), one)
+        metrics["update_norm"] = (optax.tree.norm(updates), one)
+        new_state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=_moving_average(state, params, ema_decay),
+        )
+        return new_state, metrics
+
+    return step
+
+
+def make_eval_step(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    *,
+    num_classes: int,
+    normalise: Callable[[jax.Array], jax.Array] = as_float,
+    axis_name: str | None = None,
+) -> Callable[[PyTree, Batch], dict[str, Any]]:
+    """Returns `eval_step(variables, batch) -> metrics`.
+
+    Args:
+      model: a Linen module with the contract of `cnnjax.models`.
+      loss_fn: `(logits [batch, classes], label) -> loss [batch]`.
+      num_classes: the number of classes; 2 for a model with one logit.
+      normalise: as for `make_train_step`.
+      axis_name: the mapped axis under `pmap` or `shard_map`; None under `jit`.
+
+    Returns:
+      The step. `loss` and `accuracy` are `(sum, count)` pairs over unmasked examples; `confusion`
+      is int32 `[num_classes, num_classes]`, true class by row, predicted class by column.
+    """
+
+    def eval_step(variables: PyTree, batch: Batch) -> dict[str, Any]:
+        label, mask = batch["label"], batch["mask"]
+        logits = _logits(model, variables, normalise(batch["image"]))
+        predicted = metrics_lib.predicted_label(logits)
+        return _sum_over_devices(
+            {
+                "loss": metrics_lib.mean(loss_fn(logits, label), mask),
+                "accuracy": metrics_lib.accuracy(logits, label, mask),
+                "confusion": metrics_lib.confusion_counts(label, predicted, mask, num_classes),
+            },
+            axis_name,
+        )
+
+    return eval_step
+
+
+def make_predict(
+    model: nn.Module, *, normalise: Callable[[jax.Array], jax.Array] = as_float
+) -> Callable[[PyTree, jax.Array], jax.Array]:
+    """Returns `predict(variables, image [batch, h, w, c]) -> probabilities [batch, classes]`.
+
+    A model with one logit yields two columns: the probabilities of class 0 and of class 1.
+    """
+
+    def predict(variables: PyTree, image: jax.Array) -> jax.Array:
+        return metrics_lib.probabilities(_logits(model, variables, normalise(image)))
+
+    return predict
+
+
+def _logits(model: nn.Module, variables: PyTree, image: jax.Array) -> jax.Array:
+    logits = model.apply(variables, image, train=False)
+    assert not isinstance(logits, tuple)
+    return logits
+
+
+def _with_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
+    """Tells a model with BatchNorm over which axis to average its statistics."""
+    if axis_name is None or not hasattr(model, "axis_name"):
+        return model
+    return model.clone(axis_name=axis_name)
+
+
+def _sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def _moving_average(state: TrainState, params: PyTree, decay: float) -> PyTree | None:
+    if state.ema is None:
+        return None
+    rising = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+    return jax.tree.map(
+        lambda old, new: old + (new - old) * (1.0 - rising).astype(old.dtype), state.ema, params
+    )
