@@ -1,0 +1,75 @@
+"""What must be decided before JAX starts: CPU devices and the compilation cache."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
+# Measured on 2 cores: one device a core is faster than one device with two threads. Not measured
+# beyond 4 cores, so not done beyond.
+MOST_CPU_DEVICES = 4
+
+
+def start(devices: int, batch_size: int) -> int:
+    """Sets the number of CPU devices and the compilation cache; returns the devices to use.
+
+    JAX divides a CPU into "host devices" only if told so before its first use. An `XLA_FLAGS` that
+    already names their number is obeyed.
+
+    Args:
+      devices: the number wanted; 0 is all accelerators or, on a CPU, one device a core, up to 4,
+        as far as they divide the batch.
+      batch_size: the batch that the devices share.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if DEVICE_COUNT_FLAG not in flags:
+        count = devices or _cpu_devices(batch_size)
+        os.environ["XLA_FLAGS"] = f"{flags} {DEVICE_COUNT_FLAG}={count}".strip()
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(_cache_directory()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return devices or len(jax.devices())
+
+
+def describe() -> str:
+    """Returns one line on the devices in use, such as `2 x cpu (AMD EPYC, 2 cores)`."""
+    import jax
+
+    first = jax.devices()[0]
+    kind = (
+        f"{_processor()}, {os.cpu_count()} cores" if first.platform == "cpu" else first.device_kind
+    )
+    return f"{len(jax.devices())} x {first.platform} ({kind})"
+
+
+def _cpu_devices(batch_size: int) -> int:
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(n for n in range(1, min(cores, MOST_CPU_DEVICES) + 1) if batch_size % n == 0)
+
+
+def _cache_directory() -> Path:
+    """A directory of its own for each kind of processor: compiled CPU code fits no other kind."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    fingerprint = hashlib.sha256(_processor_features().encode()).hexdigest()[:12]
+    return base / "cnnjax" / "xla" / f"{platform.machine()}-{fingerprint}"
+
+
+def _processor_features() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

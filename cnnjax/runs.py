@@ -1,0 +1,305 @@
+"""A run directory: what is in it, how a run starts, resumes and stops, and how it is read back.
+
+config.json      settings, command, package versions, devices
+model.json       what it takes to build the model again and to feed it
+metrics.jsonl    one line a record; the same as TensorBoard events in tensorboard/
+checkpoints/     see `cnnjax.checkpoint`
+figures/         pictures
+summary.json     final scores (its presence means that the run is finished); summary.md says
+                 the same to people
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from cnnjax import cli
+from cnnjax.errors import UserError
+
+# What a resumed run may change: how long it trains, where it computes and reads.
+CHANGEABLE_ON_RESUME = {"epochs", "stop_after_epochs", "resume", "run_dir", "data_dir", "devices"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings that mean the same in every experiment."""
+
+    seed: int = 0
+    """Seed of initialisation, data order, augmentation and dropout."""
+
+    epochs: int = 10
+    """Passes over the training data; the learning rate schedule spans all of them."""
+
+    batch_size: int = 64
+    """Examples a step, over all devices."""
+
+    run_dir: str = ""
+    """Directory of the run; by default runs/EXPERIMENT-DATE-TIME."""
+
+    data_dir: str = ""
+    """Where tfds datasets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+
+    resume: str = ""
+    """Continue the run in this directory, with its settings; flags given beside it must agree."""
+
+    stop_after_epochs: int = 0
+    """Stop after so many epochs, to be resumed later; 0 does not. The schedule is unchanged."""
+
+    parallel: Literal["auto", "jit", "pmap", "scan"] = "auto"
+    """How the step is compiled: jit over a mesh, pmap, or many steps in one call (scan)."""
+
+    devices: int = 0
+    """Devices to use; 0 is all accelerators or, on a CPU, what is fastest for the batch size."""
+
+    save_every_steps: int = 0
+    """Save a checkpoint every so many steps too, not only after each epoch."""
+
+    patience: int = 0
+    """Stop after so many epochs without a better validation accuracy, and keep the best weights."""
+
+    smoke: bool = False
+    """Shrink the run to seconds: one epoch over 1,024 images. Its scores mean nothing."""
+
+
+def launch(
+    config_type: type, main: Callable[[Any], int | None], argv: Sequence[str] | None = None
+) -> None:
+    """The command line of an experiment: parses, resolves `--resume`, calls `main`, exits."""
+    experiment = experiment_name(config_type)
+    with cli.one_line_errors():
+        config = resolve(config_type, experiment, sys.argv[1:] if argv is None else argv)
+        sys.exit(0 if config is None else main(config))
+
+
+def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | None:
+    """Returns the config to run with, or None when there is nothing left to do.
+
+    Precedence:
+      1. `--resume RUN`: RUN's own settings, then flags beside it, which may change only how long
+         it trains and where it reads and computes; a finished run is left alone.
+      2. `--run-dir RUN` where RUN is finished with the same settings: left alone.
+      3. `--run-dir RUN` where RUN holds anything else: refused, nothing is written over.
+      4. Otherwise a new run.
+
+    Raises:
+      UserError: the run to resume is not there, or it is of another experiment or other settings.
+    """
+    config = _shortened(cli.parse(config_type, argv))
+    if config.resume:
+        directory = Path(config.resume)
+        saved = read_config(directory)
+        if saved["experiment"] != experiment:
+            raise UserError(
+                f"{directory} is a run of {saved['experiment']}, not of {experiment}: resume it "
+                f"with python -m {saved['experiment']} --resume {directory}"
+            )
+        known = {field.name for field in dataclasses.fields(config_type)}
+        settings = {k: v for k, v in saved["settings"].items() if k in known}
+        default = config_type(
+            # JSON has no tuples.
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        )
+        config = _shortened(cli.parse(config_type, argv, default=default))
+        _refuse_changes(default, config)
+        if (directory / "summary.json").exists() and config.epochs == default.epochs:
+            print(_finished(directory))
+            return None
+    elif config.run_dir and (Path(config.run_dir) / "config.json").exists():
+        directory = Path(config.run_dir)
+        if not (directory / "summary.json").exists():
+            raise UserError(
+                f"{directory} holds an unfinished run: continue it with --resume {directory}, or "
+                "choose another --run-dir."
+            )
+        saved = read_config(directory)
+        settings = json.loads(json.dumps(dataclasses.asdict(config)))
+        if saved["experiment"] != experiment or saved["settings"] != settings:
+            raise UserError(
+                f"{directory} holds a finished run with other settings: choose another --run-dir."
+            )
+        print(_finished(directory))
+        return None
+    return place(config, experiment)
+
+
+def place(config: Any, experiment: str) -> Any:
+    """Returns the config with its run directory filled in."""
+    if config.resume:
+        return dataclasses.replace(config, run_dir=config.resume)
+    if config.run_dir:
+        return config
+    name = f"{experiment.rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return dataclasses.replace(config, run_dir=str(_unused(Path("runs") / name)))
+
+
+def experiment_name(config_type: type) -> str:
+    """Returns the module that defines a config's class, such as `experiments.mnist_lenet`."""
+    module = sys.modules[config_type.__module__]
+    return module.__spec__.name if module.__spec__ else module.__name__
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Returns a run's `config.json`; a UserError if `directory` holds no readable one."""
+    return _read_json(directory / "config.json", f"{directory} is not a run directory")
+
+
+def write_config(config: Settings, experiment: str, **facts: Any) -> None:
+    """Writes `config.json`, keeping the versions of an earlier start under `history`."""
+    from cnnjax.checkpoint import package_versions
+
+    path = Path(config.run_dir) / "config.json"
+    history = []
+    if path.exists():
+        earlier = read_config(path.parent)
+        history = [*earlier.pop("history", []), earlier]
+    content = {
+        "experiment": experiment,
+        "settings": dataclasses.asdict(dataclasses.replace(config, resume="")),
+        "command": sys.argv,
+        "versions": package_versions(),
+        **facts,
+        "history": history,
+    }
+    write_json(path, content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON so that a crash leaves the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def make_directory(directory: Path) -> None:
+    """Creates the run directory; a UserError if it cannot be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write the run directory {directory}: {error.strerror}; choose another "
+            "--run-dir."
+        ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A model read back from a run, ready to be applied.
+
+    Attributes:
+      model: the Linen module.
+      variables: `params` (averaged ones where the run kept an average) and `batch_stats`.
+      card: the content of `model.json`.
+      step: the step of the checkpoint that was read.
+    """
+
+    model: Any
+    variables: dict[str, Any]
+    card: dict[str, Any]
+    step: int
+
+    def normalise(self, image: Any) -> Any:
+        """Maps stored images to what the model expects."""
+        from cnnjax.data.augment import normalise
+
+        return normalise(image, self.card["mean"], self.card["std"])
+
+
+def load_trained(directory: str | Path) -> TrainedModel:
+    """Reads the model of a run: the step that its summary names, or else the newest good one.
+
+    Raises:
+      UserError: no run, no readable checkpoint, or a checkpoint that does not fit the model.
+    """
+    from cnnjax import checkpoint, models
+
+    directory = Path(directory)
+    read_config(directory)
+    card = _read_json(directory / "model.json", f"{directory} has not trained a model yet")
+    step = None
+    if (directory / "summary.json").exists():
+        step = _read_json(directory / "summary.json", f"{directory} is damaged")["step"]
+    items = checkpoint.restore_items(
+        directory / "checkpoints", ("params", "batch_stats", "ema"), step=step
+    )
+    model = models.create(card["model"], num_classes=card["num_outputs"], **card["arguments"])
+    params = items["ema"] or items["params"]
+    variables = {"params": params, "batch_stats": items["batch_stats"] or {}}
+    return TrainedModel(model, variables, card, items["step"])
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], str | None]]:
+    """Within this context SIGINT and SIGTERM are noted instead of obeyed; a second one is obeyed.
+
+    Yields a function that returns the name of the signal received, or None.
+    """
+    received: list[str] = []
+
+    def note(number: int, frame: Any) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        received.append(signal.Signals(number).name)
+        print(f"\n{received[0]}: saving and stopping; once more to stop at once", file=sys.stderr)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _shortened(config: Any) -> Any:
+    return dataclasses.replace(config, epochs=1) if config.smoke else config
+
+
+def _refuse_changes(saved: Settings, given: Settings) -> None:
+    for field in dataclasses.fields(saved):
+        before, after = getattr(saved, field.name), getattr(given, field.name)
+        if before != after and field.name not in CHANGEABLE_ON_RESUME:
+            flag = "--" + field.name.replace("_", "-")
+            raise UserError(
+                f"{flag} {after} differs from the resumed run's {before}: drop the flag, or start "
+                "a new run."
+            )
+
+
+def _finished(directory: Path) -> str:
+    summary = _read_json(directory / "summary.json", f"{directory} is damaged")
+    return (
+        f"{directory} is finished (test accuracy {summary['test_accuracy']:.4f}, see "
+        f"{directory / 'summary.md'}); nothing to do. More --epochs with --resume continues it."
+    )
+
+
+def _read_json(path: Path, problem: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{problem}: there is no {path}.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{problem}: cannot read {path} ({error}).") from None
+
+
+def _unused(path: Path) -> Path:
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate

@@ -1,0 +1,357 @@
+"""The whole line for a classifier: mesh, pipeline, state, compiled steps, loop, report.
+
+An experiment decides data, model, optimizer and step; this module connects them in the order in
+which a reader would. Whoever wants another order calls the same functions.
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from cnnjax import backend, checkpoint, evaluate, loop, parallel, report, runs
+from cnnjax.cli import INTERRUPT_EXIT_CODES
+from cnnjax.data.dataset import Arrays, Dataset
+from cnnjax.data.pipelines import ResidentPipeline, evaluation_batches
+from cnnjax.errors import UserError
+from cnnjax.logs import MetricsLog, ProgressBar
+from cnnjax.models.summary import format_summary, summary
+from cnnjax.rng import stream_key
+from cnnjax.state import TrainState, create_state
+from cnnjax.steps import LossFunction, TrainStep, make_eval_step, make_predict
+from cnnjax.trees import count_parameters
+
+PyTree = Any
+EvalStep = Callable[[PyTree, dict[str, jax.Array]], dict[str, Any]]
+# Training metrics are averaged over a twentieth of an epoch: fine enough for a curve and a bar.
+LOGS_PER_EPOCH = 20
+EVALUATION_BATCH = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What an experiment decides.
+
+    Attributes:
+      dataset: training, validation and test images.
+      model: a Linen module with the contract of `cnnjax.models`.
+      optimizer: an Optax transformation.
+      make_step: axis name -> training step of that model and optimizer.
+      loss_fn: the loss for validation and test.
+      normalise: stored images -> what the model expects.
+      card: what `runs.load_trained` needs to build the model again: `model` and `arguments`.
+      ema: whether the state keeps an average of the parameters.
+    """
+
+    dataset: Dataset
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    make_step: Callable[[str | None], TrainStep]
+    loss_fn: LossFunction
+    normalise: Callable[[jax.Array], jax.Array]
+    card: dict[str, Any]
+    ema: bool = False
+
+
+def train_classifier(config: runs.Settings, recipe: Recipe) -> int:
+    """Trains, validates after each epoch, tests at the end, and fills the run directory.
+
+    Returns:
+      The exit code: 0, or 128 plus the number of the signal that interrupted training.
+    """
+    started = time.monotonic()
+    experiment = runs.experiment_name(type(config))
+    config = runs.place(config, experiment)
+    directory = Path(config.run_dir)
+    mesh = parallel.make_mesh(config.devices or None)
+    data = _pipeline(recipe.dataset.train, config, mesh)
+    method = parallel.choose_method(config.parallel, data, mesh)
+    state = initial_state(recipe, config.seed)
+    runs.make_directory(directory)
+    state, notes = _start_or_resume(directory, config, recipe, state)
+    state = jax.device_put(state, parallel.replicated(mesh))
+    _record_facts(config, experiment, recipe)
+    _print_header(config, recipe, mesh, method)
+
+    compiling = time.monotonic()
+    train = parallel.compile_train(recipe.make_step, state, data, method=method, mesh=mesh)
+    eval_step = parallel.compile_eval(
+        lambda axis_name: make_eval_step(
+            recipe.model,
+            recipe.loss_fn,
+            num_classes=recipe.dataset.num_classes,
+            normalise=recipe.normalise,
+            axis_name=axis_name,
+        ),
+        mesh,
+    )
+    print(f"compiled     in {time.monotonic() - compiling:.1f} s", flush=True)
+
+    def elapsed() -> float:
+        return notes.get("seconds", 0.0) + time.monotonic() - started
+
+    def validate(state: TrainState) -> dict[str, float]:
+        return _scores(eval_step, state.variables(), recipe.dataset.validation, mesh)
+
+    with runs.stop_requests() as stop_requested:
+        outcome = _fit(
+            config,
+            recipe,
+            state,
+            train,
+            data.steps_per_epoch,
+            validate,
+            notes,
+            elapsed,
+            stop_requested,
+        )
+        if outcome.reason == "interrupted":
+            print(f"stopped; continue with --resume {directory}")
+            return INTERRUPT_EXIT_CODES[stop_requested() or "SIGTERM"]
+    unfinished = int(outcome.state.step) < config.epochs * data.steps_per_epoch
+    if unfinished and outcome.reason == "finished":
+        print(f"stopped as asked; continue with --resume {directory}")
+        return 0
+    _finish(config, experiment, recipe, outcome, eval_step, mesh, elapsed)
+    return 0
+
+
+def initial_state(recipe: Recipe, seed: int) -> TrainState:
+    """Returns the state of step 0, a function of the seed alone."""
+    image = jnp.zeros((1, *recipe.dataset.image_shape), jnp.uint8)
+    key = jax.random.key(seed)
+    init = functools.partial(recipe.model.init, train=False)
+    variables = jax.jit(lambda key: init(key, recipe.normalise(image)))(stream_key(key, "init", 0))
+    return create_state(variables, recipe.optimizer, stream_key(key, "train", 0), ema=recipe.ema)
+
+
+def total_steps(config: runs.Settings, dataset: Dataset) -> int:
+    """Returns the number of steps of the whole run: what a schedule must span."""
+    steps_per_epoch = len(dataset.train.label) // config.batch_size
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"batch size {config.batch_size} is larger than the {len(dataset.train.label)} "
+            "training images: use a smaller one."
+        )
+    return config.epochs * steps_per_epoch
+
+
+def shrink(dataset: Dataset) -> Dataset:
+    """Returns data for a run of seconds that takes every path a long one takes."""
+    return dataclasses.replace(
+        dataset,
+        train=_first(dataset.train, 1024),
+        validation=_first(dataset.validation, 256),
+        test=_first(dataset.test, 256),
+    )
+
+
+def _first(arrays: Arrays, size: int) -> Arrays:
+    return Arrays(arrays.image[:size], arrays.label[:size])
+
+
+def _pipeline(train: Arrays, config: runs.Settings, mesh: Mesh) -> ResidentPipeline:
+    parallel.check_batch_size(config.batch_size, mesh)
+    return ResidentPipeline(
+        train,
+        config.batch_size,
+        seed=config.seed,
+        sharding=parallel.batch_sharding(mesh),
+        replicated=parallel.replicated(mesh),
+    )
+
+
+def _start_or_resume(
+    directory: Path, config: runs.Settings, recipe: Recipe, state: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the run's newest good state and its notes, or the given state and no notes."""
+    checkpoints = directory / "checkpoints"
+    checkpoint.check_space(checkpoints, 4 * checkpoint.state_bytes(state))
+    if not config.resume or not checkpoint.steps(checkpoints):
+        checkpoint.clean(checkpoints)
+        return state, {}
+    state, notes = checkpoint.restore(checkpoints, state, warn=_warn)
+    if notes["data_checksum"] != recipe.dataset.checksum:
+        raise UserError(
+            f"the data are not those of {directory} (checksum {recipe.dataset.checksum[:12]}, the "
+            f"run's {notes['data_checksum'][:12]}): resume with the same dataset and --data-dir."
+        )
+    checkpoint.clean(checkpoints, after=int(state.step))
+    print(f"resumed      {directory} at step {int(state.step)}")
+    return state, notes
+
+
+def _fit(
+    config: runs.Settings,
+    recipe: Recipe,
+    state: TrainState,
+    train: parallel.Train,
+    steps_per_epoch: int,
+    validate: Callable[[TrainState], dict[str, float]],
+    notes: dict[str, Any],
+    elapsed: Callable[[], float],
+    stop_requested: Callable[[], str | None],
+) -> loop.Outcome:
+    directory = Path(config.run_dir)
+    first_step = int(state.step)
+    last_epoch = min(config.epochs, config.stop_after_epochs or config.epochs)
+    bar = ProgressBar(
+        config.epochs * steps_per_epoch, steps_per_epoch, config.batch_size, first_step
+    )
+    log = MetricsLog(directory, resume_step=first_step if config.resume else None)
+    saver = checkpoint.Saver(directory / "checkpoints", metric="best_value")
+
+    def record(step: int, kind: str, values: dict[str, float]) -> None:
+        log.write(step, kind, values)
+        if kind == "train":
+            bar.update(step, values)
+        else:
+            scores = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            bar.message(f"epoch {step / steps_per_epoch:g}: {kind} {scores}")
+
+    def save(state: TrainState, best: loop.Best) -> None:
+        step = int(state.step)
+        meta = {
+            "step": step,
+            "epoch": step // steps_per_epoch,
+            "step_in_epoch": step % steps_per_epoch,
+            "best": dataclasses.asdict(best),
+            "seconds": elapsed(),
+            "data_checksum": recipe.dataset.checksum,
+        }
+        if best.step == step:
+            meta["best_value"] = best.value
+        with bar.paused():
+            saver.save(state, meta)
+
+    def evaluate_paused(state: TrainState) -> dict[str, float]:
+        with bar.paused():
+            return validate(state)
+
+    with log, bar, saver:
+        return loop.fit(
+            state,
+            train,
+            first_step=first_step,
+            last_step=last_epoch * steps_per_epoch,
+            steps_per_epoch=steps_per_epoch,
+            log_every_steps=-(-steps_per_epoch // LOGS_PER_EPOCH),
+            record=record,
+            evaluate=evaluate_paused,
+            save=save,
+            save_every_steps=config.save_every_steps or None,
+            patience=config.patience,
+            best=loop.Best(**notes.get("best", {})),
+            should_stop=lambda: stop_requested() is not None,
+        )
+
+
+def _finish(
+    config: runs.Settings,
+    experiment: str,
+    recipe: Recipe,
+    outcome: loop.Outcome,
+    eval_step: EvalStep,
+    mesh: Mesh,
+    elapsed: Callable[[], float],
+) -> None:
+    """Tests the trained model, writes figures and summary, and says where they are."""
+    directory, dataset, state = Path(config.run_dir), recipe.dataset, outcome.state
+    if config.patience and outcome.best.step != int(state.step):
+        state, _ = checkpoint.restore(directory / "checkpoints", state, step=outcome.best.step)
+        print(f"restored     the best weights, of step {outcome.best.step}")
+    variables = state.variables()
+    test = _scores(eval_step, variables, dataset.test, mesh)
+    with MetricsLog(directory, resume_step=int(outcome.state.step)) as log:
+        log.write(int(outcome.state.step), "test", test)
+    predict = parallel.compile_predict(make_predict(recipe.model, normalise=recipe.normalise), mesh)
+    probabilities, labels = evaluate.predict_all(predict, variables, _batches(dataset.test, mesh))
+    scores = evaluate.format_report(evaluate.report(probabilities, labels, dataset.class_names))
+    report.write_figures(
+        directory,
+        variables["params"],
+        dataset.test,
+        probabilities,
+        dataset.class_names,
+        steps_per_epoch=len(dataset.train.label) // config.batch_size,
+    )
+    summary = {
+        "experiment": experiment,
+        "model": recipe.card["model"],
+        "dataset": dataset.name,
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
+        "test_examples": len(labels),
+        "best_validation_accuracy": outcome.best.value,
+        "parameters": count_parameters(state.params),
+        "seconds": elapsed(),
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "step": int(state.step),
+        "ended": outcome.reason,
+        "devices": backend.describe(),
+    }
+    report.write_summary(directory, summary, scores)
+    print(
+        f"test         accuracy {test['accuracy']:.4f}  loss {test['loss']:.4f}  "
+        f"({len(labels)} images, {summary['seconds']:.1f} s in all)\n"
+        f"see          {directory / 'summary.md'}"
+    )
+
+
+def _scores(eval_step: EvalStep, variables: PyTree, arrays: Arrays, mesh: Mesh) -> dict[str, float]:
+    return evaluate.scores(evaluate.evaluate(eval_step, variables, _batches(arrays, mesh)))
+
+
+def _batches(arrays: Arrays, mesh: Mesh) -> Any:
+    return evaluation_batches(arrays, EVALUATION_BATCH, sharding=parallel.batch_sharding(mesh))
+
+
+def _record_facts(config: runs.Settings, experiment: str, recipe: Recipe) -> None:
+    dataset = recipe.dataset
+    directory = Path(config.run_dir)
+    card = {
+        **recipe.card,
+        "dataset": dataset.name,
+        "image_shape": dataset.image_shape,
+        "class_names": dataset.class_names,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "parameters_averaged": recipe.ema,
+    }
+    runs.write_config(
+        config, experiment, devices=backend.describe(), data_checksum=dataset.checksum
+    )
+    runs.write_json(directory / "model.json", card)
+
+
+def _print_header(config: runs.Settings, recipe: Recipe, mesh: Mesh, method: str) -> None:
+    dataset = recipe.dataset
+    sizes = ", ".join(
+        f"{len(split.label):,} {name}"
+        for name, split in (
+            ("training", dataset.train),
+            ("validation", dataset.validation),
+            ("test", dataset.test),
+        )
+    )
+    print(
+        f"run          {config.run_dir}\n"
+        f"devices      {backend.describe()}; {mesh.size} in use, step by {method}\n"
+        f"data         {dataset.name}: {sizes} images of "
+        f"{'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes\n"
+        f"{format_summary(summary(recipe.model, dataset.image_shape))}"
+    )
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

@@ -1,0 +1,85 @@
+"""Evaluate a trained run: scores by class, calibration, figures.
+
+python -m experiments.evaluate --run runs/mnist_lenet-20250101-120000
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import cnnjax
+from cnnjax import cli, runs
+from cnnjax.errors import UserError
+
+BATCH_SIZE = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Print accuracy, precision, recall, F1, ROC AUC and calibration of a run; draw its figures."""
+
+    run: str
+    """The run directory."""
+
+    split: Literal["test", "validation", "train"] = "test"
+    """What to evaluate on."""
+
+    dataset: str = ""
+    """Another dataset with the same classes; by default the run's own."""
+
+    data_dir: str = ""
+    """Where tfds datasets are; by default the run's own."""
+
+    out: str = ""
+    """Where to write evaluation.json and the figures; by default RUN/evaluation-SPLIT."""
+
+
+def main(config: Config) -> None:
+    """Evaluates one run."""
+    cnnjax.backend.start(devices=1, batch_size=BATCH_SIZE)
+    trained = runs.load_trained(config.run)
+    settings = runs.read_config(Path(config.run))["settings"]
+    dataset = cnnjax.data.load(
+        config.dataset or settings["dataset"],
+        data_dir=config.data_dir or settings["data_dir"] or None,
+        classes=settings["classes"],
+        validation=settings["validation"],
+        seed=settings["seed"],
+        image_size=settings["image_size"] or None,
+    )
+    card = trained.card
+    if list(dataset.class_names) != card["class_names"]:
+        raise UserError(
+            f"{dataset.name} has the classes {', '.join(dataset.class_names)}, but the model was "
+            f"trained on {', '.join(card['class_names'])}: choose a dataset with the same ones."
+        )
+    if list(dataset.image_shape) != card["image_shape"]:
+        raise UserError(
+            f"{dataset.name} has images of {dataset.image_shape}, but the model takes "
+            f"{tuple(card['image_shape'])}: choose a dataset with images of that shape."
+        )
+
+    arrays = getattr(dataset, config.split)
+    mesh = cnnjax.parallel.make_mesh(1)
+    predict = cnnjax.parallel.compile_predict(
+        cnnjax.steps.make_predict(trained.model, normalise=trained.normalise), mesh
+    )
+    batches = cnnjax.data.evaluation_batches(arrays, BATCH_SIZE)
+    probabilities, labels = cnnjax.evaluate.predict_all(predict, trained.variables, batches)
+    report = cnnjax.evaluate.report(probabilities, labels, dataset.class_names)
+    print(
+        f"{config.run}, step {trained.step}, on {len(labels):,} {config.split} images of "
+        f"{dataset.name}"
+    )
+    print(cnnjax.evaluate.format_report(report))
+
+    out = Path(config.out or Path(config.run) / f"evaluation-{config.split}")
+    runs.write_json(out / "evaluation.json", report)
+    figures = cnnjax.report.write_evaluation_figures(
+        out, arrays, probabilities, dataset.class_names
+    )
+    print(f"wrote {out / 'evaluation.json'} and {len(figures)} figures in {out / 'figures'}")
+
+
+if __name__ == "__main__":
+    cli.run(Config, main)

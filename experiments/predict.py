@@ -1,0 +1,68 @@
+"""Classify your own image files with a trained run.
+
+    python -m experiments.predict --run runs/mnist_lenet-20250101-120000 digit.png photo.jpg
+
+A model of 28x28 grey images takes its input for a handwritten digit and prepares it as MNIST was
+made: dark on light or light on dark is told by the border, the ink is cropped, scaled to 20x20 and
+centred by its mass (see `cnnjax.data.digit_from_image`). Every other model gets the image resized.
+The picture that is written shows what the network saw.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import cnnjax
+from cnnjax import cli, runs
+from cnnjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Print the likeliest classes of image files, and draw what the network saw."""
+
+    run: str
+    """The run directory."""
+
+    images: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE ...")]]
+    """Image files of any size, colour or grey, dark on light or light on dark."""
+
+    top: int = 3
+    """Number of classes to print."""
+
+    out: str = ""
+    """Directory for the pictures; by default RUN/predictions."""
+
+
+def main(config: Config) -> None:
+    """Classifies each file."""
+    if not config.images:
+        raise UserError("no image files given: name at least one, such as digit.png.")
+    data, plots = cnnjax.data, cnnjax.plots
+    originals = [data.read_image(path) for path in config.images]
+    cnnjax.backend.start(devices=1, batch_size=1)
+    trained = runs.load_trained(config.run)
+    shape, class_names = tuple(trained.card["image_shape"]), trained.card["class_names"]
+    digits = shape == (28, 28, 1)
+    inputs = [
+        data.digit_from_image(original) if digits else data.image_to_shape(original, shape)
+        for original in originals
+    ]
+    predict = cnnjax.steps.make_predict(trained.model, normalise=trained.normalise)
+    out = Path(config.out or Path(config.run) / "predictions")
+    out.mkdir(parents=True, exist_ok=True)
+
+    for path, original, image in zip(config.images, originals, inputs, strict=True):
+        probabilities = predict(trained.variables, image[None])[0]
+        likeliest = probabilities.argsort()[::-1][: config.top]
+        answers = "  ".join(f"{class_names[i]} {probabilities[i]:.2%}" for i in likeliest)
+        # The whole name, so that digit.png and digit.jpg get pictures of their own.
+        picture = out / f"{path.name}.png"
+        plots.prediction(original, image, probabilities, class_names, picture)
+        print(f"{path}: {answers}  (see {picture})")
+
+
+if __name__ == "__main__":
+    cli.run(Config, main)
