@@ -147,14 +147,19 @@ def random_affine(
         angle, lean, move_x, move_y = largest * draws[:4]
         factor = jnp.exp(np.log(low) + (np.log(high) - np.log(low)) * (draws[4] + 1.0) / 2.0)
         height, width, _ = image.shape
-        y = jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2
-        x = jnp.arange(width, dtype=jnp.float32)[None, :] - (width - 1) / 2
-        # The inverse: move back, turn back, shrink, lean back.
-        x, y = x - move_x, y - move_y
-        x, y = jnp.cos(angle) * x + jnp.sin(angle) * y, jnp.cos(angle) * y - jnp.sin(angle) * x
-        x, y = x / factor, y / factor
-        x = x - jnp.tan(lean) * y
-        return sample_bilinear(image, y + (height - 1) / 2, x + (width - 1) / 2, fill=fill)
+        centre = jnp.array([(width - 1) / 2, (height - 1) / 2])
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        # The inverse map, for a row (x, y): move back, turn back, shrink, lean back.
+        turn_back = jnp.array([[cos, -sin], [sin, cos]]) / factor
+        lean_back = jnp.array([[1.0, 0.0], [-jnp.tan(lean), 1.0]])
+        inverse = turn_back @ lean_back
+        start = centre - (centre + jnp.array([move_x, move_y])) @ inverse
+        # One product for all pixels: XLA would compute the draws again for each pixel otherwise.
+        grid = np.stack([*np.meshgrid(np.arange(width), np.arange(height)), np.ones((height, width))])
+        source = jnp.tensordot(
+            jnp.concatenate([inverse, start[None]]), grid.astype(np.float32), axes=(0, 0)
+        )
+        return sample_bilinear(image, source[1], source[0], fill=fill)
 
     return affine
 
