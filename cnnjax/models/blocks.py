@@ -1,0 +1,368 @@
+"""Parts that the families of residual and mobile networks share.
+
+A model builds three factories once, by `layer_factories`, and hands them to its blocks:
+
+    conv(features, kernel_size, strides, groups=..., name=...)(x)
+    norm(name=..., scale_init=...)(x)
+    activation(x)
+
+so that no block knows which normalisation, activation, dtype or device axis it runs with.
+All images are `[batch, height, width, channels]`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax import ops
+from cnnjax.errors import UserError, unknown_name
+from cnnjax.models.layers import require_stem
+
+Array = jax.Array
+Factory = Callable[..., Any]
+Activation = Callable[[Array], Array]
+
+# He et al. 2015 (arXiv 1502.01852), section 2.2, in the fan-out form that torchvision uses.
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": nn.relu,
+    "relu6": nn.relu6,
+    "leaky_relu": nn.leaky_relu,
+    "elu": nn.elu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "silu": nn.silu,
+    "hard_swish": nn.hard_swish,
+    "tanh": nn.tanh,
+    "sigmoid": nn.sigmoid,
+}
+NORMS = ("batch", "group", "layer", "none")
+
+
+def check_name(kind: str, name: str, valid: Iterable[str]) -> None:
+    """Raises UserError unless `name` is among the `valid` ones."""
+    if name not in valid:
+        raise unknown_name(kind, name, valid)
+
+
+def activation_function(activation: str | Activation) -> Activation:
+    """Returns the function of that name; a function is returned as it is."""
+    if callable(activation):
+        return activation
+    check_name("activation", activation, ACTIVATIONS)
+    return ACTIVATIONS[activation]
+
+
+def conv_layer(
+    features: int,
+    kernel_size: int,
+    strides: int = 1,
+    *,
+    groups: int = 1,
+    use_bias: bool = False,
+    dtype: Any = None,
+    kernel_init: Any = he_normal_fan_out,
+    name: str,
+) -> nn.Module:
+    """Square convolution padded by `kernel_size // 2` on every side, at every stride.
+
+    PyTorch's convention. `SAME` differs from it at stride 2, where it pads one side more.
+    """
+    return ops.Conv(
+        features,
+        (kernel_size, kernel_size),
+        strides=(strides, strides),
+        padding=[(kernel_size // 2, kernel_size // 2)] * 2,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        name=name,
+    )
+
+
+def norm_layer(
+    norm: str,
+    *,
+    train: bool,
+    dtype: Any = None,
+    axis_name: str | None = None,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+) -> Factory:
+    """Returns `norm(name=..., scale_init=...)`, which makes one normalisation layer.
+
+    Args:
+      norm: `"batch"` (arXiv 1502.03167), `"group"` (arXiv 1803.08494, 32 groups, or the largest
+        power of two below that divides the channels), `"layer"` (over the channels of each
+        position, as in ConvNeXt) or `"none"`.
+      train: batch norm takes the batch's statistics and updates its running ones.
+      dtype: of the output, `None` for the input's; statistics are float32 or wider.
+      axis_name: mapped axis (`pmap`, `shard_map`) over which batch statistics are averaged.
+      epsilon: added to the variance.
+      momentum: of the running statistics, as in Flax: 1 minus PyTorch's.
+
+    Raises:
+      UserError: `norm` is none of these.
+    """
+    check_name("norm", norm, NORMS)
+    ones = nn.initializers.ones
+    common = {"epsilon": epsilon, "dtype": dtype}
+
+    def group(*, name: str, scale_init: Any = ones) -> Activation:
+        def apply(x: Array) -> Array:
+            num_groups = math.gcd(32, x.shape[-1])
+            return nn.GroupNorm(num_groups, scale_init=scale_init, name=name, **common)(x)
+
+        return apply
+
+    def identity(*, name: str, scale_init: Any = ones) -> Activation:
+        del name, scale_init
+        return lambda x: x
+
+    if norm == "batch":
+        return functools.partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=momentum,
+            axis_name=axis_name,
+            **common,
+        )
+    if norm == "layer":
+        return functools.partial(nn.LayerNorm, **common)
+    if norm == "group":
+        return group
+    return identity
+
+
+def layer_factories(
+    norm: str,
+    activation: str | Activation,
+    *,
+    train: bool,
+    dtype: Any = None,
+    axis_name: str | None = None,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    kernel_init: Any = he_normal_fan_out,
+) -> dict[str, Any]:
+    """Returns `conv`, `norm` and `activation` for blocks; arguments as in `norm_layer`.
+
+    Convolutions have a bias only where no normalisation follows (`norm="none"`).
+    """
+    return {
+        "conv": functools.partial(
+            conv_layer, dtype=dtype, use_bias=norm == "none", kernel_init=kernel_init
+        ),
+        "norm": norm_layer(
+            norm,
+            train=train,
+            dtype=dtype,
+            axis_name=axis_name,
+            epsilon=epsilon,
+            momentum=momentum,
+        ),
+        "activation": activation_function(activation),
+    }
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """Rounds to a multiple of `divisor`, and never down by more than 10%.
+
+    The rule of the MobileNet code (`_make_divisible`), which EfficientNet and RegNet follow.
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def scale_channels(channels: int, *, width: float) -> int:
+    """Returns `width * channels`, made divisible by 8."""
+    return make_divisible(channels * width)
+
+
+def stochastic_depth_rates(rate: float, num_blocks: int) -> list[float]:
+    """Drop rates that rise linearly from 0 at the first block to `rate` at the last.
+
+    Huang et al. 2016 (arXiv 1603.09382), section 3, "linear decay".
+    """
+    if not 0.0 <= rate < 1.0:
+        raise UserError(f"stochastic_depth_rate is {rate}: it must be at least 0 and below 1.")
+    return [rate * block / max(num_blocks - 1, 1) for block in range(num_blocks)]
+
+
+def strides_for(stem: str, strides: Sequence[int]) -> list[int]:
+    """Returns the strides of a network's stem and stages, in order, for the kind of stem.
+
+    `"imagenet"` for images of about 224 pixels; `"cifar"` for 28 to 64 pixels: the first two
+    strides of 2 (where there are so many) become 1. Raises UserError for an unknown stem.
+    """
+    require_stem(stem)
+    result = list(strides)
+    if stem == "cifar":
+        for index in [index for index, stride in enumerate(strides) if stride == 2][:2]:
+            result[index] = 1
+    return result
+
+
+class StochasticDepth(nn.Module):
+    """Drops the whole input of an example with probability `rate` while training.
+
+    What is kept is divided by `1 - rate`, so that the expectation is the input. Huang et al. 2016
+    (arXiv 1603.09382), in the form in which evaluation needs no rescaling. Draws from the stream
+    `dropout`.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        if not train or self.rate == 0.0:
+            return x
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, shape)
+        return jnp.where(kept, x / (1.0 - self.rate), jnp.zeros_like(x))
+
+
+class ConvNorm(nn.Module):
+    """Convolution, normalisation, activation; `activation=None` leaves the sum linear."""
+
+    features: int
+    kernel_size: int
+    conv: Factory
+    norm: Factory
+    activation: Activation | None
+    strides: int = 1
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = self.conv(
+            self.features, self.kernel_size, self.strides, groups=self.groups, name="conv"
+        )(x)
+        x = self.norm(name="norm")(x)
+        return x if self.activation is None else self.activation(x)
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate computed from the means of all channels.
+
+    `x * gate(fc2(activation(fc1(mean(x)))))`. Hu et al. 2018 (arXiv 1709.01507), section 3.
+    """
+
+    reduced_features: int
+    conv: Factory
+    activation: Activation = nn.relu
+    gate: Activation = nn.sigmoid
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        means = jnp.mean(x, axis=(1, 2), keepdims=True)
+        hidden = self.conv(self.reduced_features, 1, use_bias=True, name="fc1")(means)
+        gates = self.conv(x.shape[-1], 1, use_bias=True, name="fc2")(self.activation(hidden))
+        return x * self.gate(gates)
+
+
+class InvertedResidual(nn.Module):
+    """Widen by 1x1, filter each channel, gate (by argument), narrow by 1x1 without activation.
+
+    The input is added at stride 1 where the channels stay the same. Sandler et al. 2018 (arXiv
+    1801.04381), section 3.3; with the gate, Howard et al. 2019 (arXiv 1905.02244), section 4, and
+    Tan & Le 2019 (arXiv 1905.11946), section 4.
+
+    Attributes:
+      features: channels of the output.
+      expanded_features: channels between; equal to the input's, there is no widening convolution.
+      se_features: channels inside the gate; 0 for no gate.
+    """
+
+    features: int
+    expanded_features: int
+    kernel_size: int
+    strides: int
+    conv: Factory
+    norm: Factory
+    activation: Activation
+    se_features: int = 0
+    se_activation: Activation = nn.relu
+    se_gate: Activation = nn.sigmoid
+    stochastic_depth_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        conv_norm = functools.partial(ConvNorm, conv=self.conv, norm=self.norm)
+        expanded = self.expanded_features
+        y = x
+        if expanded != x.shape[-1]:
+            y = conv_norm(expanded, 1, activation=self.activation, name="expand")(y)
+        y = conv_norm(
+            expanded,
+            self.kernel_size,
+            strides=self.strides,
+            groups=expanded,
+            activation=self.activation,
+            name="depthwise",
+        )(y)
+        if self.se_features:
+            y = SqueezeExcite(
+                self.se_features, self.conv, self.se_activation, self.se_gate, name="se"
+            )(y)
+        y = conv_norm(self.features, 1, activation=None, name="project")(y)
+        if self.strides == 1 and x.shape[-1] == self.features:
+            y = x + StochasticDepth(self.stochastic_depth_rate, name="drop")(y, train=train)
+        return y
+
+
+class Stage(nn.Module):
+    """Blocks one after another, named `block1`, `block2` ...
+
+    Sows its result into `intermediates` as `output`; a model's stage 2 is thus found at
+    `intermediates/stage2/output`. (Flax reserves the name of a submodule in every collection.)
+    """
+
+    blocks: Sequence[Factory]
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        for number, block in enumerate(self.blocks, 1):
+            x = block(name=f"block{number}")(x, train=train)
+        self.sow("intermediates", "output", x)
+        return x
+
+
+# PyTorch's initialiser of dense kernels: uniform within 1 / sqrt(fan-in) on either side.
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def classify(
+    features: Array,
+    num_classes: int | None,
+    *,
+    train: bool,
+    dropout_rate: float = 0.0,
+    dtype: Any = None,
+    kernel_init: Any = uniform_fan_in,
+) -> Array:
+    """Dropout, then the dense layer `head` of the calling module.
+
+    Args:
+      features: `[batch, features]`.
+      num_classes: of the logits; `None` leaves out the dense layer.
+      train: dropout acts.
+      dropout_rate: probability of a zero.
+      dtype: of the logits; `None` for that of features and parameters.
+      kernel_init: of the dense kernel; the bias starts at 0.
+
+    Returns:
+      Logits `[batch, num_classes]`, or `[batch, features]`.
+    """
+    features = nn.Dropout(dropout_rate, deterministic=not train)(features)
+    if num_classes is None:
+        return features
+    return nn.Dense(num_classes, dtype=dtype, kernel_init=kernel_init, name="head")(features)

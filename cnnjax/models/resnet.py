@@ -1,0 +1,359 @@
+"""Residual networks: ResNet v1, v1.5 and v2, CIFAR ResNet, Wide ResNet, ResNeXt, SE-ResNet.
+
+- v1: He et al. 2015, "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), Table 1;
+  the stride of a bottleneck in its first 1x1 convolution.
+- v1.5: the same with the stride in the 3x3 convolution, as in torchvision (the default here).
+- v2: He et al. 2016, "Identity Mappings in Deep Residual Networks" (arXiv 1603.05027), Figure 4(e).
+- CIFAR: the first paper's section 4.2; shortcuts without parameters (its option A).
+- Wide ResNet: Zagoruyko & Komodakis 2016 (arXiv 1605.07146); 50-2 and 101-2 as in torchvision.
+- ResNeXt: Xie et al. 2017 (arXiv 1611.05431), Table 1.
+- SE-ResNet: Hu et al. 2018 (arXiv 1709.01507), Table 1; reduction 16.
+
+Names follow torchvision's: `layer2.0.conv1` is `stage2/block1/conv1`, `bn1` is `norm1`,
+`downsample.0` and `.1` are `downsample/conv` and `downsample/norm`, `fc` is `head`; the first
+`conv1` and `bn1` are `stem/conv` and `stem/norm`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax import ops
+from cnnjax.errors import UserError
+from cnnjax.models import blocks
+from cnnjax.models.blocks import Activation, Array, Factory
+from cnnjax.models.layers import require_image, require_stem
+
+# A residual branch as data: (features, kernel size, strides, groups) of each convolution.
+Branch = Sequence[tuple[int, int, int, int]]
+
+SHORTCUTS = ("projection", "pad")
+VERSIONS = ("v1", "v1.5", "v2")
+BLOCKS = ("basic", "bottleneck")
+
+
+def basic_branch(features: int, strides: int) -> Branch:
+    """Two 3x3 convolutions (arXiv 1512.03385, Figure 5 left)."""
+    return ((features, 3, strides, 1), (features, 3, 1, 1))
+
+
+def bottleneck_branch(
+    features: int, strides: int, *, groups: int = 1, width_per_group: int = 64, version: str
+) -> Branch:
+    """1x1, 3x3 and 1x1 convolutions, the last four times as wide (Figure 5 right).
+
+    The width between is `features * width_per_group / 64 * groups`, as in torchvision.
+    """
+    width = int(features * width_per_group / 64) * groups
+    first, second = (strides, 1) if version == "v1" else (1, strides)
+    return ((width, 1, first, 1), (width, 3, second, groups), (4 * features, 1, 1, 1))
+
+
+def pad_shortcut(x: Array, features: int, strides: int) -> Array:
+    """Every `strides`-th pixel, with zero channels appended (section 3.3, option A)."""
+    x = x[:, ::strides, ::strides]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+
+
+class ResidualBlock(nn.Module):
+    """`activation(shortcut(x) + branch(x))`, each convolution followed by a normalisation.
+
+    Attributes:
+      branch: the convolutions.
+      shortcut: `"projection"` (1x1 convolution) or `"pad"`, where the shape changes.
+      zero_init_residual: the branch's last scale starts at 0 (arXiv 1706.02677, section 5.1).
+      se_reduction: the factor of the squeeze-and-excite gate; 0 for no gate.
+    """
+
+    branch: Branch
+    conv: Factory
+    norm: Factory
+    activation: Activation
+    shortcut: str = "projection"
+    zero_init_residual: bool = False
+    se_reduction: int = 0
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        features = self.branch[-1][0]
+        strides = max(strides for _, _, strides, _ in self.branch)
+        y = x
+        for number, (width, kernel_size, step, groups) in enumerate(self.branch, 1):
+            last = number == len(self.branch)
+            if last:
+                y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+            zero = last and self.zero_init_residual
+            scale_init = nn.initializers.zeros if zero else nn.initializers.ones
+            y = self.conv(width, kernel_size, step, groups=groups, name=f"conv{number}")(y)
+            y = self.norm(scale_init=scale_init, name=f"norm{number}")(y)
+            y = y if last else self.activation(y)
+        if self.se_reduction:
+            y = blocks.SqueezeExcite(features // self.se_reduction, self.conv, name="se")(y)
+        if strides != 1 or x.shape[-1] != features:
+            if self.shortcut == "pad":
+                x = pad_shortcut(x, features, strides)
+            else:
+                x = blocks.ConvNorm(
+                    features, 1, self.conv, self.norm, None, strides, name="downsample"
+                )(x)
+        y = blocks.StochasticDepth(self.stochastic_depth_rate, name="drop")(y, train=train)
+        return self.activation(x + y)
+
+
+class PreActivationBlock(nn.Module):
+    """`shortcut(x) + branch(x)`, each convolution preceded by normalisation and activation.
+
+    Where the shape changes, the shortcut is a bare convolution of the first activation, which both
+    paths then share (arXiv 1603.05027, appendix). Dropout stands before the last convolution
+    (arXiv 1605.07146, section 2.4). Attributes as in `ResidualBlock`.
+    """
+
+    branch: Branch
+    conv: Factory
+    norm: Factory
+    activation: Activation
+    shortcut: str = "projection"
+    se_reduction: int = 0
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        features = self.branch[-1][0]
+        strides = max(strides for _, _, strides, _ in self.branch)
+        y = self.activation(self.norm(name="norm1")(x))
+        if strides != 1 or x.shape[-1] != features:
+            if self.shortcut == "pad":
+                x = pad_shortcut(x, features, strides)
+            else:
+                x = self.conv(features, 1, strides, name="downsample")(y)
+        for number, (width, kernel_size, step, groups) in enumerate(self.branch, 1):
+            if number > 1:
+                y = self.activation(self.norm(name=f"norm{number}")(y))
+            if number == len(self.branch):
+                y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+            y = self.conv(width, kernel_size, step, groups=groups, name=f"conv{number}")(y)
+        if self.se_reduction:
+            y = blocks.SqueezeExcite(features // self.se_reduction, self.conv, name="se")(y)
+        return x + blocks.StochasticDepth(self.stochastic_depth_rate, name="drop")(y, train=train)
+
+
+class Stem(nn.Module):
+    """`"imagenet"`: 7x7 convolution at stride 2 and 3x3 max pool at stride 2; `"cifar"`: 3x3.
+
+    In v2 the convolution is bare: the first block begins with the normalisation.
+    """
+
+    kind: str
+    features: int
+    conv: Factory
+    norm: Factory
+    activation: Activation
+    pre_activation: bool = False
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        large = self.kind == "imagenet"
+        x = self.conv(self.features, 7 if large else 3, 2 if large else 1, name="conv")(image)
+        if not self.pre_activation:
+            x = self.activation(self.norm(name="norm")(x))
+        if large:
+            x = ops.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        return x
+
+
+class ResNet(nn.Module):
+    """A residual network: image `[batch, height, width, channels]` to logits `[batch, classes]`.
+
+    Attributes:
+      stage_sizes: number of blocks of each stage; each stage but the first halves the resolution
+        and doubles the features.
+      block: `"basic"` or `"bottleneck"`.
+      num_classes: of the head; `None` returns the pooled features.
+      version: `"v1"`, `"v1.5"` or `"v2"`.
+      stem: `"imagenet"` for images of about 224 pixels, `"cifar"` for 28 to 64 pixels.
+      stem_features: channels of the stem.
+      features: width of the first stage; a bottleneck's output is four times as wide.
+      groups, width_per_group: of the 3x3 convolution of a bottleneck.
+      shortcut: `"projection"` or `"pad"`, where the shape changes.
+      se_reduction: the factor of the squeeze-and-excite gate; 0 for none.
+      norm: `"batch"`, `"group"`, `"layer"` or `"none"`.
+      activation: a name of `blocks.ACTIVATIONS` or a function.
+      dropout_rate: before the head.
+      block_dropout_rate: before the last convolution of each block.
+      stochastic_depth_rate: of the last block; rises linearly from 0.
+      zero_init_residual: each block starts as the identity; v1 and v1.5.
+      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
+      axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
+      dtype: of the computation; `None` is that of image and parameters, which are float32.
+
+    Raises:
+      UserError: a name among these is unknown, an option does not fit the version, or the image
+        is not four-dimensional.
+    """
+
+    stage_sizes: Sequence[int]
+    block: str = "bottleneck"
+    num_classes: int | None = 1000
+    version: str = "v1.5"
+    stem: str = "imagenet"
+    stem_features: int = 64
+    features: int = 64
+    groups: int = 1
+    width_per_group: int = 64
+    shortcut: str = "projection"
+    se_reduction: int = 0
+    norm: str = "batch"
+    activation: str | Activation = "relu"
+    dropout_rate: float = 0.0
+    block_dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+    zero_init_residual: bool = False
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.9
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, image: Array, *, train: bool = False) -> Array:
+        require_image(image, "ResNet")
+        self._check()
+        layers = blocks.layer_factories(
+            self.norm,
+            self.activation,
+            train=train,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            epsilon=self.norm_epsilon,
+            momentum=self.norm_momentum,
+        )
+        pre_activation = self.version == "v2"
+        x = Stem(
+            self.stem, self.stem_features, pre_activation=pre_activation, name="stem", **layers
+        )(image)
+
+        rates = iter(
+            blocks.stochastic_depth_rates(self.stochastic_depth_rate, sum(self.stage_sizes))
+        )
+        for stage, depth in enumerate(self.stage_sizes, 1):
+            stage_blocks = [
+                self._block(stage, first=index == 0, rate=next(rates), layers=layers)
+                for index in range(depth)
+            ]
+            x = blocks.Stage(stage_blocks, name=f"stage{stage}")(x, train=train)
+        if pre_activation:
+            x = layers["activation"](layers["norm"](name="norm")(x))
+        return blocks.classify(
+            jnp.mean(x, axis=(1, 2)),
+            self.num_classes,
+            train=train,
+            dropout_rate=self.dropout_rate,
+            dtype=self.dtype,
+        )
+
+    def _block(self, stage: int, *, first: bool, rate: float, layers: dict[str, Any]) -> Factory:
+        features = self.features * 2 ** (stage - 1)
+        strides = 2 if first and stage > 1 else 1
+        if self.block == "basic":
+            branch = basic_branch(features, strides)
+        else:
+            branch = bottleneck_branch(
+                features,
+                strides,
+                groups=self.groups,
+                width_per_group=self.width_per_group,
+                version=self.version,
+            )
+        options = {
+            "branch": branch,
+            "shortcut": self.shortcut,
+            "se_reduction": self.se_reduction,
+            "dropout_rate": self.block_dropout_rate,
+            "stochastic_depth_rate": rate,
+            **layers,
+        }
+        if self.version == "v2":
+            return functools.partial(PreActivationBlock, **options)
+        return functools.partial(
+            ResidualBlock, zero_init_residual=self.zero_init_residual, **options
+        )
+
+    def _check(self) -> None:
+        require_stem(self.stem)
+        for kind, name, valid in (
+            ("block", self.block, BLOCKS),
+            ("version", self.version, VERSIONS),
+            ("shortcut", self.shortcut, SHORTCUTS),
+        ):
+            blocks.check_name(kind, name, valid)
+        if self.block == "basic" and (self.groups != 1 or self.width_per_group != 64):
+            raise UserError(
+                f"groups={self.groups} and width_per_group={self.width_per_group} need "
+                "block='bottleneck'; the basic block's width is set by features."
+            )
+        if self.version == "v2" and self.zero_init_residual:
+            raise UserError(
+                "zero_init_residual=True needs version 'v1' or 'v1.5': in 'v2' no normalisation "
+                "ends a branch."
+            )
+
+
+_basic = functools.partial(ResNet, block="basic")
+_cifar = functools.partial(
+    ResNet,
+    block="basic",
+    num_classes=10,
+    stem="cifar",
+    stem_features=16,
+    features=16,
+    shortcut="pad",
+)
+
+resnet18 = functools.partial(_basic, stage_sizes=(2, 2, 2, 2))
+resnet34 = functools.partial(_basic, stage_sizes=(3, 4, 6, 3))
+resnet50 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3))
+resnet101 = functools.partial(ResNet, stage_sizes=(3, 4, 23, 3))
+resnet152 = functools.partial(ResNet, stage_sizes=(3, 8, 36, 3))
+
+resnet50_v1 = functools.partial(resnet50, version="v1")
+resnet101_v1 = functools.partial(resnet101, version="v1")
+resnet152_v1 = functools.partial(resnet152, version="v1")
+
+resnet18_v2 = functools.partial(resnet18, version="v2")
+resnet34_v2 = functools.partial(resnet34, version="v2")
+resnet50_v2 = functools.partial(resnet50, version="v2")
+resnet101_v2 = functools.partial(resnet101, version="v2")
+resnet152_v2 = functools.partial(resnet152, version="v2")
+
+cifar_resnet20 = functools.partial(_cifar, stage_sizes=(3, 3, 3))
+cifar_resnet32 = functools.partial(_cifar, stage_sizes=(5, 5, 5))
+cifar_resnet44 = functools.partial(_cifar, stage_sizes=(7, 7, 7))
+cifar_resnet56 = functools.partial(_cifar, stage_sizes=(9, 9, 9))
+cifar_resnet110 = functools.partial(_cifar, stage_sizes=(18, 18, 18))
+
+# Depth 28 is 6 * 4 + 4: three stages of four blocks (arXiv 1605.07146, Table 1), ten times as wide.
+wide_resnet28_10 = functools.partial(
+    ResNet,
+    stage_sizes=(4, 4, 4),
+    block="basic",
+    num_classes=10,
+    version="v2",
+    stem="cifar",
+    stem_features=16,
+    features=160,
+)
+wide_resnet50_2 = functools.partial(resnet50, width_per_group=128)
+wide_resnet101_2 = functools.partial(resnet101, width_per_group=128)
+
+resnext50_32x4d = functools.partial(resnet50, groups=32, width_per_group=4)
+resnext101_32x4d = functools.partial(resnet101, groups=32, width_per_group=4)
+resnext101_32x8d = functools.partial(resnet101, groups=32, width_per_group=8)
+
+se_resnet50 = functools.partial(resnet50, se_reduction=16)

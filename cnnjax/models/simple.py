@@ -1,0 +1,139 @@
+"""Small networks of tutorials: a few 3x3 convolutions, a few dense layers, or dense layers only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from cnnjax import ops
+from cnnjax.models.blocks import Activation, activation_function, norm_layer
+from cnnjax.models.layers import kernel_initialiser, pool_function, require_image
+
+
+class SimpleCNN(nn.Module):
+    """3x3 convolutions, 2x2 pools after some of them, dense layers, head.
+
+    Attributes:
+      num_classes: the logits; None returns the features before the head.
+      widths: channels of each convolution.
+      pooled: for each convolution, whether a 2x2 pool follows; empty: after every one.
+      dense_widths: units of each dense layer before the head.
+      dropout_rate: before the head and after each dense layer but the last; needs the random
+        stream `dropout` in training.
+      padding: `VALID`, as most tutorials have it, or `SAME`.
+      norm: `batch`, `group`, `layer` or `none`, between each convolution and its activation.
+      activation: a name from `blocks.ACTIVATIONS` or a function.
+      pool: `max` or `average`.
+      axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
+      dtype: of the computation; None: that of image and parameters.
+
+    Call: `image [batch, height, width, channels]` -> `[batch, num_classes]`.
+    """
+
+    num_classes: int | None = 10
+    widths: Sequence[int] = (32, 64)
+    pooled: Sequence[bool] = ()
+    dense_widths: Sequence[int] = ()
+    dropout_rate: float = 0.0
+    padding: str = "VALID"
+    norm: str = "none"
+    activation: str | Activation = "relu"
+    pool: str = "max"
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        pooled = tuple(self.pooled) or (True,) * len(self.widths)
+        pool_function(self.pool)
+        require_image(image, "SimpleCNN", minimum=self._minimum_size(pooled))
+        x = image
+        for index, (width, pool) in enumerate(zip(self.widths, pooled, strict=True), start=1):
+            x = self._convolution(x, width, pool, index, train)
+            self.sow("intermediates", f"stage{index}", x)
+        x = x.reshape(x.shape[0], -1)
+        return _dense_layers(self, x, len(self.widths) + 1, train)
+
+    def _convolution(
+        self, x: jax.Array, width: int, pool: bool, index: int, train: bool
+    ) -> jax.Array:
+        activation = activation_function(self.activation)
+        layer = {
+            "features": width,
+            "kernel_size": (3, 3),
+            "padding": self.padding,
+            "kernel_init": kernel_initialiser(self.activation),
+            "dtype": self.dtype,
+            "name": f"conv{index}",
+        }
+        if pool and self.norm == "none":
+            return ops.ConvPool(activation=activation, pool=self.pool, **layer)(x)
+        norm = norm_layer(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype)
+        x = ops.Conv(use_bias=self.norm == "none", **layer)(x)
+        x = activation(norm(name=f"norm{index}")(x))
+        if pool:
+            x = pool_function(self.pool)(x, (2, 2), (2, 2))
+        return x
+
+    def _minimum_size(self, pooled: tuple[bool, ...]) -> int:
+        size = 1
+        for pool in reversed(pooled):
+            size = size * 2 if pool else size
+            size = size + 2 if self.padding == "VALID" else size
+        return size
+
+
+class MLP(nn.Module):
+    """Dense layers on the flattened image, then the head.
+
+    The fields are those of `SimpleCNN`. The default is the two-hidden-layer network 784-300-100-10
+    of LeCun et al. 1998, section III.C ("Two-Hidden-Layer"), with ReLU.
+
+    Call: `image [batch, height, width, channels]` -> `[batch, num_classes]`.
+    """
+
+    num_classes: int | None = 10
+    dense_widths: Sequence[int] = (300, 100)
+    dropout_rate: float = 0.0
+    activation: str | Activation = "relu"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        require_image(image, "MLP")
+        return _dense_layers(self, image.reshape(image.shape[0], -1), 1, train)
+
+
+def _dense_layers(model: SimpleCNN | MLP, x: jax.Array, first_stage: int, train: bool) -> jax.Array:
+    """Adds `dense1` ..., dropout and `head` to `model`; `x [batch, features]`."""
+    widths = model.dense_widths
+    activation = activation_function(model.activation)
+    init = kernel_initialiser(model.activation)
+    for index, width in enumerate(widths, start=1):
+        dense = nn.Dense(width, kernel_init=init, dtype=model.dtype, name=f"dense{index}")
+        x = activation(dense(x))
+        model.sow("intermediates", f"stage{first_stage + index - 1}", x)
+        if index < len(widths):
+            x = nn.Dropout(model.dropout_rate)(x, deterministic=not train)
+    x = nn.Dropout(model.dropout_rate)(x, deterministic=not train)
+    if model.num_classes is None:
+        return x
+    return nn.Dense(model.num_classes, dtype=model.dtype, name="head")(x)
+
+
+CNN_32_64 = SimpleCNN
+CNN_32_64_Dense64 = partial(SimpleCNN, dense_widths=(64,))
+CNN_32_64_Dense128_Dropout = partial(SimpleCNN, dense_widths=(128,), dropout_rate=0.5)
+CNN_32_Dense64 = partial(SimpleCNN, widths=(32,), dense_widths=(64,))
+CNN_5Conv_2Dense = partial(
+    SimpleCNN,
+    widths=(32, 32, 64, 64, 128),
+    pooled=(False, True, False, True, True),
+    dense_widths=(128,),
+    padding="SAME",
+)
+DenseDropout = partial(MLP, num_classes=1, dense_widths=(64,), dropout_rate=0.5)

@@ -1,0 +1,51 @@
+"""ConvNeXt: the block by its definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnjax.models import blocks, convnext
+from tests.models.quick import quick_apply, quick_init
+
+KEY = jax.random.key(0)
+
+
+def test_block_by_hand():
+    """A depthwise kernel that is 1 at its centre leaves norm, dense, GELU, dense, scale."""
+    layers = blocks.layer_factories("layer", "gelu", train=False, epsilon=1e-6)
+    block = convnext.ConvNeXtBlock(layer_scale_init=0.5, dtype=None, **layers)
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(2, 3, 3, 4)).astype(np.float32)
+    params = quick_init(block, jnp.asarray(x), train=False)["params"]
+    expand, project = generator.normal(size=(4, 16)), generator.normal(size=(16, 4))
+    centre = np.zeros((7, 7, 1, 4), np.float32)
+    centre[3, 3] = 1
+    params["depthwise"]["kernel"] = jnp.asarray(centre)
+    params["expand"]["kernel"] = jnp.asarray(expand, jnp.float32)
+    params["project"]["kernel"] = jnp.asarray(project, jnp.float32)
+
+    y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    y = y @ expand
+    y = y * np.vectorize(normal_distribution)(y)
+    expected = x + 0.5 * (y @ project)
+    output = quick_apply(block, {"params": params}, jnp.asarray(x), train=False)
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
+
+
+def normal_distribution(value):
+    return 0.5 * (1 + float(jax.scipy.special.erf(value / np.sqrt(2))))
+
+
+def test_layer_scale_starts_at_a_millionth_so_that_blocks_start_near_the_identity():
+    model = convnext.ConvNeXt((2,), (4,), 3)
+    params = quick_init(model, jnp.zeros((1, 8, 8, 3)))["params"]
+    for block in params["stage1"].values():
+        np.testing.assert_array_equal(block["layer_scale"], np.full(4, 1e-6, np.float32))
+
+
+def test_features_before_the_head_are_normalised():
+    image = jax.random.normal(KEY, (2, 8, 8, 3))
+    model = convnext.ConvNeXt((1,), (16,), None)
+    features = quick_apply(model, quick_init(model, image), image)
+    np.testing.assert_allclose(features.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(features.std(-1), 1, rtol=1e-2)
