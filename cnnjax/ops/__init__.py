@@ -1,0 +1,29 @@
+"""Convolution and pooling, fast on every platform, with Flax's parameters.
+
+`conv2d`, `max_pool` and `avg_pool` each have one mathematical meaning; how they are compiled is
+chosen by platform and shape (see `cnnjax.ops.choice`) and can be set by argument or context:
+
+    with ops.lowering("lax"):
+        logits = model.apply(variables, image)
+
+Models use the layers `Conv` and `ConvPool`, whose parameters are those of `flax.linen.Conv`.
+"""
+
+from cnnjax.ops.choice import LOWERINGS, inside_loop, lowering
+from cnnjax.ops.convolution import conv2d, conv_general_dilated
+from cnnjax.ops.fused import conv2d_activation_max_pool
+from cnnjax.ops.layers import Conv, ConvPool
+from cnnjax.ops.pooling import avg_pool, max_pool
+
+__all__ = [
+    "LOWERINGS",
+    "Conv",
+    "ConvPool",
+    "avg_pool",
+    "conv2d",
+    "conv2d_activation_max_pool",
+    "conv_general_dilated",
+    "inside_loop",
+    "lowering",
+    "max_pool",
+]

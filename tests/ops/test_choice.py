@@ -1,0 +1,96 @@
+"""Which lowering is compiled: argument before context before automatic choice."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from cnnjax import ops
+from cnnjax.errors import UserError
+from cnnjax.ops import choice
+
+
+def primitives(function, *arrays):
+    """The names of all primitives in the program of `function`, at any depth."""
+
+    def names(jaxpr):
+        for equation in jaxpr.eqns:
+            yield equation.primitive.name
+            for inner in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")
+            ):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from names(inner)
+
+    return set(names(jax.make_jaxpr(function)(*arrays).jaxpr))
+
+
+IMAGE, KERNEL = jnp.ones((16, 8, 8, 2)), jnp.ones((3, 3, 2, 4))
+CONVOLUTION, PRODUCT = "conv_general_dilated", "dot_general"
+
+
+def test_argument_before_context_before_choice():
+    assert PRODUCT in primitives(ops.conv2d, IMAGE, KERNEL)
+    with ops.lowering("lax"):
+        assert CONVOLUTION in primitives(ops.conv2d, IMAGE, KERNEL)
+        with ops.lowering("auto"):
+            assert PRODUCT in primitives(ops.conv2d, IMAGE, KERNEL)
+        argument = lambda *arrays: ops.conv2d(*arrays, lowering="im2col")  # noqa: E731
+        assert CONVOLUTION not in primitives(argument, IMAGE, KERNEL)
+    assert PRODUCT in primitives(ops.conv2d, IMAGE, KERNEL)
+
+
+def test_a_compiled_function_is_compiled_anew_in_another_context():
+    traced = []
+
+    @jax.jit
+    def convolve(image, kernel):
+        traced.append(choice.requested(None))
+        return ops.conv2d(image, kernel)
+
+    for name in ("auto", "lax", "lax", "im2col", "auto"):
+        with ops.lowering(name):
+            convolve(IMAGE, KERNEL)
+    assert traced == ["auto", "lax", "im2col"]
+
+
+def test_rematerialised_and_scanned_code_obeys_the_context():
+    block = jax.checkpoint(lambda image: ops.conv2d(image, KERNEL[..., :2]))
+    loop = lambda image: lax.scan(lambda x, _: (block(x), None), image, None, length=2)[0]  # noqa: E731
+    for name, expected in (("lax", CONVOLUTION), ("im2col", PRODUCT), ("lax", CONVOLUTION)):
+        with ops.lowering(name):
+            found = primitives(loop, IMAGE)
+        assert found & {CONVOLUTION, PRODUCT} == {expected}
+
+
+def test_the_context_belongs_to_one_thread():
+    seen = []
+    with ops.lowering("lax"):
+        thread = threading.Thread(target=lambda: seen.append(choice.requested(None)))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+
+
+def test_lax_is_the_choice_where_the_cpu_is_not(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert CONVOLUTION in primitives(lambda *arrays: ops.conv2d(*arrays), IMAGE, KERNEL)
+    fused = lambda *arrays: ops.conv2d_activation_max_pool(*arrays)  # noqa: E731
+    assert {CONVOLUTION, "reduce_window_max"} <= primitives(fused, IMAGE, KERNEL)
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert PRODUCT in primitives(lambda *arrays: ops.conv2d(*arrays), IMAGE, KERNEL)
+
+
+def test_no_convolution_is_left_inside_a_loop_on_the_cpu():
+    image, kernel = jnp.ones((16, 8, 8, 64)), jnp.ones((3, 3, 64, 64))
+    with ops.inside_loop():
+        assert CONVOLUTION not in primitives(lambda *arrays: ops.conv2d(*arrays), image, kernel)
+
+
+def test_unknown_lowering_names_the_nearest():
+    with pytest.raises(UserError, match=r"unknown lowering 'laxx'.*did you mean lax"):  # noqa: SIM117
+        with ops.lowering("laxx"):
+            pass
