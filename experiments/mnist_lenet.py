@@ -1,8 +1,16 @@
 """LeNet-5 on MNIST.
 
-LeCun, Bottou, Bengio and Haffner, "Gradient-Based Learning Applied to Document Recognition", 1998.
+LeCun, Bottou, Bengio and Haffner, "Gradient-Based Learning Applied to Document Recognition",
+Proceedings of the IEEE 86(11), 1998. Section III-C there reports 99.05% without and 99.2% with
+distorted training images; the network here is LeNet-5 as it is taught today (ReLU, max pooling,
+dense C3), trained with Adam on slightly turned, scaled, sheared and shifted digits, and tested with
+the moving average of its parameters. `--model lenet5_1998` is the network of the paper.
 
     python -m experiments.mnist_lenet
+
+12 epochs take about a minute on 2 CPU cores. The table in the README has the scores of five seeds:
+
+    python scripts/seeds_table.py mnist_lenet
 """
 
 import dataclasses
@@ -18,6 +26,13 @@ class Config(classify.Config):
 
     model: str = "lenet5"
     epochs: int = 12
+    learning_rate: float = 3e-3
+    ema_decay: float = 0.999
+    weight_decay: float = 0.05
+    rotation: float = 7.0
+    scaling: float = 0.07
+    translation: float = 1.5
+    shear: float = 7.0
 
 
 if __name__ == "__main__":
