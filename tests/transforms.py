@@ -109,7 +109,7 @@ def _as_float64(leaf: Any) -> jax.Array:
 def _variant(leaf: jax.Array, index: int) -> jax.Array:
     """Other values of the same shape, dtype and range."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.fold_in(leaf, index)
+        return jax.random.fold_in(leaf, index) if index else leaf
     if leaf.ndim > 0:
         return jnp.roll(leaf, index, axis=0)
     if jnp.issubdtype(leaf.dtype, jnp.floating):

@@ -1,0 +1,121 @@
+"""Every public function of steps and augmentations under jit, vmap, eval_shape and grad."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cnnjax import losses, steps
+from cnnjax.data import augment
+from cnnjax.state import create_state
+from tests.transforms import Case, assert_covered, check_transforms
+
+GENERATOR = np.random.default_rng(0)
+IMAGES = GENERATOR.uniform(0.1, 0.9, (3, 6, 6, 2)).astype(np.float32)
+POINTS = GENERATOR.uniform(0.2, 4.8, (2, 6, 6)).astype(np.float32)
+KEY = jax.random.key(0)
+
+
+class Linear(nn.Module):
+    """The smallest classifier with the contract of `cnnjax.models`; smooth, for its gradients."""
+
+    @nn.compact
+    def __call__(self, image, *, train):
+        return nn.Dense(3, name="head")(image.reshape(image.shape[0], -1))
+
+
+MODEL, OPTIMIZER = Linear(), optax.sgd(0.1, momentum=0.9)
+VARIABLES = MODEL.init(KEY, IMAGES, train=False)
+STATE = create_state(VARIABLES, OPTIMIZER, KEY, ema=True)
+BATCH = {"image": IMAGES, "label": np.array([0, 2, 1], np.int32), "mask": np.array([1, 1, 0], bool)}
+TRAIN_STEP = steps.make_train_step(
+    MODEL,
+    OPTIMIZER,
+    losses.softmax_cross_entropy,
+    schedule=optax.constant_schedule(0.1),
+    augment=lambda key, images, first: augment.apply_per_image(
+        key, images, augment.random_affine(5.0), first
+    ),
+    ema_decay=0.9,
+)
+EVAL_STEP = steps.make_eval_step(MODEL, losses.softmax_cross_entropy, num_classes=3)
+
+
+def train_step(state, batch):
+    """The step without the key that it returns unchanged: keys are not numbers to compare."""
+    state, metrics = TRAIN_STEP(state, batch)
+    return state.replace(key=None), metrics
+
+
+def loss_after_a_step(params, image):
+    state = STATE.replace(params=params)
+    new_state, _ = TRAIN_STEP(state, BATCH | {"image": image})
+    return EVAL_STEP({"params": new_state.params}, BATCH)["loss"][0]
+
+
+STEP_CASES = [
+    Case("as_float", steps.as_float, (IMAGES,), (0,)),
+    Case("as_float uint8", steps.as_float, ((255 * IMAGES).astype(np.uint8),)),
+    Case("make_train_step", train_step, (STATE, BATCH)),
+    Case("make_train_step gradient", loss_after_a_step, (STATE.params, IMAGES), (0, 1)),
+    Case("make_eval_step", EVAL_STEP, (VARIABLES, BATCH)),
+    Case(
+        "make_eval_step gradient",
+        lambda params, image: EVAL_STEP({"params": params}, BATCH | {"image": image})["loss"][0],
+        (VARIABLES["params"], IMAGES),
+        (0, 1),
+    ),
+    Case("make_predict", steps.make_predict(MODEL), (VARIABLES, IMAGES), (0, 1)),
+]
+
+
+def of_image(name, function):
+    """A case of one augmentation, differentiated with respect to the image."""
+    return Case(name, function, (KEY, IMAGES[0]), (1,))
+
+
+AUGMENT_CASES = [
+    Case(
+        "normalise", lambda image: augment.normalise(image, (0.4, 0.5), (0.2, 0.3)), (IMAGES,), (0,)
+    ),
+    Case(
+        "apply_per_image",
+        lambda key, images: augment.apply_per_image(key, images, augment.random_flip()),
+        (KEY, IMAGES),
+        (1,),
+    ),
+    of_image("compose", augment.compose(augment.random_flip(), augment.random_shift(1))),
+    of_image("random_flip", augment.random_flip()),
+    of_image("random_shift", augment.random_shift(2)),
+    of_image("pad_and_crop", augment.pad_and_crop(2)),
+    of_image("random_affine", augment.random_affine(20.0, (0.8, 1.2), 1.0, 10.0)),
+    Case(
+        "sample_bilinear",
+        lambda image, points: augment.sample_bilinear(image, points[0], points[1]),
+        (IMAGES[0], POINTS),
+        (0, 1),
+    ),
+]
+
+
+def test_no_public_function_is_left_out():
+    assert_covered(steps, STEP_CASES)
+    assert_covered(augment, AUGMENT_CASES)
+
+
+@pytest.mark.parametrize("case", STEP_CASES + AUGMENT_CASES, ids=str)
+def test_transforms(case):
+    check_transforms(case)
+
+
+def test_magnitudes_of_an_affine_map_have_gradients():
+    def turned(angle):
+        rows, columns = jnp.meshgrid(jnp.arange(6.0) - 2.5, jnp.arange(6.0) - 2.5, indexing="ij")
+        y = jnp.cos(angle) * rows - jnp.sin(angle) * columns + 2.5
+        x = jnp.sin(angle) * rows + jnp.cos(angle) * columns + 2.5
+        return jnp.sum(augment.sample_bilinear(jnp.asarray(IMAGES[0]), y, x) ** 2)
+
+    assert jnp.isfinite(jax.grad(turned)(0.1))
+    assert jax.grad(turned)(0.1) != 0
