@@ -6,6 +6,9 @@ import platform
 from pathlib import Path
 
 DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
+# XLA ends the process when one CPU device waits longer for another, 40 s by default: on a busy or
+# suspended machine that happens.
+PATIENCE_FLAG = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 # Measured on 2 cores: one device a core is faster than one device with two threads. Not measured
 # beyond 4 cores, so not done beyond.
 MOST_CPU_DEVICES = 4
@@ -25,12 +28,19 @@ def start(devices: int, batch_size: int) -> int:
     flags = os.environ.get("XLA_FLAGS", "")
     if DEVICE_COUNT_FLAG not in flags:
         count = devices or _cpu_devices(batch_size)
-        os.environ["XLA_FLAGS"] = f"{flags} {DEVICE_COUNT_FLAG}={count}".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {DEVICE_COUNT_FLAG}={count} {PATIENCE_FLAG}".strip()
+    enable_compilation_cache()
+    import jax
+
+    return devices or len(jax.devices())
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs under `$XDG_CACHE_HOME` (by default `~/.cache`) for the next start."""
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(_cache_directory()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return devices or len(jax.devices())
 
 
 def describe() -> str:

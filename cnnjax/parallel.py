@@ -150,6 +150,7 @@ def _compile_jit(make_step, state: TrainState, data: Pipeline, mesh: Mesh) -> Tr
             for _ in range(num_steps):
                 state, metrics = step(state, next(batches))
                 history.append(metrics)
+                _bound_queue(metrics, mesh)
             yield state, _stack(history)
 
     return train
@@ -171,6 +172,7 @@ def _compile_pmap(make_step, state: TrainState, data: Pipeline, mesh: Mesh) -> T
             for _ in range(num_steps):
                 state, metrics = step(state, split(next(batches)))
                 history.append(metrics)
+                _bound_queue(metrics, mesh)
             first = [flax.jax_utils.unreplicate(metrics) for metrics in history]
             yield jax.device_put(flax.jax_utils.unreplicate(state), replicated(mesh)), _stack(first)
 
@@ -235,6 +237,15 @@ def _compile_scan(make_step, state: TrainState, data: ResidentPipeline, mesh: Me
             yield state, jax.tree.map(lambda *parts: np.concatenate(parts), *fetched)
 
     return train
+
+
+def _bound_queue(metrics: PyTree, mesh: Mesh) -> None:
+    """Waits for a step that spans CPU devices.
+
+    Steps queued behind it would take the threads with which its devices wait for each other.
+    """
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(metrics)
 
 
 def _pieces(length: int, capacity: int) -> list[int]:

@@ -1,8 +1,24 @@
-"""Eight host devices for every test, set before JAX starts."""
+"""Eight host devices for every test, set before JAX starts, and a compilation cache to share.
+
+The cache is the one that experiments use, in a directory of its own: tests that compile the same
+step, here or in a subprocess, compile it once.
+"""
 
 import os
+import tempfile
 
 flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+    os.environ["XLA_FLAGS"] = (
+        f"{flags} --xla_force_host_platform_device_count=8"
+        # Eight devices on two busy cores may wait for each other longer than the default 40 s.
+        " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+    ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+_cache = tempfile.TemporaryDirectory(prefix="cnnjax-tests-")
+os.environ["XDG_CACHE_HOME"] = _cache.name
+
+from cnnjax import backend  # noqa: E402
+
+backend.enable_compilation_cache()
