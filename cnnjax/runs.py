@@ -55,6 +55,10 @@ class Settings:
     parallel: Literal["auto", "jit", "pmap", "scan"] = "auto"
     """How the step is compiled: jit over a mesh, pmap, or many steps in one call (scan)."""
 
+    pipeline: Literal["auto", "resident", "stream"] = "auto"
+    """Where training data wait: resident on the device, or read as they are needed (stream; tfds
+    datasets from disk, so that they may be larger than memory). auto is resident where they fit."""
+
     devices: int = 0
     """Devices to use; 0 is all accelerators or, on a CPU, what is fastest for the batch size."""
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,16 @@ from jax.sharding import Mesh
 
 from cnnjax import backend, checkpoint, evaluate, loop, parallel, report, runs
 from cnnjax.cli import INTERRUPT_EXIT_CODES
-from cnnjax.data.dataset import Arrays, Dataset
-from cnnjax.data.pipelines import ResidentPipeline, evaluation_batches
+from cnnjax.data.dataset import Dataset
+from cnnjax.data.pipelines import Batch, Pipeline, ResidentPipeline
+from cnnjax.data.streamed import (
+    StreamedDataset,
+    first_examples,
+    shorten,
+    split_batches,
+    split_size,
+    training_pipeline,
+)
 from cnnjax.errors import UserError
 from cnnjax.logs import MetricsLog, ProgressBar
 from cnnjax.models.summary import format_summary, summary
@@ -42,7 +50,7 @@ class Recipe:
     """What an experiment decides.
 
     Attributes:
-      dataset: training, validation and test images.
+      dataset: training, validation and test images, in memory or on disk.
       model: a Linen module with the contract of `cnnjax.models`.
       optimizer: an Optax transformation.
       make_step: axis name -> training step of that model and optimizer.
@@ -52,7 +60,7 @@ class Recipe:
       ema: whether the state keeps an average of the parameters.
     """
 
-    dataset: Dataset
+    dataset: Dataset | StreamedDataset
     model: nn.Module
     optimizer: optax.GradientTransformation
     make_step: Callable[[str | None], TrainStep]
@@ -73,14 +81,15 @@ def train_classifier(config: runs.Settings, recipe: Recipe) -> int:
     config = runs.place(config, experiment)
     directory = Path(config.run_dir)
     mesh = parallel.make_mesh(config.devices or None)
-    data = _pipeline(recipe.dataset.train, config, mesh)
+    _check_patience(config, recipe.dataset)
+    data = _pipeline(recipe.dataset, config, mesh)
     method = parallel.choose_method(config.parallel, data, mesh)
     state = initial_state(recipe, config.seed)
     runs.make_directory(directory)
     state, notes = _start_or_resume(directory, config, recipe, state)
     state = jax.device_put(state, parallel.replicated(mesh))
     _record_facts(config, experiment, recipe)
-    _print_header(config, recipe, mesh, method)
+    _print_header(config, recipe, mesh, data, method)
 
     compiling = time.monotonic()
     train = parallel.compile_train(recipe.make_step, state, data, method=method, mesh=mesh)
@@ -100,7 +109,7 @@ def train_classifier(config: runs.Settings, recipe: Recipe) -> int:
         return notes.get("seconds", 0.0) + time.monotonic() - started
 
     def validate(state: TrainState) -> dict[str, float]:
-        return _scores(eval_step, state.variables(), recipe.dataset.validation, mesh)
+        return _scores(eval_step, state.variables(), recipe.dataset, "validation", mesh)
 
     with runs.stop_requests() as stop_requested:
         outcome = _fit(
@@ -109,7 +118,7 @@ def train_classifier(config: runs.Settings, recipe: Recipe) -> int:
             state,
             train,
             data.steps_per_epoch,
-            validate,
+            validate if split_size(recipe.dataset, "validation") else None,
             notes,
             elapsed,
             stop_requested,
@@ -134,37 +143,38 @@ def initial_state(recipe: Recipe, seed: int) -> TrainState:
     return create_state(variables, recipe.optimizer, stream_key(key, "train", 0), ema=recipe.ema)
 
 
-def total_steps(config: runs.Settings, dataset: Dataset) -> int:
+def total_steps(config: runs.Settings, dataset: Dataset | StreamedDataset) -> int:
     """Returns the number of steps of the whole run: what a schedule must span."""
-    steps_per_epoch = len(dataset.train.label) // config.batch_size
+    num_examples = split_size(dataset, "train")
+    steps_per_epoch = num_examples // config.batch_size
     if steps_per_epoch == 0:
         raise UserError(
-            f"batch size {config.batch_size} is larger than the {len(dataset.train.label)} "
-            "training images: use a smaller one."
+            f"batch size {config.batch_size} is larger than the {num_examples} training images: "
+            "use a smaller one."
         )
     return config.epochs * steps_per_epoch
 
 
-def shrink(dataset: Dataset) -> Dataset:
+def shrink(dataset: Dataset | StreamedDataset) -> Dataset | StreamedDataset:
     """Returns data for a run of seconds that takes every path a long one takes."""
-    return dataclasses.replace(
-        dataset,
-        train=_first(dataset.train, 1024),
-        validation=_first(dataset.validation, 256),
-        test=_first(dataset.test, 256),
-    )
+    return shorten(dataset, {"train": 1024, "validation": 256, "test": 256})
 
 
-def _first(arrays: Arrays, size: int) -> Arrays:
-    return Arrays(arrays.image[:size], arrays.label[:size])
+def _check_patience(config: runs.Settings, dataset: Dataset | StreamedDataset) -> None:
+    if config.patience and not split_size(dataset, "validation"):
+        raise UserError(
+            f"patience {config.patience} stops by the validation accuracy, but {dataset.name} has "
+            "no validation images: hold some out, or use patience 0."
+        )
 
 
-def _pipeline(train: Arrays, config: runs.Settings, mesh: Mesh) -> ResidentPipeline:
+def _pipeline(dataset: Dataset | StreamedDataset, config: runs.Settings, mesh: Mesh) -> Pipeline:
     parallel.check_batch_size(config.batch_size, mesh)
-    return ResidentPipeline(
-        train,
+    return training_pipeline(
+        dataset,
         config.batch_size,
         seed=config.seed,
+        stream=config.pipeline == "stream",
         sharding=parallel.batch_sharding(mesh),
         replicated=parallel.replicated(mesh),
     )
@@ -196,7 +206,7 @@ def _fit(
     state: TrainState,
     train: parallel.Train,
     steps_per_epoch: int,
-    validate: Callable[[TrainState], dict[str, float]],
+    validate: Callable[[TrainState], dict[str, float]] | None,
     notes: dict[str, Any],
     elapsed: Callable[[], float],
     stop_requested: Callable[[], str | None],
@@ -234,6 +244,7 @@ def _fit(
             saver.save(state, meta)
 
     def evaluate_paused(state: TrainState) -> dict[str, float]:
+        assert validate is not None
         with bar.paused():
             return validate(state)
 
@@ -246,7 +257,7 @@ def _fit(
             steps_per_epoch=steps_per_epoch,
             log_every_steps=-(-steps_per_epoch // LOGS_PER_EPOCH),
             record=record,
-            evaluate=evaluate_paused,
+            evaluate=evaluate_paused if validate else None,
             save=save,
             save_every_steps=config.save_every_steps or None,
             patience=config.patience,
@@ -270,19 +281,21 @@ def _finish(
         state, _ = checkpoint.restore(directory / "checkpoints", state, step=outcome.best.step)
         print(f"restored     the best weights, of step {outcome.best.step}")
     variables = state.variables()
-    test = _scores(eval_step, variables, dataset.test, mesh)
+    test = _scores(eval_step, variables, dataset, "test", mesh)
     with MetricsLog(directory, resume_step=int(outcome.state.step)) as log:
         log.write(int(outcome.state.step), "test", test)
     predict = parallel.compile_predict(make_predict(recipe.model, normalise=recipe.normalise), mesh)
-    probabilities, labels = evaluate.predict_all(predict, variables, _batches(dataset.test, mesh))
+    batches = _batches(dataset, "test", mesh)
+    probabilities, labels = evaluate.predict_all(predict, variables, batches)
     scores = evaluate.format_report(evaluate.report(probabilities, labels, dataset.class_names))
+    shown = first_examples(dataset, "test")
     report.write_figures(
         directory,
         variables["params"],
-        dataset.test,
-        probabilities,
+        shown,
+        probabilities[: len(shown.label)],
         dataset.class_names,
-        steps_per_epoch=len(dataset.train.label) // config.batch_size,
+        steps_per_epoch=split_size(dataset, "train") // config.batch_size,
     )
     summary = {
         "experiment": experiment,
@@ -291,6 +304,7 @@ def _finish(
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
         "test_examples": len(labels),
+        "validation_examples": split_size(dataset, "validation"),
         "best_validation_accuracy": outcome.best.value,
         "parameters": count_parameters(state.params),
         "seconds": elapsed(),
@@ -308,12 +322,19 @@ def _finish(
     )
 
 
-def _scores(eval_step: EvalStep, variables: PyTree, arrays: Arrays, mesh: Mesh) -> dict[str, float]:
-    return evaluate.scores(evaluate.evaluate(eval_step, variables, _batches(arrays, mesh)))
+def _scores(
+    eval_step: EvalStep,
+    variables: PyTree,
+    dataset: Dataset | StreamedDataset,
+    split: str,
+    mesh: Mesh,
+) -> dict[str, float]:
+    return evaluate.scores(evaluate.evaluate(eval_step, variables, _batches(dataset, split, mesh)))
 
 
-def _batches(arrays: Arrays, mesh: Mesh) -> Any:
-    return evaluation_batches(arrays, EVALUATION_BATCH, sharding=parallel.batch_sharding(mesh))
+def _batches(dataset: Dataset | StreamedDataset, split: str, mesh: Mesh) -> Iterator[Batch]:
+    sharding = parallel.batch_sharding(mesh)
+    return split_batches(dataset, split, EVALUATION_BATCH, sharding=sharding)
 
 
 def _record_facts(config: runs.Settings, experiment: str, recipe: Recipe) -> None:
@@ -334,20 +355,19 @@ def _record_facts(config: runs.Settings, experiment: str, recipe: Recipe) -> Non
     runs.write_json(directory / "model.json", card)
 
 
-def _print_header(config: runs.Settings, recipe: Recipe, mesh: Mesh, method: str) -> None:
+def _print_header(
+    config: runs.Settings, recipe: Recipe, mesh: Mesh, data: Pipeline, method: str
+) -> None:
     dataset = recipe.dataset
     sizes = ", ".join(
-        f"{len(split.label):,} {name}"
-        for name, split in (
-            ("training", dataset.train),
-            ("validation", dataset.validation),
-            ("test", dataset.test),
-        )
+        f"{split_size(dataset, split):,} {name}" if split_size(dataset, split) else f"no {name}"
+        for name, split in (("training", "train"), ("validation", "validation"), ("test", "test"))
     )
+    kept = "resident" if isinstance(data, ResidentPipeline) else "streamed"
     print(
         f"run          {config.run_dir}\n"
         f"devices      {backend.describe()}; {mesh.size} in use, step by {method}\n"
-        f"data         {dataset.name}: {sizes} images of "
+        f"data         {dataset.name}, {kept}: {sizes} images of "
         f"{'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes\n"
         f"{format_summary(summary(recipe.model, dataset.image_shape))}"
     )

@@ -8,7 +8,6 @@ The experiments named after a network are this one with that network's settings.
 """
 
 import dataclasses
-import functools
 
 import cnnjax
 from cnnjax import cli, runs
@@ -93,8 +92,9 @@ class Config(runs.Settings):
 def main(config: Config) -> int:
     """Trains and tests one network; returns the exit code."""
     cnnjax.backend.start(config.devices, config.batch_size)
-    dataset = cnnjax.data.load(
+    dataset = cnnjax.data.open_dataset(
         config.dataset,
+        pipeline=config.pipeline,
         data_dir=config.data_dir or None,
         classes=config.classes,
         validation=config.validation,
@@ -103,7 +103,10 @@ def main(config: Config) -> int:
     )
     if config.smoke:
         dataset = cnnjax.training.shrink(dataset)
-    normalise = functools.partial(cnnjax.data.normalise, mean=dataset.mean, std=dataset.std)
+
+    def normalise(images):
+        # The moments of a dataset on disk take seconds: not before all settings are checked.
+        return cnnjax.data.normalise(images, dataset.mean, dataset.std)
 
     num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
     arguments = cli.key_values(config.model_arguments)

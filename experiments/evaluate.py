@@ -39,8 +39,9 @@ def main(config: Config) -> None:
     cnnjax.backend.start(devices=1, batch_size=BATCH_SIZE)
     trained = runs.load_trained(config.run)
     settings = runs.read_config(Path(config.run))["settings"]
-    dataset = cnnjax.data.load(
+    dataset = cnnjax.data.open_dataset(
         config.dataset or settings["dataset"],
+        pipeline=settings.get("pipeline", "auto"),
         data_dir=config.data_dir or settings["data_dir"] or None,
         classes=settings["classes"],
         validation=settings["validation"],
@@ -59,12 +60,11 @@ def main(config: Config) -> None:
             f"{tuple(card['image_shape'])}: choose a dataset with images of that shape."
         )
 
-    arrays = getattr(dataset, config.split)
     mesh = cnnjax.parallel.make_mesh(1)
     predict = cnnjax.parallel.compile_predict(
         cnnjax.steps.make_predict(trained.model, normalise=trained.normalise), mesh
     )
-    batches = cnnjax.data.evaluation_batches(arrays, BATCH_SIZE)
+    batches = cnnjax.data.split_batches(dataset, config.split, BATCH_SIZE)
     probabilities, labels = cnnjax.evaluate.predict_all(predict, trained.variables, batches)
     report = cnnjax.evaluate.report(probabilities, labels, dataset.class_names)
     print(
@@ -75,8 +75,9 @@ def main(config: Config) -> None:
 
     out = Path(config.out or Path(config.run) / f"evaluation-{config.split}")
     runs.write_json(out / "evaluation.json", report)
+    shown = cnnjax.data.first_examples(dataset, config.split)
     figures = cnnjax.report.write_evaluation_figures(
-        out, arrays, probabilities, dataset.class_names
+        out, shown, probabilities[: len(shown.label)], dataset.class_names
     )
     print(f"wrote {out / 'evaluation.json'} and {len(figures)} figures in {out / 'figures'}")
 

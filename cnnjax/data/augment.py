@@ -155,7 +155,9 @@ def random_affine(
         inverse = turn_back @ lean_back
         start = centre - (centre + jnp.array([move_x, move_y])) @ inverse
         # One product for all pixels: XLA would compute the draws again for each pixel otherwise.
-        grid = np.stack([*np.meshgrid(np.arange(width), np.arange(height)), np.ones((height, width))])
+        grid = np.stack(
+            [*np.meshgrid(np.arange(width), np.arange(height)), np.ones((height, width))]
+        )
         source = jnp.tensordot(
             jnp.concatenate([inverse, start[None]]), grid.astype(np.float32), axes=(0, 0)
         )

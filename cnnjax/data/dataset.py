@@ -222,17 +222,23 @@ def hold_out(
     Both parts keep the order that their examples had.
     """
     count = len(arrays.label)
-    held = round(amount * count) if amount < 1 else int(amount)
-    if held >= count or (amount > 0 and held == 0):
-        raise UserError(
-            f"cannot hold out {amount:g} of {count} training images: that leaves one side empty"
-        )
+    held = held_count(count, amount)
     if held == 0:
         return arrays, Arrays(arrays.image[:0], arrays.label[:0])
     is_held = np.zeros(count, bool)
     is_held[generator.permutation(count)[:held]] = True
     rest = Arrays(arrays.image[~is_held], arrays.label[~is_held])
     return rest, Arrays(arrays.image[is_held], arrays.label[is_held])
+
+
+def held_count(count: int, amount: float) -> int:
+    """How many of `count` examples `amount` means: a share below 1, or their number."""
+    held = round(amount * count) if amount < 1 else int(amount)
+    if held >= count or (amount > 0 and held == 0):
+        raise UserError(
+            f"cannot hold out {amount:g} of {count} training images: that leaves one side empty"
+        )
+    return held
 
 
 def channel_moments(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -19,7 +19,7 @@ from cnnjax.data.dataset import (
 from cnnjax.data.image_files import FITS, fit_image, pad_to, shrunk_size
 from cnnjax.errors import UserError, unknown_name
 
-# Larger datasets are streamed.
+# Larger datasets are streamed: see `cnnjax.data.streamed`.
 MAX_BYTES = 4 * 2**30
 
 
@@ -68,7 +68,7 @@ def load(
     check_validation(validation)
     if fit not in FITS:
         raise unknown_name("fit", fit, FITS)
-    size = _checked_size(image_size)
+    size = checked_size(image_size)
     source = _open(name, data_dir, size, fit)
     class_names, relabel = select_classes(source.class_names, classes)
     num_train = source.num_examples["train"]
@@ -87,7 +87,8 @@ def load(
     )
 
 
-def _checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+def checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """(height, width) of what `load` accepts as `image_size`; UserError unless positive."""
     if image_size is None:
         return None
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)

@@ -212,24 +212,29 @@ def open_tfds(
     splits = choose_splits(builder, spec.splits)
     shape = image_shape(builder, image_size)
     num_examples = {name: split_size(builder, split) for name, split in splits.items()}
-    size_bytes = sum(num_examples.values()) * int(np.prod(shape))
+    size_bytes = memory_bytes(builder, splits, shape)
     if size_bytes > max_bytes:
         raise UserError(
             f"'tfds:{text}' takes {size_bytes / 2**30:.1f} GiB of memory, more than "
-            f"{max_bytes / 2**30:g}: stream it by cnnjax.data.stream_tfds, or choose a smaller "
-            "slice or image_size"
+            f"{max_bytes / 2**30:g}: stream it by cnnjax.data.stream_tfds or, in an experiment, by "
+            "--pipeline stream, or choose a smaller slice or image_size"
         )
     return Source(
         class_names=image_features(builder).class_names,
         num_examples=num_examples,
         read=lambda: {
-            name: _read(builder, split, image_size, shape, fit, num_examples[name])
+            name: read_split(builder, split, image_size, shape, fit, num_examples[name])
             for name, split in splits.items()
         },
     )
 
 
-def _read(
+def memory_bytes(builder: Any, splits: dict[str, str], shape: tuple[int, int, int]) -> int:
+    """What the images of all splits take in memory, as uint8 of `shape`."""
+    return sum(split_size(builder, split) for split in splits.values()) * int(np.prod(shape))
+
+
+def read_split(
     builder: Any,
     split: str,
     image_size: tuple[int, int] | None,
@@ -237,6 +242,10 @@ def _read(
     fit: str,
     count: int,
 ) -> Arrays:
+    """Reads the `count` examples of a tfds split with slices, in the order of the files.
+
+    Other arguments as for `open_tfds`; `shape` is what `image_shape` returns.
+    """
     import tensorflow_datasets as tfds
 
     tf = tensorflow()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cnnjax.errors import UserError
@@ -19,6 +20,14 @@ class TfdsSpec(NamedTuple):
 
     name: str
     splits: dict[str, str]
+
+
+class Range(NamedTuple):
+    """Consecutive examples of one of the dataset's own splits: `split[start:stop]`."""
+
+    split: str
+    start: int
+    stop: int
 
 
 def parse_spec(text: str) -> TfdsSpec:
@@ -78,11 +87,11 @@ def choose_splits(builder: Any, given: dict[str, str]) -> dict[str, str]:
 
 def split_size(builder: Any, split: str) -> int:
     """The number of examples of a tfds split with slices."""
-    return sum(stop - start for _, start, stop in _ranges(builder, split))
+    return count(ranges(builder, split))
 
 
-def _ranges(builder: Any, split: str) -> list[tuple[str, int, int]]:
-    """(split, first, end) of each part of a tfds split with slices."""
+def ranges(builder: Any, split: str) -> tuple[Range, ...]:
+    """The parts of a tfds split with slices, in the order in which they are read."""
     import tensorflow_datasets as tfds
 
     sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
@@ -94,15 +103,43 @@ def _ranges(builder: Any, split: str) -> list[tuple[str, int, int]]:
             f"{', '.join(f'{name} ({size:,})' for name, size in sizes.items())}, sliced such as "
             "train[:10%] or train[1000:]"
         ) from error
-    return [
-        (part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to)
+    return tuple(
+        Range(
+            part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to
+        )
         for part in instructions
-    ]
+    )
+
+
+def count(parts: Sequence[Range]) -> int:
+    """The number of examples of the parts together."""
+    return sum(part.stop - part.start for part in parts)
+
+
+def cut(parts: Sequence[Range], start: int, stop: int) -> tuple[Range, ...]:
+    """The examples at the positions `start` to `stop` of the parts laid end to end.
+
+    >>> cut([Range("train", 0, 10), Range("extra", 0, 5)], 8, 12)
+    (Range(split='train', start=8, stop=10), Range(split='extra', start=0, stop=2))
+    """
+    found = []
+    for part in parts:
+        length = part.stop - part.start
+        first, last = max(start, 0), min(stop, length)
+        if first < last:
+            found.append(Range(part.split, part.start + first, part.start + last))
+        start, stop = start - length, stop - length
+    return tuple(found)
+
+
+def as_text(parts: Sequence[Range]) -> str:
+    """The parts as tfds writes them, such as `train[0:90]+train[95:100]`."""
+    return "+".join(f"{part.split}[{part.start}:{part.stop}]" for part in parts)
 
 
 def _overlap(builder: Any, first: str, second: str) -> bool:
     return any(
         name == other and max(start, begin) < min(stop, end)
-        for name, start, stop in _ranges(builder, first)
-        for other, begin, end in _ranges(builder, second)
+        for name, start, stop in ranges(builder, first)
+        for other, begin, end in ranges(builder, second)
     )
