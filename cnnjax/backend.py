@@ -36,7 +36,7 @@ def start(devices: int, batch_size: int) -> int:
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs under `$XDG_CACHE_HOME` (by default `~/.cache`) for the next start."""
+    """Keeps compiled programs under `$XDG_CACHE_HOME`, by default `~/.cache`."""
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(_cache_directory()))

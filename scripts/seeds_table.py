@@ -22,9 +22,11 @@ def run(line: str, seed: int, out: Path) -> dict:
     name = re.sub(r"[^\w.-]+", "_", f"{line}-seed{seed}")
     directory = out / name
     if not (directory / "summary.json").exists():
-        place = ["--resume"] if (directory / "config.json").exists() else ["--run-dir"]
-        seeding = [] if place == ["--resume"] else [*flags, "--seed", str(seed)]
-        command = [sys.executable, "-m", f"experiments.{experiment}", *seeding, *place, directory]
+        command = [sys.executable, "-m", f"experiments.{experiment}"]
+        if (directory / "config.json").exists():
+            command += ["--resume", str(directory)]
+        else:
+            command += [*flags, "--seed", str(seed), "--run-dir", str(directory)]
         subprocess.run(command, check=True, stdout=sys.stderr)
     return json.loads((directory / "summary.json").read_text())
 
