@@ -6,7 +6,8 @@ The forms give the same values and gradients up to rounding and differ in speed:
 * `im2col`: patches and one matrix product, in the layout that suits the shape. XLA:CPU runs
   `lax` convolutions without its fast kernel and without threads inside a loop (`lax.scan`,
   `lax.while_loop`); matrix products are fast everywhere.
-* `taps`: `lax` forward, and the gradient of the kernel by one matrix product per tap.
+* `taps`: `lax` forward, and the gradient of the kernel by one matrix product per tap. A depthwise
+  convolution (one group a channel) is a sum of elementwise products, one per tap.
 
 `python scripts/bench_ops.py` measures them all; `for_convolution` holds what it found.
 """
@@ -76,26 +77,48 @@ def on_cpu() -> bool:
     return (device if isinstance(device, str) else device.platform) == "cpu"
 
 
+def batch_may_be_sharded() -> bool:
+    """Whether the compiler may divide the batch over devices, as far as tracing can know.
+
+    It may not with one device, nor inside `shard_map` and `pmap`, where each program has its own.
+    """
+    return jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes
+
+
+# Measured on two AVX-512 cores, batch 64 and 8, with scripts/bench_ops.py. Batch-last patches pay
+# while they and the output fit the cache; the kernel's gradient by taps pays once the image does
+# not, for then the compiler's transposes of it are what takes the time.
+BATCH_LAST_BYTES = 12 * 2**20
+TAPS_BYTES = 4 * 2**20
+
+
 def for_convolution(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> str:
     """Returns the lowering measured to be fastest for these shapes on this platform."""
     if not on_cpu():
         return "lax"
-    if geometry.feature_group_count > 1:
-        return "lax"
-    if kernel.shape[:2] == (1, 1) or batch_last(image, kernel, geometry) or _inside_loop.value:
+    if 1 < geometry.feature_group_count == image.shape[3]:
+        return "taps"
+    if geometry.feature_group_count > 1 or kernel.shape[:2] == (1, 1) or _inside_loop.value:
         return "im2col"
-    return "taps"
+    if batch_last(image, kernel, geometry) and image.shape[3] <= 8:
+        return "im2col"
+    large = image.size * image.dtype.itemsize >= TAPS_BYTES
+    return "taps" if large or geometry.strides != (1, 1) else "lax"
 
 
 def batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
     """Whether patches are copied faster with the batch innermost than with the channels."""
+    batch, channels = image.shape[0], image.shape[3]
+    positions = math.prod(geometry.output_size(image, kernel)) * batch
     window = math.prod(kernel.shape[:2])
-    return window > 1 and image.shape[3] <= 32 and image.shape[0] >= 16
+    values = positions * max(window * channels, kernel.shape[3])
+    small = values * image.dtype.itemsize <= BATCH_LAST_BYTES
+    return window > 1 and channels <= 32 and batch >= 16 and small
 
 
-def fuses(image: jax.Array, kernel: jax.Array) -> bool:
-    """Whether convolution and 2x2 max pool are fastest as one function."""
-    return on_cpu() and image.shape[3] <= 32 and image.shape[0] >= 16
+def fuses(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
+    """Whether convolution (of stride 1) and 2x2 max pool are fastest as one function."""
+    return on_cpu() and batch_last(image, kernel, geometry)
 
 
 def slices_max_pool(name: str, window: tuple[int, int]) -> bool:

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax.ops import choice
+from cnnjax.ops.blocks import in_row_blocks
 from cnnjax.ops.convolution import conv2d
 from cnnjax.ops.geometry import Geometry, make_geometry
-from cnnjax.ops.im2col import in_row_blocks, multiply, window_taps
+from cnnjax.ops.im2col import multiply_batch_last, window_taps
 from cnnjax.ops.pooling import max_pool
 
 # Functions that never decrease, so that they may be applied after the maximum.
@@ -73,7 +74,7 @@ def conv2d_activation_max_pool(
         and jnp.issubdtype(image.dtype, jnp.floating)
         and 0 not in (image.size, kernel.size, height // 2, width // 2)
     )
-    if fusable and (name == "im2col" or (name == "auto" and choice.fuses(image, kernel))):
+    if fusable and (name == "im2col" or (name == "auto" and choice.fuses(image, kernel, geometry))):
         return _fused(image, kernel, bias, geometry, activation)
     result = conv2d(
         image, kernel, padding=padding, bias=bias, precision=precision, lowering=lowering
@@ -89,7 +90,7 @@ def _fused(
     activation: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
     """NHWC x HWIO -> NHWC, with the batch innermost from the patches to the activation."""
-    channels, features = kernel.shape[2:]
+    features = kernel.shape[3]
     shifted = jnp.stack(
         [
             jnp.pad(kernel, ((down, 1 - down), (right, 1 - right), (0, 0), (0, 0)))
@@ -107,8 +108,8 @@ def _fused(
         height, width = block.output_size(image_block, shifted)
         window = shifted.shape[0], shifted.shape[1]
         taps = window_taps(image_block.transpose(3, 1, 2, 0), window, block, (height, width))
-        patches = jnp.concatenate(taps, axis=0).reshape(len(taps) * channels, -1)
-        values = multiply(shifted.reshape(-1, 4 * features).T, patches, geometry)
+        patches = jnp.concatenate(taps, axis=0)
+        values = multiply_batch_last(shifted.reshape(-1, 4 * features).T, patches, geometry)
         pooled = _maximum_of_four(values.reshape(4, features, height, width, -1))
         return activation(pooled + bias[:, None, None, None]).transpose(3, 1, 2, 0)
 

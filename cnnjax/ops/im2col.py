@@ -11,17 +11,13 @@ sum of shifted pads, never a scatter. All of JAX's transforms therefore work, at
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cnnjax.ops import choice
+from cnnjax.ops.blocks import in_example_chunks, in_row_blocks
 from cnnjax.ops.geometry import Geometry
-
-# Patches above this size are made block by block; above the other, once more in the backward pass.
-MAX_PATCH_BYTES = 256 * 2**20
-MAX_SAVED_PATCH_BYTES = 32 * 2**20
 
 
 def conv2d_batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -38,11 +34,11 @@ def conv2d_batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -
         )
         matrix = kernel.reshape(len(taps), -1, groups, features // groups)
         if groups == 1:
-            patches = jnp.concatenate(taps, axis=0).reshape(matrix.shape[0] * matrix.shape[1], -1)
-            result = multiply(matrix.reshape(-1, features).T, patches, geometry)
+            patches = jnp.concatenate(taps, axis=0)
+            result = multiply_batch_last(matrix.reshape(-1, features).T, patches, geometry)
         else:
-            patches = jnp.stack(taps).reshape(len(taps), groups, kernel.shape[2], -1)
-            result = multiply_groups("tigo,tgim->gom", matrix, patches, geometry)
+            patches = jnp.stack(taps).reshape(len(taps), groups, -1, *taps[0].shape[1:])
+            result = multiply_groups("tigo,tgihwn->gohwn", matrix, patches, geometry)
         return result.reshape(features, height, width, -1).transpose(3, 1, 2, 0)
 
     return in_row_blocks(product, image, kernel, geometry)
@@ -58,14 +54,18 @@ def conv2d_channels_last(image: jax.Array, kernel: jax.Array, geometry: Geometry
         matrix = kernel.reshape(len(taps), -1, groups, features // groups)
         if groups == 1:
             patches = jnp.concatenate(taps, axis=3)
-            patches = patches.reshape(-1, patches.shape[3])
             result = multiply(patches, matrix.reshape(-1, features), geometry)
         else:
-            patches = jnp.stack(taps).reshape(len(taps), -1, groups, kernel.shape[2])
-            result = multiply_groups("tmgi,tigo->mgo", patches, matrix, geometry)
+            patches = jnp.stack(taps).reshape(len(taps), *taps[0].shape[:3], groups, -1)
+            result = multiply_groups("tnhwgi,tigo->nhwgo", patches, matrix, geometry)
         return result.reshape(-1, height, width, features)
 
-    return in_row_blocks(product, image, kernel, geometry)
+    def in_blocks(examples: jax.Array, kernel: jax.Array) -> jax.Array:
+        return in_row_blocks(product, examples, kernel, geometry)
+
+    if kernel.shape[:2] == (1, 1):  # No patches to copy: nothing to keep in the cache.
+        return in_blocks(image, kernel)
+    return in_example_chunks(in_blocks, image, kernel, geometry)
 
 
 def window_taps(
@@ -109,57 +109,36 @@ def window_taps(
     return taps
 
 
-def in_row_blocks(
-    product: Callable[..., jax.Array],
-    image: jax.Array,
-    kernel: jax.Array,
-    geometry: Geometry,
-    *more: jax.Array,
-) -> jax.Array:
-    """Returns `product(geometry, image, kernel, *more)`, a block of output rows at a time.
-
-    A block has as many rows as the bound on patches allows.
-    Blocks are of rows, not of examples, so that a batch sharded over devices stays where it is.
-    """
-    rows, columns = geometry.output_size(image, kernel)
-    taps = kernel.shape[0] * kernel.shape[1]
-    row_bytes = image.shape[0] * columns * taps * image.shape[3] * image.dtype.itemsize
-    if taps == 1 or rows * row_bytes <= MAX_SAVED_PATCH_BYTES:
-        return product(geometry, image, kernel, *more)
-    recomputed = jax.checkpoint(product, static_argnums=0)
-    if rows * row_bytes <= MAX_PATCH_BYTES:
-        return recomputed(geometry, image, kernel, *more)
-
-    block_rows = max(1, MAX_PATCH_BYTES // row_bytes)
-    num_blocks = -(-rows // block_rows)
-    stride, (top, _) = geometry.strides[0], geometry.pads[0]
-    span = (block_rows - 1) * stride + (kernel.shape[0] - 1) * geometry.kernel_dilation[0] + 1
-    bottom = (num_blocks - 1) * block_rows * stride + span - image.shape[1] - top
-    margins = [(0, 0, 0), (top, bottom, 0), (0, 0, 0), (0, 0, 0)]
-    padded = lax.pad(image, jnp.zeros((), image.dtype), margins)
-    starts = [block * block_rows * stride for block in range(num_blocks)]
-    blocks = jnp.stack([padded[:, start : start + span] for start in starts])
-    block_geometry = geometry._replace(pads=((0, 0), geometry.pads[1]))
-    results = lax.map(lambda block: recomputed(block_geometry, block, kernel, *more), blocks)
-    joined = results.swapaxes(0, 1).reshape(
-        image.shape[0], num_blocks * block_rows, columns, results.shape[4]
-    )
-    return joined[:, :rows]
-
-
 def multiply(left: jax.Array, right: jax.Array, geometry: Geometry) -> jax.Array:
-    """Matrix product in the operands' dtype, accumulated in float32 or wider."""
-    accumulator = jnp.promote_types(left.dtype, jnp.float32)
-    return jnp.matmul(
-        left, right, precision=geometry.precision, preferred_element_type=accumulator
-    ).astype(left.dtype)
+    """Contracts the last axis of `left` with the first of `right`, in float32 or wider.
+
+    The other axes stay apart, since flattening would hide along which of them a batch is sharded;
+    the compiler makes one matrix product of it all the same. The result has the operands' dtype.
+    """
+    product = jnp.tensordot(widened(left), widened(right), axes=1, precision=geometry.precision)
+    return product.astype(left.dtype)
+
+
+def multiply_batch_last(left: jax.Array, right: jax.Array, geometry: Geometry) -> jax.Array:
+    """`multiply` of a matrix with patches `[inner, rows, columns, batch]`.
+
+    Flattened to a matrix, the gradient of the patches needs no transpose and is a third faster; but
+    of a batch sharded along the last axis, flattening would gather all examples on each device.
+    """
+    if choice.batch_may_be_sharded():
+        return multiply(left, right, geometry)
+    flat = multiply(left, right.reshape(right.shape[0], -1), geometry)
+    return flat.reshape(left.shape[0], *right.shape[1:])
 
 
 def multiply_groups(
     equation: str, left: jax.Array, right: jax.Array, geometry: Geometry
 ) -> jax.Array:
     """`multiply` for grouped operands, by an einsum equation."""
-    accumulator = jnp.promote_types(left.dtype, jnp.float32)
-    return jnp.einsum(
-        equation, left, right, precision=geometry.precision, preferred_element_type=accumulator
-    ).astype(left.dtype)
+    product = jnp.einsum(equation, widened(left), widened(right), precision=geometry.precision)
+    return product.astype(left.dtype)
+
+
+def widened(operand: jax.Array) -> jax.Array:
+    """Returns 16-bit floats as float32: not all products of XLA:CPU can accumulate wider."""
+    return operand.astype(jnp.promote_types(operand.dtype, jnp.float32))

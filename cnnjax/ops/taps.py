@@ -8,6 +8,9 @@ the gradient of the image is taken phase by phase, where the compiler would conv
 
 Only the derivative *rule* is given: the tangent is a sum of two ordinary linear functions, and
 reverse mode transposes those. So forward mode, reverse mode, vmap and any order of derivative work.
+
+A depthwise convolution has no product to make: each tap is multiplied elementwise, and the compiler
+fuses all taps into one pass.
 """
 
 from __future__ import annotations
@@ -19,13 +22,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from cnnjax.ops.blocks import in_example_chunks
 from cnnjax.ops.geometry import Geometry, lax_conv2d
 from cnnjax.ops.im2col import multiply, window_taps
-
-# Rows of the matrix products for the kernel's gradient: enough to be efficient, few enough to stay
-# in the cache. Examples at a time are a multiple of 8, so that a batch sharded over that many
-# devices is not gathered.
-PRODUCT_ROWS = 4096
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -81,32 +80,32 @@ def by_taps(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arra
 
     Transposed in `kernel`, each term is the product of a tap with the cotangent.
     """
-    batch, features = image.shape[0], kernel.shape[3]
     rows, columns = geometry.output_size(image, kernel)
 
-    @jax.checkpoint  # Else the taps, each as large as the image, are kept until the backward pass.
     def sum_of_products(examples: jax.Array, kernel: jax.Array) -> jax.Array:
-        taps = window_taps(examples, (kernel.shape[0], kernel.shape[1]), geometry, (rows, columns))
-        matrices = kernel.reshape(len(taps), -1, features)
+        window = kernel.shape[0], kernel.shape[1]
+        taps = window_taps(examples, window, geometry, (rows, columns))
+        matrices = kernel.reshape(len(taps), -1, kernel.shape[3])
         products = [
-            multiply(tap.reshape(-1, tap.shape[3]), matrix, geometry)
-            for tap, matrix in zip(taps, matrices, strict=True)
+            multiply(tap, matrix, geometry) for tap, matrix in zip(taps, matrices, strict=True)
         ]
-        return sum(products[1:], products[0]).reshape(-1, rows, columns, features)
+        return sum(products[1:], products[0])
 
-    chunk = examples_at_a_time(batch, rows * columns)
-    if chunk == batch:
-        return sum_of_products(image, kernel)
-    # Chunks interleave the batch: its leading part, on which it may be sharded, stays whole.
-    split = image.reshape(chunk, batch // chunk, *image.shape[1:]).swapaxes(0, 1)
-    results = lax.map(lambda examples: sum_of_products(examples, kernel), split)
-    return results.swapaxes(0, 1).reshape(batch, rows, columns, features)
+    return in_example_chunks(sum_of_products, image, kernel, geometry)
 
 
-def examples_at_a_time(batch: int, positions: int) -> int:
-    """Returns the divisor of `batch` whose products have about PRODUCT_ROWS rows."""
-    wanted = max(8, PRODUCT_ROWS // max(1, positions))
-    if batch <= wanted:
-        return batch
-    divisors = [size for size in range(wanted, 2 * wanted) if batch % size == 0]
-    return divisors[0] if divisors else batch
+@partial(jax.checkpoint, static_argnums=2)  # Else each tap, as large as the image, is kept.
+def depthwise_taps(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Depthwise convolution, one group a channel, as a sum of elementwise products.
+
+    `image [batch, height, width, channels]`, `kernel [height, width, 1, channels * multiplier]`.
+    """
+    channels, features = image.shape[3], kernel.shape[3]
+    window = kernel.shape[0], kernel.shape[1]
+    taps = window_taps(image, window, geometry, geometry.output_size(image, kernel))
+    accumulator = jnp.promote_types(image.dtype, jnp.float32)
+    total = jnp.zeros((), accumulator)
+    for tap, weights in zip(taps, kernel.reshape(len(taps), features), strict=True):
+        repeated = jnp.repeat(tap, features // channels, axis=3)
+        total = total + repeated.astype(accumulator) * weights.astype(accumulator)
+    return total.astype(image.dtype)

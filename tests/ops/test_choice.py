@@ -4,8 +4,10 @@ import threading
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from cnnjax import ops
 from cnnjax.errors import UserError
@@ -88,6 +90,22 @@ def test_no_convolution_is_left_inside_a_loop_on_the_cpu():
     image, kernel = jnp.ones((16, 8, 8, 64)), jnp.ones((3, 3, 64, 64))
     with ops.inside_loop():
         assert CONVOLUTION not in primitives(lambda *arrays: ops.conv2d(*arrays), image, kernel)
+
+
+def test_a_batch_is_not_sharded_inside_shard_map_and_pmap():
+    seen = []
+
+    def program(values):
+        seen.append(choice.batch_may_be_sharded())
+        return values
+
+    values = jnp.ones(jax.device_count())
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    data = PartitionSpec("data")
+    jax.jit(program)(values)
+    jax.jit(jax.shard_map(program, mesh=mesh, in_specs=data, out_specs=data))(values)
+    jax.pmap(program)(values)
+    assert seen == [True, False, False]
 
 
 def test_unknown_lowering_names_the_nearest():

@@ -1,6 +1,7 @@
 """The fused convolution and pool equals its parts; ConvPool has nn.Conv's parameters."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax import lax
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.ops import im2col
+from cnnjax.ops import blocks, choice
 
 
 def normal(seed, *shape):
@@ -56,9 +57,11 @@ def assert_fused_equals_composed(arrays, padding, activation):
     window=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     padding=st.sampled_from(("SAME", "VALID", ((2, 0), (0, 1)))),
     activation=st.sampled_from((jax.nn.relu, nn.tanh, jax.nn.sigmoid)),
+    sharded=st.booleans(),
 )
-def test_fused_equals_its_parts(batch, size, channels, window, padding, activation):
-    with jax.enable_x64(True):
+def test_fused_equals_its_parts(batch, size, channels, window, padding, activation, sharded):
+    patched = mock.patch.object(choice, "batch_may_be_sharded", lambda: sharded)
+    with jax.enable_x64(True), patched:
         arrays = normal(1, batch, *size, channels), normal(2, *window, channels, 4), normal(3, 4)
         assert_fused_equals_composed(arrays, padding, activation)
 
@@ -72,8 +75,8 @@ def test_odd_sizes_drop_the_last_row_and_column(size, padding):
 
 
 def test_fused_in_row_blocks(monkeypatch):
-    monkeypatch.setattr(im2col, "MAX_PATCH_BYTES", 40_000)
-    monkeypatch.setattr(im2col, "MAX_SAVED_PATCH_BYTES", 40_000)
+    monkeypatch.setattr(blocks, "MAX_PATCH_BYTES", 40_000)
+    monkeypatch.setattr(blocks, "MAX_SAVED_PATCH_BYTES", 40_000)
     with jax.enable_x64(True):
         arrays = normal(1, 4, 12, 11, 3), normal(2, 5, 5, 3, 4), normal(3, 4)
         assert_fused_equals_composed(arrays, "SAME", jax.nn.relu)

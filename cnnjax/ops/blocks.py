@@ -1,0 +1,91 @@
+"""Large products in parts: by rows to bound memory, by examples to stay in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cnnjax.ops.geometry import Geometry
+
+# Patches above this size are made block by block; above the other, once more in the backward pass.
+MAX_PATCH_BYTES = 256 * 2**20
+MAX_SAVED_PATCH_BYTES = 32 * 2**20
+
+# Rows of a matrix product that make it efficient, while its operands still fit the cache.
+PRODUCT_ROWS = 4096
+
+
+def in_row_blocks(
+    product: Callable[..., jax.Array],
+    image: jax.Array,
+    kernel: jax.Array,
+    geometry: Geometry,
+    *more: jax.Array,
+) -> jax.Array:
+    """Returns `product(geometry, image, kernel, *more)`, a block of output rows at a time.
+
+    A block has as many rows as the bound on patches allows.
+    Blocks are of rows, not of examples, so that a batch sharded over devices stays where it is.
+    """
+    rows, columns = geometry.output_size(image, kernel)
+    taps = kernel.shape[0] * kernel.shape[1]
+    row_bytes = image.shape[0] * columns * taps * image.shape[3] * image.dtype.itemsize
+    if taps == 1 or rows * row_bytes <= MAX_SAVED_PATCH_BYTES:
+        return product(geometry, image, kernel, *more)
+    recomputed = jax.checkpoint(product, static_argnums=0)
+    if rows * row_bytes <= MAX_PATCH_BYTES:
+        return recomputed(geometry, image, kernel, *more)
+
+    block_rows = max(1, MAX_PATCH_BYTES // row_bytes)
+    num_blocks = -(-rows // block_rows)
+    stride, (top, _) = geometry.strides[0], geometry.pads[0]
+    span = (block_rows - 1) * stride + (kernel.shape[0] - 1) * geometry.kernel_dilation[0] + 1
+    bottom = (num_blocks - 1) * block_rows * stride + span - image.shape[1] - top
+    margins = [(0, 0, 0), (top, bottom, 0), (0, 0, 0), (0, 0, 0)]
+    padded = lax.pad(image, jnp.zeros((), image.dtype), margins)
+    starts = [block * block_rows * stride for block in range(num_blocks)]
+    blocks = jnp.stack([padded[:, start : start + span] for start in starts])
+    block_geometry = geometry._replace(pads=((0, 0), geometry.pads[1]))
+    results = lax.map(lambda block: recomputed(block_geometry, block, kernel, *more), blocks)
+    joined = results.swapaxes(0, 1).reshape(
+        image.shape[0], num_blocks * block_rows, columns, results.shape[4]
+    )
+    return joined[:, :rows]
+
+
+def in_example_chunks(
+    function: Callable[[jax.Array, jax.Array], jax.Array],
+    image: jax.Array,
+    kernel: jax.Array,
+    geometry: Geometry,
+) -> jax.Array:
+    """Returns `function(image, kernel)`, a few examples at a time, for NHWC -> NHWC convolutions.
+
+    Nothing that `function` makes is kept for the backward pass, which makes it again.
+    """
+    batch = image.shape[0]
+    rows, columns = geometry.output_size(image, kernel)
+    chunk = examples_at_a_time(batch, rows * columns)
+    recomputed = jax.checkpoint(function)
+    if chunk == batch:
+        return recomputed(image, kernel)
+    # Chunks interleave the batch: its leading part, on which it may be sharded, stays whole.
+    chunks = image.reshape(chunk, batch // chunk, *image.shape[1:]).swapaxes(0, 1)
+    results = lax.map(lambda examples: recomputed(examples, kernel), chunks)
+    return results.swapaxes(0, 1).reshape(batch, rows, columns, -1)
+
+
+def examples_at_a_time(batch: int, positions: int) -> int:
+    """Returns a divisor of `batch` whose products have about PRODUCT_ROWS rows.
+
+    It is at least 8, so that a batch sharded over as many devices is not gathered; and all of
+    `batch` if no divisor is near.
+    """
+    wanted = max(8, PRODUCT_ROWS // max(1, positions))
+    if batch <= wanted:
+        return batch
+    near = [size for size in range(wanted, 2 * wanted) if batch % size == 0]
+    return near[0] if near else batch
