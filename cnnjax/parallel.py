@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cnnjax.data.pipelines import Pipeline, ResidentPipeline, gather
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.ops import inside_loop
 from cnnjax.state import TrainState
 from cnnjax.steps import TrainStep
 
@@ -216,11 +217,9 @@ def _compile_scan(make_step, state: TrainState, data: ResidentPipeline, mesh: Me
     def scalar(number: int) -> jax.Array:
         return jax.device_put(np.int32(number), replicated(mesh))
 
-    compiled = (
-        jax.jit(run, donate_argnums=0)
-        .lower(state, data.arrays, padded_indices(0, 1), scalar(1))
-        .compile()
-    )
+    arguments = state, data.arrays, padded_indices(0, 1), scalar(1)
+    with inside_loop():
+        compiled = jax.jit(run, donate_argnums=0).lower(*arguments).compile()
 
     def train(state: TrainState, first_step: int, chunks: Iterable[int]):
         for chunk in chunks:

@@ -110,6 +110,8 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
             # JSON has no tuples.
             **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         )
+        # It asked the earlier start to stop, not this one.
+        default = dataclasses.replace(default, stop_after_epochs=0)
         config = _shortened(cli.parse(config_type, argv, default=default))
         _refuse_changes(default, config)
         if (directory / "summary.json").exists() and config.epochs == default.epochs:

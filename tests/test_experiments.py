@@ -85,6 +85,18 @@ def test_a_run_of_another_experiment_is_not_resumed(finished_run, capsys):
     assert snapshot(finished_run) == before
 
 
+def test_a_resumed_run_has_its_own_settings_but_does_not_stop_again(finished_run, tmp_path):
+    config = json.loads((finished_run / "config.json").read_text())
+    config["settings"] |= {"stop_after_epochs": 1, "learning_rate": 0.25, "smoke": False}
+    config["settings"] |= {"model_arguments": ["pool=average"]}
+    runs.write_json(tmp_path / "config.json", config)
+    name = "experiments.mnist_lenet"
+    resumed = runs.resolve(mnist_lenet.Config, name, ["--resume", str(tmp_path), "--epochs", "9"])
+    assert (resumed.stop_after_epochs, resumed.learning_rate, resumed.epochs) == (0, 0.25, 9)
+    assert resumed.model_arguments == ("pool=average",)
+    assert resumed.run_dir == str(tmp_path)
+
+
 def test_settings_of_a_resumed_run_are_its_own(finished_run, capsys):
     assert launch(mnist_lenet, "--resume", finished_run, "--learning-rate", "0.5") == 2
     assert "--learning-rate 0.5 differs from the resumed run's" in capsys.readouterr().err
