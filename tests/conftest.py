@@ -19,6 +19,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _cache = tempfile.TemporaryDirectory(prefix="cnnjax-tests-")
 os.environ["XDG_CACHE_HOME"] = _cache.name
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
 from cnnjax import backend  # noqa: E402
 
 backend.enable_compilation_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Programs of one test module are no use to the next, and together they take gigabytes."""
+    yield
+    jax.clear_caches()
