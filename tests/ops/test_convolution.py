@@ -56,8 +56,9 @@ def value_and_gradients(function, image, kernel):
 
     def weighted(image, kernel):
         result = function(image, kernel)
-        cotangent = jnp.cos(jnp.arange(result.size, dtype=jnp.float32)).reshape(result.shape)
-        return jnp.sum(result * cotangent.astype(result.dtype)), result
+        # By NumPy: compiled anew in each program, a cosine can differ in its last bit.
+        cotangent = np.cos(np.arange(result.size)).reshape(result.shape)
+        return jnp.sum(result * jnp.asarray(cotangent, result.dtype)), result
 
     gradients, result = jax.grad(weighted, (0, 1), has_aux=True)(image, kernel)
     return result, gradients
@@ -305,19 +306,16 @@ def test_row_blocks_change_nothing(monkeypatch, strides):
 
 
 def test_memory_of_a_layer_of_resnet50_is_bounded():
-    """Stage 1 of ResNet-50 at 224x224, batch 64: all patches at once would be 441 MiB."""
+    """Stage 1 of ResNet-50 at 224x224, batch 64, both ways: less than its patches alone."""
     image = jax.ShapeDtypeStruct((64, 56, 56, 64), jnp.float32)
     kernel = jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32)
-    patch_bytes = 64 * 56 * 56 * 9 * 64 * 4
-    image_bytes = 64 * 56 * 56 * 64 * 4
+    patch_bytes = 9 * image.size * 4
+    assert patch_bytes > blocks.MAX_PATCH_BYTES
     for lowering in OURS:
         convolve = functools.partial(ops.conv2d, lowering=lowering)
-        compiled = jax.jit(functools.partial(value_and_gradients, convolve)).lower(image, kernel)
-        used = compiled.compile().memory_analysis().temp_size_in_bytes
-        bound = blocks.MAX_PATCH_BYTES if lowering == "im2col" else 0
-        # Patches, their cotangent, and a few copies of the image in blocks with their margins.
-        assert used < 2 * bound + 8 * image_bytes, (lowering, used / 2**20)
-    assert patch_bytes > blocks.MAX_PATCH_BYTES
+        program = jax.jit(functools.partial(value_and_gradients, convolve)).lower(image, kernel)
+        used = program.compile().memory_analysis().temp_size_in_bytes
+        assert used < patch_bytes, (lowering, used, patch_bytes)
 
 
 def test_chunks_of_the_kernel_gradient_divide_the_batch():
