@@ -21,10 +21,15 @@ os.environ["XDG_CACHE_HOME"] = _cache.name
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 from cnnjax import backend  # noqa: E402
 
 backend.enable_compilation_cache()
+
+# An example may compile, so none has a deadline. CI tries the same examples each time.
+settings.register_profile("cnnjax", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("cnnjax")
 
 
 @pytest.fixture(scope="module", autouse=True)
