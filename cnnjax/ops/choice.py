@@ -7,7 +7,8 @@ The forms give the same values and gradients up to rounding and differ in speed:
   `lax` convolutions without its fast kernel and without threads inside a loop (`lax.scan`,
   `lax.while_loop`); matrix products are fast everywhere.
 * `taps`: `lax` forward, and the gradient of the kernel by one matrix product per tap. A depthwise
-  convolution (one group a channel) is a sum of elementwise products, one per tap.
+  convolution (one group a channel) is a sum of elementwise products, one per tap; with other groups
+  it is `lax`.
 
 `python scripts/bench_ops.py` measures them all; `for_convolution` holds what it found.
 """
@@ -85,9 +86,10 @@ def batch_may_be_sharded() -> bool:
     return jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes
 
 
-# Measured on two AVX-512 cores, batch 64 and 8, with scripts/bench_ops.py. Batch-last patches pay
-# while they and the output fit the cache; the kernel's gradient by taps pays once the image does
-# not, for then the compiler's transposes of it are what takes the time.
+# Measured on two AVX-512 cores with scripts/bench_ops.py. Batch-last patches pay while they and the
+# output fit the cache; taps pay for images that do not, unless the channels are so few that each
+# tap's product is mostly copying. Small convolutions stay with patches even where `lax` is up to
+# twice as fast in a single call: in a loop that nobody announced it is fifty times slower.
 BATCH_LAST_BYTES = 12 * 2**20
 TAPS_BYTES = 4 * 2**20
 
@@ -98,12 +100,11 @@ def for_convolution(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> 
         return "lax"
     if 1 < geometry.feature_group_count == image.shape[3]:
         return "taps"
-    if geometry.feature_group_count > 1 or kernel.shape[:2] == (1, 1) or _inside_loop.value:
-        return "im2col"
-    if batch_last(image, kernel, geometry) and image.shape[3] <= 8:
-        return "im2col"
-    large = image.size * image.dtype.itemsize >= TAPS_BYTES
-    return "taps" if large or geometry.strides != (1, 1) else "lax"
+    large = image.size * image.dtype.itemsize >= TAPS_BYTES and image.shape[3] > 8
+    window = math.prod(kernel.shape[:2])
+    if large and window > 1 and geometry.feature_group_count == 1 and not _inside_loop.value:
+        return "taps"
+    return "im2col"
 
 
 def batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:

@@ -24,7 +24,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from cnnjax.ops.blocks import in_example_chunks
 from cnnjax.ops.geometry import Geometry, lax_conv2d
-from cnnjax.ops.im2col import multiply, window_taps
+from cnnjax.ops.im2col import multiply_channels_last, window_taps
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -87,7 +87,8 @@ def by_taps(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arra
         taps = window_taps(examples, window, geometry, (rows, columns))
         matrices = kernel.reshape(len(taps), -1, kernel.shape[3])
         products = [
-            multiply(tap, matrix, geometry) for tap, matrix in zip(taps, matrices, strict=True)
+            multiply_channels_last(tap, matrix, geometry)
+            for tap, matrix in zip(taps, matrices, strict=True)
         ]
         return sum(products[1:], products[0])
 
