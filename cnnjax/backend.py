@@ -69,17 +69,18 @@ def _cache_directory() -> Path:
 
 
 def _processor_features() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return _processor_line("flags", "Features") or platform.processor()
 
 
 def _processor() -> str:
+    name = _processor_line("model name").partition(":")[2].strip()
+    return name or platform.processor() or platform.machine()
+
+
+def _processor_line(*names: str) -> str:
+    """Returns the first line of Linux's description of the processor that starts so, or ""."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+        return ""
+    return next((line for line in lines if line.startswith(names)), "")
