@@ -52,7 +52,7 @@ class Worker:
     def ready(self) -> dict[str, Any]:
         """Waits for the preparation; returns what the worker says of itself."""
         facts = self._answer()["ready"]
-        self._signal(signal.SIGSTOP)
+        self._stop()
         return facts
 
     def measure(self, mode: str, seconds: float) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Worker:
             self._process.stdin.write(json.dumps({"mode": mode, "seconds": seconds}) + "\n")
             self._process.stdin.flush()
         answer = self._answer()
-        self._signal(signal.SIGSTOP)
+        self._stop()
         return answer
 
     def close(self) -> None:
@@ -103,6 +103,12 @@ class Worker:
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
         return lines[-1][:200] if lines else "it said nothing"
+
+    def _stop(self) -> None:
+        """Returns when the process has stopped: until its last thread has, it takes time."""
+        self._signal(signal.SIGSTOP)
+        if hasattr(os, "waitid"):  # Not on macOS before Python 3.13.
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
