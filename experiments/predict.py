@@ -50,7 +50,10 @@ def main(config: Config) -> None:
         data.digit_from_image(original) if digits else data.image_to_shape(original, shape)
         for original in originals
     ]
-    predict = cnnjax.steps.make_predict(trained.model, normalise=trained.normalise)
+    predict = cnnjax.parallel.compile_predict(
+        cnnjax.steps.make_predict(trained.model, normalise=trained.normalise),
+        cnnjax.parallel.make_mesh(1),
+    )
     out = Path(config.out or Path(config.run) / "predictions")
     out.mkdir(parents=True, exist_ok=True)
 

@@ -1,6 +1,6 @@
 """Parts that the families of residual and mobile networks share.
 
-A model builds three factories once, by `layer_factories`, and hands them to its blocks:
+A model builds three factories once, by `layers_of`, and hands them to its blocks:
 
     conv(features, kernel_size, strides, groups=..., name=...)(x)
     norm(name=..., scale_init=...)(x)
@@ -171,6 +171,23 @@ def layer_factories(
         ),
         "activation": activation_function(activation),
     }
+
+
+def layers_of(model: Any, *, train: bool, kernel_init: Any = he_normal_fan_out) -> dict[str, Any]:
+    """Returns `layer_factories` of a model's own fields.
+
+    They are `norm`, `activation`, `dtype`, `axis_name`, `norm_epsilon` and `norm_momentum`.
+    """
+    return layer_factories(
+        model.norm,
+        model.activation,
+        train=train,
+        dtype=model.dtype,
+        axis_name=model.axis_name,
+        epsilon=model.norm_epsilon,
+        momentum=model.norm_momentum,
+        kernel_init=kernel_init,
+    )
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:

@@ -138,16 +138,7 @@ class ConvNeXt(nn.Module):
         minimum = 2 ** (len(self.stage_sizes) - 1) * (4 if self.stem == "imagenet" else 1)
         require_image(image, "ConvNeXt", minimum=minimum)
         require_stem(self.stem)
-        layers = blocks.layer_factories(
-            self.norm,
-            self.activation,
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.norm_epsilon,
-            momentum=self.norm_momentum,
-            kernel_init=truncated_normal,
-        )
+        layers = blocks.layers_of(self, train=train, kernel_init=truncated_normal)
         norm = layers["norm"]
         layers["conv"] = functools.partial(layers["conv"], use_bias=True)
         rates = iter(

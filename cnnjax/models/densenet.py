@@ -124,16 +124,7 @@ class DenseNet(nn.Module):
         minimum = 2 ** (len(self.stage_sizes) - 1) * (4 if self.stem == "imagenet" else 1)
         require_image(image, "DenseNet", minimum=minimum)
         require_stem(self.stem)
-        layers = blocks.layer_factories(
-            self.norm,
-            self.activation,
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.norm_epsilon,
-            momentum=self.norm_momentum,
-            kernel_init=he_normal_fan_in,
-        )
+        layers = blocks.layers_of(self, train=train, kernel_init=he_normal_fan_in)
         layer = functools.partial(
             DenseLayer, self.growth, dropout_rate=self.block_dropout_rate, **layers
         )

@@ -74,15 +74,7 @@ class EfficientNet(nn.Module):
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "EfficientNet")
-        layers = blocks.layer_factories(
-            self.norm,
-            self.activation,
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.norm_epsilon,
-            momentum=self.norm_momentum,
-        )
+        layers = blocks.layers_of(self, train=train)
         stem_strides, *strides = blocks.strides_for(
             self.stem, (2, *(row[2] for row in self.stages))
         )

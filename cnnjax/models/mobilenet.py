@@ -123,15 +123,7 @@ class MobileNetV1(nn.Module):
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "MobileNetV1")
-        layers = blocks.layer_factories(
-            self.norm,
-            self.activation,
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.norm_epsilon,
-            momentum=self.norm_momentum,
-        )
+        layers = blocks.layers_of(self, train=train)
         stem_strides, *strides = blocks.strides_for(
             self.stem, (2, *(row[2] for row in self.stages))
         )
@@ -183,15 +175,7 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "MobileNetV2")
-        layers = blocks.layer_factories(
-            self.norm,
-            self.activation,
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.norm_epsilon,
-            momentum=self.norm_momentum,
-        )
+        layers = blocks.layers_of(self, train=train)
         stem_strides, *strides = blocks.strides_for(
             self.stem, (2, *(row[3] for row in self.stages))
         )
@@ -263,15 +247,7 @@ class MobileNetV3(nn.Module):
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "MobileNetV3")
-        layers = blocks.layer_factories(
-            self.norm,
-            self.activation,
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.norm_epsilon,
-            momentum=self.norm_momentum,
-        )
+        layers = blocks.layers_of(self, train=train)
         stem_strides, *strides = blocks.strides_for(self.stem, (2, *self.strides))
         rates = iter(
             blocks.stochastic_depth_rates(self.stochastic_depth_rate, sum(map(len, self.stages)))

@@ -118,15 +118,7 @@ class RegNet(nn.Module):
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "RegNet")
-        layers = blocks.layer_factories(
-            self.norm,
-            self.activation,
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.norm_epsilon,
-            momentum=self.norm_momentum,
-        )
+        layers = blocks.layers_of(self, train=train)
         table = stage_table(
             self.depth, self.initial_width, self.slope, self.width_multiplier, self.group_width
         )

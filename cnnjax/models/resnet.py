@@ -225,15 +225,7 @@ class ResNet(nn.Module):
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "ResNet")
         self._check()
-        layers = blocks.layer_factories(
-            self.norm,
-            self.activation,
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.norm_epsilon,
-            momentum=self.norm_momentum,
-        )
+        layers = blocks.layers_of(self, train=train)
         pre_activation = self.version == "v2"
         x = Stem(
             self.stem, self.stem_features, pre_activation=pre_activation, name="stem", **layers

@@ -99,15 +99,7 @@ class ShuffleNetV2(nn.Module):
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "ShuffleNetV2")
         require_stem(self.stem)
-        layers = blocks.layer_factories(
-            self.norm,
-            self.activation,
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.norm_epsilon,
-            momentum=self.norm_momentum,
-        )
+        layers = blocks.layers_of(self, train=train)
         large = self.stem == "imagenet"
         x = blocks.ConvNorm(STEM_FEATURES, 3, strides=2 if large else 1, name="stem", **layers)(
             image
