@@ -10,6 +10,7 @@ import optax
 
 from cnnjax import losses
 from cnnjax.data.dataset import Arrays
+from cnnjax.models.blocks import norm_layer
 from cnnjax.ops import Conv
 from cnnjax.state import create_state
 from cnnjax.steps import make_train_step
@@ -20,18 +21,16 @@ class BatchNormNet(nn.Module):
 
     num_classes: int = 10
     axis_name: str | None = None
+    norm_group_size: int = 0
 
     @nn.compact
     def __call__(self, image, *, train):
         x = image
         for name, width, strides in (("conv1", 4, 2), ("conv2", 8, 2)):
             x = Conv(width, (3, 3), (strides, strides), use_bias=False, name=name)(x)
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                axis_name=self.axis_name,
-                name=f"{name}_norm",
-            )(x)
+            x = norm_layer(
+                "batch", train=train, axis_name=self.axis_name, group_size=self.norm_group_size
+            )(name=f"{name}_norm")(x)
             x = nn.relu(x)
         return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)))
 

@@ -23,6 +23,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.models.grouped_norm import GroupedBatchNorm
 from cnnjax.models.layers import require_stem
 
 Array = jax.Array
@@ -94,6 +95,7 @@ def norm_layer(
     train: bool,
     dtype: Any = None,
     axis_name: str | None = None,
+    group_size: int = 0,
     epsilon: float = 1e-5,
     momentum: float = 0.9,
 ) -> Factory:
@@ -106,13 +108,20 @@ def norm_layer(
       train: batch norm takes the batch's statistics and updates its running ones.
       dtype: of the output, `None` for the input's; statistics are float32 or wider.
       axis_name: mapped axis (`pmap`, `shard_map`) over which batch statistics are averaged.
+      group_size: examples that share batch statistics, consecutive ones of the whole batch; 0 for
+        all. See `GroupedBatchNorm`.
       epsilon: added to the variance.
       momentum: of the running statistics, as in Flax: 1 minus PyTorch's.
 
     Raises:
-      UserError: `norm` is none of these.
+      UserError: `norm` is none of these, or has no batch statistics to group.
     """
     check_name("norm", norm, NORMS)
+    if group_size and (norm != "batch" or group_size < 0):
+        raise UserError(
+            f"norm_group_size is {group_size} with norm={norm!r}: give a positive number of "
+            "examples with norm='batch', or 0."
+        )
     ones = nn.initializers.ones
     common = {"epsilon": epsilon, "dtype": dtype}
 
@@ -128,13 +137,10 @@ def norm_layer(
         return lambda x: x
 
     if norm == "batch":
-        return functools.partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=momentum,
-            axis_name=axis_name,
-            **common,
-        )
+        common |= {"momentum": momentum, "axis_name": axis_name}
+        if group_size and train:
+            return functools.partial(GroupedBatchNorm, group_size, **common)
+        return functools.partial(nn.BatchNorm, use_running_average=not train, **common)
     if norm == "layer":
         return functools.partial(nn.LayerNorm, **common)
     if norm == "group":
@@ -149,6 +155,7 @@ def layer_factories(
     train: bool,
     dtype: Any = None,
     axis_name: str | None = None,
+    group_size: int = 0,
     epsilon: float = 1e-5,
     momentum: float = 0.9,
     kernel_init: Any = he_normal_fan_out,
@@ -166,6 +173,7 @@ def layer_factories(
             train=train,
             dtype=dtype,
             axis_name=axis_name,
+            group_size=group_size,
             epsilon=epsilon,
             momentum=momentum,
         ),
@@ -176,7 +184,8 @@ def layer_factories(
 def layers_of(model: Any, *, train: bool, kernel_init: Any = he_normal_fan_out) -> dict[str, Any]:
     """Returns `layer_factories` of a model's own fields.
 
-    They are `norm`, `activation`, `dtype`, `axis_name`, `norm_epsilon` and `norm_momentum`.
+    They are `norm`, `activation`, `dtype`, `axis_name`, `norm_group_size`, `norm_epsilon` and
+    `norm_momentum`.
     """
     return layer_factories(
         model.norm,
@@ -184,6 +193,7 @@ def layers_of(model: Any, *, train: bool, kernel_init: Any = he_normal_fan_out) 
         train=train,
         dtype=model.dtype,
         axis_name=model.axis_name,
+        group_size=model.norm_group_size,
         epsilon=model.norm_epsilon,
         momentum=model.norm_momentum,
         kernel_init=kernel_init,

@@ -101,6 +101,7 @@ class GoogLeNet(nn.Module):
       activation: a name from `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head; random stream `dropout`. (The paper has 0.4.)
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
+      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
 
     Call: `image [batch, height, width, channels]` -> `[batch, num_classes]`.
@@ -114,6 +115,7 @@ class GoogLeNet(nn.Module):
     activation: str | Activation = "relu"
     dropout_rate: float = 0.2
     axis_name: str | None = None
+    norm_group_size: int = 0
     dtype: Any = None
 
     @nn.compact
@@ -126,6 +128,7 @@ class GoogLeNet(nn.Module):
             train=train,
             dtype=self.dtype,
             axis_name=self.axis_name,
+            group_size=self.norm_group_size,
             epsilon=1e-3,
         )
         conv_norm = partial(ConvNorm, **layers)

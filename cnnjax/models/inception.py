@@ -184,6 +184,7 @@ class InceptionV3(nn.Module):
       activation: a name from `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head; random stream `dropout`.
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
+      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
 
     Call: `image [batch, height, width, channels]`, at least 75x75, published for 299x299
@@ -196,6 +197,7 @@ class InceptionV3(nn.Module):
     activation: str | Activation = "relu"
     dropout_rate: float = 0.5
     axis_name: str | None = None
+    norm_group_size: int = 0
     dtype: Any = None
 
     @nn.compact
@@ -253,6 +255,7 @@ class InceptionV3(nn.Module):
                 train=train,
                 dtype=self.dtype,
                 axis_name=self.axis_name,
+                group_size=self.norm_group_size,
                 epsilon=1e-3,
             ),
             activation=activation_function(self.activation),

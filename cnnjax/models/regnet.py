@@ -92,6 +92,7 @@ class RegNet(nn.Module):
       stochastic_depth_rate: of the last block; rises linearly from 0.
       norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
       axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
+      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; `None` is that of image and parameters, which are float32.
 
     Raises:
@@ -113,6 +114,7 @@ class RegNet(nn.Module):
     norm_epsilon: float = 1e-5
     norm_momentum: float = 0.9
     axis_name: str | None = None
+    norm_group_size: int = 0
     dtype: Any = None
 
     @nn.compact

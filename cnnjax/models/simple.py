@@ -29,6 +29,7 @@ class SimpleCNN(nn.Module):
       activation: a name from `blocks.ACTIVATIONS` or a function.
       pool: `max` or `average`.
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
+      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
 
     Call: `image [batch, height, width, channels]` -> `[batch, num_classes]`.
@@ -44,6 +45,7 @@ class SimpleCNN(nn.Module):
     activation: str | Activation = "relu"
     pool: str = "max"
     axis_name: str | None = None
+    norm_group_size: int = 0
     dtype: Any = None
 
     @nn.compact
@@ -72,7 +74,13 @@ class SimpleCNN(nn.Module):
         }
         if pool and self.norm == "none":
             return ops.ConvPool(activation=activation, pool=self.pool, **layer)(x)
-        norm = norm_layer(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype)
+        norm = norm_layer(
+            self.norm,
+            train=train,
+            axis_name=self.axis_name,
+            group_size=self.norm_group_size,
+            dtype=self.dtype,
+        )
         x = ops.Conv(use_bias=self.norm == "none", **layer)(x)
         x = activation(norm(name=f"norm{index}")(x))
         if pool:

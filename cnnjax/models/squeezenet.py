@@ -55,6 +55,7 @@ class SqueezeNet(nn.Module):
       activation: a name from `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head; random stream `dropout`.
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
+      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
 
     Call: `image [batch, height, width, channels]` -> `[batch, num_classes]`.
@@ -79,6 +80,7 @@ class SqueezeNet(nn.Module):
     activation: str | Activation = "relu"
     dropout_rate: float = 0.5
     axis_name: str | None = None
+    norm_group_size: int = 0
     dtype: Any = None
 
     @nn.compact
@@ -88,7 +90,13 @@ class SqueezeNet(nn.Module):
         require_image(image, "SqueezeNet", minimum=21 if large else 8)
         activation = activation_function(self.activation)
         init = kernel_initialiser(self.activation)
-        norm = norm_layer(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype)
+        norm = norm_layer(
+            self.norm,
+            train=train,
+            axis_name=self.axis_name,
+            group_size=self.norm_group_size,
+            dtype=self.dtype,
+        )
         conv = partial(conv_layer, use_bias=self.norm == "none", kernel_init=init, dtype=self.dtype)
         size = (self.stem_kernel, self.stem_kernel) if large else (3, 3)
         x = ops.Conv(

@@ -74,6 +74,7 @@ class VGG(nn.Module):
       activation: a name from `blocks.ACTIVATIONS` or a function.
       dropout_rate: after each dense layer but the head; random stream `dropout`.
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
+      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
 
     Call: `image [batch, height, width, channels]`, at least 32x32 -> `[batch, num_classes]`.
@@ -87,6 +88,7 @@ class VGG(nn.Module):
     activation: str | Activation = "relu"
     dropout_rate: float = 0.5
     axis_name: str | None = None
+    norm_group_size: int = 0
     dtype: Any = None
 
     @nn.compact
@@ -105,7 +107,13 @@ class VGG(nn.Module):
             VGGStage,
             conv=partial(ops.Conv, **layer),
             conv_pool=fused if self.norm == "none" else None,
-            norm=norm_layer(self.norm, train=train, axis_name=self.axis_name, dtype=self.dtype),
+            norm=norm_layer(
+                self.norm,
+                train=train,
+                axis_name=self.axis_name,
+                group_size=self.norm_group_size,
+                dtype=self.dtype,
+            ),
             activation=activation,
         )
         x = image
