@@ -16,6 +16,7 @@ _MODULES = (
     "backend",
     "checkpoint",
     "data",
+    "distributed",
     "errors",
     "evaluate",
     "logs",

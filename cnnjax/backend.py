@@ -5,6 +5,9 @@ import os
 import platform
 from pathlib import Path
 
+from cnnjax import distributed
+from cnnjax.errors import UserError
+
 DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 # XLA ends the process when one CPU device waits longer for another, 40 s by default: on a busy or
 # suspended machine that happens.
@@ -21,18 +24,32 @@ def start(devices: int, batch_size: int) -> int:
     already names their number is obeyed.
 
     Args:
-      devices: the number wanted; 0 is all accelerators or, on a CPU, one device a core, up to 4,
-        as far as they divide the batch.
+      devices: the number wanted, over all processes; 0 is all accelerators or, on a CPU, one device
+        a core, up to 4 a process, as far as they divide the batch.
       batch_size: the batch that the devices share.
+
+    Raises:
+      UserError: the processes of the run do not have that number of devices.
     """
+    num_processes = distributed.count()
+    if devices % num_processes:
+        raise UserError(
+            f"{devices} devices do not divide among {num_processes} processes: use a multiple."
+        )
     flags = os.environ.get("XLA_FLAGS", "")
     if DEVICE_COUNT_FLAG not in flags:
-        count = devices or _cpu_devices(batch_size)
+        count = devices // num_processes or _cpu_devices(batch_size // num_processes)
         os.environ["XLA_FLAGS"] = f"{flags} {DEVICE_COUNT_FLAG}={count} {PATIENCE_FLAG}".strip()
     enable_compilation_cache()
     import jax
 
-    return devices or len(jax.devices())
+    available = len(jax.devices())
+    if num_processes > 1 and devices not in (0, available):
+        raise UserError(
+            f"{devices} devices asked for, but the {num_processes} processes have {available}, and "
+            "each must use all of its own: drop --devices, or start as many processes as it takes."
+        )
+    return devices or available
 
 
 def enable_compilation_cache() -> None:
@@ -51,7 +68,8 @@ def describe() -> str:
     kind = (
         f"{_processor()}, {os.cpu_count()} cores" if first.platform == "cpu" else first.device_kind
     )
-    return f"{len(jax.devices())} x {first.platform} ({kind})"
+    processes = f" in {distributed.count()} processes" if distributed.count() > 1 else ""
+    return f"{len(jax.devices())} x {first.platform} ({kind}){processes}"
 
 
 def _cpu_devices(batch_size: int) -> int:

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from cnnjax import manifest, step_directories, storage
+from cnnjax import distributed, manifest, step_directories, storage
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.manifest import Damaged
 from cnnjax.storage import PROGRESS, HostState
@@ -226,7 +226,7 @@ def restore(
         trees = {name: storage.read_item(path, content, name) for name in wanted if tables[name]}
         return trees, _read_meta(path, content), content
 
-    trees, meta, content = _newest_undamaged(directory, step, warn, read)
+    trees, meta, content = _same_in_all(directory, step, warn, read)
     _warn_of_versions(content["packages"], warn)
 
     if sharding is not None:
@@ -340,7 +340,26 @@ def _write_step(directory: Path, state: HostState, meta: str) -> Path:
         (unfinished / "meta.json").write_text(meta + "\n")
         return {"packages": package_versions(), "items": items}
 
-    return step_directories.create(directory, state.step, fill)
+    def create() -> Path:
+        return step_directories.create(directory, state.step, fill)
+
+    return Path(_by_first("save", lambda: str(create())))
+
+
+def _by_first(name: str, work: Callable[[], Result]) -> Result:
+    """Returns what `work` returns in the first process (JSON), or raises its UserError, in all."""
+    result, problem = None, None
+    if distributed.is_first():
+        try:
+            result = work()
+        except UserError as error:
+            if distributed.count() == 1:
+                raise
+            problem = str(error)
+    result, problem = distributed.from_first(name, [result, problem])
+    if problem is not None:
+        raise UserError(problem)
+    return result
 
 
 def _meta_text(meta: Mapping[str, Any]) -> str:
@@ -374,6 +393,29 @@ def _newest_undamaged(
                 warn(f"skipping checkpoint {path}: {damage}.")
     which = "none of its checkpoints" if step is None else f"no checkpoint of step {step}"
     raise UserError(f"{directory}: {which} is undamaged; choose another step or start again.")
+
+
+def _same_in_all(
+    directory: str | Path, step: int | None, warn: Warn, read: Callable[[Path], Result]
+) -> Result:
+    """As `_newest_undamaged`, but all processes read the step that process 0 found."""
+    found: list[Result] = []
+
+    def find() -> str:
+        path, result = _newest_undamaged(directory, step, warn, lambda path: (path, read(path)))
+        found.append(result)
+        return str(path)
+
+    path = Path(_by_first("restore", find))
+    if found:
+        return found[0]
+    try:
+        return read(path)
+    except Damaged as damage:
+        raise UserError(
+            f"process {distributed.index()} cannot read checkpoint {path}, which process 0 can: "
+            f"{damage}. Put the run directory on a file system that all processes share."
+        ) from None
 
 
 def _ranked(paths: Mapping[int, Path], metric: str, lower_is_better: bool) -> list[int]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cnnjax import distributed
 from cnnjax.errors import UserError
 
 USAGE_EXIT_CODE = 2
@@ -82,8 +83,9 @@ def one_line_errors():
     except UserError as error:
         if os.environ.get("CNNJAX_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USAGE_EXIT_CODE)
+        if not isinstance(error, distributed.PeerLost):
+            print(f"error: {error}", file=sys.stderr)
+        distributed.end(USAGE_EXIT_CODE)
 
 
 def _one_line(boxed: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cnnjax import metrics
+from cnnjax import distributed, metrics
 from cnnjax.errors import UserError
 
 PyTree = Any
@@ -190,9 +190,9 @@ def _fetched(results: Iterable[PyTree]) -> Iterator[PyTree]:
     for result in results:
         waiting.append(result)
         if len(waiting) > _BATCHES_IN_FLIGHT:
-            yield jax.device_get(waiting.popleft())
+            yield distributed.fetch(waiting.popleft())
     while waiting:
-        yield jax.device_get(waiting.popleft())
+        yield distributed.fetch(waiting.popleft())
 
 
 def _widen(array: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cnnjax import distributed
 from cnnjax.data.pipelines import Pipeline, ResidentPipeline, gather
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.ops import inside_loop
@@ -75,6 +76,8 @@ def choose_method(method: str, data: Pipeline, mesh: Mesh) -> str:
     resident = isinstance(data, ResidentPipeline)
     if method == "scan" and not resident:
         raise UserError("'scan' needs resident data, but this pipeline streams: use 'jit'.")
+    if method == "pmap" and mesh.is_multi_process:
+        raise UserError("'pmap' works within one process: use 'jit', which spans any number.")
     if method != "auto":
         return method
     return "scan" if resident else "jit"
@@ -212,10 +215,10 @@ def _compile_scan(make_step, state: TrainState, data: ResidentPipeline, mesh: Me
         indices = data.indices(first_step, num_steps)
         padding = np.zeros((capacity - num_steps, data.batch_size), indices.dtype)
         sharding = NamedSharding(mesh, PartitionSpec(None, AXIS))
-        return jax.device_put(np.concatenate([indices, padding]), sharding)
+        return distributed.put(np.concatenate([indices, padding]), sharding)
 
     def scalar(number: int) -> jax.Array:
-        return jax.device_put(np.int32(number), replicated(mesh))
+        return distributed.put(np.int32(number), replicated(mesh))
 
     arguments = state, data.arrays, padded_indices(0, 1), scalar(1)
     with inside_loop():

@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cnnjax import cli
+from cnnjax import cli, distributed
 from cnnjax.errors import UserError
 
 # What a resumed run may change: how long it trains, where it computes and reads.
 CHANGEABLE_ON_RESUME = {"epochs", "stop_after_epochs", "resume", "run_dir", "data_dir", "devices"}
+# What says how this process was started, not what the run is: kept in no record.
+LAUNCH_SETTINGS = ("resume", "coordinator", "num_processes", "process_id", "join_timeout_secs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,19 @@ class Settings:
     devices: int = 0
     """Devices to use; 0 is all accelerators or, on a CPU, what is fastest for the batch size."""
 
+    coordinator: str = "auto"
+    """Where several processes meet: HOST:PORT of process 0; auto, as SLURM, TPU pods or Open MPI
+    say; or off."""
+
+    num_processes: int = 0
+    """Processes of the run, each started with the same command; with --coordinator HOST:PORT."""
+
+    process_id: int = -1
+    """Which of them this is, from 0; with --coordinator HOST:PORT."""
+
+    join_timeout_secs: int = 300
+    """How long to wait for the other processes."""
+
     save_every_steps: int = 0
     """Save a checkpoint every so many steps too, not only after each epoch."""
 
@@ -79,7 +94,7 @@ def launch(
     experiment = experiment_name(config_type)
     with cli.one_line_errors():
         config = resolve(config_type, experiment, sys.argv[1:] if argv is None else argv)
-        sys.exit(0 if config is None else main(config))
+        distributed.end(0 if config is None else main(config) or 0)
 
 
 def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | None:
@@ -125,7 +140,7 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
                 "choose another --run-dir."
             )
         saved = read_config(directory)
-        settings = json.loads(json.dumps(dataclasses.asdict(config)))
+        settings = json.loads(json.dumps(recorded_settings(config)))
         if saved["experiment"] != experiment or saved["settings"] != settings:
             raise UserError(
                 f"{directory} holds a finished run with other settings: choose another --run-dir."
@@ -167,13 +182,19 @@ def write_config(config: Settings, experiment: str, **facts: Any) -> None:
         history = [*earlier.pop("history", []), earlier]
     content = {
         "experiment": experiment,
-        "settings": dataclasses.asdict(dataclasses.replace(config, resume="")),
+        "settings": recorded_settings(config),
         "command": sys.argv,
         "versions": package_versions(),
         **facts,
         "history": history,
     }
     write_json(path, content)
+
+
+def recorded_settings(config: Settings) -> dict[str, Any]:
+    """Returns the settings that make the run what it is, however it is started."""
+    settings = dataclasses.asdict(config)
+    return {name: value for name, value in settings.items() if name not in LAUNCH_SETTINGS}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -278,7 +299,8 @@ def _shortened(config: Any) -> Any:
 def _refuse_changes(saved: Settings, given: Settings) -> None:
     for field in dataclasses.fields(saved):
         before, after = getattr(saved, field.name), getattr(given, field.name)
-        if before != after and field.name not in CHANGEABLE_ON_RESUME:
+        changeable = CHANGEABLE_ON_RESUME | set(LAUNCH_SETTINGS)
+        if before != after and field.name not in changeable:
             flag = "--" + field.name.replace("_", "-")
             raise UserError(
                 f"{flag} {after} differs from the resumed run's {before}: drop the flag, or start "

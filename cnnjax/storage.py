@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax import manifest
+from cnnjax import distributed, manifest
 from cnnjax.errors import UserError
 from cnnjax.manifest import Damaged
 from cnnjax.trees import PyTree, named_leaves
@@ -95,7 +95,7 @@ def write_item(directory: Path, tree: PyTree, table: Table) -> Table:
     leaves = named_leaves(tree)
     stored = _without_empty(tree)
     if stored:
-        with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as writer:
+        with contextlib.closing(_checkpointer()) as writer:
             writer.save(directory.absolute(), args=ocp.args.StandardSave(stored))
     return {
         path: {**row, "sha256": manifest.array_digest(leaves[path])} for path, row in table.items()
@@ -123,7 +123,7 @@ def read_item(step_directory: Path, content: dict[str, Any], name: str) -> PyTre
     tree: dict[str, Any] = {}
     if len(empty) < len(table):
         try:
-            with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as reader:
+            with contextlib.closing(_checkpointer()) as reader:
                 tree = reader.restore((step_directory / name).absolute())
         except Exception as error:  # Of many types, none of them documented.
             text = str(error).partition("\n")[0]
@@ -190,13 +190,28 @@ def place(array: np.ndarray, row: dict[str, Any], like: Any, sharding: Any) -> A
         sharding = getattr(like, "sharding", None)
     if "key_impl" in row:
         key = jax.random.wrap_key_data(jnp.asarray(array), impl=row["key_impl"])
-        return key if sharding is None else jax.device_put(key, sharding)
-    leaf = jnp.asarray(array) if sharding is None else jax.device_put(array, sharding)
+        return key if sharding is None else distributed.put(key, sharding)
+    leaf = jnp.asarray(array) if sharding is None else distributed.put(array, sharding)
     if leaf.dtype != array.dtype:
         raise UserError(
             f"a leaf saved as {array.dtype} cannot be restored to a device: enable jax_enable_x64."
         )
     return leaf
+
+
+def _checkpointer() -> Any:
+    """Returns Orbax for this process alone: by itself it would wait for the others on the devices,
+    in the middle of whatever step they compute."""
+    import orbax.checkpoint as ocp
+
+    alone = ocp.options.MultiprocessingOptions()
+    if distributed.count() > 1:
+        me = distributed.index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _stored(path: str, leaf: Any) -> dict[str, Any]:
@@ -222,7 +237,7 @@ def _host_copy(leaf: Any) -> np.ndarray:
         leaf = jax.random.key_data(leaf)
     # A copy in every case: a view would keep a step on the CPU from reusing the donated buffer, and
     # a NumPy leaf may be changed by its owner.
-    return np.array(leaf, order="C")
+    return np.array(distributed.fetch(leaf), order="C")
 
 
 def _nested(tree: PyTree) -> dict[str, Any]:

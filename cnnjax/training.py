@@ -4,6 +4,7 @@ An experiment decides data, model, optimizer and step; this module connects them
 which a reader would. Whoever wants another order calls the same functions.
 """
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cnnjax import backend, checkpoint, evaluate, loop, parallel, report, runs
+from cnnjax import backend, checkpoint, distributed, evaluate, loop, parallel, report, runs
 from cnnjax.cli import INTERRUPT_EXIT_CODES
 from cnnjax.data.dataset import Dataset
 from cnnjax.data.pipelines import Batch, Pipeline, ResidentPipeline
@@ -78,17 +79,18 @@ def train_classifier(config: runs.Settings, recipe: Recipe) -> int:
     """
     started = time.monotonic()
     experiment = runs.experiment_name(type(config))
-    config = runs.place(config, experiment)
+    config = _agree(runs.place(config, experiment))
     directory = Path(config.run_dir)
     mesh = parallel.make_mesh(config.devices or None)
     _check_patience(config, recipe.dataset)
     data = _pipeline(recipe.dataset, config, mesh)
     method = parallel.choose_method(config.parallel, data, mesh)
     state = initial_state(recipe, config.seed)
-    runs.make_directory(directory)
+    _share_directory(directory)
     state, notes = _start_or_resume(directory, config, recipe, state)
-    state = jax.device_put(state, parallel.replicated(mesh))
-    _record_facts(config, experiment, recipe)
+    state = distributed.put(state, parallel.replicated(mesh))
+    if distributed.is_first():
+        _record_facts(config, experiment, recipe)
     _print_header(config, recipe, mesh, data, method)
 
     compiling = time.monotonic()
@@ -103,7 +105,7 @@ def train_classifier(config: runs.Settings, recipe: Recipe) -> int:
         ),
         mesh,
     )
-    print(f"compiled     in {time.monotonic() - compiling:.1f} s", flush=True)
+    distributed.say(f"compiled     in {time.monotonic() - compiling:.1f} s")
 
     def elapsed() -> float:
         return notes.get("seconds", 0.0) + time.monotonic() - started
@@ -111,7 +113,8 @@ def train_classifier(config: runs.Settings, recipe: Recipe) -> int:
     def validate(state: TrainState) -> dict[str, float]:
         return _scores(eval_step, state.variables(), recipe.dataset, "validation", mesh)
 
-    with runs.stop_requests() as stop_requested:
+    with runs.stop_requests() as asked:
+        stop_requested = distributed.agreed("stop", asked)
         outcome = _fit(
             config,
             recipe,
@@ -124,11 +127,11 @@ def train_classifier(config: runs.Settings, recipe: Recipe) -> int:
             stop_requested,
         )
         if outcome.reason == "interrupted":
-            print(f"stopped; continue with --resume {directory}")
+            distributed.say(f"stopped; continue with --resume {directory}")
             return INTERRUPT_EXIT_CODES[stop_requested() or "SIGTERM"]
     unfinished = int(outcome.state.step) < config.epochs * data.steps_per_epoch
     if unfinished and outcome.reason == "finished":
-        print(f"stopped as asked; continue with --resume {directory}")
+        distributed.say(f"stopped as asked; continue with --resume {directory}")
         return 0
     _finish(config, experiment, recipe, outcome, eval_step, mesh, elapsed)
     return 0
@@ -186,8 +189,9 @@ def _start_or_resume(
     """Returns the run's newest good state and its notes, or the given state and no notes."""
     checkpoints = directory / "checkpoints"
     checkpoint.check_space(checkpoints, 4 * checkpoint.state_bytes(state))
-    if not config.resume or not checkpoint.steps(checkpoints):
-        checkpoint.clean(checkpoints)
+    found = bool(config.resume) and bool(checkpoint.steps(checkpoints))
+    if not distributed.from_first("resume", found):
+        _clean(checkpoints)
         return state, {}
     state, notes = checkpoint.restore(checkpoints, state, warn=_warn)
     if notes["data_checksum"] != recipe.dataset.checksum:
@@ -195,9 +199,34 @@ def _start_or_resume(
             f"the data are not those of {directory} (checksum {recipe.dataset.checksum[:12]}, the "
             f"run's {notes['data_checksum'][:12]}): resume with the same dataset and --data-dir."
         )
-    checkpoint.clean(checkpoints, after=int(state.step))
-    print(f"resumed      {directory} at step {int(state.step)}")
+    _clean(checkpoints, after=int(state.step))
+    distributed.say(f"resumed      {directory} at step {int(state.step)}")
     return state, notes
+
+
+def _clean(checkpoints: Path, after: int | None = None) -> None:
+    distributed.exchange("before cleaning", None)
+    if distributed.is_first():
+        checkpoint.clean(checkpoints, after=after)
+
+
+def _agree(config: runs.Settings) -> runs.Settings:
+    """Returns the settings with the run directory of process 0; a UserError if others differ."""
+    run_dir = distributed.from_first("run directory", config.run_dir)
+    config = dataclasses.replace(config, run_dir=run_dir)
+    distributed.check_same("settings", runs.recorded_settings(config))
+    return config
+
+
+def _share_directory(directory: Path) -> None:
+    if distributed.is_first():
+        runs.make_directory(directory)
+    distributed.exchange("run directory made", None)
+    if not directory.is_dir():
+        raise UserError(
+            f"process {distributed.index()} does not see the run directory {directory} that "
+            "process 0 made: put --run-dir on a file system that all processes share."
+        )
 
 
 def _fit(
@@ -215,13 +244,20 @@ def _fit(
     first_step = int(state.step)
     last_epoch = min(config.epochs, config.stop_after_epochs or config.epochs)
     bar = ProgressBar(
-        config.epochs * steps_per_epoch, steps_per_epoch, config.batch_size, first_step
+        config.epochs * steps_per_epoch,
+        steps_per_epoch,
+        config.batch_size,
+        first_step,
+        enabled=None if distributed.is_first() else False,
     )
-    log = MetricsLog(directory, resume_step=first_step if config.resume else None)
+    log = None
+    if distributed.is_first():
+        log = MetricsLog(directory, resume_step=first_step if config.resume else None)
     saver = checkpoint.Saver(directory / "checkpoints", metric="best_value")
 
     def record(step: int, kind: str, values: dict[str, float]) -> None:
-        log.write(step, kind, values)
+        if log is not None:
+            log.write(step, kind, values)
         if kind == "train":
             bar.update(step, values)
         else:
@@ -248,7 +284,7 @@ def _fit(
         with bar.paused():
             return validate(state)
 
-    with log, bar, saver:
+    with log or contextlib.nullcontext(), bar, saver:
         return loop.fit(
             state,
             train,
@@ -279,19 +315,22 @@ def _finish(
     directory, dataset, state = Path(config.run_dir), recipe.dataset, outcome.state
     if config.patience and outcome.best.step != int(state.step):
         state, _ = checkpoint.restore(directory / "checkpoints", state, step=outcome.best.step)
-        print(f"restored     the best weights, of step {outcome.best.step}")
+        distributed.say(f"restored     the best weights, of step {outcome.best.step}")
     variables = state.variables()
     test = _scores(eval_step, variables, dataset, "test", mesh)
-    with MetricsLog(directory, resume_step=int(outcome.state.step)) as log:
-        log.write(int(outcome.state.step), "test", test)
     predict = parallel.compile_predict(make_predict(recipe.model, normalise=recipe.normalise), mesh)
     batches = _batches(dataset, "test", mesh)
     probabilities, labels = evaluate.predict_all(predict, variables, batches)
+    params = distributed.fetch(variables["params"])
+    if not distributed.is_first():
+        return
+    with MetricsLog(directory, resume_step=int(outcome.state.step)) as log:
+        log.write(int(outcome.state.step), "test", test)
     scores = evaluate.format_report(evaluate.report(probabilities, labels, dataset.class_names))
     shown = first_examples(dataset, "test")
     report.write_figures(
         directory,
-        variables["params"],
+        params,
         shown,
         probabilities[: len(shown.label)],
         dataset.class_names,
@@ -364,7 +403,7 @@ def _print_header(
         for name, split in (("training", "train"), ("validation", "validation"), ("test", "test"))
     )
     kept = "resident" if isinstance(data, ResidentPipeline) else "streamed"
-    print(
+    distributed.say(
         f"run          {config.run_dir}\n"
         f"devices      {backend.describe()}; {mesh.size} in use, step by {method}\n"
         f"data         {dataset.name}, {kept}: {sizes} images of "
@@ -374,4 +413,5 @@ def _print_header(
 
 
 def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
+    if distributed.is_first():
+        print(f"warning: {text}", file=sys.stderr)

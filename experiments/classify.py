@@ -91,6 +91,12 @@ class Config(runs.Settings):
 
 def main(config: Config) -> int:
     """Trains and tests one network; returns the exit code."""
+    cnnjax.distributed.start(
+        config.coordinator,
+        config.num_processes,
+        config.process_id,
+        timeout_secs=config.join_timeout_secs,
+    )
     cnnjax.backend.start(config.devices, config.batch_size)
     dataset = cnnjax.data.open_dataset(
         config.dataset,

@@ -26,11 +26,20 @@ MAY_IMPORT = {
     "optim": {"errors", "trees", "rng", "schedules"},
     "state": {"errors", "trees", "rng"},
     "steps": {"errors", "trees", "rng", "losses", "metrics", "state"},
-    "parallel": {"errors", "trees", "rng", "state", "steps", "data", "ops"},
-    "checkpoint": {"errors", "trees", "state", "manifest", "storage", "step_directories"},
+    "distributed": {"errors"},
+    "parallel": {"errors", "distributed", "trees", "rng", "state", "steps", "data", "ops"},
+    "checkpoint": {
+        "errors",
+        "distributed",
+        "trees",
+        "state",
+        "manifest",
+        "storage",
+        "step_directories",
+    },
     "logs": {"errors"},
     "plots": {"errors", "metrics", "plots"},
-    "evaluate": {"errors", "metrics"},
+    "evaluate": {"errors", "distributed", "metrics"},
     "loop": {"errors", "metrics", "state", "steps", "parallel", "evaluate", "checkpoint", "logs"},
 }
 HEAVY = {"tensorflow", "tensorflow_datasets", "matplotlib", "orbax", "PIL", "tensorboardX"}
