@@ -34,7 +34,6 @@ import jax
 
 from cnnjax import distributed, manifest, step_directories, storage
 from cnnjax.errors import UserError, unknown_name
-from cnnjax.manifest import Damaged
 from cnnjax.storage import PROGRESS, HostState
 from cnnjax.trees import PyTree, named_leaves
 
@@ -226,7 +225,7 @@ def restore(
         trees = {name: storage.read_item(path, content, name) for name in wanted if tables[name]}
         return trees, _read_meta(path, content), content
 
-    trees, meta, content = _same_in_all(directory, step, warn, read)
+    trees, meta, content = step_directories.read_newest_together(Path(directory), step, warn, read)
     _warn_of_versions(content["packages"], warn)
 
     if sharding is not None:
@@ -278,7 +277,7 @@ def restore_items(
                 raise unknown_name(f"item of checkpoint {path}", name, content["items"])
         return {name: storage.read_item(path, content, name) for name in names}
 
-    found = _newest_undamaged(directory, step, warn, read)
+    found = step_directories.read_newest(Path(directory), step, warn, read)
     return {**found, "step": int(found[PROGRESS]["step"])}
 
 
@@ -286,8 +285,8 @@ def read_meta(
     directory: str | Path, *, step: int | None = None, warn: Warn = warnings.warn
 ) -> dict[str, Any]:
     """Returns the meta of a step, by default the newest; arguments as for `restore_items`."""
-    return _newest_undamaged(
-        directory, step, warn, lambda path: _read_meta(path, manifest.read(path))
+    return step_directories.read_newest(
+        Path(directory), step, warn, lambda path: _read_meta(path, manifest.read(path))
     )
 
 
@@ -343,23 +342,7 @@ def _write_step(directory: Path, state: HostState, meta: str) -> Path:
     def create() -> Path:
         return step_directories.create(directory, state.step, fill)
 
-    return Path(_by_first("save", lambda: str(create())))
-
-
-def _by_first(name: str, work: Callable[[], Result]) -> Result:
-    """Returns what `work` returns in the first process (JSON), or raises its UserError, in all."""
-    result, problem = None, None
-    if distributed.is_first():
-        try:
-            result = work()
-        except UserError as error:
-            if distributed.count() == 1:
-                raise
-            problem = str(error)
-    result, problem = distributed.from_first(name, [result, problem])
-    if problem is not None:
-        raise UserError(problem)
-    return result
+    return Path(distributed.by_first("save", lambda: str(create())))
 
 
 def _meta_text(meta: Mapping[str, Any]) -> str:
@@ -372,50 +355,6 @@ def _meta_text(meta: Mapping[str, Any]) -> str:
 def _read_meta(step_directory: Path, content: dict[str, Any]) -> dict[str, Any]:
     manifest.check_files(step_directory, content, ["meta.json"])
     return json.loads((step_directory / "meta.json").read_text())
-
-
-def _newest_undamaged(
-    directory: str | Path, step: int | None, warn: Warn, read: Callable[[Path], Result]
-) -> Result:
-    """Returns what `read` makes of the step asked for, or of the newest that it can read."""
-    directory = Path(directory)
-    found = [(number, path) for number, _, path in reversed(step_directories.listed(directory))]
-    if not found:
-        raise UserError(f"{directory} holds no checkpoint.")
-    if step is not None and step not in [number for number, _ in found]:
-        saved = ", ".join(str(number) for number, _ in reversed(found))
-        raise UserError(f"{directory} holds no checkpoint of step {step}: choose from {saved}.")
-    for number, path in found:
-        if step in (None, number):
-            try:
-                return read(path)
-            except Damaged as damage:
-                warn(f"skipping checkpoint {path}: {damage}.")
-    which = "none of its checkpoints" if step is None else f"no checkpoint of step {step}"
-    raise UserError(f"{directory}: {which} is undamaged; choose another step or start again.")
-
-
-def _same_in_all(
-    directory: str | Path, step: int | None, warn: Warn, read: Callable[[Path], Result]
-) -> Result:
-    """As `_newest_undamaged`, but all processes read the step that process 0 found."""
-    found: list[Result] = []
-
-    def find() -> str:
-        path, result = _newest_undamaged(directory, step, warn, lambda path: (path, read(path)))
-        found.append(result)
-        return str(path)
-
-    path = Path(_by_first("restore", find))
-    if found:
-        return found[0]
-    try:
-        return read(path)
-    except Damaged as damage:
-        raise UserError(
-            f"process {distributed.index()} cannot read checkpoint {path}, which process 0 can: "
-            f"{damage}. Put the run directory on a file system that all processes share."
-        ) from None
 
 
 def _ranked(paths: Mapping[int, Path], metric: str, lower_is_better: bool) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cnnjax import distributed
+from cnnjax.channel import PeerLost
 from cnnjax.errors import UserError
 
 USAGE_EXIT_CODE = 2
@@ -83,7 +84,7 @@ def one_line_errors():
     except UserError as error:
         if os.environ.get("CNNJAX_TRACEBACK"):
             raise
-        if not isinstance(error, distributed.PeerLost):
+        if not isinstance(error, PeerLost):
             print(f"error: {error}", file=sys.stderr)
         distributed.end(USAGE_EXIT_CODE)
 

@@ -11,11 +11,12 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from cnnjax import manifest
+from cnnjax import distributed, manifest
 from cnnjax.errors import UserError
 
+Result = TypeVar("Result")
 UNFINISHED = ".tmp-"
 _STEP_NAME = re.compile(r"(\d{8,})(?:\.(\d+))?")
 
@@ -75,6 +76,49 @@ def listed(directory: Path) -> list[tuple[int, int, Path]]:
 def whole(directory: Path) -> dict[int, Path]:
     """Returns `{step: path}` of the last attempt at each step, of those that have a manifest."""
     return {step: path for step, _, path in listed(directory) if (path / manifest.NAME).exists()}
+
+
+def read_newest(
+    directory: Path, step: int | None, warn: Callable[[str], None], read: Callable[[Path], Result]
+) -> Result:
+    """Returns what `read` makes of the step asked for, or of the newest that it can read."""
+    found = [(number, path) for number, _, path in reversed(listed(directory))]
+    if not found:
+        raise UserError(f"{directory} holds no checkpoint.")
+    if step is not None and step not in [number for number, _ in found]:
+        saved = ", ".join(str(number) for number, _ in reversed(found))
+        raise UserError(f"{directory} holds no checkpoint of step {step}: choose from {saved}.")
+    for number, path in found:
+        if step in (None, number):
+            try:
+                return read(path)
+            except manifest.Damaged as damage:
+                warn(f"skipping checkpoint {path}: {damage}.")
+    which = "none of its checkpoints" if step is None else f"no checkpoint of step {step}"
+    raise UserError(f"{directory}: {which} is undamaged; choose another step or start again.")
+
+
+def read_newest_together(
+    directory: Path, step: int | None, warn: Callable[[str], None], read: Callable[[Path], Result]
+) -> Result:
+    """As `read_newest`, but all processes of the run read the step that the first one found."""
+    found: list[Result] = []
+
+    def find() -> str:
+        path, result = read_newest(directory, step, warn, lambda path: (path, read(path)))
+        found.append(result)
+        return str(path)
+
+    path = Path(distributed.by_first("restore", find))
+    if found:
+        return found[0]
+    try:
+        return read(path)
+    except manifest.Damaged as damage:
+        raise UserError(
+            f"process {distributed.index()} cannot read checkpoint {path}, which process 0 can: "
+            f"{damage}. Put the run directory on a file system that all processes share."
+        ) from None
 
 
 def delete(path: Path) -> None:

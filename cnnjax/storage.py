@@ -113,7 +113,6 @@ def read_item(step_directory: Path, content: dict[str, Any], name: str) -> PyTre
     Raises:
       Damaged: what is read is not what was saved.
     """
-    import orbax.checkpoint as ocp
 
     table = content["items"][name]
     if table is None:

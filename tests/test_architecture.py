@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "optim": {"errors", "trees", "rng", "schedules"},
     "state": {"errors", "trees", "rng"},
     "steps": {"errors", "trees", "rng", "losses", "metrics", "state"},
-    "distributed": {"errors"},
+    "channel": {"errors"},
+    "distributed": {"errors", "channel"},
     "parallel": {"errors", "distributed", "trees", "rng", "state", "steps", "data", "ops"},
     "checkpoint": {
         "errors",

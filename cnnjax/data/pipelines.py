@@ -8,7 +8,7 @@ run started, so a run resumed at any step sees what it would have seen.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -189,6 +189,42 @@ def padded_size(batch_size: int, sharding: jax.sharding.Sharding | None) -> int:
             batch_size += 1
         else:
             return batch_size
+
+
+def local_rows(batch_size: int, sharding: jax.sharding.Sharding | None) -> np.ndarray:
+    """Positions in a batch of the examples that this process's devices hold, in rising order."""
+    if sharding is None or sharding.is_fully_addressable:
+        return np.arange(batch_size)
+    shards = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[shard] for shard in shards]))
+
+
+def place_local(
+    batch: HostBatch, sharding: jax.sharding.Sharding | None, rows: np.ndarray, batch_size: int
+) -> Batch:
+    """Moves this process's part of a batch to its devices.
+
+    Args:
+      batch: the examples at the positions `rows` of the whole batch.
+      sharding: how the whole batch is spread over devices; None puts the part on the default one.
+      rows: rising positions, at least those that `local_rows` names.
+      batch_size: examples in the whole batch.
+
+    Returns:
+      The whole batch, or the part where there is no sharding.
+    """
+    if sharding is None:
+        return jax.device_put(batch)
+
+    def placed(array: np.ndarray) -> jax.Array:
+        def shard(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            first = np.searchsorted(rows, start)
+            return array[first : first + stop - start][(slice(None), *index[1:])]
+
+        return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, shard)
+
+    return {name: placed(array) for name, array in batch.items()}
 
 
 def pad_and_mask(batch: HostBatch, size: int) -> HostBatch:

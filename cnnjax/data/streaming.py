@@ -23,8 +23,10 @@ from cnnjax.data.pipelines import (
     check_divides,
     count_steps,
     epoch_indices,
+    local_rows,
     pad_and_mask,
     padded_size,
+    place_local,
 )
 from cnnjax.data.tfds_source import (
     image_features,
@@ -34,7 +36,7 @@ from cnnjax.data.tfds_source import (
     tensorflow,
 )
 from cnnjax.data.tfds_splits import split_size
-from cnnjax.errors import UserError, unknown_name
+from cnnjax.errors import unknown_name
 from cnnjax.rng import numpy_generator
 
 T = TypeVar("T")
@@ -54,6 +56,7 @@ class StreamingPipeline:
         batch_size: int,
         *,
         sharding: jax.sharding.Sharding | None = None,
+        rows: np.ndarray | None = None,
     ):
         """Keeps what reads; nothing is opened yet.
 
@@ -64,6 +67,7 @@ class StreamingPipeline:
           batch_size: examples in a batch, over all processes.
           sharding: how a batch is spread over devices, along its first axis; None for the default
             device.
+          rows: the positions in a batch of the examples that are read here.
         """
         self.batch_size = batch_size
         self.num_examples = num_examples
@@ -71,6 +75,7 @@ class StreamingPipeline:
         check_divides(batch_size, sharding)
         self._read_epoch = read_epoch
         self._sharding = sharding
+        self._rows = local_rows(batch_size, sharding) if rows is None else rows
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Yields the batches of the global steps `first_step`, `first_step + 1`, ... for ever."""
@@ -80,7 +85,7 @@ class StreamingPipeline:
         epoch, offset = divmod(first_step, self.steps_per_epoch)
         while True:
             for batch in self._read_epoch(epoch, offset):
-                yield place_local(batch, self._sharding)
+                yield place_local(batch, self._sharding, self._rows, self.batch_size)
             epoch, offset = epoch + 1, 0
 
 
@@ -91,38 +96,43 @@ def stream_arrays(
     seed: int,
     host_augment: HostAugment | None = None,
     sharding: jax.sharding.Sharding | None = None,
-    process_index: int | None = None,
-    process_count: int | None = None,
+    rows: np.ndarray | None = None,
 ) -> StreamingPipeline:
     """Streams from host memory, in exactly the order of `ResidentPipeline` with the same seed.
 
     For data that fit into the host's memory but not the device's, or that are augmented on the
     host. TensorFlow is imported only for the latter. Arguments as for `stream_tfds`.
     """
-    index, count = _process(process_index, process_count)
-    local_size = _local_size(batch_size, count)
+    here = local_rows(batch_size, sharding) if rows is None else rows
 
     def read_epoch(epoch: int, skip: int) -> Iterator[HostBatch]:
-        rows = epoch_indices(len(arrays.label), batch_size, seed, epoch)
-        mine = rows[skip:, index * local_size : (index + 1) * local_size]
+        order = epoch_indices(len(arrays.label), batch_size, seed, epoch)
+        mine = order[skip:, here]
         if host_augment is None:
             for row in mine:
                 yield _with_mask({"image": arrays.image[row], "label": arrays.label[row]})
             return
         tf = tensorflow()
+        positions = np.arange(order.size, dtype=np.int64).reshape(order.shape)[skip:, here]
         dataset = tf.data.Dataset.from_generator(
-            lambda: ({"image": arrays.image[at], "label": arrays.label[at]} for at in mine.ravel()),
-            output_signature={
-                "image": tf.TensorSpec(arrays.image.shape[1:], tf.uint8),
-                "label": tf.TensorSpec((), tf.int32),
-            },
+            lambda: (
+                (position, {"image": arrays.image[at], "label": arrays.label[at]})
+                for position, at in zip(positions.ravel(), mine.ravel(), strict=True)
+            ),
+            output_signature=(
+                tf.TensorSpec((), tf.int64),
+                {
+                    "image": tf.TensorSpec(arrays.image.shape[1:], tf.uint8),
+                    "label": tf.TensorSpec((), tf.int32),
+                },
+            ),
         )
-        dataset = _map_images(
-            dataset, host_augment, _epoch_seeds(seed, epoch, index), skip * local_size
-        )
-        yield from _host_batches(dataset, local_size)
+        dataset = _map_images(dataset, host_augment, _epoch_seeds(seed, epoch))
+        yield from _host_batches(dataset, len(here))
 
-    return StreamingPipeline(read_epoch, len(arrays.label), batch_size, sharding=sharding)
+    return StreamingPipeline(
+        read_epoch, len(arrays.label), batch_size, sharding=sharding, rows=here
+    )
 
 
 def stream_tfds(
@@ -137,14 +147,14 @@ def stream_tfds(
     host_augment: HostAugment | None = None,
     shuffle_buffer: int = 50_000,
     sharding: jax.sharding.Sharding | None = None,
-    process_index: int | None = None,
-    process_count: int | None = None,
+    rows: np.ndarray | None = None,
 ) -> StreamingPipeline:
     """Streams a prepared tfds dataset from disk.
 
-    Each epoch is shuffled anew: its files, and the still encoded examples within a buffer. Each
-    process reads its own part of the split, so the order depends on the number of processes. A
-    start in mid-epoch passes over the examples of the steps before without decoding them.
+    Each epoch is shuffled anew: its files, and the still encoded examples within a buffer. The
+    order does not depend on the number of processes: each passes over the whole split, but decodes
+    and augments, which is most of the work, only the examples of its own devices. A start in
+    mid-epoch passes over the examples of the steps before without decoding them.
 
     Args:
       name: as tfds writes it, with configuration and version.
@@ -161,29 +171,30 @@ def stream_tfds(
       shuffle_buffer: the number of examples shuffled at a time.
       sharding: how a batch is spread over devices, along its first axis; None for the default
         device.
-      process_index, process_count: whose part is read; JAX's own by default.
+      rows: the positions in a batch of the examples that are read here; by default those that
+        `sharding` puts on this process's devices. Without a sharding batches hold only these.
 
     Raises:
       UserError: at once for datasets not prepared or not for image classification, splits that do
         not exist, and batches that are larger than the split or do not divide.
     """
-    index, count = _process(process_index, process_count)
-    local_size = _local_size(batch_size, count)
     builder = _checked_builder(name, data_dir, image_size, fit)
     num_examples = split_size(builder, split)
-    num_local = count_steps(num_examples, batch_size) * local_size
+    num_used = count_steps(num_examples, batch_size) * batch_size
+    check_divides(batch_size, sharding)
+    here = local_rows(batch_size, sharding) if rows is None else rows
 
     def read_epoch(epoch: int, skip: int) -> Iterator[HostBatch]:
-        seeds = _epoch_seeds(seed, epoch, index)
-        dataset = _encoded(builder, split, index, count, shuffle_seed=seeds[0])
+        seeds = _epoch_seeds(seed, epoch)
+        dataset = _encoded(builder, split, shuffle_seed=seeds[0])
         dataset = dataset.shuffle(shuffle_buffer, seed=seeds[1])
-        # The processes' parts may differ by one example: all take the same number of steps.
-        dataset = dataset.take(num_local).skip(skip * local_size)
+        dataset = dataset.take(num_used).skip(skip * batch_size)
         transform = _decoder(builder, image_size, fit, host_augment)
-        dataset = _map_images(dataset, transform, seeds, skip * local_size)
-        yield from _host_batches(dataset, local_size)
+        dataset = _at_rows(dataset.enumerate(skip * batch_size), here, batch_size)
+        dataset = _map_images(dataset, transform, seeds)
+        yield from _host_batches(dataset, len(here))
 
-    return StreamingPipeline(read_epoch, num_examples, batch_size, sharding=sharding)
+    return StreamingPipeline(read_epoch, num_examples, batch_size, sharding=sharding, rows=here)
 
 
 def stream_tfds_evaluation(
@@ -195,34 +206,32 @@ def stream_tfds_evaluation(
     image_size: tuple[int, int] | None = None,
     fit: str = "pad",
     sharding: jax.sharding.Sharding | None = None,
-    process_index: int | None = None,
-    process_count: int | None = None,
+    rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Yields every example of a split exactly once; what fills the last batches is masked.
+    """Yields every example of a split exactly once, in order; the last batch is padded and masked.
 
     All processes yield the same number of batches. Arguments and errors as for `stream_tfds`; the
     batch grows to the next size that divides among the devices.
     """
-    index, count = _process(process_index, process_count)
-    local_size = _local_size(padded_size(batch_size, sharding), count)
+    batch_size = padded_size(batch_size, sharding)
+    here = local_rows(batch_size, sharding) if rows is None else rows
     builder = _checked_builder(name, data_dir, image_size, fit)
-    num_batches = -(-split_size(builder, split) // (local_size * count))
+    num_batches = -(-split_size(builder, split) // batch_size)
 
     def read() -> Iterator[Batch]:
-        dataset = _encoded(builder, split, index, count, shuffle_seed=None)
-        dataset = _map_images(dataset, _decoder(builder, image_size, fit, None), (0, 0), 0)
+        dataset = _encoded(builder, split, shuffle_seed=None)
+        dataset = _at_rows(dataset.enumerate(), here, batch_size)
+        dataset = _map_images(dataset, _decoder(builder, image_size, fit, None), (0, 0))
         empty: HostBatch = {
             "image": np.zeros((0, *image_shape(builder, image_size)), np.uint8),
             "label": np.zeros(0, np.int32),
         }
-        yielded = 0
-        for batch in _host_batches(dataset, local_size, drop_remainder=False):
-            unmasked = {"image": batch["image"], "label": batch["label"]}
-            yield place_local(pad_and_mask(unmasked, local_size), sharding)
-            yielded += 1
-        # A process whose part is one example shorter may be one batch short.
-        for _ in range(num_batches - yielded):
-            yield place_local(pad_and_mask(empty, local_size), sharding)
+        parts = _host_batches(dataset, len(here), drop_remainder=False)
+        # A process may have nothing of the last batch.
+        for _ in range(num_batches):
+            part = next(parts, empty)
+            unmasked = {"image": part["image"], "label": part["label"]}
+            yield place_local(pad_and_mask(unmasked, len(here)), sharding, here, batch_size)
 
     return prefetch(read())
 
@@ -270,35 +279,8 @@ def prefetch(items: Iterator[T], ahead: int = _BATCHES_AHEAD) -> Iterator[T]:
     return consume()
 
 
-def place_local(batch: HostBatch, sharding: jax.sharding.Sharding | None) -> Batch:
-    """Moves this process's part of a batch to its devices; the result is the whole batch."""
-    if sharding is None:
-        return jax.device_put(batch)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
-
-
-def _process(index: int | None, count: int | None) -> tuple[int, int]:
-    index = jax.process_index() if index is None else index
-    count = jax.process_count() if count is None else count
-    if not 0 <= index < count:
-        raise UserError(f"process_index={index}: give a number in 0..{count - 1}")
-    return index, count
-
-
-def _local_size(batch_size: int, process_count: int) -> int:
-    if batch_size % process_count:
-        raise UserError(
-            f"batch_size={batch_size} does not divide evenly among {process_count} processes: give "
-            f"a multiple of {process_count}"
-        )
-    return batch_size // process_count
-
-
-def _epoch_seeds(seed: int, epoch: int, process_index: int) -> tuple[int, int]:
-    first, second = numpy_generator(seed, "stream", epoch, process_index).integers(2**31, size=2)
+def _epoch_seeds(seed: int, epoch: int) -> tuple[int, int]:
+    first, second = numpy_generator(seed, "stream", epoch, 0).integers(2**31, size=2)
     return int(first), int(second)
 
 
@@ -312,8 +294,8 @@ def _checked_builder(
     return builder
 
 
-def _encoded(builder: Any, split: str, index: int, count: int, *, shuffle_seed: int | None) -> Any:
-    """One process's part of a split as a tf.data dataset: encoded `image`, int32 `label`.
+def _encoded(builder: Any, split: str, *, shuffle_seed: int | None) -> Any:
+    """A split as a tf.data dataset: encoded `image`, int32 `label`.
 
     With a seed the files are interleaved in an order drawn from it, else everything is in order.
     """
@@ -325,7 +307,7 @@ def _encoded(builder: Any, split: str, index: int, count: int, *, shuffle_seed: 
     options.deterministic = True
     is_shuffled = shuffle_seed is not None
     dataset = builder.as_dataset(
-        split=tfds.even_splits(split, count)[index],
+        split=split,
         shuffle_files=is_shuffled,
         decoders={keys.image: tfds.decode.SkipDecoding()},
         read_config=tfds.ReadConfig(
@@ -359,20 +341,29 @@ def _decoder(
     return lambda encoded, seed: fitted(host_augment(feature.decode_example(encoded), seed))
 
 
-def _map_images(
-    dataset: Any, transform: HostAugment, seeds: tuple[int, int], first_position: int
-) -> Any:
-    """Applies `transform` to each image with a seed of its own, in parallel, in order."""
+def _at_rows(dataset: Any, rows: np.ndarray, batch_size: int) -> Any:
+    """Keeps, of examples with their positions, those at these positions of each batch."""
+    if len(rows) == batch_size:
+        return dataset
+    tf = tensorflow()
+    is_here = tf.constant(np.isin(np.arange(batch_size), rows))
+    return dataset.filter(lambda position, example: tf.gather(is_here, position % batch_size))
+
+
+def _map_images(dataset: Any, transform: HostAugment, seeds: tuple[int, int]) -> Any:
+    """Applies `transform` to each image of (position, example), with a seed of its own, in order.
+
+    The positions are those in the epoch; the work is done in parallel.
+    """
     tf = tensorflow()
 
     # AutoGraph would only warn about what it cannot convert: there is nothing to convert.
     @tf.autograph.experimental.do_not_convert
     def transformed(position: Any, example: dict[str, Any]) -> dict[str, Any]:
-        # Two constants and a position make two words: no other epoch or process has both.
+        # Two constants and a position make two words: no other epoch has both.
         seed = tf.stack([tf.constant(seeds[0], tf.int64) * 2**31 + seeds[1], position])
         return example | {"image": transform(example["image"], seed)}
 
-    dataset = dataset.enumerate(first_position)
     return dataset.map(transformed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 

@@ -55,8 +55,8 @@ def test_arrays_stream_in_the_order_of_the_resident_pipeline():
 def test_two_processes_share_a_batch():
     whole = take(stream_arrays(made_arrays(), 8, seed=3), 1, 4)
     parts = [
-        take(stream_arrays(made_arrays(), 8, seed=3, process_index=index, process_count=2), 1, 4)
-        for index in range(2)
+        take(stream_arrays(made_arrays(), 8, seed=3, rows=rows), 1, 4)
+        for rows in (np.arange(4), np.arange(4, 8))
     ]
     for batch, first, second in zip(whole, *parts, strict=True):
         assert numbers(first) + numbers(second) == numbers(batch)
@@ -109,23 +109,17 @@ def test_tfds_resumes_in_mid_epoch(tfds_dir):
     assert numbers(take(other, 0, 1)[0]) != numbers(whole[0])
 
 
-def test_tfds_is_shared_between_processes(tfds_dir):
-    seen = []
-    for index in range(2):
-        pipeline = stream_tfds(
-            "made_digits",
-            "train[:49]",
-            10,
-            seed=0,
-            data_dir=tfds_dir,
-            process_index=index,
-            process_count=2,
-        )
-        assert pipeline.steps_per_epoch == 4
-        batches = take(pipeline, 0, 4)
-        assert {batch["label"].shape for batch in batches} == {(5,)}
-        seen.append(set(itertools.chain(*map(numbers, batches))))
-    assert len(seen[0]) == len(seen[1]) == 20 and not seen[0] & seen[1]
+def test_processes_share_the_batches_of_one(tfds_dir):
+    arguments = {"seed": 0, "data_dir": tfds_dir, "host_augment": shifted_brightness}
+    whole = take(stream_tfds("made_digits", "train[:49]", 10, **arguments), 2, 6)
+    for shares in ([range(5), range(5, 10)], [range(7), [], range(7, 10)], [[0, 3], [1, 2]]):
+        for rows in map(np.asarray, filter(len, shares)):
+            pipeline = stream_tfds("made_digits", "train[:49]", 10, rows=rows, **arguments)
+            assert pipeline.steps_per_epoch == 4
+            assert_same(
+                take(pipeline, 2, 6),
+                [{name: array[rows] for name, array in batch.items()} for batch in whole],
+            )
 
 
 def test_tfds_images_are_fitted(tfds_dir):
@@ -139,24 +133,17 @@ def test_tfds_images_are_fitted(tfds_dir):
 
 @pytest.mark.parametrize("process_count", [1, 2, 3])
 def test_evaluation_of_tfds_sees_each_example_once(tfds_dir, process_count):
-    seen, lengths = [], set()
-    for index in range(process_count):
-        batches = list(
-            stream_tfds_evaluation(
-                "made_digits",
-                "test",
-                6,
-                data_dir=tfds_dir,
-                process_index=index,
-                process_count=process_count,
-            )
-        )
-        lengths.add(len(batches))
+    parts = [
+        list(stream_tfds_evaluation("made_digits", "test", 6, data_dir=tfds_dir, rows=rows))
+        for rows in np.split(np.arange(6), process_count)
+    ]
+    seen = []
+    for batches in zip(*parts, strict=True):
         for batch in batches:
             assert batch["image"].shape == (6 // process_count, 6, 7, 1)
             images = np.asarray(batch["image"])[np.asarray(batch["mask"])]
             seen += images[:, 0, 0, 0].tolist()
-    assert lengths == {3}
+    assert len(parts[0]) == 3
     assert seen == list(range(TFDS_SIZES["test"]))
 
 
@@ -168,10 +155,8 @@ def test_errors_come_before_reading(tfds_dir, tmp_path):
         stream_tfds("made_digits", "extra", 8, **source)
     with pytest.raises(UserError, match="batch_size=51 is larger than the 50"):
         stream_tfds("made_digits", "train", 51, **source)
-    with pytest.raises(UserError, match="does not divide evenly among 2 processes"):
-        stream_tfds("made_digits", "train", 9, process_index=0, process_count=2, **source)
-    with pytest.raises(UserError, match=r"process_index=2: give a number in 0\.\.1"):
-        stream_tfds("made_digits", "train", 8, process_index=2, process_count=2, **source)
+    with pytest.raises(UserError, match="batch_size=9 does not divide evenly among 8 devices"):
+        stream_tfds("made_digits", "train", 9, sharding=spread(), **source)
     with pytest.raises(UserError, match="differ in size: give image_size"):
         stream_tfds("made_photos", "train", 2, **source)
     with pytest.raises(UserError, match="unknown fit 'crop'"):
