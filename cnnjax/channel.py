@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 import cnnjax
@@ -150,7 +150,6 @@ def gather(
     """Waits, as process 0, for all others; returns their connections."""
     port = int(coordinator.rpartition(":")[2])
     arrived: dict[int, socket.socket] = {}
-    strangers: list[socket.socket] = []
     with _listener(port, coordinator) as listener:
         while len(arrived) < num_processes - 1:
             listener.settimeout(max(0.01, deadline - time.monotonic()))
@@ -168,13 +167,13 @@ def gather(
                     f"{timeout_secs:g} s, process {', '.join(missing)} did not: check that each "
                     "was started, with this address, --num-processes and its own --process-id."
                 )
-                raise _refused(arrived, strangers, problem) from None
+                raise _refused(arrived.values(), problem) from None
             if hello.get("cnnjax") is None:
                 sock.close()  # Whatever it is, such as a port scanner, it is none of ours.
                 continue
             misfit = _misfit(hello, num_processes, arrived)
             if misfit:
-                raise _refused(arrived, [sock], misfit)
+                raise _refused([*arrived.values(), sock], misfit)
             arrived[hello["process_id"]] = sock
     for sock in arrived.values():
         sock.sendall(_encoded({"welcome": True}))
@@ -230,24 +229,22 @@ def _misfit(
     hello: dict[str, Any], num_processes: int, arrived: dict[int, socket.socket]
 ) -> str | None:
     """Returns what is wrong with a process that reports, or None."""
-    number = hello["process_id"]
+    number = hello.get("process_id")
     if number in arrived or number == 0:
         return f"two processes were started as --process-id {number}: give each its own."
     mine = _hello(num_processes, 0)
     for name in ("num_processes", "cnnjax", "jax", "jaxlib"):
-        if hello[name] != mine[name]:
+        if hello.get(name) != mine[name]:
             return (
-                f"process {number} has {name} {hello[name]} and process 0 has {mine[name]}: "
+                f"process {number} has {name} {hello.get(name)} and process 0 has {mine[name]}: "
                 "start all processes with the same."
             )
     return None
 
 
-def _refused(
-    arrived: dict[int, socket.socket], others: list[socket.socket], problem: str
-) -> UserError:
+def _refused(arrived: Iterable[socket.socket], problem: str) -> UserError:
     """Tells all processes that came what is wrong; returns the error for process 0."""
-    for sock in (*arrived.values(), *others):
+    for sock in arrived:
         with contextlib.suppress(OSError):
             sock.sendall(_encoded({"refused": problem}))
         sock.close()
