@@ -1,0 +1,272 @@
+"""Files of named arrays: safetensors, NumPy's npz and, to read, PyTorch's; by their suffix.
+
+Nothing in a file is executed. A file is written under another name and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from cnnjax.convert import torch_files
+from cnnjax.errors import UserError
+
+Arrays = dict[str, np.ndarray]
+Note = Callable[[str], None]
+
+# https://github.com/huggingface/safetensors, section "Format".
+SAFETENSORS_DTYPES: dict[str, np.dtype] = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        "F64": np.float64,
+        "F32": np.float32,
+        "F16": np.float16,
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "I64": np.int64,
+        "I32": np.int32,
+        "I16": np.int16,
+        "I8": np.int8,
+        "U64": np.uint64,
+        "U32": np.uint32,
+        "U16": np.uint16,
+        "U8": np.uint8,
+        "BOOL": np.bool_,
+    }.items()
+}
+SAFETENSORS_LARGEST_HEADER = 100_000_000
+# Where training programs put the weights in a dictionary of other things.
+TORCH_ENTRIES = ("state_dict", "model_state_dict", "model")
+DATA_PARALLEL = "module."
+
+
+def read(path: str | Path, *, entry: str = "", note: Note = warnings.warn) -> Arrays:
+    """Returns `{name: array}` of a file, each array as it is stored.
+
+    Args:
+      path: `.safetensors`, `.npz`, or PyTorch's `.pth`, `.pt` or `.bin`.
+      entry: of PyTorch's files: the key of the dictionary that holds the weights, dots between
+        keys of nested ones. By default the file's own dictionary if it holds arrays, or else that
+        under `state_dict`, `model_state_dict` or `model`.
+      note: called with a line of text for each thing that is not taken as it is: the entry chosen,
+        and the prefix `module.` that PyTorch's DataParallel puts before every name, which is
+        dropped.
+
+    Raises:
+      UserError: the file is not there, not whole, of another format, or holds anything but arrays
+        and plain containers.
+    """
+    path = Path(path)
+    read_file = _by_suffix(path, READERS, "read")
+    with _one_error(path):
+        arrays = read_file(path)
+        if path.suffix in TORCH_SUFFIXES:
+            arrays = _choose_entry(arrays, entry, note)
+        elif entry:
+            raise UserError(f"entry={entry!r} is for PyTorch's files; this one has no entries.")
+        if not arrays:
+            raise UserError("it holds no arrays.")
+    if all(name.startswith(DATA_PARALLEL) for name in arrays):
+        note(f"{path}: dropping the prefix {DATA_PARALLEL!r} of every name (DataParallel's).")
+        arrays = {name.removeprefix(DATA_PARALLEL): array for name, array in arrays.items()}
+    return arrays
+
+
+def write(
+    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes arrays to a `.safetensors` or `.npz` file, whole or not at all.
+
+    Args:
+      path: the file; replaced if it is there.
+      arrays: `{name: array}`.
+      metadata: text for the file's header (safetensors; npz has none).
+
+    Raises:
+      UserError: unknown suffix, a dtype that the format lacks, or the disk is full or not writable.
+    """
+    path = Path(path)
+    write_file = _by_suffix(path, WRITERS, "write")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write_file(file, dict(arrays), dict(metadata or {}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror}): free some space or choose another path."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _by_suffix(path: Path, functions: Mapping[str, Any], verb: str) -> Any:
+    for suffix in sorted(functions, key=len, reverse=True):
+        if path.name.endswith(suffix):
+            return functions[suffix]
+    raise UserError(
+        f"cannot {verb} {path}: its suffix tells no format; choose from {', '.join(functions)}."
+    )
+
+
+@contextlib.contextmanager
+def _one_error(path: Path) -> Iterator[None]:
+    """Turns what goes wrong in reading `path` into one error that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory, not a file of weights.") from None
+    except UserError as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"cannot read {path}: it is damaged, cut short or of another format "
+            f"({type(error).__name__}: {error})."
+        ) from None
+
+
+def _read_npz(path: Path) -> Arrays:
+    # The first bytes, because np.load reads .npy files and pickles under any name.
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            raise UserError("it is no npz file (a zip archive): it is cut short or another format.")
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    for name, array in arrays.items():
+        if array.dtype.kind == "V":
+            raise UserError(f"{name} is of dtype {array.dtype}: npz keeps no bfloat16.")
+    return arrays
+
+
+def _write_npz(file: BinaryIO, arrays: Arrays, metadata: dict[str, str]) -> None:
+    del metadata
+    for name, array in arrays.items():
+        if array.dtype.kind == "V":
+            raise UserError(f"npz keeps no {array.dtype} ({name}): write a .safetensors file.")
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _read_safetensors(path: Path) -> Arrays:
+    content = path.read_bytes()
+    if len(content) < 8:
+        raise UserError("it is cut short: a safetensors file begins with eight bytes of length.")
+    length = int.from_bytes(content[:8], "little")
+    if length > min(SAFETENSORS_LARGEST_HEADER, len(content) - 8):
+        raise UserError(
+            f"its header would have {length:,} bytes: it is cut short or no safetensors file."
+        )
+    try:
+        header = json.loads(content[8 : 8 + length], object_pairs_hook=_unique)
+        header.pop("__metadata__", None)
+        rows = {
+            name: (SAFETENSORS_DTYPES[row["dtype"]], tuple(row["shape"]), *row["data_offsets"])
+            for name, row in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"its header is no safetensors header ({error!r}).") from None
+    data = memoryview(content)[8 + length :]
+    end = 0
+    for name, (dtype, shape, start, stop) in sorted(rows.items(), key=lambda row: row[1][2:]):
+        if start != end or stop - start != dtype.itemsize * math.prod(shape) or stop > len(data):
+            raise UserError(f"{name} is not where its header says: it is cut short or damaged.")
+        end = stop
+    if end != len(data):
+        raise UserError(f"{len(data) - end:,} bytes belong to no tensor: it is damaged.")
+    return {
+        name: np.frombuffer(data[start:stop], dtype).reshape(shape)
+        for name, (dtype, shape, start, stop) in rows.items()
+    }
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("two entries have the same name")
+    return dict(pairs)
+
+
+def _write_safetensors(file: BinaryIO, arrays: Arrays, metadata: dict[str, str]) -> None:
+    names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    # Wide types first, so that every array is aligned.
+    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    for name in order:
+        array = arrays[name]
+        if array.dtype not in names:
+            raise UserError(f"safetensors has no dtype {array.dtype} ({name}).")
+        start, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": names[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        file.write(np.ascontiguousarray(arrays[name]).tobytes())
+
+
+def _choose_entry(content: Any, entry: str, note: Note) -> Arrays:
+    """Returns the dictionary of arrays within what a PyTorch file holds."""
+    chosen = content
+    for key in entry.split(".") if entry else ():
+        if not isinstance(chosen, dict) or key not in chosen:
+            keys = ", ".join(map(str, chosen)) if isinstance(chosen, dict) else "none"
+            raise UserError(f"it has no entry {entry!r}; its keys are {keys}.")
+        chosen = chosen[key]
+    if not entry and isinstance(content, dict) and not _is_state(content):
+        found = [key for key in TORCH_ENTRIES if _is_state(content.get(key))]
+        if len(found) > 1:
+            raise UserError(f"it holds weights under {' and '.join(found)}: choose one as entry.")
+        if found:
+            chosen = content[found[0]]
+            note(f"taking the weights under {found[0]!r}.")
+    if not _is_state(chosen):
+        keys = (
+            f"its keys are {', '.join(map(str, chosen))}"
+            if isinstance(chosen, dict)
+            else (f"it is a {type(chosen).__name__}")
+        )
+        raise UserError(
+            f"it is no dictionary of arrays ({keys}): name the one that is as entry, or save "
+            "model.state_dict()."
+        )
+    return dict(chosen)
+
+
+def _is_state(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(key, str) for key in content)
+        and all(isinstance(value, np.ndarray) for value in content.values())
+    )
+
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    **dict.fromkeys(TORCH_SUFFIXES, torch_files.read),
+}
+WRITERS: dict[str, Callable[[BinaryIO, Arrays, dict[str, str]], None]] = {
+    ".safetensors": _write_safetensors,
+    ".npz": _write_npz,
+}

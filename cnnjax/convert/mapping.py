@@ -1,0 +1,235 @@
+"""Weights of another framework to the variables of a model, and back, one tensor for one leaf."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnjax import trees
+from cnnjax.convert.names import Entry, Names, entries
+from cnnjax.convert.names_torch import FRAMEWORKS, names_for
+from cnnjax.errors import UserError, unknown_name
+
+Arrays = dict[str, np.ndarray]
+
+# A path of a head's leaf, without its collection; auxiliary heads too.
+HEAD = r"(?:.*/)?head/\w+"
+MOST_LINES = 50
+
+
+def find_names(model: nn.Module, framework: str | Names) -> Names:
+    """Returns the names of a framework for a model; a table of your own is returned as it is.
+
+    Raises:
+      UserError: unknown framework, or it has no such network.
+    """
+    if isinstance(framework, Names):
+        return framework
+    if framework in FRAMEWORKS:
+        return names_for(model, framework)
+    raise unknown_name("framework", framework, FRAMEWORKS)
+
+
+def to_cnnjax(
+    arrays: Mapping[str, np.ndarray],
+    model: nn.Module,
+    image_shape: Sequence[int],
+    *,
+    framework: str | Names = "torchvision",
+    ignore: Sequence[str] = (),
+    new_head_key: jax.Array | None = None,
+) -> dict[str, Any]:
+    """Returns the variables of `model` that hold another framework's weights.
+
+    Every tensor is used once and every leaf is filled once, shapes and all. Padding, epsilons and
+    momentum are the model's own fields, whose defaults are those of the framework's network; the
+    order in which a framework flattens images is part of the layout.
+
+    Args:
+      arrays: `{name: array}` in the framework's layout, as `cnnjax.convert.read` returns; floating
+        point of any width.
+      model: a Linen module with the contract of `cnnjax.models`.
+      image_shape: `[height, width, channels]` of its images.
+      framework: `torchvision`, `timm` or `pytorch` (see `cnnjax.convert.names_torch`), or a table.
+      ignore: regular expressions of tensor names that are left out on purpose.
+      new_head_key: draw the heads from this key, and leave out those of `arrays`: for another
+        number of classes.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}` of NumPy arrays with the model's dtypes; `batch_stats`
+      is `{}` where the model has none.
+
+    Raises:
+      UserError: one error that lists every tensor that is missing, left over, or of another shape
+        or kind; or a pattern of `ignore` that matches nothing.
+    """
+    names = find_names(model, framework)
+    table = entries(model, image_shape, names)
+    wanted = [entry for entry in table if new_head_key is None or not is_head(entry)]
+    left_out = _left_out(arrays, names, ignore)
+    if new_head_key is not None:
+        left_out |= {entry.name for entry in _with_heads(model, image_shape, names, table)}
+        left_out -= {entry.name for entry in wanted}
+    problems = _problems({k: v for k, v in arrays.items() if k not in left_out}, wanted)
+    if problems:
+        raise UserError(_report(problems, names.framework, type(model).__name__))
+    leaves = {
+        entry.path: entry.layout.to_ours(arrays[entry.name], entry.shape).astype(entry.dtype)
+        for entry in wanted
+    }
+    if new_head_key is not None:
+        leaves |= _new_heads(model, image_shape, new_head_key)
+    return {"params": {}, "batch_stats": {}} | _nested(leaves)
+
+
+def from_cnnjax(
+    variables: Mapping[str, Any],
+    model: nn.Module,
+    image_shape: Sequence[int],
+    *,
+    framework: str | Names = "torchvision",
+) -> Arrays:
+    """Returns `{name: array}` with the names and layouts of another framework.
+
+    Args:
+      variables: `params` and, where the model has them, `batch_stats`.
+      model, image_shape, framework: as for `to_cnnjax`.
+
+    Raises:
+      UserError: the variables are not those of the model, or the framework has no such network.
+    """
+    names = find_names(model, framework)
+    table = entries(model, image_shape, names)
+    leaves = trees.named_leaves(dict(variables))
+    problems = [f"missing leaf {entry.path}" for entry in table if entry.path not in leaves] + [
+        f"leaf {path} is not one of the model's" for path in leaves.keys() - _paths(table)
+    ]
+    for entry in table:
+        if entry.path in leaves and tuple(leaves[entry.path].shape) != entry.shape:
+            shape = tuple(leaves[entry.path].shape)
+            problems.append(f"leaf {entry.path} has shape {shape}, the model's has {entry.shape}")
+    if problems:
+        raise UserError(_report(sorted(problems), names.framework, type(model).__name__))
+    arrays = {entry.name: entry.layout.to_theirs(np.asarray(leaves[entry.path])) for entry in table}
+    return arrays | _counters(arrays, names)
+
+
+def is_head(entry: Entry) -> bool:
+    """Whether an entry belongs to the last layer, whose size is the number of classes."""
+    return re.fullmatch(HEAD, entry.path.partition("/")[2]) is not None
+
+
+def _paths(table: Sequence[Entry]) -> set[str]:
+    return {entry.path for entry in table}
+
+
+def _left_out(arrays: Mapping[str, Any], names: Names, ignore: Sequence[str]) -> set[str]:
+    """Returns the names of tensors that hold no weights or are left out on purpose."""
+    left_out = {name for name in arrays if re.fullmatch(names.ignored, name)}
+    for pattern in ignore:
+        try:
+            matched = {name for name in arrays if re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise UserError(f"ignore={pattern!r} is no regular expression: {error}.") from None
+        if not matched:
+            raise unknown_name("pattern of tensors to ignore (it matches nothing)", pattern, arrays)
+        left_out |= matched
+    return left_out
+
+
+def _with_heads(
+    model: nn.Module, image_shape: Sequence[int], names: Names, table: list[Entry]
+) -> list[Entry]:
+    """Returns the entries of the heads, which a model without classes has not got."""
+    if getattr(model, "num_classes", 1) is None:
+        table = entries(model.clone(num_classes=1), image_shape, names)
+    return [entry for entry in table if is_head(entry)]
+
+
+def _new_heads(model: nn.Module, image_shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
+    def initialise(key: jax.Array) -> dict[str, jax.Array]:
+        variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+        leaves = trees.named_leaves(variables)
+        return {k: v for k, v in leaves.items() if re.fullmatch(HEAD, k.partition("/")[2])}
+
+    # Compiled, so that the rest of the network is not computed.
+    return {path: np.asarray(leaf) for path, leaf in jax.jit(initialise)(key).items()}
+
+
+def _problems(arrays: Mapping[str, np.ndarray], table: Sequence[Entry]) -> list[str]:
+    """Returns a line for each tensor that is missing, left over, or not as it should be."""
+    by_name = {entry.name: entry for entry in table}
+    missing = [_missing(entry) for entry in table if entry.name not in arrays]
+    extra = [
+        f"left over: {name} {list(array.shape)}, which the model has no place for"
+        for name, array in arrays.items()
+        if name not in by_name
+    ]
+    wrong = []
+    for name, entry in by_name.items():
+        array = arrays.get(name)
+        if array is None:
+            continue
+        if tuple(array.shape) != entry.their_shape:
+            wrong.append(_wrong_shape(entry, tuple(array.shape)))
+        elif not jnp.issubdtype(array.dtype, np.floating):
+            wrong.append(f"dtype: {name} is {array.dtype}, not floating point")
+    return [*wrong, *missing, *extra]
+
+
+def _missing(entry: Entry) -> str:
+    kind = "the running statistics of a BatchNorm" if entry.path.startswith("batch_stats") else ""
+    return (
+        f"missing: {entry.name} {list(entry.their_shape)}, {kind or 'the weights'} of {entry.path}"
+    )
+
+
+def _wrong_shape(entry: Entry, shape: tuple[int, ...]) -> str:
+    wanted = entry.their_shape
+    line = f"shape: {entry.name} is {list(shape)}, wanted {list(wanted)}"
+    if is_head(entry) and len(shape) == len(wanted) and shape[1:] == wanted[1:]:
+        return (
+            f"classes: {entry.name} is for {shape[0]} classes, the model for {wanted[0]}: build "
+            f"the model with num_classes={shape[0]}, or ask for a new head"
+        )
+    if sorted(shape) == sorted(wanted):
+        line += ": the same sizes in another order, so it is transposed"
+    return line
+
+
+def _report(problems: Sequence[str], framework: str, model: str) -> str:
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    lines = list(problems[:MOST_LINES])
+    if len(problems) > MOST_LINES:
+        lines.append(f"and {len(problems) - MOST_LINES} more")
+    listed = "".join(f"\n  {line}" for line in lines)
+    return f"the weights are not {framework}'s of this {model}, {count}:{listed}"
+
+
+def _counters(arrays: Arrays, names: Names) -> Arrays:
+    """Returns the integer zeros that the framework keeps beside its running statistics."""
+    if names.counters is None:
+        return {}
+    leaf, counter = (f"{names.separator}{name}" for name in names.counters)
+    return {
+        name.removesuffix(leaf) + counter: np.zeros((), np.int64)
+        for name in arrays
+        if name.endswith(leaf)
+    }
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = leaf
+    return tree
