@@ -1,0 +1,80 @@
+"""timm's names of layers, a table for each class of `cnnjax.models`; see `torchvision_tables`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cnnjax.convert.layouts import CHANNEL_111, DENSE_AS_1X1
+from cnnjax.convert.names import BLOCK
+from cnnjax.convert.torchvision_tables import TABLES as TORCHVISION
+from cnnjax.convert.torchvision_tables import Table, residual, stages
+
+
+def _resnet(model: Any) -> dict[str, Any] | None:
+    if model.version == "v2":
+        return _resnet_v2(model)
+    table = residual(model)
+    if table:
+        gate = (BLOCK + r"se/(?P<layer>fc\d)", "layer{stage}.{block0}.se.{layer}")
+        table["rules"] = (gate, *table["rules"])
+    return table
+
+
+def _resnet_v2(model: Any) -> dict[str, Any] | None:
+    if model.se_reduction or model.shortcut != "projection":
+        return None
+    block = "stages.{stage0}.blocks.{block0}."
+    return {
+        "rules": (
+            ("stem/conv", "stem.conv"),
+            (BLOCK + r"(?P<layer>(conv|norm)\d)", block + "{layer}"),
+            (BLOCK + "downsample", block + "downsample.conv"),
+            ("norm", "norm"),
+            ("head", "head.fc"),
+        ),
+        "kinds": (("head/kernel", DENSE_AS_1X1),),
+        "stages": stages("stages.{}", *range(len(model.stage_sizes))),
+    }
+
+
+def _mobilenet_v1(model: Any) -> dict[str, Any]:
+    block = "blocks.{stage0}.{block0}."
+    return {
+        "rules": (
+            ("stem/conv", "conv_stem"),
+            ("stem/norm", "bn1"),
+            (BLOCK + "depthwise/conv", block + "conv_dw"),
+            (BLOCK + "depthwise/norm", block + "bn1"),
+            (BLOCK + "pointwise/conv", block + "conv_pw"),
+            (BLOCK + "pointwise/norm", block + "bn2"),
+            ("head", "classifier"),
+        ),
+        "stages": stages("blocks.{}", *range(len(model.stages))),
+    }
+
+
+def _nfnet(model: Any) -> dict[str, Any]:
+    block = "stages.{stage0}.{block0}."
+    convolutions = {"conv1": "conv1", "conv2": "conv2", "conv3": "conv2b", "conv4": "conv3"}
+    return {
+        "rules": (
+            (r"stem/(?P<layer>conv\d)", "stem.{layer}"),
+            *((BLOCK + ours, block + theirs) for ours, theirs in convolutions.items()),
+            (BLOCK + r"se/(?P<layer>fc\d)", block + "attn_last.{layer}"),
+            (BLOCK + "downsample", block + "downsample.conv"),
+            (BLOCK + "skip_gain", block + "skipinit_gain"),
+            ("last", "final_conv"),
+            ("head", "head.fc"),
+        ),
+        "kinds": ((r".*/gain", CHANNEL_111),),
+        "stages": stages("stages.{}", *range(len(model.stage_sizes))),
+    }
+
+
+TABLES: Mapping[str, Table] = {
+    "ResNet": _resnet,
+    "DenseNet": TORCHVISION["DenseNet"],
+    "MobileNetV1": _mobilenet_v1,
+    "NFNet": _nfnet,
+}
