@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cnnjax.precision import LossScale, initial_loss_scale
+
 PyTree = Any
 
 
@@ -18,12 +20,13 @@ class TrainState:
     saved, sharded, donated and compared without knowing them.
 
     Attributes:
-      step: int32 scalar, the number of optimizer updates made.
+      step: int32 scalar, the number of steps made, each of them one batch.
       params: the trainable parameters, float32.
       batch_stats: BatchNorm's running statistics; `{}` for a model without.
       opt_state: the Optax state.
       ema: exponential moving average of `params`, or None.
       key: typed scalar key from which every random stream of training is derived; it never changes.
+      loss_scale: the dynamic loss scale of float16, or None.
     """
 
     step: jax.Array
@@ -32,6 +35,12 @@ class TrainState:
     opt_state: PyTree
     ema: PyTree | None
     key: jax.Array
+    loss_scale: LossScale | None = None
+
+    @property
+    def num_updates(self) -> jax.Array:
+        """The number of optimizer updates made: the steps but for those that float16 skipped."""
+        return self.step if self.loss_scale is None else self.step - self.loss_scale.skipped_steps
 
     def variables(self, *, use_ema: bool = True) -> dict[str, PyTree]:
         """Returns what `model.apply` takes; the averaged parameters where there are any."""
@@ -40,7 +49,12 @@ class TrainState:
 
 
 def create_state(
-    variables: PyTree, optimizer: optax.GradientTransformation, key: jax.Array, *, ema: bool = False
+    variables: PyTree,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema: bool = False,
+    precision: str = "float32",
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -49,6 +63,7 @@ def create_state(
       optimizer: the optimizer whose state is created.
       key: typed scalar key, the source of all randomness in the steps.
       ema: whether to keep an exponential moving average of the parameters.
+      precision: a name of `cnnjax.precision.DTYPES`; float16 gets a loss scale.
     """
     params = variables["params"]
     return TrainState(
@@ -59,4 +74,5 @@ def create_state(
         # A copy: the step donates its input, and one buffer cannot be donated twice.
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         key=key,
+        loss_scale=initial_loss_scale(precision),
     )

@@ -16,6 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from cnnjax import metrics as metrics_lib
+from cnnjax.dropout import by_example
+from cnnjax.gradients import in_parts
+from cnnjax.precision import all_finite, skip_overflow
 from cnnjax.rng import stream_key
 from cnnjax.state import TrainState
 
@@ -41,13 +44,15 @@ def make_train_step(
     augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
     penalty: Callable[[PyTree], jax.Array] | None = None,
     ema_decay: float = 0.0,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Returns `step(state, batch) -> (state, metrics)`.
 
     The objective is the mean of `loss_fn` over the unmasked examples of the whole batch, plus the
-    penalty. Every random stream is a function of (`state.key`, its name, `state.step`), so a
-    resumed run draws the same numbers.
+    penalty. Every random draw is a function of (`state.key`, the stream's name, `state.step`, the
+    example's position in the batch), so a resumed run draws the same numbers, on any number of
+    devices. A state with a `loss_scale` is trained in float16: see `cnnjax.precision`.
 
     Args:
       model: a Linen module with the contract of `cnnjax.models`.
@@ -62,53 +67,72 @@ def make_train_step(
       ema_decay: decay of the parameters' moving average; used where `state.ema` is not None.
         It rises as `(1 + step) / (10 + step)` up to this value, so that the average forgets the
         initial parameters early.
-      axis_name: the mapped axis under `pmap` or `shard_map`; None under `jit`. Dropout then draws
-        from one stream a device.
+      accumulate: the batch is computed in so many equal parts, one after another, whose gradients
+        are summed for one update: the objective is the same, the activations in memory are those of
+        one part. BatchNorm's statistics are sequential, not pooled: each part (over all devices) is
+        normalised by its own, and updates the running ones in its turn. See `gradients.in_parts`
+        for which examples are a part.
+      axis_name: the mapped axis under `pmap` or `shard_map`; None under `jit`.
 
     Returns:
       The step. Its metrics are `(sum, count)` pairs: `loss` and `accuracy` over examples;
-      `learning_rate`, `gradient_norm` and `update_norm` (global L2 norms) with count 1.
+      `learning_rate`, `gradient_norm` and `update_norm` (global L2 norms) with count 1; with a
+      loss scale also what `precision.skip_overflow` adds.
     """
     model = _with_axis(model, axis_name)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        image, label, mask = normalise(batch["image"]), batch["label"], batch["mask"]
+        image = normalise(batch["image"])
         device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
-        if augment is not None:
-            key = stream_key(state.key, "augment", state.step)
-            image = augment(key, image, device * image.shape[0])
-        dropout_key = jax.random.fold_in(stream_key(state.key, "dropout", state.step), device)
-        num_examples = _sum_over_devices(jnp.sum(mask, dtype=jnp.int32), axis_name)
         num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+        first_index = device * image.shape[0]
+        if augment is not None:
+            image = augment(stream_key(state.key, "augment", state.step), image, first_index)
+        num_examples = jnp.sum(batch["mask"], dtype=jnp.int32)
+        num_examples = _sum_over_devices(num_examples, axis_name)
+        dropout_key = stream_key(state.key, "dropout", state.step)
+        scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
 
-        def objective(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array, PyTree]]:
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                image,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
-            )
-            losses = loss_fn(logits, label)
-            # This device's share of the mean over all devices' examples: the shares are summed.
-            share = jnp.sum(jnp.where(mask, losses, 0.0)) / num_examples
-            if penalty is not None:
-                share = share + penalty(params) / num_devices
-            return share, (logits, losses, updated.get("batch_stats", state.batch_stats))
+        def part_gradient(batch_stats: PyTree, part: Batch) -> tuple[PyTree, PyTree]:
+            label, mask = part["label"], part["mask"]
 
-        gradient, (logits, losses, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
-        gradient = _sum_over_devices(gradient, axis_name)
+            def objective(params: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+                with by_example(part["example"]):
+                    logits, updated = model.apply(
+                        {"params": params, "batch_stats": batch_stats},
+                        part["image"],
+                        train=True,
+                        mutable=["batch_stats"],
+                        rngs={"dropout": dropout_key},
+                    )
+                losses = loss_fn(_float32_at_least(logits), label)
+                # This part's share of the mean over all examples: the shares are summed.
+                share = jnp.sum(jnp.where(mask, losses, 0.0)) / num_examples
+                if penalty is not None:
+                    share = share + penalty(params) / (num_devices * accumulate)
+                metrics = {
+                    "loss": metrics_lib.mean(losses, mask),
+                    "accuracy": metrics_lib.accuracy(logits, label, mask),
+                }
+                return share * scale, (metrics, updated.get("batch_stats", batch_stats))
+
+            gradient, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
+            return (gradient, metrics), batch_stats
+
+        examples = first_index + jnp.arange(image.shape[0], dtype=jnp.int32)
+        sums, batch_stats = in_parts(
+            part_gradient,
+            state.batch_stats,
+            {**batch, "image": image, "example": examples},
+            accumulate,
+        )
+        gradient, metrics = _sum_over_devices(sums, axis_name)
+        if state.loss_scale is not None:
+            gradient = jax.tree.map(lambda leaf: leaf / scale, gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = _sum_over_devices(
-            {
-                "loss": metrics_lib.mean(losses, mask),
-                "accuracy": metrics_lib.accuracy(logits, label, mask),
-            },
-            axis_name,
-        )
         one = jnp.ones((), jnp.int32)
-        metrics["learning_rate"] = (jnp.asarray(schedule(state.step), jnp.float32), one)
+        metrics["learning_rate"] = (jnp.asarray(schedule(state.num_updates), jnp.float32), one)
         metrics["gradient_norm"] = (optax.tree.norm(gradient), one)
         metrics["update_norm"] = (optax.tree.norm(updates), one)
         new_state = dataclasses.replace(
@@ -119,7 +143,9 @@ def make_train_step(
             opt_state=opt_state,
             ema=_moving_average(state, params, ema_decay),
         )
-        return new_state, metrics
+        if state.loss_scale is None:
+            return new_state, metrics
+        return skip_overflow(state, new_state, metrics, all_finite(gradient))
 
     return step
 
@@ -179,7 +205,12 @@ def make_predict(
 def _logits(model: nn.Module, variables: PyTree, image: jax.Array) -> jax.Array:
     logits = model.apply(variables, image, train=False)
     assert not isinstance(logits, tuple)
-    return logits
+    return _float32_at_least(logits)
+
+
+def _float32_at_least(logits: jax.Array) -> jax.Array:
+    """Losses and metrics are not computed in the 16 bits of the layers."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _with_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
@@ -196,7 +227,7 @@ def _sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
 def _moving_average(state: TrainState, params: PyTree, decay: float) -> PyTree | None:
     if state.ema is None:
         return None
-    rising = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+    rising = jnp.minimum(decay, (1.0 + state.num_updates) / (10.0 + state.num_updates))
     return jax.tree.map(
         lambda old, new: old + (new - old) * (1.0 - rising).astype(old.dtype), state.ema, params
     )
