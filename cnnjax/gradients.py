@@ -26,7 +26,7 @@ def in_parts(
     examples on any number of devices, each of which holds a run of the batch, and none has to move.
 
     Args:
-      compute: traced once, unless there is one part only.
+      compute: see above; its `sums` are added up.
       carried: what each part hands to the next, such as BatchNorm's running statistics.
       batch: arrays whose first axis is the examples.
       num_parts: a divisor of their number.
@@ -70,7 +70,7 @@ def check_parts(batch_size: int, num_parts: int, *, num_devices: int) -> None:
     share = batch_size // num_devices
     if share % num_parts:
         fits = [parts for parts in range(1, share + 1) if share % parts == 0]
-        nearest = min(fits, key=lambda parts: abs(parts - num_parts))
+        nearest = min(fits, key=lambda parts: (abs(parts - num_parts), -parts))
         raise UserError(
             f"batch size {batch_size} over {num_devices} device(s) is {share} examples each, which "
             f"do not divide into {num_parts} equal parts: use --accumulate {nearest}, or a batch "

@@ -1,6 +1,6 @@
 """Optimizers by name: one Optax chain, with clipping, decoupled weight decay and freezing by path.
 
-    gradient -> accumulate -> clip -> direction of the optimizer -> + weight decay * kernels
+    gradient -> clip -> direction of the optimizer -> + weight decay * kernels
              -> times minus the learning rate
 
 Each optimizer is a function of its own hyperparameters that returns the direction alone, before
@@ -32,7 +32,6 @@ def make_optimizer(
     weight_decay_patterns: Sequence[str] = (".*kernel",),
     clip_norm: float | None = None,
     freeze: Sequence[str] = (),
-    accumulate: int = 1,
     **options: Any,
 ) -> optax.GradientTransformation:
     """Returns the optimizer of that name.
@@ -53,8 +52,6 @@ def make_optimizer(
       clip_norm: gradients of a larger global L2 norm are scaled down to it; None does not clip.
       freeze: patterns of the parameters to leave as they are, bit for bit. They have no moments,
         and their gradients do not count towards the norm that is clipped.
-      accumulate: updates are made from the mean gradient of so many calls; in between, they are
-        zero. Schedules count updates, not calls.
       **options: hyperparameters of this optimizer, such as `beta2=0.99`; see its function.
 
     Returns:
@@ -65,7 +62,7 @@ def make_optimizer(
       UserError: an unknown name or option, or a value out of its range; from `init`, a pattern that
         matches nothing, or patterns that leave nothing to train.
     """
-    _check(learning_rate, momentum, weight_decay, clip_norm, accumulate)
+    _check(learning_rate, momentum, weight_decay, clip_norm)
     direction = _direction(name, momentum, options)
 
     def chain(params: PyTree) -> optax.GradientTransformation:
@@ -79,8 +76,6 @@ def make_optimizer(
         if name == "lamb":
             parts.append(optax.scale_by_trust_ratio())
         optimizer = optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
-        if accumulate > 1:
-            optimizer = optax.MultiSteps(optimizer, accumulate).gradient_transformation()
         return _freeze(optimizer, params, freeze) if freeze else optimizer
 
     def init(params: PyTree) -> PyTree:
@@ -259,14 +254,11 @@ def _check(
     momentum: float,
     weight_decay: float,
     clip_norm: float | None,
-    accumulate: int,
 ) -> None:
     not_negative = "must be finite and not negative"
-    whole = float(accumulate).is_integer() and accumulate >= 1
     rules = [
         ("momentum", momentum, 0 <= momentum < 1, "must be in [0, 1)"),
         ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, not_negative),
-        ("accumulate", accumulate, whole, "must be a whole number from 1 on"),
     ]
     if isinstance(learning_rate, int | float):  # an array may be traced, as when `vmap` sweeps it
         allowed = 0 <= learning_rate < math.inf

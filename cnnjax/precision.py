@@ -123,12 +123,12 @@ def skip_overflow(
         "gradient_norm": skipped,
         "update_norm": skipped,
     }
-    counted = {
-        name: tuple(jnp.where(void[name], 0, part) for part in metrics[name]) for name in void
-    }
+    for name, nothing in void.items():
+        total, count = metrics[name]
+        metrics = metrics | {name: (jnp.where(nothing, 0, total), jnp.where(nothing, 0, count))}
     one = jnp.ones((), jnp.int32)
     added = {
         "loss_scale": (old.loss_scale.scale, one),
         "skipped": (skipped.astype(jnp.int32), one),
     }
-    return state, {**metrics, **counted, **added}
+    return state, metrics | added

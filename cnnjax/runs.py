@@ -77,6 +77,19 @@ class Settings:
     join_timeout_secs: int = 300
     """How long to wait for the other processes."""
 
+    accumulate: int = 1
+    """Compute each batch in so many parts, one after another: less memory, the same updates but for
+    BatchNorm, which normalises each part by its own statistics and updates the running ones part
+    by part."""
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What layers compute in; parameters, statistics, losses and gradients are float32. float16
+    scales the loss, and skips steps whose gradient overflows."""
+
+    remat: bool = False
+    """Compute the activations within each block again in the backward pass instead of keeping
+    them: less memory, about a third more time."""
+
     save_every_steps: int = 0
     """Save a checkpoint every so many steps too, not only after each epoch."""
 
@@ -263,10 +276,41 @@ def load_trained(directory: str | Path) -> TrainedModel:
     items = checkpoint.restore_items(
         directory / "checkpoints", ("params", "batch_stats", "ema"), step=step
     )
-    model = models.create(card["model"], num_classes=card["num_outputs"], **card["arguments"])
+    fields = computation(card["model"], card["arguments"], precision=card.get("precision"))
+    model = models.create(card["model"], num_classes=card["num_outputs"], **fields)
     params = items["ema"] or items["params"]
     variables = {"params": params, "batch_stats": items["batch_stats"] or {}}
     return TrainedModel(model, variables, card, items["step"])
+
+
+def computation(
+    model: str, arguments: dict[str, Any], *, precision: str | None = None, remat: bool = False
+) -> dict[str, Any]:
+    """Returns a model's arguments with those that say in which precision and memory it computes.
+
+    Args:
+      model: a name of `cnnjax.models.MODELS`.
+      arguments: the model's fields that were set otherwise.
+      precision: a name of `cnnjax.precision.DTYPES`; None is float32.
+      remat: whether activations within blocks are computed again in the backward pass.
+
+    Raises:
+      UserError: an unknown precision, a model without blocks, or an argument that is set already.
+    """
+    from cnnjax import models
+    from cnnjax.precision import compute_dtype
+
+    dtype = compute_dtype(precision or "float32")
+    added = ({} if dtype is None else {"dtype": dtype}) | ({"remat": True} if remat else {})
+    if remat and "remat" not in models.model_fields(model):
+        raise UserError(
+            f"--remat: {model} has no blocks whose activations could be computed again; leave it "
+            "out, or save memory by --accumulate."
+        )
+    for name in added.keys() & arguments.keys():
+        flag = "--precision" if name == "dtype" else "--remat"
+        raise UserError(f"{flag} and the model argument {name} contradict each other: give one.")
+    return arguments | added
 
 
 @contextlib.contextmanager

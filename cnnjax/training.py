@@ -32,6 +32,7 @@ from cnnjax.data.streamed import (
     training_pipeline,
 )
 from cnnjax.errors import UserError
+from cnnjax.gradients import check_parts
 from cnnjax.logs import MetricsLog, ProgressBar
 from cnnjax.models.summary import format_summary, summary
 from cnnjax.rng import stream_key
@@ -59,6 +60,7 @@ class Recipe:
       normalise: stored images -> what the model expects.
       card: what `runs.load_trained` needs to build the model again: `model` and `arguments`.
       ema: whether the state keeps an average of the parameters.
+      precision: what the model computes in; float16 gives the state a loss scale.
     """
 
     dataset: Dataset | StreamedDataset
@@ -69,6 +71,7 @@ class Recipe:
     normalise: Callable[[jax.Array], jax.Array]
     card: dict[str, Any]
     ema: bool = False
+    precision: str = "float32"
 
 
 def train_classifier(config: runs.Settings, recipe: Recipe) -> int:
@@ -143,7 +146,13 @@ def initial_state(recipe: Recipe, seed: int) -> TrainState:
     key = jax.random.key(seed)
     init = functools.partial(recipe.model.init, train=False)
     variables = jax.jit(lambda key: init(key, recipe.normalise(image)))(stream_key(key, "init", 0))
-    return create_state(variables, recipe.optimizer, stream_key(key, "train", 0), ema=recipe.ema)
+    return create_state(
+        variables,
+        recipe.optimizer,
+        stream_key(key, "train", 0),
+        ema=recipe.ema,
+        precision=recipe.precision,
+    )
 
 
 def total_steps(config: runs.Settings, dataset: Dataset | StreamedDataset) -> int:
@@ -173,6 +182,7 @@ def _check_patience(config: runs.Settings, dataset: Dataset | StreamedDataset) -
 
 def _pipeline(dataset: Dataset | StreamedDataset, config: runs.Settings, mesh: Mesh) -> Pipeline:
     parallel.check_batch_size(config.batch_size, mesh)
+    check_parts(config.batch_size, config.accumulate, num_devices=mesh.size)
     return training_pipeline(
         dataset,
         config.batch_size,
@@ -387,6 +397,7 @@ def _record_facts(config: runs.Settings, experiment: str, recipe: Recipe) -> Non
         "mean": dataset.mean,
         "std": dataset.std,
         "parameters_averaged": recipe.ema,
+        "precision": recipe.precision,
     }
     runs.write_config(
         config, experiment, devices=backend.describe(), data_checksum=dataset.checksum

@@ -97,7 +97,7 @@ def main(config: Config) -> int:
         config.process_id,
         timeout_secs=config.join_timeout_secs,
     )
-    cnnjax.backend.start(config.devices, config.batch_size)
+    cnnjax.backend.start(config.devices, config.batch_size // max(config.accumulate, 1))
     dataset = cnnjax.data.open_dataset(
         config.dataset,
         pipeline=config.pipeline,
@@ -116,7 +116,10 @@ def main(config: Config) -> int:
 
     num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
     arguments = cli.key_values(config.model_arguments)
-    model = cnnjax.models.create(config.model, num_classes=num_outputs, **arguments)
+    fields = runs.computation(
+        config.model, arguments, precision=config.precision, remat=config.remat
+    )
+    model = cnnjax.models.create(config.model, num_classes=num_outputs, **fields)
     loss_fn = _loss(config, num_outputs)
 
     total_steps = cnnjax.training.total_steps(config, dataset)
@@ -146,12 +149,14 @@ def main(config: Config) -> int:
             augment=_augmentation(config),
             penalty=_penalty(config),
             ema_decay=config.ema_decay,
+            accumulate=config.accumulate,
             axis_name=axis_name,
         ),
         loss_fn=loss_fn,
         normalise=normalise,
         card={"model": config.model, "num_outputs": num_outputs, "arguments": arguments},
         ema=config.ema_decay > 0,
+        precision=config.precision,
     )
     return cnnjax.training.train_classifier(config, recipe)
 

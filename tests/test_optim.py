@@ -210,16 +210,13 @@ def test_weight_decay_follows_given_patterns():
     assert moved == {"norm/scale", "norm/bias", "head/bias"}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("name", NAMES)
-def test_frozen_leaves_stay_bit_for_bit_and_have_no_moments(name, accumulate):
+def test_frozen_leaves_stay_bit_for_bit_and_have_no_moments(name):
     params = jax.tree.map(jnp.asarray, PARAMS)
     # Minus zero plus zero is plus zero: the bits must survive that too.
     params["conv1"]["kernel"] = params["conv1"]["kernel"].at[0, 0, 0, 0].set(-0.0)
     freeze = ["conv1/.*", "norm/scale"]
-    optimizer = optim.make_optimizer(
-        name, 0.1, weight_decay=0.1, clip_norm=1.0, freeze=freeze, accumulate=accumulate
-    )
+    optimizer = optim.make_optimizer(name, 0.1, weight_decay=0.1, clip_norm=1.0, freeze=freeze)
     state = optimizer.init(params)
     gradient = jax.tree.map(jnp.asarray, GRADIENT)
     gradient["conv1"]["bias"] = jnp.full(4, jnp.nan)
@@ -261,19 +258,6 @@ def test_clipping_scales_the_global_norm_down_and_never_up():
             updates,
             GRADIENT,
         )
-
-
-@pytest.mark.parametrize("name", ["momentum", "adam", "lamb"])
-def test_accumulated_updates_are_those_of_the_mean_gradient(name):
-    schedule = schedules.polynomial(0.1, total_steps=3)
-    arguments = {"weight_decay": 0.01, "clip_norm": 0.5, "learning_rate": schedule}
-    halves = [G1, G2, G2, 3 * G1]
-    accumulated = _steps(name, halves, accumulate=2, **arguments)
-    whole = _steps(name, [(G1 + G2) / 2, (G2 + 3 * G1) / 2], **arguments)
-    np.testing.assert_array_equal(accumulated[1], accumulated[0])
-    np.testing.assert_array_equal(accumulated[3], accumulated[2])
-    np.testing.assert_allclose(accumulated[2], whole[1], rtol=1e-6)
-    np.testing.assert_allclose(accumulated[4], whole[2], rtol=1e-6)
 
 
 def test_options_reach_the_optimizer():
@@ -324,7 +308,6 @@ def test_a_sweep_over_learning_rates_is_a_vmap():
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\); it is 1.0"),
         ({"weight_decay": -0.1}, "weight_decay must be finite and not negative; it is -0.1"),
         ({"clip_norm": 0.0}, "clip_norm must be positive"),
-        ({"accumulate": 0}, "accumulate must be a whole number from 1 on; it is 0"),
         ({"beta3": 0.9}, "option of optimizer 'adam'.*did you mean beta"),
         ({"name": "sgd", "beta1": 0.9}, "'sgd' has no further options, but was given beta1=0.9"),
         ({"freeze": ["hed/.*"]}, "hed"),

@@ -91,15 +91,17 @@ def local_response_norm(
 
     Krizhevsky et al. 2012, section 3.3. (PyTorch and Caffe divide their alpha by `size`.)
     """
+    dtype = jnp.promote_types(image.dtype, jnp.float32)
     squares = jax.lax.reduce_window(
-        jnp.square(image),
-        jnp.zeros((), image.dtype),
+        # Squares of float16 would overflow from 256 on.
+        jnp.square(image.astype(dtype)),
+        jnp.zeros((), dtype),
         jax.lax.add,
         (1, 1, 1, size),
         (1, 1, 1, 1),
         ((0, 0), (0, 0), (0, 0), (size // 2, (size - 1) // 2)),
     )
-    return image * (offset + alpha * squares) ** -beta
+    return image * ((offset + alpha * squares) ** -beta).astype(image.dtype)
 
 
 class AlexNet2012(nn.Module):

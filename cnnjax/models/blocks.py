@@ -250,11 +250,9 @@ class StochasticDepth(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        if not train or self.rate == 0.0:
-            return x
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, shape)
-        return jnp.where(kept, x / (1.0 - self.rate), jnp.zeros_like(x))
+        all_but_examples = tuple(range(1, x.ndim))
+        drop = nn.Dropout(self.rate, broadcast_dims=all_but_examples, deterministic=not train)
+        return drop(x)
 
 
 class ConvNorm(nn.Module):
@@ -346,19 +344,35 @@ class InvertedResidual(nn.Module):
         return y
 
 
+def call_block(block: nn.Module, x: Array, *, remat: bool, **options: Any) -> Array:
+    """Returns `block(x, **options)`.
+
+    With `remat` the backward pass computes again what happens between the block's input and output,
+    instead of keeping it from the forward pass: about a third more computation for the memory of
+    one block at a time (Chen et al. 2016, arXiv 1604.06174, section 3). Parameters, their paths and
+    the random draws stay the same. Only training gains by it.
+    """
+
+    def run(block: nn.Module, x: Array) -> Array:
+        return block(x, **options)
+
+    return (nn.remat(run) if remat else run)(block, x)
+
+
 class Stage(nn.Module):
-    """Blocks one after another, named `block1`, `block2` ...
+    """Blocks one after another, named `block1`, `block2` ...; `remat` as for `call_block`.
 
     Sows its result into `intermediates` as `output`; a model's stage 2 is thus found at
     `intermediates/stage2/output`. (Flax reserves the name of a submodule in every collection.)
     """
 
     blocks: Sequence[Factory]
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         for number, block in enumerate(self.blocks, 1):
-            x = block(name=f"block{number}")(x, train=train)
+            x = call_block(block(name=f"block{number}"), x, remat=self.remat and train, train=train)
         self.sow("intermediates", "output", x)
         return x
 

@@ -115,6 +115,7 @@ class ConvNeXt(nn.Module):
       axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; `None` is that of image and parameters, which are float32.
+      remat: whether activations within a block are computed again in the backward pass, not kept.
 
     Raises:
       UserError: a name among these is unknown, or the image does not fit.
@@ -134,6 +135,7 @@ class ConvNeXt(nn.Module):
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
@@ -162,7 +164,7 @@ class ConvNeXt(nn.Module):
                 )
                 for _ in range(depth)
             ]
-            x = blocks.Stage(stage_blocks, name=f"stage{stage}")(x, train=train)
+            x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
         return blocks.classify(
             norm(name="norm")(jnp.mean(x, axis=(1, 2))),
             self.num_classes,

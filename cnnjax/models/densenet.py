@@ -101,6 +101,7 @@ class DenseNet(nn.Module):
       axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; `None` is that of image and parameters, which are float32.
+      remat: whether activations within a block are computed again in the backward pass, not kept.
 
     Raises:
       UserError: a name among these is unknown, or the image does not fit.
@@ -120,6 +121,7 @@ class DenseNet(nn.Module):
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
@@ -134,7 +136,7 @@ class DenseNet(nn.Module):
         for stage, depth in enumerate(self.stage_sizes, 1):
             if stage > 1:
                 x = Transition(name=f"transition{stage - 1}", **layers)(x)
-            x = blocks.Stage([layer] * depth, name=f"stage{stage}")(x, train=train)
+            x = blocks.Stage([layer] * depth, self.remat, name=f"stage{stage}")(x, train=train)
         x = layers["activation"](layers["norm"](name="norm")(x))
         return blocks.classify(
             jnp.mean(x, axis=(1, 2)),

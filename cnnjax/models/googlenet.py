@@ -20,6 +20,7 @@ from cnnjax.models.blocks import (
     ConvNorm,
     Factory,
     activation_function,
+    call_block,
     classify,
     layer_factories,
 )
@@ -103,6 +104,7 @@ class GoogLeNet(nn.Module):
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
+      remat: whether activations within a block are computed again in the backward pass, not kept.
 
     Call: `image [batch, height, width, channels]` -> `[batch, num_classes]`.
     """
@@ -117,6 +119,7 @@ class GoogLeNet(nn.Module):
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -135,7 +138,8 @@ class GoogLeNet(nn.Module):
         x = self._stem(image, conv_norm)
         for stage, modules in MODULES.items():
             for name, widths in modules.items():
-                x = InceptionModule(widths, self.large_kernel, conv_norm, name=name)(x)
+                module = InceptionModule(widths, self.large_kernel, conv_norm, name=name)
+                x = call_block(module, x, remat=self.remat and train)
                 self._auxiliary(name, x, conv_norm, train)
             self.sow("intermediates", f"stage{stage}", x)
             if stage == 3:

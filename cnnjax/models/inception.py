@@ -19,6 +19,7 @@ from cnnjax.models.blocks import (
     Activation,
     Factory,
     activation_function,
+    call_block,
     classify,
     he_normal_fan_out,
     norm_layer,
@@ -186,6 +187,7 @@ class InceptionV3(nn.Module):
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
+      remat: whether activations within a block are computed again in the backward pass, not kept.
 
     Call: `image [batch, height, width, channels]`, at least 75x75, published for 299x299
     -> `[batch, num_classes]`.
@@ -199,11 +201,13 @@ class InceptionV3(nn.Module):
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         require_image(image, "InceptionV3", minimum=299 if self.auxiliary_head else 75)
         unit = self._unit(train)
+        block = partial(call_block, remat=self.remat and train)
         x = unit(32, (3, 3), strides=2, name="conv2d_1a")(image)
         x = unit(32, (3, 3), valid=True, name="conv2d_2a")(x)
         x = unit(64, (3, 3), name="conv2d_2b")(x)
@@ -214,16 +218,16 @@ class InceptionV3(nn.Module):
         self.sow("intermediates", "stage2", x)
         x = ops.max_pool(x, (3, 3), (2, 2))
         for name, pool_features in (("mixed_5b", 32), ("mixed_5c", 64), ("mixed_5d", 64)):
-            x = InceptionA(pool_features, unit, name=name)(x)
+            x = block(InceptionA(pool_features, unit, name=name), x)
         self.sow("intermediates", "stage3", x)
-        x = InceptionB(unit, name="mixed_6a")(x)
+        x = block(InceptionB(unit, name="mixed_6a"), x)
         for name, width in zip(("b", "c", "d", "e"), (128, 160, 160, 192), strict=True):
-            x = InceptionC(width, unit, name=f"mixed_6{name}")(x)
+            x = block(InceptionC(width, unit, name=f"mixed_6{name}"), x)
         self.sow("intermediates", "stage4", x)
         self._auxiliary(x, unit, train)
-        x = InceptionD(unit, name="mixed_7a")(x)
-        x = InceptionE(unit, name="mixed_7b")(x)
-        x = InceptionE(unit, name="mixed_7c")(x)
+        x = block(InceptionD(unit, name="mixed_7a"), x)
+        x = block(InceptionE(unit, name="mixed_7b"), x)
+        x = block(InceptionE(unit, name="mixed_7c"), x)
         self.sow("intermediates", "stage5", x)
         return classify(
             jnp.mean(x, axis=(1, 2)),

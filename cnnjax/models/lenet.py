@@ -180,6 +180,8 @@ class CodeDistance(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
+        # Distances of hundreds need more than the 8 or 11 bits of a 16-bit number.
+        features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
         codes = jnp.asarray(digit_codes(), features.dtype)
         return -jnp.sum((features[:, None, :] - codes) ** 2, axis=-1)
 

@@ -104,6 +104,7 @@ class MobileNetV1(nn.Module):
       axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; `None` is that of image and parameters, which are float32.
+      remat: whether activations within a block are computed again in the backward pass, not kept.
 
     Raises:
       UserError: a name among these is unknown, or the image does not fit.
@@ -121,6 +122,7 @@ class MobileNetV1(nn.Module):
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
@@ -141,7 +143,7 @@ class MobileNetV1(nn.Module):
                 )
                 for index in range(depth)
             ]
-            x = blocks.Stage(stage_blocks, name=f"stage{stage}")(x, train=train)
+            x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
         return blocks.classify(
             jnp.mean(x, axis=(1, 2)),
             self.num_classes,
@@ -174,6 +176,7 @@ class MobileNetV2(nn.Module):
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
@@ -205,7 +208,7 @@ class MobileNetV2(nn.Module):
                     )
                 )
                 channels = scaled(features)
-            x = blocks.Stage(stage_blocks, name=f"stage{stage}")(x, train=train)
+            x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
         # Section 5 leaves the last convolution as wide as it is when the network is made thinner.
         last = blocks.scale_channels(self.last_features, width=max(1.0, self.width))
         x = blocks.ConvNorm(last, 1, name="last", **layers)(x)
@@ -247,6 +250,7 @@ class MobileNetV3(nn.Module):
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
@@ -263,7 +267,7 @@ class MobileNetV3(nn.Module):
                 self._block(row, strides[stage - 1] if index == 0 else 1, next(rates), layers)
                 for index, row in enumerate(rows)
             ]
-            x = blocks.Stage(stage_blocks, name=f"stage{stage}")(x, train=train)
+            x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
         x = blocks.ConvNorm(6 * x.shape[-1], 1, name="last", **layers)(x)
         x = nn.Dense(self.dense_features, dtype=self.dtype, kernel_init=normal_001, name="dense")(
             jnp.mean(x, axis=(1, 2))

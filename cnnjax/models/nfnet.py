@@ -164,6 +164,7 @@ class NFNet(nn.Module):
       stochastic_depth_rate: of the last block; rises linearly from 0. What is kept is scaled up;
         the authors' code does not.
       dtype: of the computation; `None` is that of image and parameters, which are float32.
+      remat: whether activations within a block are computed again in the backward pass, not kept.
 
     Raises:
       UserError: a name among these is unknown, or the image does not fit.
@@ -180,6 +181,7 @@ class NFNet(nn.Module):
     dropout_rate: float = 0.2
     stochastic_depth_rate: float = 0.25
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
@@ -211,7 +213,7 @@ class NFNet(nn.Module):
                 )
                 # The shortcut of a stage's first block starts from a normalised signal again.
                 expected_variance = self.alpha**2 + (1.0 if index == 0 else expected_variance)
-            x = blocks.Stage(stage_blocks, name=f"stage{stage}")(x, train=train)
+            x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
         x = WSConv(2 * self.stage_features[-1], dtype=self.dtype, name="last")(x)
         return blocks.classify(
             jnp.mean(activation(x), axis=(1, 2)),

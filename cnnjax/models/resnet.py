@@ -194,6 +194,7 @@ class ResNet(nn.Module):
       axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; `None` is that of image and parameters, which are float32.
+      remat: whether activations within a block are computed again in the backward pass, not kept.
 
     Raises:
       UserError: a name among these is unknown, an option does not fit the version, or the image
@@ -222,6 +223,7 @@ class ResNet(nn.Module):
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
@@ -241,7 +243,7 @@ class ResNet(nn.Module):
                 self._block(stage, first=index == 0, rate=next(rates), layers=layers)
                 for index in range(depth)
             ]
-            x = blocks.Stage(stage_blocks, name=f"stage{stage}")(x, train=train)
+            x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
         if pre_activation:
             x = layers["activation"](layers["norm"](name="norm")(x))
         return blocks.classify(

@@ -78,6 +78,7 @@ class ShuffleNetV2(nn.Module):
       axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; `None` is that of image and parameters, which are float32.
+      remat: whether activations within a block are computed again in the backward pass, not kept.
 
     Raises:
       UserError: a name among these is unknown, or the image does not fit.
@@ -96,6 +97,7 @@ class ShuffleNetV2(nn.Module):
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
@@ -115,7 +117,7 @@ class ShuffleNetV2(nn.Module):
                 functools.partial(ShuffleUnit, features, 2 if index == 0 else 1, **layers)
                 for index in range(depth)
             ]
-            x = blocks.Stage(units, name=f"stage{stage}")(x, train=train)
+            x = blocks.Stage(units, self.remat, name=f"stage{stage}")(x, train=train)
         x = blocks.ConvNorm(self.last_features, 1, name="last", **layers)(x)
         return blocks.classify(
             jnp.mean(x, axis=(1, 2)),

@@ -16,7 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from cnnjax import ops
-from cnnjax.models.blocks import Activation, Factory, activation_function, conv_layer, norm_layer
+from cnnjax.models.blocks import (
+    Activation,
+    Factory,
+    activation_function,
+    call_block,
+    conv_layer,
+    norm_layer,
+)
 from cnnjax.models.layers import kernel_initialiser, max_pool_ceil, require_image, require_stem
 
 
@@ -57,6 +64,7 @@ class SqueezeNet(nn.Module):
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
+      remat: whether activations within a block are computed again in the backward pass, not kept.
 
     Call: `image [batch, height, width, channels]` -> `[batch, num_classes]`.
     """
@@ -82,6 +90,7 @@ class SqueezeNet(nn.Module):
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -116,7 +125,7 @@ class SqueezeNet(nn.Module):
             if number in self.pools_before and (large or number > 2):
                 x = max_pool_ceil(x, 3, 2)
             fire = Fire(squeeze, expand, conv, norm, activation, name=f"fire{number}")
-            x = fire(x)
+            x = call_block(fire, x, remat=self.remat and train)
             if number + 1 in self.pools_before or number == len(self.fires) + 1:
                 stage += 1
                 self.sow("intermediates", f"stage{stage}", x)

@@ -19,6 +19,7 @@ from cnnjax.models.blocks import (
     Activation,
     Factory,
     activation_function,
+    call_block,
     he_normal_fan_out,
     norm_layer,
 )
@@ -76,6 +77,7 @@ class VGG(nn.Module):
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
+      remat: whether activations within a block are computed again in the backward pass, not kept.
 
     Call: `image [batch, height, width, channels]`, at least 32x32 -> `[batch, num_classes]`.
     """
@@ -90,6 +92,7 @@ class VGG(nn.Module):
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -118,7 +121,8 @@ class VGG(nn.Module):
         )
         x = image
         for index, (width, depth) in enumerate(zip(WIDTHS, self.stage_sizes, strict=True), 1):
-            x = stage(width, depth, name=f"stage{index}")(x)
+            block = stage(width, depth, name=f"stage{index}")
+            x = call_block(block, x, remat=self.remat and train)
         if self.stem == "imagenet":
             x = adaptive_average_pool(x, 7)
         x = x.reshape(x.shape[0], -1)
