@@ -130,19 +130,11 @@ def make_train_step(
         if state.loss_scale is not None:
             gradient = jax.tree.map(lambda leaf: leaf / scale, gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        new_state = _updated(state, updates, opt_state, batch_stats, ema_decay)
         one = jnp.ones((), jnp.int32)
         metrics["learning_rate"] = (jnp.asarray(schedule(state.num_updates), jnp.float32), one)
         metrics["gradient_norm"] = (optax.tree.norm(gradient), one)
         metrics["update_norm"] = (optax.tree.norm(updates), one)
-        new_state = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema=_moving_average(state, params, ema_decay),
-        )
         if state.loss_scale is None:
             return new_state, metrics
         return skip_overflow(state, new_state, metrics, all_finite(gradient))
@@ -222,6 +214,20 @@ def _with_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
 
 def _sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def _updated(
+    state: TrainState, updates: PyTree, opt_state: PyTree, batch_stats: PyTree, ema_decay: float
+) -> TrainState:
+    params = optax.apply_updates(state.params, updates)
+    return dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema=_moving_average(state, params, ema_decay),
+    )
 
 
 def _moving_average(state: TrainState, params: PyTree, decay: float) -> PyTree | None:

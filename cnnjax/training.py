@@ -146,13 +146,8 @@ def initial_state(recipe: Recipe, seed: int) -> TrainState:
     key = jax.random.key(seed)
     init = functools.partial(recipe.model.init, train=False)
     variables = jax.jit(lambda key: init(key, recipe.normalise(image)))(stream_key(key, "init", 0))
-    return create_state(
-        variables,
-        recipe.optimizer,
-        stream_key(key, "train", 0),
-        ema=recipe.ema,
-        precision=recipe.precision,
-    )
+    kept: dict[str, Any] = {"ema": recipe.ema, "precision": recipe.precision}
+    return create_state(variables, recipe.optimizer, stream_key(key, "train", 0), **kept)
 
 
 def total_steps(config: runs.Settings, dataset: Dataset | StreamedDataset) -> int:
@@ -250,8 +245,7 @@ def _fit(
     elapsed: Callable[[], float],
     stop_requested: Callable[[], str | None],
 ) -> loop.Outcome:
-    directory = Path(config.run_dir)
-    first_step = int(state.step)
+    directory, first_step = Path(config.run_dir), int(state.step)
     last_epoch = min(config.epochs, config.stop_after_epochs or config.epochs)
     bar = ProgressBar(
         config.epochs * steps_per_epoch,
@@ -382,13 +376,11 @@ def _scores(
 
 
 def _batches(dataset: Dataset | StreamedDataset, split: str, mesh: Mesh) -> Iterator[Batch]:
-    sharding = parallel.batch_sharding(mesh)
-    return split_batches(dataset, split, EVALUATION_BATCH, sharding=sharding)
+    return split_batches(dataset, split, EVALUATION_BATCH, sharding=parallel.batch_sharding(mesh))
 
 
 def _record_facts(config: runs.Settings, experiment: str, recipe: Recipe) -> None:
-    dataset = recipe.dataset
-    directory = Path(config.run_dir)
+    dataset, directory = recipe.dataset, Path(config.run_dir)
     card = {
         **recipe.card,
         "dataset": dataset.name,
