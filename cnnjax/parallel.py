@@ -18,7 +18,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cnnjax import distributed
 from cnnjax.data.pipelines import Pipeline, ResidentPipeline, gather
 from cnnjax.errors import UserError, unknown_name
-from cnnjax.ops import inside_loop
 from cnnjax.state import TrainState
 from cnnjax.steps import TrainStep
 
@@ -221,8 +220,7 @@ def _compile_scan(make_step, state: TrainState, data: ResidentPipeline, mesh: Me
         return distributed.put(np.int32(number), replicated(mesh))
 
     arguments = state, data.arrays, padded_indices(0, 1), scalar(1)
-    with inside_loop():
-        compiled = jax.jit(run, donate_argnums=0).lower(*arguments).compile()
+    compiled = jax.jit(run, donate_argnums=0).lower(*arguments).compile()
 
     def train(state: TrainState, first_step: int, chunks: Iterable[int]):
         for chunk in chunks:

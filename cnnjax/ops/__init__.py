@@ -9,7 +9,7 @@ chosen by platform and shape (see `cnnjax.ops.choice`) and can be set by argumen
 Models use the layers `Conv` and `ConvPool`, whose parameters are those of `flax.linen.Conv`.
 """
 
-from cnnjax.ops.choice import LOWERINGS, inside_loop, lowering
+from cnnjax.ops.choice import LOWERINGS, lowering
 from cnnjax.ops.convolution import conv2d, conv_general_dilated
 from cnnjax.ops.fused import conv2d_activation_max_pool
 from cnnjax.ops.layers import Conv, ConvPool
@@ -23,7 +23,6 @@ __all__ = [
     "conv2d",
     "conv2d_activation_max_pool",
     "conv_general_dilated",
-    "inside_loop",
     "lowering",
     "max_pool",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cnnjax.ops import choice
 from cnnjax.ops.geometry import Geometry
 
 # Patches above this size are made block by block; above the other, once more in the backward pass.
@@ -66,26 +68,69 @@ def in_example_chunks(
 
     Nothing that `function` makes is kept for the backward pass, which makes it again.
     """
-    batch = image.shape[0]
     rows, columns = geometry.output_size(image, kernel)
-    chunk = examples_at_a_time(batch, rows * columns)
+    chunk = examples_at_a_time(image.shape[0], rows * columns)
+    return map_examples(function, chunk, (image,), (kernel,))
+
+
+def map_examples(
+    function: Callable[..., jax.Array],
+    chunk: int,
+    arrays: Sequence[jax.Array],
+    constants: Sequence[jax.Array],
+) -> jax.Array:
+    """Returns `function(*arrays, *constants)`, `chunk` examples at a time, for `[batch, ...]`.
+
+    Nothing that `function` makes is kept for the backward pass, which makes it again.
+    """
     recomputed = jax.checkpoint(function)
-    if chunk == batch:
-        return recomputed(image, kernel)
-    # Chunks interleave the batch: its leading part, on which it may be sharded, stays whole.
-    chunks = image.reshape(chunk, batch // chunk, *image.shape[1:]).swapaxes(0, 1)
-    results = lax.map(lambda examples: recomputed(examples, kernel), chunks)
-    return results.swapaxes(0, 1).reshape(batch, rows, columns, -1)
+    if chunk == arrays[0].shape[0]:
+        return recomputed(*arrays, *constants)
+    chunks = [_in_chunks(array, chunk) for array in arrays]
+    results = lax.map(lambda examples: recomputed(*examples, *constants), chunks)
+    if choice.batch_may_be_sharded():
+        results = results.swapaxes(0, 1)
+    return results.reshape(arrays[0].shape[0], *results.shape[2:])
+
+
+def sum_over_examples(
+    function: Callable[..., jax.Array], chunk: int, *arrays: jax.Array
+) -> jax.Array:
+    """Returns `function(*arrays)`, which sums over the batch, by `chunk` examples at a time."""
+    recomputed = jax.checkpoint(function)
+    if chunk == arrays[0].shape[0]:
+        return recomputed(*arrays)
+    chunks = [_in_chunks(array, chunk) for array in arrays]
+    shape = jax.eval_shape(function, *(array[0] for array in chunks))
+    total, _ = lax.scan(
+        lambda total, examples: (total + recomputed(*examples), None),
+        jnp.zeros(shape.shape, shape.dtype),
+        chunks,
+    )
+    return total
 
 
 def examples_at_a_time(batch: int, positions: int) -> int:
-    """Returns a divisor of `batch` whose products have about PRODUCT_ROWS rows.
+    """Returns the divisor of `batch` whose products have most nearly PRODUCT_ROWS rows.
 
-    It is at least 8, so that a batch sharded over as many devices is not gathered; and all of
-    `batch` if no divisor is near.
+    Of a batch that may be sharded it is at least 8, so that with as many devices it is not
+    gathered. It is all of `batch` if no divisor is within a factor of 2.
     """
-    wanted = max(8, PRODUCT_ROWS // max(1, positions))
+    least = 8 if choice.batch_may_be_sharded() else 1
+    wanted = max(least, PRODUCT_ROWS / max(1, positions))
     if batch <= wanted:
         return batch
-    near = [size for size in range(wanted, 2 * wanted) if batch % size == 0]
-    return near[0] if near else batch
+    divisors = [size for size in range(least, batch + 1) if batch % size == 0]
+    nearest = min(divisors, key=lambda size: abs(math.log(size / wanted)))
+    return nearest if wanted / 2 <= nearest <= 2 * wanted else batch
+
+
+def _in_chunks(array: jax.Array, chunk: int) -> jax.Array:
+    """Returns `[batch / chunk, chunk, ...]`.
+
+    Of a batch that may be sharded, chunks are interleaved: its leading part, on which it is
+    sharded, stays whole. Else they are as they lie, which spares a copy.
+    """
+    if choice.batch_may_be_sharded():
+        return array.reshape(chunk, array.shape[0] // chunk, *array.shape[1:]).swapaxes(0, 1)
+    return array.reshape(array.shape[0] // chunk, chunk, *array.shape[1:])

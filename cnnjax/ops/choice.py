@@ -6,10 +6,11 @@ The forms give the same values and gradients up to rounding and differ in speed:
 * `im2col`: patches and one matrix product, in the layout that suits the shape. XLA:CPU runs
   `lax` convolutions without its fast kernel and without threads inside a loop (`lax.scan`,
   `lax.while_loop`); matrix products are fast everywhere.
-* `taps`: `lax` forward, and the gradient of the kernel by one matrix product per tap. A depthwise
-  convolution (one group a channel) is a sum of elementwise products, one per tap; with other groups
-  it is `lax`.
+* `winograd`: 3x3 at stride 1 with 2.25 times fewer multiplications, as matrix products.
+* `taps`: a depthwise convolution (one group a channel) as a sum of elementwise products, one for
+  each tap of the window.
 
+A form that cannot compute a convolution leaves it to `lax`.
 `python scripts/bench_ops.py` measures them all; `for_convolution` holds what it found.
 """
 
@@ -24,11 +25,10 @@ import jax
 from cnnjax.errors import unknown_name
 from cnnjax.ops.geometry import Geometry
 
-LOWERINGS = ("auto", "im2col", "lax", "taps")
+LOWERINGS = ("auto", "im2col", "lax", "taps", "winograd")
 
-# JAX keys its caches on these, so a function compiled under one value is not reused under another.
+# JAX keys its caches on this, so a function compiled under one value is not reused under another.
 _lowering = jax.make_user_context("auto")
-_inside_loop = jax.make_user_context(False)
 
 
 @contextlib.contextmanager
@@ -40,17 +40,6 @@ def lowering(name: str) -> Iterator[None]:
     platform and shape. Raises UserError for an unknown name.
     """
     with _lowering(checked_name(name)):
-        yield
-
-
-@contextlib.contextmanager
-def inside_loop() -> Iterator[None]:
-    """Within the context, the automatic choice is made for the body of a compiled loop.
-
-    Tracing cannot see that a step will become the body of `lax.scan` or `lax.while_loop`; whoever
-    builds the loop can say so.
-    """
-    with _inside_loop(True):
         yield
 
 
@@ -86,12 +75,13 @@ def batch_may_be_sharded() -> bool:
     return jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes
 
 
-# Measured on two AVX-512 cores with scripts/bench_ops.py. Batch-last patches pay while they and the
-# output fit the cache; taps pay for images that do not, unless the channels are so few that each
-# tap's product is mostly copying. Small convolutions stay with patches even where `lax` is up to
-# twice as fast in a single call: in a loop that nobody announced it is fifty times slower.
+# Measured on two AVX-512 cores with scripts/bench_ops.py. Winograd's transforms are paid back by
+# this many channels, and its many small products by this many output positions. Batch-last patches
+# pay while they and the output fit the cache. `lax` is never chosen, although in a single call it
+# is up to 1.5 times faster than patches on some shapes: in a loop it is fifty times slower.
+WINOGRAD_CHANNELS = 32
+WINOGRAD_POSITIONS = 1024
 BATCH_LAST_BYTES = 12 * 2**20
-TAPS_BYTES = 4 * 2**20
 
 
 def for_convolution(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> str:
@@ -100,11 +90,19 @@ def for_convolution(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> 
         return "lax"
     if 1 < geometry.feature_group_count == image.shape[3]:
         return "taps"
-    large = image.size * image.dtype.itemsize >= TAPS_BYTES and image.shape[3] > 8
-    window = math.prod(kernel.shape[:2])
-    if large and window > 1 and geometry.feature_group_count == 1 and not _inside_loop.value:
-        return "taps"
-    return "im2col"
+    positions = image.shape[0] * math.prod(geometry.output_size(image, kernel))
+    enough = min(kernel.shape[2:]) >= WINOGRAD_CHANNELS and positions >= WINOGRAD_POSITIONS
+    return "winograd" if enough and winograd_fits(kernel, geometry) else "im2col"
+
+
+def winograd_fits(kernel: jax.Array, geometry: Geometry) -> bool:
+    """Whether this is a convolution that `winograd` can compute: 3x3 at stride 1, ungrouped."""
+    return (
+        kernel.shape[:2] == (3, 3)
+        and geometry.strides == (1, 1)
+        and geometry.kernel_dilation == (1, 1)
+        and geometry.feature_group_count == 1
+    )
 
 
 def batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
@@ -128,4 +126,4 @@ def slices_max_pool(name: str, window: tuple[int, int]) -> bool:
     XLA:CPU is slow at the gradient of `reduce_window` (`select_and_scatter`); the slices are as
     many as the window has positions, so a large window stays with `lax`.
     """
-    return name in ("im2col", "taps") or (name == "auto" and on_cpu() and math.prod(window) <= 9)
+    return name == "im2col" or (name == "auto" and on_cpu() and math.prod(window) <= 9)

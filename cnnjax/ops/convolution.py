@@ -12,7 +12,8 @@ from jax import lax
 from cnnjax.ops import choice
 from cnnjax.ops.geometry import Geometry, lax_conv2d, make_geometry
 from cnnjax.ops.im2col import conv2d_batch_last, conv2d_channels_last
-from cnnjax.ops.taps import conv2d_taps, depthwise_taps
+from cnnjax.ops.taps import depthwise_taps
+from cnnjax.ops.winograd import conv2d_winograd
 
 
 def conv2d(
@@ -70,9 +71,9 @@ def _convolve(image: jax.Array, kernel: jax.Array, geometry: Geometry, name: str
         if choice.batch_last(image, kernel, geometry):
             return conv2d_batch_last(image, kernel, geometry)
         return conv2d_channels_last(image, kernel, geometry)
-    if name == "taps" and geometry.feature_group_count == 1:
-        return conv2d_taps(image, kernel, geometry)
-    if name == "taps" and geometry.feature_group_count == image.shape[3]:
+    if name == "winograd" and choice.winograd_fits(kernel, geometry):
+        return conv2d_winograd(image, kernel, geometry)
+    if name == "taps" and 1 < geometry.feature_group_count == image.shape[3]:
         return depthwise_taps(image, kernel, geometry)
     return lax_conv2d(image, kernel, geometry)
 

@@ -18,7 +18,7 @@ from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.ops import blocks, choice, im2col
 
-OURS = ("im2col", "taps")  # "auto" is always one of these or "lax".
+OURS = ("im2col", "taps", "winograd")  # "auto" is always one of these or "lax".
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 4e-2, "float16": 5e-3}
 
 
@@ -82,6 +82,17 @@ def convolutions(draw):
     }
 
 
+@st.composite
+def minimal_filterings(draw):
+    """What Winograd's form computes; the other forms leave its image sizes and paddings as free."""
+    plain = {"window": (3, 3), "strides": (1, 1), "kernel_dilation": (1, 1), "groups": 1}
+    channels = draw(st.sampled_from((1, 2, 11)))
+    return {**draw(convolutions()), **plain, "channels": channels}
+
+
+any_convolutions = st.one_of(convolutions(), minimal_filterings())
+
+
 def check_against_lax(case, dtype):
     image = normal(1, (case["batch"], *case["size"], case["channels"]), dtype)
     kernel_shape = (*case["window"], case["channels"] // case["groups"], case["features"])
@@ -97,22 +108,22 @@ def check_against_lax(case, dtype):
             assert_close(value_and_gradients(ours, image, kernel), expected, dtype)
 
 
-@settings(max_examples=8, deadline=None)
-@given(convolutions())
+@settings(max_examples=10, deadline=None)
+@given(any_convolutions)
 def test_equals_lax_in_float64(case):
     with jax.enable_x64(True):
         check_against_lax(case, "float64")
 
 
 @settings(max_examples=4, deadline=None)
-@given(convolutions())
+@given(any_convolutions)
 def test_equals_lax_in_float32(case):
     check_against_lax(case, "float32")
 
 
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None)
-@given(convolutions(), st.sampled_from(("float64", "float32")))
+@given(any_convolutions, st.sampled_from(("float64", "float32")))
 def test_equals_lax_for_many_shapes(case, dtype):
     with jax.enable_x64(True):
         check_against_lax(case, dtype)
@@ -133,8 +144,9 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_equals_lax_in_16_bits(dtype):
-    check_against_lax(PLAIN, dtype)
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_equals_lax_in_16_bits(dtype, strides):
+    check_against_lax({**PLAIN, "strides": strides}, dtype)
 
 
 def test_16_bit_products_are_accumulated_in_float32():
@@ -164,7 +176,7 @@ def test_windows_that_do_not_fit_give_an_empty_result():
 @pytest.fixture
 def arrays():
     with jax.enable_x64(True):
-        yield normal(3, (16, 6, 7, 3), "float64"), normal(4, (3, 2, 3, 4), "float64")
+        yield normal(3, (16, 6, 7, 3), "float64"), normal(4, (3, 3, 3, 4), "float64")
 
 
 CASES = [{}, {"strides": (2, 2)}, {"strides": (2, 1), "padding": "VALID"}]
@@ -219,7 +231,7 @@ def test_derivatives_agree_with_finite_differences(arrays, lowering):
 SHARDED = {
     "batch last": ("im2col", {}, (128, 9, 9, 3), (3, 3, 3, 4)),
     "channels last": ("im2col", {}, (512, 9, 9, 40), (3, 3, 40, 4)),
-    "taps": ("taps", {"strides": (2, 2)}, (512, 18, 18, 3), (3, 3, 3, 4)),
+    "winograd": ("winograd", {}, (128, 9, 9, 3), (3, 3, 3, 4)),
     "depthwise": ("taps", {"feature_group_count": 4}, (16, 9, 9, 4), (3, 3, 1, 4)),
 }
 
@@ -318,11 +330,29 @@ def test_memory_of_a_layer_of_resnet50_is_bounded():
         assert used < patch_bytes, (lowering, used, patch_bytes)
 
 
-def test_chunks_of_the_kernel_gradient_divide_the_batch():
+@pytest.mark.parametrize("sharded", [False, True])
+def test_parts_of_a_batch_divide_it(monkeypatch, sharded):
+    monkeypatch.setattr(choice, "batch_may_be_sharded", lambda: sharded)
     for batch in (1, 7, 48, 64, 100, 127, 250):
-        chunk = blocks.examples_at_a_time(batch, 32 * 32)
-        assert batch % chunk == 0
-        assert chunk == batch or 8 <= chunk < 16
+        for positions in (7 * 7, 32 * 32, 112 * 112):
+            chunk = blocks.examples_at_a_time(batch, positions)
+            wanted = max(8 if sharded else 1, blocks.PRODUCT_ROWS / positions)
+            assert batch % chunk == 0
+            assert chunk == batch or wanted / 2 <= chunk <= 2 * wanted
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("lowering", ["im2col", "winograd"])
+def test_parts_of_a_batch_change_nothing(monkeypatch, lowering, sharded):
+    monkeypatch.setattr(choice, "batch_may_be_sharded", lambda: sharded)
+    monkeypatch.setattr(choice, "BATCH_LAST_BYTES", 0)
+    monkeypatch.setattr(blocks, "PRODUCT_ROWS", 8 * 7 * 7)
+    image, kernel = normal(9, (48, 7, 7, 3)), normal(10, (3, 3, 3, 4))
+    ours = functools.partial(ops.conv2d, lowering=lowering)
+    assert "scan" in str(jax.make_jaxpr(ours)(image, kernel))
+    assert_close(
+        value_and_gradients(ours, image, kernel), value_and_gradients(reference, image, kernel)
+    )
 
 
 def test_conv_general_dilated_falls_back_to_lax():
