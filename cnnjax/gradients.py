@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from cnnjax.errors import UserError
-from cnnjax.ops import inside_loop
 
 PyTree = Any
 
@@ -56,10 +55,9 @@ def in_parts(
         return (jax.tree.map(jnp.add, total, sums), carried), None
 
     # A loop, because only a loop makes the compiler use the memory of one part for the next.
-    with inside_loop():
-        shapes, _ = jax.eval_shape(compute, carried, part(jnp.int32(0)))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        (total, carried), _ = jax.lax.scan(body, (zeros, carried), jnp.arange(num_parts))
+    shapes, _ = jax.eval_shape(compute, carried, part(jnp.int32(0)))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (total, carried), _ = jax.lax.scan(body, (zeros, carried), jnp.arange(num_parts))
     return total, carried
 
 
