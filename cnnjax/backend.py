@@ -12,21 +12,17 @@ DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 # XLA ends the process when one CPU device waits longer for another, 40 s by default: on a busy or
 # suspended machine that happens.
 PATIENCE_FLAG = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-# Measured on 2 cores: one device a core is faster than one device with two threads. Not measured
-# beyond 4 cores, so not done beyond.
-MOST_CPU_DEVICES = 4
 
 
-def start(devices: int, batch_size: int) -> int:
+def start(devices: int) -> int:
     """Sets the number of CPU devices and the compilation cache; returns the devices to use.
 
     JAX divides a CPU into "host devices" only if told so before its first use. An `XLA_FLAGS` that
     already names their number is obeyed.
 
     Args:
-      devices: the number wanted, over all processes; 0 is all accelerators or, on a CPU, one device
-        a core, up to 4 a process, as far as they divide the batch.
-      batch_size: the batch that the devices share.
+      devices: the number wanted, over all processes; 0 is all accelerators or, on a CPU, one a
+        process, whose threads share the cores: measured faster than one device a core.
 
     Raises:
       UserError: the processes of the run do not have that number of devices.
@@ -38,7 +34,7 @@ def start(devices: int, batch_size: int) -> int:
         )
     flags = os.environ.get("XLA_FLAGS", "")
     if DEVICE_COUNT_FLAG not in flags:
-        count = devices // num_processes or _cpu_devices(batch_size // num_processes)
+        count = devices // num_processes or 1
         os.environ["XLA_FLAGS"] = f"{flags} {DEVICE_COUNT_FLAG}={count} {PATIENCE_FLAG}".strip()
     enable_compilation_cache()
     import jax
@@ -70,13 +66,6 @@ def describe() -> str:
     )
     processes = f" in {distributed.count()} processes" if distributed.count() > 1 else ""
     return f"{len(jax.devices())} x {first.platform} ({kind}){processes}"
-
-
-def _cpu_devices(batch_size: int) -> int:
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(n for n in range(1, min(cores, MOST_CPU_DEVICES) + 1) if batch_size % n == 0)
 
 
 def _cache_directory() -> Path:

@@ -62,7 +62,7 @@ class Settings:
     datasets from disk, so that they may be larger than memory). auto is resident where they fit."""
 
     devices: int = 0
-    """Devices to use; 0 is all accelerators or, on a CPU, what is fastest for the batch size."""
+    """Devices to use; 0 is all accelerators, or the CPU as one device. More on a CPU divide it."""
 
     coordinator: str = "auto"
     """Where several processes meet: HOST:PORT of process 0; auto, as SLURM, TPU pods or Open MPI

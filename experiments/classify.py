@@ -97,7 +97,7 @@ def main(config: Config) -> int:
         config.process_id,
         timeout_secs=config.join_timeout_secs,
     )
-    cnnjax.backend.start(config.devices, config.batch_size // max(config.accumulate, 1))
+    cnnjax.backend.start(config.devices)
     dataset = cnnjax.data.open_dataset(
         config.dataset,
         pipeline=config.pipeline,

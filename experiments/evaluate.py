@@ -36,7 +36,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Evaluates one run."""
-    cnnjax.backend.start(devices=1, batch_size=BATCH_SIZE)
+    cnnjax.backend.start(devices=1)
     trained = runs.load_trained(config.run)
     settings = runs.read_config(Path(config.run))["settings"]
     dataset = cnnjax.data.open_dataset(

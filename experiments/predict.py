@@ -42,7 +42,7 @@ def main(config: Config) -> None:
         raise UserError("no image files given: name at least one, such as digit.png.")
     data, plots = cnnjax.data, cnnjax.plots
     originals = [data.read_image(path) for path in config.images]
-    cnnjax.backend.start(devices=1, batch_size=1)
+    cnnjax.backend.start(devices=1)
     trained = runs.load_trained(config.run)
     shape, class_names = tuple(trained.card["image_shape"]), trained.card["class_names"]
     digits = shape == (28, 28, 1)

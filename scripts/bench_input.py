@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with one_line_errors(), contextlib.ExitStack() as stack:
         check(options)
-        backend.start(options.devices, options.batch_size)
+        backend.start(options.devices)
         setting = open_setting(options, stack)
         print(f"{backend.describe()}; {setting.model}, {setting.dataset.name}, ", end="")
         print(f"batch {setting.batch_size}, images {setting.dataset.image_shape}\n", flush=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,7 @@ def build(task: Task, image: Images, label: Labels) -> Program:
 
     ours = task.contender.startswith("cnnjax")
     if ours:
-        backend.start(0 if task.contender == "cnnjax" else 1, task.batch_size)
+        backend.start(_num_devices(task))
     import flax
     import jax
     import optax
@@ -58,8 +59,15 @@ def _form(task: Task, mode: str) -> str:
 
     looped = mode == "infer" or task.contender in ("cnnjax-jit", "flax-loop")
     form = "a step a call" if looped else "one call"
-    count = len(jax.devices()) if task.contender == "cnnjax" else 1
+    count = _num_devices(task) or len(jax.devices())
     return f"{form}, {count} device{'s' * (count > 1)}"
+
+
+def _num_devices(task: Task) -> int:
+    """Returns the devices to use; 0 is all accelerators, or the CPU as one."""
+    if task.contender == "cnnjax-split" and task.device == "cpu":
+        return max(n for n in range(1, (os.cpu_count() or 1) + 1) if task.batch_size % n == 0)
+    return 1 if task.contender == "cnnjax-jit" else 0
 
 
 def _dtype(task: Task) -> Any:
@@ -82,7 +90,7 @@ def _cnnjax(task: Task, image: Images, label: Labels) -> tuple[int, Callable[[st
     from cnnjax.state import create_state
 
     workload = task.workload
-    mesh = parallel.make_mesh(None if task.contender == "cnnjax" else 1)
+    mesh = parallel.make_mesh(_num_devices(task) or None)
     model = models.create(
         workload.model, num_classes=workload.num_classes, dtype=_dtype(task), **workload.arguments
     )
@@ -125,7 +133,7 @@ def _cnnjax(task: Task, image: Images, label: Labels) -> tuple[int, Callable[[st
             ),
             state,
             pipeline,
-            method={"cnnjax-jit": "jit", "cnnjax-scan": "scan"}.get(task.contender, "auto"),
+            method="jit" if task.contender == "cnnjax-jit" else "auto",
             mesh=mesh,
         )
         first_step = 0

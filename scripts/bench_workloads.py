@@ -51,9 +51,11 @@ class Contender(NamedTuple):
 
 CONTENDERS = {
     "cnnjax": Contender(
-        "bench_jax", "jax", MODES, "cnnjax as its experiments run: an epoch a call, all devices"
+        "bench_jax", "jax", MODES, "cnnjax as its experiments run: an epoch a call"
     ),
-    "cnnjax-scan": Contender("bench_jax", "jax", MODES[:1], "an epoch a call, one device"),
+    "cnnjax-split": Contender(
+        "bench_jax", "jax", MODES, "the same over one host device a core of the CPU"
+    ),
     "cnnjax-jit": Contender("bench_jax", "jax", MODES, "a step a call, one device"),
     "flax-loop": Contender(
         "bench_jax", "flax", MODES, "plain Flax (nn.Conv, nn.max_pool), a step a jitted call"
