@@ -48,6 +48,20 @@ def start(devices: int) -> int:
     return devices or available
 
 
+def compiler_options(*, remat: bool) -> dict[str, str | bool]:
+    """Returns the `compiler_options` of `jit` with which rematerialised blocks save memory.
+
+    `jax.checkpoint` puts a barrier between what the forward and the backward pass compute. XLA:CPU
+    as of jax 0.10 removes it early, finds the same computation twice, and keeps the results of the
+    first after all.
+    """
+    import jax
+
+    if not remat or jax.default_backend() != "cpu":
+        return {}
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
 def enable_compilation_cache() -> None:
     """Keeps compiled programs under `$XDG_CACHE_HOME`, by default `~/.cache`."""
     import jax

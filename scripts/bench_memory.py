@@ -27,7 +27,7 @@ import optax
 from bench_processes import machine
 from bench_workloads import LEARNING_RATE, MOMENTUM, WORKLOADS, Workload, load_data
 
-from cnnjax import losses, models, runs, steps
+from cnnjax import backend, losses, models, runs, steps
 from cnnjax.checkpoint import package_versions
 from cnnjax.cli import one_line_errors
 from cnnjax.errors import UserError, unknown_name
@@ -139,7 +139,11 @@ def measure(name: str, workload: Workload, options: argparse.Namespace) -> list[
         state, step = make_step(workload, VARIANTS[variant])
         started = time.perf_counter()
         donated = 0 if VARIANTS[variant].donate else ()
-        program = jax.jit(step, donate_argnums=donated).lower(state, batch).compile()
+        program = (
+            jax.jit(step, donate_argnums=donated)
+            .lower(state, batch)
+            .compile(backend.compiler_options(remat=VARIANTS[variant].remat))
+        )
         compile_secs = time.perf_counter() - started
         memory = program.memory_analysis()
         assert memory is not None

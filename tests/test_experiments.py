@@ -165,6 +165,14 @@ def test_predict_classifies_files_of_any_size_and_colour(finished_run, tmp_path,
         (["--resume", "/nowhere"], "/nowhere is not a run directory"),
         (["--learning-rate", "-1"], "learning_rate"),
         (["--validation", "1.5"], "validation"),
+        (["--accumulate", "7", "--devices", "1"], "64 examples each, which do not divide into 7"),
+        (["--accumulate", "0"], "accumulate 0: give 1"),
+        (["--precision", "bf16"], "bfloat16"),
+        (["--remat"], "--remat: lenet5 has no blocks"),
+        (
+            ["--precision", "float16", "--model-arguments", "dtype=float32"],
+            "--precision and the model argument dtype contradict each other",
+        ),
         (["--model-arguments", "activation=swoosh"], "swoosh"),
     ],
 )
@@ -314,6 +322,20 @@ def test_other_data_are_not_mixed_into_a_run(train_made, tmp_path):
     train_made(run_dir=str(tmp_path), stop_after_epochs=1)
     with pytest.raises(UserError, match="the data are not those of"):
         train_made(resume=str(tmp_path), data_seed=1)
+
+
+@pytest.mark.slow
+def test_a_float16_run_in_parts_logs_its_scale_and_is_read_back_in_float16(tmp_path, capsys):
+    flags = ["--precision", "float16", "--accumulate", "4", "--run-dir", tmp_path]
+    assert launch(mnist_lenet, *SMOKE, *flags) == 0
+    train = [record for record in read_metrics(tmp_path) if record["kind"] == "train"]
+    assert train[0]["loss_scale"] == 65536
+    assert all(0 <= record["skipped"] <= 1 for record in train)
+    assert runs.load_trained(tmp_path).model.dtype == np.float16
+    with pytest.raises(SystemExit):
+        cli.run(evaluate.Config, evaluate.main, ["--run", str(tmp_path), "--split", "validation"])
+    report = json.loads((tmp_path / "evaluation-validation" / "evaluation.json").read_text())
+    assert 0 < report["accuracy"] < 1
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
 """Rematerialised blocks: the same numbers and parameters, in less memory."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnjax import models
+from cnnjax import backend, models
 from cnnjax.models.resnet import ResNet
 from cnnjax.models.vgg import VGG
 from tests.models.quick import quick_jit
@@ -30,7 +31,8 @@ def image_of(size):
 
 def recomputed_parts(function, *arguments):
     """The number of `jax.checkpoint`s that are traced."""
-    return str(jax.make_jaxpr(function)(*arguments)).count("checkpoint[")
+    # The primitive's name changes with the version of JAX.
+    return len(re.findall(r"\b(remat2?|checkpoint)\[", str(jax.make_jaxpr(function)(*arguments))))
 
 
 def test_every_model_with_blocks_has_the_field():
@@ -41,7 +43,13 @@ def test_every_model_with_blocks_has_the_field():
         assert ("remat" in models.model_fields(name)) != without, name
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("googlenet", "inception_v3")))
+        for name in MODELS
+    ],
+)
 def test_paths_stay_and_only_training_recomputes(name):
     model, size = MODELS[name]
     image, other = image_of(size), model.clone(remat=True)
@@ -102,10 +110,10 @@ def test_every_family_trains_the_same(name):
 
 
 def test_activations_within_blocks_take_no_memory():
-    image = jnp.zeros((64, 16, 16, 3))
+    image = jnp.zeros((16, 16, 16, 3))
     sizes = []
     for remat in (False, True):
-        model = ResNet((6,), "basic", 3, stem="cifar", stem_features=8, features=8, remat=remat)
+        model = ResNet((4,), "basic", 3, stem="cifar", stem_features=8, features=8, remat=remat)
         variables = jax.eval_shape(model.init, KEY, image)
 
         def loss(params, model=model, statistics=variables["batch_stats"]):
@@ -116,6 +124,7 @@ def test_activations_within_blocks_take_no_memory():
             )  # fmt: skip
             return jnp.sum(logits)
 
-        compiled = jax.jit(jax.grad(loss)).lower(variables["params"]).compile()
+        options = backend.compiler_options(remat=remat)
+        compiled = jax.jit(jax.grad(loss)).lower(variables["params"]).compile(options)
         sizes.append(compiled.memory_analysis().temp_size_in_bytes)
-    assert sizes[1] < 0.7 * sizes[0]
+    assert sizes[1] < 0.6 * sizes[0]
