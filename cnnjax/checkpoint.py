@@ -135,7 +135,7 @@ class Saver:
             self._error = error
 
     def _delete_old(self, current: int) -> None:
-        if self.keep_last is None:
+        if self.keep_last is None or not distributed.is_first():
             return
         # Later steps are from a future that this run did not come from: not ours to count.
         candidates = {

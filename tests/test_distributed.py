@@ -3,22 +3,26 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from cnnjax import checkpoint, distributed
+from cnnjax.channel import PEER_LOST_EXIT_CODE
 from cnnjax.errors import UserError
 from cnnjax.logs import read_metrics
+from tests import several
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ("experiments.mnist_lenet", "--smoke", "--batch-size", "64")
+# Quick to compile and to step, so that a signal comes in the middle of it.
+LONG = ("experiments.classify", "--model", "mlp", "--epochs", "4")
 
 
 def free_port():
@@ -55,7 +59,7 @@ def started(module, *argv, processes, devices):
 def run(module, *argv, processes, devices):
     """Returns (exit code, output) of each process."""
     with started(module, *argv, processes=processes, devices=devices) as running:
-        outputs = [process.communicate(timeout=240)[0] for process in running]
+        outputs = [process.communicate(timeout=580)[0] for process in running]
         return [(p.returncode, out) for p, out in zip(running, outputs, strict=True)]
 
 
@@ -83,13 +87,6 @@ def wait_for_records(directory, count, running):
     while not path.exists() or path.read_text().count("\n") < count:
         time.sleep(0.05)
         assert all(process.poll() is None for process in running)
-
-
-def final_state(directory):
-    items = checkpoint.restore_items(
-        Path(directory) / "checkpoints", ("params", "batch_stats", "opt_state", "ema", "progress")
-    )
-    return jax.tree.map(np.asarray, items)
 
 
 # One process
@@ -182,6 +179,10 @@ def smoke_runs(tmp_path_factory):
     return one, two, outputs
 
 
+def test_two_processes_agree():
+    succeeded(run("tests.several", "agree", ".", processes=2, devices=2))
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_run_of_one(smoke_runs):
     one, two, outputs = smoke_runs
@@ -194,3 +195,83 @@ def test_two_processes_make_the_run_of_one(smoke_runs):
     assert {k: v for k, v in settings[0].items() if k != "run_dir"} == {
         k: v for k, v in settings[1].items() if k != "run_dir"
     }
+
+
+@pytest.mark.slow
+def test_two_processes_of_4_devices_train_as_one_of_8(tmp_path):
+    succeeded(run("tests.several", "train", tmp_path, processes=2, devices=4))
+    for dtype, tolerance in (("float64", 1e-10), ("float32", 1e-4)):
+        for name in several.MODELS:
+            expected = several.trained(name, dtype)
+            found = np.load(tmp_path / f"{name}-{dtype}.npz")
+            assert set(found) == set(expected)
+            for leaf, value in expected.items():
+                assert found[leaf].dtype == value.dtype
+                scale = np.abs(value).max() + 1e-30
+                assert np.abs(found[leaf] - value).max() < tolerance * scale, (name, dtype, leaf)
+
+
+@pytest.mark.slow
+def test_four_processes_save_and_any_number_restores(tmp_path):
+    succeeded(run("tests.several", "save", tmp_path, processes=4, devices=2))
+    assert checkpoint.steps(tmp_path) == [3, 4]
+    succeeded(run("tests.several", "restore", tmp_path, processes=2, devices=2))
+    several.restore(tmp_path)
+    several.save(tmp_path / "by one")
+    succeeded(run("tests.several", "restore", tmp_path / "by one", processes=2, devices=4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [0, 1])
+def test_sigterm_to_one_stops_all_at_the_same_step_and_one_process_goes_on(tmp_path, target):
+    with started(*LONG, "--run-dir", tmp_path / "run", processes=2, devices=1) as running:
+        wait_for_records(tmp_path / "run", 3, running)
+        running[target].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=300)[0] for process in running]
+        assert [process.returncode for process in running] == [143, 143], outputs
+    (step,) = checkpoint.steps(tmp_path / "run" / "checkpoints")
+    records = read_metrics(tmp_path / "run")
+    assert max(record["step"] for record in records) == step
+    resume = (LONG[0], "--resume", tmp_path / "run")
+    (output,) = succeeded(run(*resume, "--stop-after-epochs", 1, processes=1, devices=2))
+    assert f"resumed      {tmp_path / 'run'} at step {step}" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [0, 1])
+def test_a_killed_process_ends_the_other_and_both_resume(tmp_path, target):
+    argv = (*LONG, "--run-dir", tmp_path / "run")
+    with started(*argv, "--save-every-steps", 5, processes=2, devices=1) as running:
+        wait_for_records(tmp_path / "run", 3, running)
+        running[target].kill()
+        began = time.monotonic()
+        output = running[1 - target].communicate(timeout=300)[0]
+        assert time.monotonic() - began < 30
+        # Without process 0 JAX may abort before the message is out.
+        assert running[1 - target].returncode in (PEER_LOST_EXIT_CODE, *[-6] * (target == 0))
+        assert f"process {target} of 2" in output or target == 0
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints")
+    resume = (LONG[0], "--resume", tmp_path / "run", "--stop-after-epochs", 1)
+    outputs = succeeded(run(*resume, processes=2, devices=1))
+    assert "resumed" in outputs[0]
+
+
+@pytest.mark.slow
+def test_different_settings_are_told(tmp_path):
+    address = f"localhost:{free_port()}"
+    results = []
+    environment = os.environ | {"XLA_FLAGS": devices_flag(1), "PYTHONPATH": str(ROOT)}
+    for index in range(2):
+        argv = ["--coordinator", address, "--num-processes", 2, "--process-id", index]
+        argv += ["--seed", index, "--run-dir", tmp_path / "run"]
+        command = [sys.executable, "-m", "experiments.mnist_lenet", *map(str, argv)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        results.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
+    outputs = [process.communicate(timeout=300)[0] for process in results]
+    assert [process.returncode for process in results] == [2, 2]
+    for output in outputs:
+        assert errors(output) == [
+            "error: process 1 was started with seed 1 and process 0 with 0: start all processes "
+            "with the same settings."
+        ]
+    assert not (tmp_path / "run").exists()
