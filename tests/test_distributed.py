@@ -22,7 +22,7 @@ from tests import several
 ROOT = Path(__file__).parent.parent
 SMOKE = ("experiments.mnist_lenet", "--smoke", "--batch-size", "64")
 # Quick to compile and to step, so that a signal comes in the middle of it.
-LONG = ("experiments.classify", "--model", "mlp", "--epochs", "4")
+LONG = ("experiments.classify", "--model", "mlp", "--classes", "3,8", "--epochs", "40")
 
 
 def free_port():
