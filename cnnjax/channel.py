@@ -91,7 +91,8 @@ class Channel:
             for process in self._sockets:
                 self._send(process, {"lost": text})
         time.sleep(grace_secs)
-        self.end_alone()
+        if not self._failing:
+            self.end_alone()
 
     def end_alone(self) -> NoReturn:
         sys.stdout.flush()

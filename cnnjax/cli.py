@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cnnjax import distributed
-from cnnjax.channel import PeerLost
+from cnnjax.channel import PEER_LOST_EXIT_CODE, PeerLost
 from cnnjax.errors import UserError
 
 USAGE_EXIT_CODE = 2
@@ -81,11 +81,12 @@ def one_line_errors():
     """Turns a `UserError` into one line on stderr and exit code 2."""
     try:
         yield
+    except PeerLost:
+        distributed.end(PEER_LOST_EXIT_CODE)
     except UserError as error:
         if os.environ.get("CNNJAX_TRACEBACK"):
             raise
-        if not isinstance(error, PeerLost):
-            print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         distributed.end(USAGE_EXIT_CODE)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from cnnjax.channel import GRACE_SECS, Channel, gather, report
+from cnnjax.channel import GRACE_SECS, PEER_LOST_EXIT_CODE, Channel, gather, report
 from cnnjax.errors import UserError
 
 # A host that vanishes closes no connection: it is asked for a sign of life, by the kernel after
@@ -165,7 +165,7 @@ def check_same(name: str, values: dict[str, Any]) -> None:
 
 def end(code: int) -> NoReturn:
     """Ends this process. Code 0, or 128 and more, waits for the others; any other ends them too."""
-    if _channel is not None and _channel.lost:
+    if _channel is not None and code == PEER_LOST_EXIT_CODE:
         _channel.end_alone()
     if _channel is None or code == 0 or code >= 128:
         _leave()
