@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -87,6 +88,11 @@ def wait_for_records(directory, count, running):
     while not path.exists() or path.read_text().count("\n") < count:
         time.sleep(0.05)
         assert all(process.poll() is None for process in running)
+
+
+def final_state(directory):
+    items = ("params", "batch_stats", "opt_state", "progress")
+    return checkpoint.restore_items(Path(directory) / "checkpoints", items)
 
 
 # One process
@@ -239,21 +245,26 @@ def test_sigterm_to_one_stops_all_at_the_same_step_and_one_process_goes_on(tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [0, 1])
-def test_a_killed_process_ends_the_other_and_both_resume(tmp_path, target):
-    argv = (*LONG, "--run-dir", tmp_path / "run")
-    with started(*argv, "--save-every-steps", 5, processes=2, devices=1) as running:
-        wait_for_records(tmp_path / "run", 3, running)
+def test_a_killed_process_ends_the_other_and_both_resume_to_the_same_bits(tmp_path, target):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    short = (*LONG, "--epochs", "2", "--save-every-steps", "20")
+    with started(*short, "--run-dir", killed, processes=2, devices=1) as running:
+        while not checkpoint.steps(killed / "checkpoints"):
+            time.sleep(0.05)
+            assert all(process.poll() is None for process in running)
         running[target].kill()
         began = time.monotonic()
         output = running[1 - target].communicate(timeout=300)[0]
         assert time.monotonic() - began < 30
         # Without process 0 JAX may abort before the message is out.
         assert running[1 - target].returncode in (PEER_LOST_EXIT_CODE, *[-6] * (target == 0))
-        assert f"process {target} of 2" in output or target == 0
-    assert checkpoint.steps(tmp_path / "run" / "checkpoints")
-    resume = (LONG[0], "--resume", tmp_path / "run", "--stop-after-epochs", 1)
-    outputs = succeeded(run(*resume, processes=2, devices=1))
+        assert f"process {target} of 2 at 127.0.0.1 ended" in output or target == 0
+    assert not (killed / "summary.json").exists()
+    outputs = succeeded(run(LONG[0], "--resume", killed, processes=2, devices=1))
     assert "resumed" in outputs[0]
+    succeeded(run(*short, "--run-dir", straight, processes=2, devices=1))
+    jax.tree.map(np.testing.assert_array_equal, final_state(straight), final_state(killed))
+    assert (straight / "metrics.jsonl").read_text() == (killed / "metrics.jsonl").read_text()
 
 
 @pytest.mark.slow
