@@ -45,6 +45,7 @@ def start(devices: int) -> int:
             f"{devices} devices asked for, but the {num_processes} processes have {available}, and "
             "each must use all of its own: drop --devices, or start as many processes as it takes."
         )
+    distributed.connect_devices()
     return devices or available
 
 

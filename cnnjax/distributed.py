@@ -80,6 +80,23 @@ def start(
     atexit.register(_leave)
 
 
+def connect_devices() -> None:
+    """Lets the devices of all processes meet, while the processes are in step.
+
+    On CPUs they otherwise meet in the first step, and a process that waits there for another one,
+    which still compiles, gives up after 30 s.
+    """
+    if _channel is None:
+        return
+    import jax
+    import numpy as np
+
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("all",))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    exchange("devices", None)
+    jax.block_until_ready(jax.jit(jax.numpy.sum)(put(np.ones(mesh.size, np.int32), spread)))
+
+
 def count() -> int:
     """Returns the number of processes of the run."""
     return 1 if _channel is None else _channel.num_processes

@@ -108,6 +108,7 @@ def train_classifier(config: runs.Settings, recipe: Recipe) -> int:
         ),
         mesh,
     )
+    distributed.exchange("compiled", None)
     distributed.say(f"compiled     in {time.monotonic() - compiling:.1f} s")
 
     def elapsed() -> float:
@@ -194,8 +195,7 @@ def _start_or_resume(
     """Returns the run's newest good state and its notes, or the given state and no notes."""
     checkpoints = directory / "checkpoints"
     checkpoint.check_space(checkpoints, 4 * checkpoint.state_bytes(state))
-    found = bool(config.resume) and bool(checkpoint.steps(checkpoints))
-    if not distributed.from_first("resume", found):
+    if not distributed.from_first("resume", bool(config.resume and checkpoint.steps(checkpoints))):
         _clean(checkpoints)
         return state, {}
     state, notes = checkpoint.restore(checkpoints, state, warn=_warn)
