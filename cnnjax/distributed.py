@@ -24,9 +24,9 @@ from typing import Any, NoReturn, TypeVar
 from cnnjax.channel import GRACE_SECS, PEER_LOST_EXIT_CODE, Channel, gather, report
 from cnnjax.errors import UserError
 
-# A host that vanishes closes no connection: it is asked for a sign of life, by the kernel after
-# 30 s of silence and by JAX; this is JAX's limit.
-HEARTBEAT_TIMEOUT_SECS = 100
+# For JAX's own watch, a second net below ours: on a machine that was suspended for a while no
+# process has died, but JAX would end them all.
+HEARTBEAT_TIMEOUT_SECS = 600
 Result = TypeVar("Result")
 
 
