@@ -1,4 +1,4 @@
-"""Memory and time of a training step: accumulation, rematerialisation, donation, precision.
+"""Memory and time of a training step: accumulation, remat, donation, precision, lowerings.
 
     python scripts/bench_memory.py
     python scripts/bench_memory.py --workloads resnet18 --variants plain remat --json memory.json
@@ -27,7 +27,7 @@ import optax
 from bench_processes import machine
 from bench_workloads import LEARNING_RATE, MOMENTUM, WORKLOADS, Workload, load_data
 
-from cnnjax import backend, losses, models, runs, steps
+from cnnjax import backend, losses, models, ops, runs, steps
 from cnnjax.checkpoint import package_versions
 from cnnjax.cli import one_line_errors
 from cnnjax.errors import UserError, unknown_name
@@ -51,6 +51,7 @@ class Variant:
     remat: bool = False
     donate: bool = True
     precision: str = "float32"
+    lowering: str = "auto"
 
 
 VARIANTS = {
@@ -63,6 +64,8 @@ VARIANTS = {
     "bfloat16, remat": Variant(precision="bfloat16", remat=True),
     "bfloat16, accumulate 4, remat": Variant(accumulate=4, remat=True, precision="bfloat16"),
     "float16": Variant(precision="float16"),
+    "all im2col": Variant(lowering="im2col"),
+    "all lax": Variant(lowering="lax"),
 }
 
 
@@ -139,11 +142,9 @@ def measure(name: str, workload: Workload, options: argparse.Namespace) -> list[
         state, step = make_step(workload, VARIANTS[variant])
         started = time.perf_counter()
         donated = 0 if VARIANTS[variant].donate else ()
-        program = (
-            jax.jit(step, donate_argnums=donated)
-            .lower(state, batch)
-            .compile(backend.compiler_options(remat=VARIANTS[variant].remat))
-        )
+        with ops.lowering(VARIANTS[variant].lowering):
+            lowered = jax.jit(step, donate_argnums=donated).lower(state, batch)
+        program = lowered.compile(backend.compiler_options(remat=VARIANTS[variant].remat))
         compile_secs = time.perf_counter() - started
         memory = program.memory_analysis()
         assert memory is not None

@@ -27,7 +27,7 @@ def test_the_small_table_has_every_variant_and_its_order_of_memory(tmp_path, cap
         assert rows[name]["temporary_bytes"] < plain["temporary_bytes"]
     # Without donation the new state lies beside the old one.
     assert rows["no donation"]["peak_bytes"] > plain["peak_bytes"]
-    for name in ("no donation", "remat"):
+    for name in ("no donation", "remat", "all im2col", "all lax"):
         assert rows[name]["first_loss"] == pytest.approx(plain["first_loss"], rel=1e-5)
     assert rows["bfloat16"]["first_loss"] == pytest.approx(plain["first_loss"], rel=0.05)
     assert all(len(row["ms"]) == 2 and min(row["ms"]) > 0 for row in rows.values())
