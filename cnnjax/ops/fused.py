@@ -22,6 +22,7 @@ from cnnjax.ops.blocks import in_row_blocks
 from cnnjax.ops.convolution import conv2d
 from cnnjax.ops.geometry import Geometry, make_geometry
 from cnnjax.ops.im2col import multiply_batch_last, window_taps
+from cnnjax.ops.once import computed_once
 from cnnjax.ops.pooling import max_pool
 
 # Functions that never decrease, so that they may be applied after the maximum.
@@ -107,11 +108,13 @@ def _fused(
     ) -> jax.Array:
         height, width = block.output_size(image_block, shifted)
         window = shifted.shape[0], shifted.shape[1]
-        taps = window_taps(image_block.transpose(3, 1, 2, 0), window, block, (height, width))
+        batch_last = computed_once(image_block.transpose(3, 1, 2, 0))
+        taps = window_taps(batch_last, window, block, (height, width))
         patches = jnp.concatenate(taps, axis=0)
         values = multiply_batch_last(shifted.reshape(-1, 4 * features).T, patches, geometry)
         pooled = _maximum_of_four(values.reshape(4, features, height, width, -1))
-        return activation(pooled + bias[:, None, None, None]).transpose(3, 1, 2, 0)
+        result = activation(pooled + bias[:, None, None, None])
+        return computed_once(result).transpose(3, 1, 2, 0)
 
     return in_row_blocks(product, image, shifted, geometry._replace(strides=(2, 2)), bias)
 

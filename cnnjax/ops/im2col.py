@@ -18,6 +18,7 @@ from jax import lax
 from cnnjax.ops import choice
 from cnnjax.ops.blocks import in_example_chunks, in_row_blocks
 from cnnjax.ops.geometry import Geometry
+from cnnjax.ops.once import computed_once
 
 
 def conv2d_batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -27,7 +28,7 @@ def conv2d_batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -
     def product(block: Geometry, image_block: jax.Array, kernel: jax.Array) -> jax.Array:
         height, width = block.output_size(image_block, kernel)
         taps = window_taps(
-            image_block.transpose(3, 1, 2, 0),
+            computed_once(image_block.transpose(3, 1, 2, 0)),
             (kernel.shape[0], kernel.shape[1]),
             block,
             (height, width),
