@@ -53,6 +53,9 @@ class Names:
       counters: (leaf, counter): with each tensor named `leaf`, an integer zero named `counter` is
         written, which the framework expects.
       separator: between the names of modules and leaves.
+      requires: fields of the model and the values at which it computes what the network does over
+        there, where its leaves do not tell.
+      channels_first: whether images are `[batch, channels, height, width]` there.
       own_paths: where no rule matches, the layer's own path with `separator` is its name.
     """
 
@@ -66,6 +69,8 @@ class Names:
     ignored: str = r"(?!)"
     counters: tuple[str, str] | None = None
     separator: str = "."
+    requires: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    channels_first: bool = False
     own_paths: bool = False
 
 
@@ -99,8 +104,10 @@ def entries(model: nn.Module, image_shape: Sequence[int], names: Names) -> list[
       names: the other framework's.
 
     Raises:
-      UserError: a leaf has no name in the framework, or two have the same.
+      UserError: a leaf has no name in the framework, or two have the same, or a field of the model
+        is not as `names` requires.
     """
+    _check_fields(model, names)
     leaves = trees.named_leaves(abstract_variables(model, image_shape))
     translate = functools.partial(_translate, names, _numbers(leaves))
     found: list[Entry] = []
@@ -116,6 +123,19 @@ def abstract_variables(model: nn.Module, image_shape: Sequence[int]) -> Any:
     """Returns the model's variables as `jax.ShapeDtypeStruct`s."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return jax.eval_shape(lambda image: model.init(jax.random.key(0), image, train=False), image)
+
+
+def _check_fields(model: nn.Module, names: Names) -> None:
+    wrong = {
+        field: value for field, value in names.requires.items() if getattr(model, field) != value
+    }
+    if wrong:
+        there = ", ".join(f"{field}={value}" for field, value in wrong.items())
+        here = ", ".join(f"{field}={getattr(model, field)}" for field in wrong)
+        raise UserError(
+            f"{names.framework}'s {type(model).__name__} has {there}, and this model {here}: build "
+            f"it with {there}."
+        )
 
 
 def _without_collection(path: str) -> str:

@@ -9,6 +9,7 @@ The tables of rules are in `torchvision_tables` and `timm_tables`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,8 +48,13 @@ def names_for(model: nn.Module, framework: str) -> Names:
         table = make(model) if make else None
     if table is None:
         raise UserError(_no_counterpart(model, framework))
+    requires = {}
+    if framework != "pytorch" and hasattr(model, "activation"):
+        defaults = {field.name: field.default for field in dataclasses.fields(model)}
+        requires = {"activation": defaults["activation"], **table.pop("requires", {})}
     return Names(
         framework=framework,
+        requires=requires,
         leaves={
             "kernel": "weight",
             "scale": "weight",
@@ -59,6 +65,7 @@ def names_for(model: nn.Module, framework: str) -> Names:
         flattened=_flattened(model),
         ignored=r".*\.num_batches_tracked",
         counters=("running_mean", "num_batches_tracked"),
+        channels_first=True,
         **table,
     )
 

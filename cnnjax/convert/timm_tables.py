@@ -22,7 +22,7 @@ def _resnet(model: Any) -> dict[str, Any] | None:
 
 
 def _resnet_v2(model: Any) -> dict[str, Any] | None:
-    if model.se_reduction or model.shortcut != "projection":
+    if model.se_reduction or model.shortcut != "projection" or model.stem != "imagenet":
         return None
     block = "stages.{stage0}.blocks.{block0}."
     return {
@@ -50,11 +50,14 @@ def _mobilenet_v1(model: Any) -> dict[str, Any]:
             (BLOCK + "pointwise/norm", block + "bn2"),
             ("head", "classifier"),
         ),
+        # The paper has ReLU.
+        "requires": {"activation": "relu6"},
         "stages": stages("blocks.{}", *range(len(model.stages))),
     }
 
 
 def _nfnet(model: Any) -> dict[str, Any]:
+    # timm standardises kernels with 1e-6 added to the variance; the authors, and we, with a floor.
     block = "stages.{stage0}.{block0}."
     convolutions = {"conv1": "conv1", "conv2": "conv2", "conv3": "conv2b", "conv4": "conv3"}
     return {

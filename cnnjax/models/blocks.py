@@ -25,6 +25,7 @@ from cnnjax import ops
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.models.grouped_norm import GroupedBatchNorm
 from cnnjax.models.layers import require_stem
+from cnnjax.models.unbiased_norm import UnbiasedBatchNorm
 
 Array = jax.Array
 Factory = Callable[..., Any]
@@ -44,7 +45,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "tanh": nn.tanh,
     "sigmoid": nn.sigmoid,
 }
-NORMS = ("batch", "group", "layer", "none")
+NORMS = ("batch", "batch_unbiased", "group", "layer", "none")
 
 
 def check_name(kind: str, name: str, valid: Iterable[str]) -> None:
@@ -102,7 +103,8 @@ def norm_layer(
     """Returns `norm(name=..., scale_init=...)`, which makes one normalisation layer.
 
     Args:
-      norm: `"batch"` (arXiv 1502.03167), `"group"` (arXiv 1803.08494, 32 groups, or the largest
+      norm: `"batch"` (arXiv 1502.03167), `"batch_unbiased"` (the same with PyTorch's running
+        variance, see `UnbiasedBatchNorm`), `"group"` (arXiv 1803.08494, 32 groups, or the largest
         power of two below that divides the channels), `"layer"` (over the channels of each
         position, as in ConvNeXt) or `"none"`.
       train: batch norm takes the batch's statistics and updates its running ones.
@@ -136,11 +138,12 @@ def norm_layer(
         del name, scale_init
         return lambda x: x
 
-    if norm == "batch":
+    if norm in ("batch", "batch_unbiased"):
         common |= {"momentum": momentum, "axis_name": axis_name}
         if group_size and train:
             return functools.partial(GroupedBatchNorm, group_size, **common)
-        return functools.partial(nn.BatchNorm, use_running_average=not train, **common)
+        layer = nn.BatchNorm if norm == "batch" else UnbiasedBatchNorm
+        return functools.partial(layer, use_running_average=not train, **common)
     if norm == "layer":
         return functools.partial(nn.LayerNorm, **common)
     if norm == "group":

@@ -1,0 +1,176 @@
+"""`python -m cnnjax.convert`: files to runs and back, checks layer by layer, one-line errors."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import weights
+
+from cnnjax import convert, models, runs
+from cnnjax.convert import __main__ as command
+from cnnjax.convert import parity
+from cnnjax.errors import UserError
+
+CHECK = Path(__file__).parent / "references" / "check.npz"
+NAME, IMAGE = "shufflenet_v2_x0_5", (32, 32, 3)
+
+
+def theirs(model, framework="torchvision", image_shape=IMAGE):
+    table = convert.entries(model, image_shape, convert.find_names(model, framework))
+    return {entry.name: weights.weight(entry.name, entry.their_shape) for entry in table}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.create(NAME, num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def source(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("source") / "weights.safetensors"
+    convert.write(path, theirs(model))
+    return path
+
+
+def config(source, out, **settings):
+    settings = {"model": NAME, "num_classes": 10, "image_size": 32, **settings}
+    return command.Config(source=Path(source), out=Path(out), **settings)
+
+
+@pytest.fixture(scope="module")
+def converted(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "converted"
+    assert command.main(config(source, out, check=str(CHECK))) == 0
+    return out
+
+
+def test_a_run_says_where_its_weights_came_from(converted, source):
+    card = json.loads((converted / "card.json").read_text())
+    assert card["source"] == str(source)
+    import hashlib
+
+    assert card["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert card["model"] == {"model": NAME, "num_outputs": 10, "arguments": {}}
+    assert card["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+    # PyTorch's own outputs, recorded by scripts/make_references.py, in the order of computation.
+    errors = card["parity"]["relative_errors"]
+    assert list(errors) == [
+        *("conv1.0", "stage2.0.branch2.0", "stage2", "stage3", "stage4", "conv5.1", "logits")
+    ]
+    assert max(errors.values()) < 1e-5
+
+
+def test_a_run_is_read_as_one_that_was_trained(converted, model):
+    trained = runs.load_trained(converted)
+    expected = convert.to_cnnjax(theirs(model), model, IMAGE)
+    jax.tree.map(np.testing.assert_array_equal, trained.variables, expected)
+    assert trained.model == model
+    assert trained.card["image_shape"] == [32, 32, 3]
+    assert len(trained.card["class_names"]) == 10
+
+
+def test_an_image_is_classified(converted, tmp_path, capsys):
+    from PIL import Image
+
+    from experiments import predict
+
+    picture = tmp_path / "grey.png"
+    Image.new("RGB", (40, 30), (100, 100, 100)).save(picture)
+    predict.main(predict.Config(run=str(converted), images=(picture,), out=str(tmp_path)))
+    assert "grey.png: " in capsys.readouterr().out
+
+
+def test_a_run_becomes_a_file_with_the_same_tensors(converted, source, tmp_path):
+    out = tmp_path / "back.safetensors"
+    exported = command.Config(source=converted, out=out)
+    assert command.main(exported) == 0
+    arrays, back = convert.read(source), convert.read(out)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(back[name], array)
+    assert {name.rpartition(".")[2] for name in back.keys() - arrays.keys()} == {
+        "num_batches_tracked"
+    }
+    with pytest.raises(UserError, match=r"is a run, which knows its own settings: drop --model\."):
+        command.main(config(converted, out))
+
+
+def test_the_first_layer_that_diverges_is_named(model, tmp_path, capsys):
+    arrays = theirs(model)
+    arrays["stage3.1.branch2.0.weight"] = arrays["stage3.1.branch2.0.weight"] * 1.01
+    path, out = tmp_path / "weights.npz", tmp_path / "run"
+    convert.write(path, arrays)
+    with pytest.raises(UserError, match=r"stage3 is the first output that diverges.*check\.npz"):
+        command.main(config(path, out, check=str(CHECK)))
+    assert not out.exists()
+    assert "stage2                                   relative error" in capsys.readouterr().out
+
+
+def test_comparison_by_our_own_names(model):
+    variables = convert.to_cnnjax(theirs(model), model, IMAGE)
+    names = convert.find_names(model, "torchvision")
+    reference = parity.read_reference(CHECK)
+    ours = {"image": reference["image"], "stage1": reference["stage2"]}
+    assert parity.compare(model, variables, ours, names)["stage1"] < 1e-5
+    with pytest.raises(
+        UserError, match=r"layer of the reference 'stage2\.9\.x': did you mean stage"
+    ):
+        parity.compare(model, variables, {**ours, "stage2.9.x": ours["stage1"]}, names)
+
+
+def test_relative_error_is_of_the_largest_value():
+    theirs = np.array([1.0, -4.0])
+    assert parity.relative_error(np.array([1.0, -3.0]), theirs) == 0.25
+    assert parity.relative_error(np.array([np.nan, -4.0]), theirs) == np.inf
+    assert parity.relative_error(np.zeros((2, 1)), theirs) == np.inf
+    # Not a number is above every tolerance.
+    assert parity.first_divergence({"a": float("nan")}, 1.0) == "a"
+
+
+def test_a_new_head_for_other_classes(source, tmp_path):
+    settings = {"num_classes": 3, "new_head": True}
+    names = tmp_path / "names.txt"
+    names.write_text("cat\ndog\nnewt\n")
+    command.main(config(source, tmp_path / "run", class_names=str(names), **settings))
+    trained = runs.load_trained(tmp_path / "run")
+    assert trained.variables["params"]["head"]["kernel"].shape == (1024, 3)
+    assert trained.card["class_names"] == ["cat", "dog", "newt"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model": ""}, "no model given"),
+        ({"model": "shufflenet"}, "unknown model 'shufflenet': did you mean shufflenet_v2"),
+        ({"framework": "torch"}, "unknown framework 'torch'"),
+        ({"num_classes": 1000}, r"fc\.weight is for 10 classes, the model for 1000"),
+        ({"class_names": "absent.txt"}, "cannot read --class-names absent.txt"),
+        ({"mean": (0.5, 0.5)}, "--mean is 0.5 0.5: give one number, or one for each of the 3"),
+        ({"std": (0.0,)}, r"--std is 0\.0: .*above 0"),
+        ({"check": "absent.npz"}, r"there is no reference absent\.npz"),
+        ({"entry": "model"}, "entry='model' is for PyTorch's files"),
+        ({"model": "resnet18"}, r"the weights are not torchvision's of this ResNet, \d+ problems"),
+        ({"model_arguments": ("activation=gelu",)}, "ShuffleNetV2 has activation=relu, and this"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(source, tmp_path, settings, said):
+    with pytest.raises(UserError, match=said):
+        command.main(config(source, tmp_path / "run", **settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_written_over(source, converted):
+    with pytest.raises(UserError, match="exists and is not empty"):
+        command.main(config(source, converted))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive"])
+def test_a_reference_that_is_none(tmp_path, content):
+    path = tmp_path / "reference.npz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot read the reference"):
+        parity.read_reference(path)
+    np.savez(path, logits=np.zeros(3))
+    with pytest.raises(UserError, match="holds logits: it must hold image"):
+        parity.read_reference(path)

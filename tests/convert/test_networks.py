@@ -1,0 +1,255 @@
+"""Every network of torchvision and timm that the zoo has: names, shapes, outputs, training.
+
+The references were recorded by scripts/make_references.py from those libraries; weights are drawn
+from the same formula on both sides. Where they are installed, the same is tried live.
+"""
+
+import json
+import lzma
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import weights
+
+from cnnjax import convert, losses, models, state, steps
+from cnnjax.convert import mapping
+from cnnjax.models import googlenet, inception
+from cnnjax.models.blocks import ConvNorm, layer_factories
+from tests.models.quick import quick_jit
+
+REFERENCES = Path(__file__).parent / "references"
+TOLERANCE = 1e-4
+
+# What the networks are called over there, where it is not what they are called here.
+OTHER_NAMES = {
+    "se_resnet50": "seresnet50",
+    "mobilenet_v1": "mobilenetv1_100",
+    "nfnet_f0": "dm_nfnet_f0",
+    **{f"resnet{depth}_v2": f"resnetv2_{depth}" for depth in (18, 34, 50, 101, 152)},
+}
+ARGUMENTS = {
+    "googlenet": {"auxiliary_heads": True},
+    "inception_v3": {"auxiliary_head": True},
+    "mobilenet_v1": {"activation": "relu6"},
+}
+# Too small for the auxiliary head, whose weights then stay out.
+SIZES = {"vgg11": 32, "vgg11_bn": 32, "inception_v3": 75}
+QUICK = ("squeezenet1_1", "resnet18_v2")
+RECORDED = sorted(
+    path.stem
+    for path in REFERENCES.glob("*.npz")
+    if path.stem not in ("check", "training", "state_dicts")
+)
+
+
+def state_dicts():
+    """`{"torchvision/resnet18": {name: shape}}` of every variant, at 1000 classes."""
+    with np.load(REFERENCES / "state_dicts.npz") as archive:
+        return json.loads(lzma.decompress(archive["json"].tobytes()))
+
+
+STATE_DICTS = state_dicts()
+COUNTERPARTS = [
+    (framework, name)
+    for name in models.list_models()
+    for framework in ("torchvision", "timm")
+    if f"{framework}/{OTHER_NAMES.get(name, name)}" in STATE_DICTS
+]
+QUICK_COUNTERPARTS = {
+    *(("torchvision", name) for name in ("alexnet", "vgg11_bn", "googlenet", "squeezenet1_0")),
+    *(("torchvision", name) for name in ("resnet18", "mobilenet_v3_small", "convnext_tiny")),
+    *(("timm", name) for name in ("resnet18_v2", "mobilenet_v1", "nfnet_f0", "resnet18")),
+}
+
+
+def test_no_network_of_theirs_is_forgotten():
+    covered = {f"{framework}/{OTHER_NAMES.get(name, name)}" for framework, name in COUNTERPARTS}
+    assert covered == set(STATE_DICTS)
+    claimed = {
+        name
+        for name in models.list_models()
+        if convert.frameworks_for(models.create(name, num_classes=10)) != ["pytorch"]
+    }
+    assert claimed == {name for _, name in COUNTERPARTS}
+
+
+@pytest.mark.parametrize(
+    ("framework", "name"),
+    [
+        pytest.param(*pair, marks=[] if pair in QUICK_COUNTERPARTS else [pytest.mark.slow])
+        for pair in COUNTERPARTS
+    ],
+)
+def test_names_and_shapes_are_theirs(framework, name):
+    """Nothing is computed. That values survive both ways bit for bit is the layouts' own test."""
+    model = models.create(name, num_classes=1000, **ARGUMENTS.get(name, {}))
+    names = convert.find_names(model, framework)
+    table = convert.entries(model, models.input_shape(name), names)
+    theirs = STATE_DICTS[f"{framework}/{OTHER_NAMES.get(name, name)}"]
+    wanted = {k: tuple(v) for k, v in theirs.items() if not re.fullmatch(names.ignored, k)}
+    assert {entry.name: entry.their_shape for entry in table} == wanted
+    arrays = {entry.name: np.empty((), np.float32) for entry in table}
+    # What is written is what they have, the counters of batches too.
+    assert arrays.keys() | mapping._counters(arrays, names).keys() == theirs.keys()
+
+
+def build(name):
+    """Returns a model of ten classes, its framework, the image shape and the drawn variables."""
+    size = SIZES.get(name, 64)
+    arguments = {} if size == 75 else ARGUMENTS.get(name, {})
+    model = models.create(name, num_classes=10, **arguments)
+    framework = convert.frameworks_for(model)[0]
+    names = convert.find_names(model, framework)
+    table = convert.entries(model, (size, size, 3), names)
+    arrays = {entry.name: weights.weight(entry.name, entry.their_shape) for entry in table}
+    variables = convert.to_cnnjax(arrays, model, (size, size, 3), framework=framework)
+    return model, names, size, variables
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in RECORDED],
+)
+def test_outputs_are_theirs(name):
+    model, names, size, variables = build(name)
+    image = jnp.asarray(weights.image(2, size).transpose(0, 2, 3, 1))
+
+    @quick_jit
+    def run(variables, image):
+        stages = models.features(model, variables, image, names.stages)
+        return model.apply(variables, image, train=False), stages
+
+    logits, stages = run(variables, image)
+    with np.load(REFERENCES / f"{name}.npz") as reference:
+        for stage, output in stages.items():
+            theirs = names.stages[stage]
+            ours = weights.samples(theirs, output.transpose(0, 3, 1, 2))
+            np.testing.assert_allclose(ours, reference[theirs], atol=TOLERANCE * ours[-1], rtol=0)
+        largest = np.abs(reference["logits"]).max()
+        np.testing.assert_allclose(logits, reference["logits"], atol=TOLERANCE * largest, rtol=0)
+
+
+def auxiliary_heads():
+    conv_norm_layers = layer_factories("batch", "relu", train=False, epsilon=1e-3)
+
+    def conv_norm(*arguments, **options):
+        return ConvNorm(*arguments, **conv_norm_layers, **options)
+
+    unit = inception.InceptionV3()._unit(train=False)
+    first, second = (googlenet.AuxiliaryHead(10, conv_norm) for _ in range(2))
+    return [
+        ("googlenet", "aux1", "aux1", first, (1, 512, 14, 14), {"train": False}),
+        ("googlenet", "aux2", "aux2", second, (1, 528, 14, 14), {"train": False}),
+        (
+            "inception_v3",
+            "aux",
+            "AuxLogits",
+            inception.AuxiliaryHead(10, unit),
+            (1, 768, 17, 17),
+            {},
+        ),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs", "head", "shape", "options"),
+    auxiliary_heads(),
+    ids=lambda x: str(x)[:9],
+)
+def test_auxiliary_heads_are_theirs(name, ours, theirs, head, shape, options):
+    model = models.create(name, num_classes=10, **ARGUMENTS[name])
+    image_shape = models.input_shape(name)
+    table = convert.entries(model, image_shape, convert.find_names(model, "torchvision"))
+    arrays = {entry.name: weights.weight(entry.name, entry.their_shape) for entry in table}
+    variables = convert.to_cnnjax(arrays, model, image_shape)
+    x = weights.generator(theirs).uniform(0, 1, shape).transpose(0, 2, 3, 1).astype(np.float32)
+    own = {collection: tree[ours] for collection, tree in variables.items()}
+    output = quick_jit(lambda own, x: head.apply(own, x, **options))(own, x)
+    with np.load(REFERENCES / f"{name}.npz") as reference:
+        samples = weights.samples(theirs, output)
+        np.testing.assert_allclose(samples, reference[theirs], atol=TOLERANCE * samples[-1], rtol=0)
+
+
+@pytest.mark.slow
+def test_training_follows_pytorch():
+    """ResNet-18, the same batches, SGD with momentum and weight decay, in training mode.
+
+    In float64, because training amplifies rounding: PyTorch's own losses in float32 leave those in
+    float64 by up to a tenth within these twenty steps.
+    """
+    with np.load(REFERENCES / "training.npz") as archive:
+        reference = dict(archive)
+    assert np.abs(reference["losses_float32"] / reference["losses"] - 1).max() > 0.01
+    settings = {key: int(reference[key]) for key in ("num_steps", "batch", "size", "num_classes")}
+    # PyTorch adds the decay of every parameter to its gradient, before the momentum.
+    optimizer = optax.chain(
+        optax.add_decayed_weights(float(reference["weight_decay"])),
+        optax.sgd(float(reference["lr"]), float(reference["momentum"])),
+    )
+    model = models.create("resnet18", num_classes=10, norm="batch_unbiased")
+    image_shape = (settings["size"], settings["size"], 3)
+    table = convert.entries(model, image_shape, convert.find_names(model, "torchvision"))
+    arrays = {entry.name: weights.weight(entry.name, entry.their_shape) for entry in table}
+    variables = convert.to_cnnjax(arrays, model, image_shape)
+    train_step = steps.make_train_step(
+        model, optimizer, losses.softmax_cross_entropy, schedule=lambda step: 0.0
+    )
+    with jax.enable_x64(True):
+        variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables)
+        train_state = state.create_state(variables, optimizer, jax.random.key(0))
+        step = jax.jit(train_step)
+        for number, (image, label) in enumerate(weights.training_batches(**settings)):
+            batch = {
+                "image": jnp.asarray(image.transpose(0, 2, 3, 1), jnp.float64),
+                "label": jnp.asarray(label, jnp.int32),
+                "mask": jnp.ones(len(label), bool),
+            }
+            train_state, metrics = step(train_state, batch)
+            loss, count = metrics["loss"]
+            np.testing.assert_allclose(loss / count, reference["losses"][number], rtol=1e-6)
+        after = convert.from_cnnjax(train_state.variables(), model, image_shape)
+    compared = after.keys() & reference.keys()
+    assert {name for name in after if "running" in name} <= compared
+    for name in compared:
+        ours = weights.samples(name, after[name])
+        np.testing.assert_allclose(ours, reference[name], atol=1e-6 * ours[-1], rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "mobilenet_v3_small", "resnet18_v2"])
+def test_live_both_ways(name, tmp_path, monkeypatch):
+    """From a file of torch.save to our outputs, and from our file into their network, strictly."""
+    pytest.importorskip("torchvision")
+    pytest.importorskip("timm")
+    torch = pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
+    import make_references
+
+    theirs = make_references.build(make_references.NETWORKS[name]).float()
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    model, names, size, _ = build(name)
+    image_shape, image = (size, size, 3), weights.image(2, size)
+    variables = convert.to_cnnjax(
+        convert.read(tmp_path / "theirs.pth"), model, image_shape, framework=names
+    )
+    ours = quick_jit(lambda v, x: model.apply(v, x))(variables, image.transpose(0, 2, 3, 1))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(image)).numpy()
+    np.testing.assert_allclose(ours, expected, atol=TOLERANCE * np.abs(expected).max(), rtol=0)
+
+    convert.write(
+        tmp_path / "ours.npz",
+        convert.from_cnnjax(variables, model, image_shape, framework=names),
+    )
+    loaded = {k: torch.from_numpy(v) for k, v in convert.read(tmp_path / "ours.npz").items()}
+    network = make_references.NETWORKS[name]
+    fresh = make_references.create(network, num_classes=make_references.NUM_CLASSES).eval()
+    fresh.load_state_dict(loaded, strict=True)
+    with torch.no_grad():
+        np.testing.assert_array_equal(fresh(torch.from_numpy(image)).numpy(), expected)
