@@ -28,7 +28,9 @@ from cnnjax.models.layers import require_image
 # Activation and the factor that gives it unit variance on standard normal input: the authors' own
 # constants, which they estimated from samples (the exact one of ReLU is 1.71286).
 SCALED_ACTIVATIONS: dict[str, tuple[Activation, float]] = {
+    # The authors' GELU is JAX's, by tanh; timm's is the exact one.
     "gelu": (nn.gelu, 1.7015043497085571),
+    "gelu_exact": (functools.partial(nn.gelu, approximate=False), 1.7015043497085571),
     "relu": (nn.relu, 1.7139588594436646),
     "silu": (nn.silu, 1.7881293296813965),
     "tanh": (nn.tanh, 1.5939117670059204),

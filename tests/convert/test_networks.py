@@ -36,6 +36,7 @@ ARGUMENTS = {
     "googlenet": {"auxiliary_heads": True},
     "inception_v3": {"auxiliary_head": True},
     "mobilenet_v1": {"activation": "relu6"},
+    "nfnet_f0": {"activation": "gelu_exact"},
 }
 # Too small for the auxiliary head, whose weights then stay out.
 SIZES = {"vgg11": 32, "vgg11_bn": 32, "inception_v3": 75}
