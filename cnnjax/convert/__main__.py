@@ -193,7 +193,7 @@ def _moments(
 def _check(config: Config, model: Any, variables: Any) -> dict[str, Any]:
     """Compares with the reference; a UserError where the two diverge."""
     reference = parity.read_reference(config.check)
-    cnnjax.backend.start(devices=1, batch_size=1)
+    cnnjax.backend.start(devices=1)
     names = convert.find_names(model, config.framework)
     errors = parity.compare(model, variables, reference, names)
     for name, error in errors.items():

@@ -28,7 +28,7 @@ class UnbiasedBatchNorm(nn.BatchNorm):
             "use_running_average", self.use_running_average, use_running_average
         )
         updates = not averages and not self.is_initializing()
-        before = self.get_variable("batch_stats", "var") if updates else None
+        before: Any = self.get_variable("batch_stats", "var") if updates else None
         y = super().__call__(x, use_running_average, **options)
         if updates:
             count = math.prod(x.shape[:-1])

@@ -14,7 +14,7 @@ from cnnjax.convert import parity
 from cnnjax.errors import UserError
 
 CHECK = Path(__file__).parent / "references" / "check.npz"
-NAME, IMAGE = "shufflenet_v2_x0_5", (32, 32, 3)
+NAME, IMAGE, DIGIT = "shufflenet_v2_x0_5", (32, 32, 3), (28, 28, 1)
 
 
 def theirs(model, framework="torchvision", image_shape=IMAGE):
@@ -25,6 +25,11 @@ def theirs(model, framework="torchvision", image_shape=IMAGE):
 @pytest.fixture(scope="module")
 def model():
     return models.create(NAME, num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def lenet():
+    return models.create("lenet5", num_classes=10)
 
 
 @pytest.fixture(scope="module")
@@ -107,16 +112,27 @@ def test_the_first_layer_that_diverges_is_named(model, tmp_path, capsys):
     assert "stage2                                   relative error" in capsys.readouterr().out
 
 
-def test_comparison_by_our_own_names(model):
-    variables = convert.to_cnnjax(theirs(model), model, IMAGE)
-    names = convert.find_names(model, "torchvision")
-    reference = parity.read_reference(CHECK)
-    ours = {"image": reference["image"], "stage1": reference["stage2"]}
-    assert parity.compare(model, variables, ours, names)["stage1"] < 1e-5
-    with pytest.raises(
-        UserError, match=r"layer of the reference 'stage2\.9\.x': did you mean stage"
-    ):
-        parity.compare(model, variables, {**ours, "stage2.9.x": ours["stage1"]}, names)
+def test_comparison_by_our_own_names(lenet):
+    names = convert.find_names(lenet, "pytorch")
+    variables = convert.to_cnnjax(
+        theirs(lenet, "pytorch", DIGIT), lenet, DIGIT, framework="pytorch"
+    )
+    image = weights.image(2, 28, 1)
+    outputs = models.features(
+        lenet, variables, image.transpose(0, 2, 3, 1), ["stage2", "dense1", "head"]
+    )
+    reference = {
+        "image": image,
+        "stage2": np.asarray(outputs["stage2"]).transpose(0, 3, 1, 2),
+        "dense1": np.asarray(outputs["dense1"]) * 1.5,
+        "logits": np.asarray(outputs["head"]),
+    }
+    errors = parity.compare(lenet, variables, reference, names)
+    assert list(errors) == ["stage2", "dense1", "logits"]
+    assert errors["dense1"] == pytest.approx(1 / 3, rel=1e-5)
+    assert max(errors["stage2"], errors["logits"]) < 1e-6
+    with pytest.raises(UserError, match=r"layer of the reference 'dense9': did you mean dense"):
+        parity.compare(lenet, variables, {**reference, "dense9": image}, names)
 
 
 def test_relative_error_is_of_the_largest_value():
@@ -128,14 +144,27 @@ def test_relative_error_is_of_the_largest_value():
     assert parity.first_divergence({"a": float("nan")}, 1.0) == "a"
 
 
-def test_a_new_head_for_other_classes(source, tmp_path):
-    settings = {"num_classes": 3, "new_head": True}
+def test_a_new_head_for_other_classes(lenet, tmp_path):
+    arrays = theirs(lenet, "pytorch", DIGIT)
+    convert.write(tmp_path / "weights.npz", arrays)
     names = tmp_path / "names.txt"
     names.write_text("cat\ndog\nnewt\n")
-    command.main(config(source, tmp_path / "run", class_names=str(names), **settings))
+    settings = {"model": "lenet5", "framework": "pytorch", "image_size": 0, "num_classes": 3}
+    command.main(
+        config(
+            tmp_path / "weights.npz",
+            tmp_path / "run",
+            new_head=True,
+            class_names=str(names),
+            **settings,
+        )
+    )
     trained = runs.load_trained(tmp_path / "run")
-    assert trained.variables["params"]["head"]["kernel"].shape == (1024, 3)
+    assert trained.variables["params"]["head"]["kernel"].shape == (84, 3)
     assert trained.card["class_names"] == ["cat", "dog", "newt"]
+    np.testing.assert_array_equal(
+        trained.variables["params"]["dense2"]["kernel"].T, arrays["dense2.weight"]
+    )
 
 
 @pytest.mark.parametrize(
