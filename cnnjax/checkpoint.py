@@ -15,9 +15,12 @@ are in the manifest only.
 A step is written under a name that starts with `.tmp-`, made durable and renamed; it is deleted by
 renaming first. So a kill at any moment leaves a whole step or none. Whatever happens to the files
 later is found by their digests when they are read: a damaged step is skipped, with a message, for
-the one before it. One process writes a directory at a time; any number may read it.
+the one before it. One run writes a directory at a time; any number may read it. In a run of several
+processes all save together, each what only it holds (see `cnnjax.storage`), and process 0 completes
+the step when all have written.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -331,18 +334,25 @@ def package_versions() -> dict[str, str]:
 
 
 def _write_step(directory: Path, state: HostState, meta: str) -> Path:
+    begun = []
+
     def fill(unfinished: Path) -> dict[str, Any]:
-        items = {
-            name: None if table is None else storage.write_item(unfinished / name, tree, table)
-            for name, (tree, table) in state.contents.items()
-        }
+        begun.append(unfinished)
+        items = storage.write_items(unfinished, state)
         (unfinished / "meta.json").write_text(meta + "\n")
         return {"packages": package_versions(), "items": items}
 
-    def create() -> Path:
-        return step_directories.create(directory, state.step, fill)
+    def create() -> str:
+        try:
+            return str(step_directories.create(directory, state.step, fill))
+        finally:
+            if not begun:
+                storage.write_items(None, state)  # The others wait for where to write.
 
-    return Path(distributed.by_first("save", lambda: str(create())))
+    if not distributed.is_first():
+        with contextlib.suppress(Exception):  # Process 0 tells what went wrong.
+            storage.write_items(None, state)
+    return Path(distributed.by_first("save", create))
 
 
 def _meta_text(meta: Mapping[str, Any]) -> str:

@@ -4,6 +4,10 @@ An item is one field of the state: a tree, stored as nested dicts of arrays unde
 `cnnjax.trees` gives its leaves. Fields that are single arrays (step, key) share the item
 `progress`. Typed keys are stored as their uint32 data. Orbax stores neither empty trees nor arrays
 without elements: these are in the manifest only.
+
+Arrays of which every process has a whole copy are written by process 0. Arrays that are spread over
+processes are written by Orbax in all of them, from copies in the memory of their hosts, without
+being gathered anywhere; their digests are those of the parts.
 """
 
 import contextlib
@@ -31,11 +35,17 @@ class HostState:
 
     Attributes:
       step: the number of the step.
-      contents: for each item its nested dicts of NumPy arrays and its table; (None, None) for None.
+      contents: for each item its nested dicts of arrays and its table; (None, None) for None. They
+        are NumPy arrays, but for those of which several processes hold parts.
     """
 
     step: int
     contents: dict[str, tuple[PyTree, Table | None]]
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether several processes hold parts of an array, so that all must write."""
+        return any(map(_is_spread, jax.tree.leaves([tree for tree, _ in self.contents.values()])))
 
 
 def items_of(state: PyTree) -> dict[str, PyTree]:
@@ -88,18 +98,90 @@ def copy_to_host(state: PyTree) -> HostState:
     return HostState(step, {name: (copies[name], tables[name]) for name in items})
 
 
+def write_items(directory: Path | None, state: HostState) -> dict[str, Table | None]:
+    """Writes each item of a state to an Orbax directory of its own.
+
+    Args:
+      directory: where; where arrays are spread over processes all call this, process 0 says where
+        (None: it cannot), and each writes the parts that it holds.
+      state: what `copy_to_host` returned.
+
+    Returns:
+      The tables, with a digest a leaf: of the array as `sha256`, or of each of its `parts`.
+    """
+    is_spread = state.is_spread
+    if is_spread:
+        place = None if directory is None else str(directory.absolute())
+        place = distributed.from_first("write into", place)
+        directory = None if place is None else Path(place)
+    if directory is None:
+        return {}
+    items: dict[str, Table | None] = {}
+    problem = None
+    try:
+        for name, (tree, table) in state.contents.items():
+            items[name] = None if table is None else write_item(directory / name, tree, table)
+    except Exception as error:
+        if not is_spread:
+            raise
+        problem = error
+    return _with_parts_of_all(items, problem) if is_spread else items
+
+
 def write_item(directory: Path, tree: PyTree, table: Table) -> Table:
-    """Writes an item to the Orbax directory `directory`; returns its table with a digest a leaf."""
+    """Writes what this process has of an item; returns its table with the digests of that."""
     import orbax.checkpoint as ocp
 
     leaves = named_leaves(tree)
     stored = _without_empty(tree)
-    if stored:
-        with contextlib.closing(_checkpointer()) as writer:
+    together = any(map(_is_spread, leaves.values()))
+    if stored and (together or distributed.is_first()):
+        with contextlib.closing(_checkpointer(together=together)) as writer:
             writer.save(directory.absolute(), args=ocp.args.StandardSave(stored))
-    return {
-        path: {**row, "sha256": manifest.array_digest(leaves[path])} for path, row in table.items()
+        if distributed.is_first():
+            # It would make Orbax refuse to read the item anywhere else.
+            (directory / "_sharding").unlink(missing_ok=True)
+    digests = {
+        path: {"parts": _digests_of_parts(leaf)}
+        if _is_spread(leaf)
+        else {"sha256": manifest.array_digest(leaf)}
+        for path, leaf in leaves.items()
     }
+    return {path: {**row, **digests[path]} for path, row in table.items()}
+
+
+def _digests_of_parts(leaf: jax.Array) -> list[dict[str, Any]]:
+    """Returns the place and digest of each part that this process is the first to hold."""
+    return [
+        {
+            "index": [
+                part.indices(size)[:2] for part, size in zip(shard.index, leaf.shape, strict=True)
+            ],
+            "sha256": manifest.array_digest(np.asarray(shard.data)),
+        }
+        for shard in leaf.addressable_shards
+        if shard.replica_id == 0
+    ]
+
+
+def _with_parts_of_all(
+    items: dict[str, Table | None], problem: Exception | None
+) -> dict[str, Table | None]:
+    """Adds what the other processes have written, or raises what went wrong in one of them."""
+    text = None if problem is None else f"{type(problem).__name__}: {problem}"
+    reports = distributed.exchange("written", {"items": items, "problem": text})
+    if problem is not None:
+        raise problem
+    for process, report in enumerate(reports):
+        if report["problem"] is not None:
+            raise OSError(f"process {process} cannot write its part: {report['problem']}")
+    for name, table in items.items():
+        for path, row in (table or {}).items():
+            if "parts" in row:
+                row["parts"] = [
+                    part for report in reports for part in report["items"][name][path]["parts"]
+                ]
+    return items
 
 
 def read_item(step_directory: Path, content: dict[str, Any], name: str) -> PyTree:
@@ -137,8 +219,8 @@ def read_item(step_directory: Path, content: dict[str, Any], name: str) -> PyTre
         leaf = leaves.get(path)
         if leaf is None:
             raise Damaged(f"its array {name}/{path} is missing")
-        form = (list(leaf.shape), str(leaf.dtype), manifest.array_digest(leaf))
-        if form != (row["shape"], row["dtype"], row["sha256"]):
+        form = (list(leaf.shape), str(leaf.dtype))
+        if form != (row["shape"], row["dtype"]) or not _has_digests(leaf, row):
             raise Damaged(f"its array {name}/{path} is not the one that was saved")
     return tree
 
@@ -198,19 +280,24 @@ def place(array: np.ndarray, row: dict[str, Any], like: Any, sharding: Any) -> A
     return leaf
 
 
-def _checkpointer() -> Any:
-    """Returns Orbax for this process alone: by itself it would wait for the others on the devices,
-    in the middle of whatever step they compute."""
+def _checkpointer(*, together: bool = False) -> Any:
+    """Returns Orbax for this process alone, or for all.
+
+    Told nothing, Orbax lets processes wait for each other on the devices, in the middle of whatever
+    step they compute; told which processes take part, it uses JAX's coordination service.
+    """
     import orbax.checkpoint as ocp
 
-    alone = ocp.options.MultiprocessingOptions()
+    options = ocp.options.MultiprocessingOptions()
     if distributed.count() > 1:
         me = distributed.index()
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        options = ocp.options.MultiprocessingOptions(
+            primary_host=0 if together else me,
+            active_processes=set(range(distributed.count())) if together else {me},
+            barrier_sync_key_prefix="all" if together else f"process{me}",
         )
-    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _stored(path: str, leaf: Any) -> dict[str, Any]:
@@ -231,12 +318,33 @@ def _stored(path: str, leaf: Any) -> dict[str, Any]:
     return {"shape": list(form.shape), "dtype": str(form.dtype), "key_impl": impl[0]}
 
 
-def _host_copy(leaf: Any) -> np.ndarray:
+def _is_spread(leaf: Any) -> bool:
+    """Whether several processes hold different parts of an array."""
+    is_array = isinstance(leaf, jax.Array)
+    return is_array and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+
+
+def _has_digests(array: np.ndarray, row: dict[str, Any]) -> bool:
+    """Whether an array as read has the digests of its row."""
+    if "parts" not in row:
+        return manifest.array_digest(array) == row["sha256"]
+    size = 0
+    for part in row["parts"]:
+        values = array[tuple(slice(start, stop) for start, stop in part["index"])]
+        if manifest.array_digest(values) != part["sha256"]:
+            return False
+        size += values.size
+    return size == array.size
+
+
+def _host_copy(leaf: Any) -> np.ndarray | jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     # A copy in every case: a view would keep a step on the CPU from reusing the donated buffer, and
     # a NumPy leaf may be changed by its owner.
-    return np.array(distributed.fetch(leaf), order="C")
+    if _is_spread(leaf):
+        return jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host"))
+    return np.array(leaf, order="C")
 
 
 def _nested(tree: PyTree) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from cnnjax import checkpoint, distributed
@@ -223,6 +224,16 @@ def test_four_processes_save_and_any_number_restores(tmp_path):
     assert checkpoint.steps(tmp_path) == [3, 4]
     succeeded(run("tests.several", "restore", tmp_path, processes=2, devices=2))
     several.restore(tmp_path)
+    params = tmp_path / "00000004" / "params"
+    assert len(list(params.glob("ocdbt.process_*"))) == 4
+    plain = ocp.StandardCheckpointer().restore(params)
+    with jax.enable_x64(True):
+        jax.tree.map(np.testing.assert_array_equal, plain, several.sharded_state()["params"])
+    files = [path for path in params.rglob("ocdbt.process_2/d/*") if path.stat().st_size]
+    content = bytearray(files[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    files[0].write_bytes(content)
+    assert checkpoint.restore_items(tmp_path, ("params",), warn=str)["step"] == 3
     several.save(tmp_path / "by one")
     succeeded(run("tests.several", "restore", tmp_path / "by one", processes=2, devices=4))
 
