@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 import sys
@@ -42,13 +41,14 @@ class MetricsLog:
     """Appends metrics to `metrics.jsonl` and `tensorboard/` of a run directory.
 
     One line looks like `{"step": 430, "kind": "train", "loss": 0.0512, "accuracy": 0.984}`. Each
-    is handed to the operating system before `write` returns, so that a killed process loses none.
-    TensorBoard gets one directory a kind, so that the curves of training and validation share a
+    is handed to the operating system before `write` returns, so that a killed process loses none,
+    and so is its TensorBoard event. TensorBoard gets one directory a kind, so that the curves of training and validation share a
     chart.
 
     A resumed run passes the step of the checkpoint it resumes from: what the killed run wrote
     after that step is cut, because it is about to be written again. For a log without gaps, write
-    the metrics of a step before saving the checkpoint of that step.
+    the metrics of a step before saving the checkpoint of that step; those of kind `test`, which are
+    measured when training has ended, after it: one at the resumed step is cut too.
 
     Args:
       run_directory: created if missing.
@@ -95,9 +95,11 @@ class MetricsLog:
         }
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        writer = self._writer(kind)
-        for name, value in scalars.items():
-            writer.add_scalar(name, value, int(step))
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        points = [Summary.Value(tag=name, simple_value=v) for name, v in scalars.items()]
+        self._append(kind, Event(step=int(step), summary=Summary(value=points)))
 
     def close(self) -> None:
         """Flushes and closes the files; closing twice does no harm."""
@@ -113,18 +115,28 @@ class MetricsLog:
 
     def _writer(self, kind: str) -> Any:
         if kind not in self._writers:
-            from tensorboardX import SummaryWriter
+            # Not its SummaryWriter: that queues events for a thread of its own. A kill would lose
+            # what is queued, and on a full disk the thread dies and the queue blocks for ever.
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-            # A NaN is worth a point in the chart, not a second warning in the middle of the bar.
-            logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-            self._writers[kind] = SummaryWriter(
-                str(self._directory / TENSORBOARD_DIRECTORY / kind),
-                purge_step=None if self._resume_step is None else self._resume_step + 1,
-                # Its own names hold whole seconds only: a quick resume would overwrite a file.
-                filename_suffix=f".{time.time_ns()}",
-                flush_secs=10,
-            )
+            directory = self._directory / TENSORBOARD_DIRECTORY / kind
+            directory.mkdir(parents=True, exist_ok=True)
+            # Its own names hold whole seconds only: a quick resume would overwrite a file.
+            suffix = f".{time.time_ns()}"
+            self._writers[kind] = EventsWriter(str(directory / "events"), filename_suffix=suffix)
+            if self._resume_step is not None:
+                # Hides what the killed run wrote at this step and after.
+                first_hidden = self._resume_step + (kind != "test")
+                start = SessionLog(status=SessionLog.START)
+                self._append(kind, Event(step=first_hidden, session_log=start))
         return self._writers[kind]
+
+    def _append(self, kind: str, event: Any) -> None:
+        event.wall_time = time.time()
+        writer = self._writer(kind)
+        writer.write_event(event)
+        writer.flush()
 
 
 def read_metrics(run_directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -174,11 +186,15 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _cut_after(path: Path, step: int) -> None:
-    """Removes the records of later steps and a torn last line, or leaves the file as it was."""
+    """Removes what a run resumed at `step` writes again, and a torn last line, if there is any."""
     if not path.exists():
         return
     records, lines = _parse(path)
-    kept = [line for record, line in zip(records, lines, strict=True) if record["step"] <= step]
+    kept = [
+        line
+        for record, line in zip(records, lines, strict=True)
+        if record["step"] < step + (record["kind"] != "test")
+    ]
     text = "".join(f"{line}\n" for line in kept)
     if text.encode() == path.read_bytes():
         return

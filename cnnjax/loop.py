@@ -13,6 +13,10 @@ from cnnjax.parallel import StackedMetrics, Train
 from cnnjax.state import TrainState
 
 
+# Monitored values of which less is better; of every other one, more is.
+LOWER_IS_BETTER = frozenset({"loss"})
+
+
 class Diverged(UserError):
     """Training produced a number that is not finite; what was saved before is untouched."""
 
@@ -32,8 +36,12 @@ class Best:
     evaluations_since: int = 0
 
     def after(self, step: int, value: float, *, lower_is_better: bool) -> "Best":
-        """Returns the best after one more validation."""
-        if self.value is None or (value < self.value if lower_is_better else value > self.value):
+        """Returns the best after one more validation; NaN is never better than anything."""
+        if self.value is None or math.isnan(self.value):
+            better = True
+        else:
+            better = value < self.value if lower_is_better else value > self.value
+        if better:
             return Best(value, step, 0)
         return dataclasses.replace(self, evaluations_since=self.evaluations_since + 1)
 
@@ -81,8 +89,10 @@ def fit(
       save: called every `save_every_steps` steps (counted from the start of each epoch), at the
         end of each epoch, at the end, and when stopping early or interrupted.
       save_every_steps: see `save`; None for epoch ends only.
-      monitor: the validation value that decides which step is best; lower is better for `loss`.
-      patience: stop when so many validations in a row brought no improvement; 0 never does.
+      monitor: the validation value that decides which step is best: the highest, or for one of
+        `LOWER_IS_BETTER` the lowest.
+      patience: stop when so many validations in a row brought no improvement; 0 never does. A run
+        that is resumed where it had stopped for this reason stops at once.
       best: what a resumed run had reached.
       should_stop: asked after each chunk of steps; when true, the loop saves and returns.
 
@@ -96,6 +106,8 @@ def fit(
     intervals = [log_every_steps, *([save_every_steps] if save_every_steps else [])]
     chunks = chunk_lengths(first_step, last_step, steps_per_epoch, intervals)
     step = first_step
+    if 0 < patience <= best.evaluations_since:
+        return Outcome(state, best, "early stopping")
 
     for state, metrics in train(state, first_step, chunks):  # noqa: B020 - the trainer owns it
         start, step = step, step + len(metrics["loss"][0])
@@ -108,8 +120,9 @@ def fit(
         if evaluate is not None and (evaluation_due or ends):
             values = evaluate(state)
             record(step, "validation", values)
-            lower_is_better = monitor == "loss"
-            best = best.after(step, values[monitor], lower_is_better=lower_is_better)
+            best = best.after(
+                step, values[monitor], lower_is_better=monitor in LOWER_IS_BETTER
+            )
 
         interrupted = should_stop()
         exhausted = 0 < patience <= best.evaluations_since
