@@ -22,7 +22,6 @@ the step when all have written.
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import math
 import shutil
@@ -35,12 +34,11 @@ from typing import Any, TypeVar
 
 import jax
 
-from cnnjax import distributed, manifest, step_directories, storage
+from cnnjax import distributed, environment, manifest, step_directories, storage
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.storage import PROGRESS, HostState
 from cnnjax.trees import PyTree, named_leaves
 
-PACKAGES = ("cnnjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 Warn = Callable[[str], None]
 Result = TypeVar("Result")
 
@@ -209,8 +207,9 @@ def restore(
       sharding: one sharding for all leaves, or a tree of them (a prefix of the state's will do). By
         default each leaf goes where the one in `abstract_state` is committed to, or else to the
         default device.
-      warn: called with a line of text for each damaged step that is skipped, and when the step was
-        saved with other versions of the packages.
+      warn: called with a line of text for each damaged step that is skipped, and for each change
+        of versions, devices, flags or commit since the step was saved: what is restored is what
+        was saved, but what is computed from it may differ.
 
     Returns:
       The state and its meta.
@@ -229,7 +228,7 @@ def restore(
         return trees, _read_meta(path, content), content
 
     trees, meta, content = step_directories.read_newest_together(Path(directory), step, warn, read)
-    _warn_of_versions(content["packages"], warn)
+    _warn_of_changes(content, warn)
 
     if sharding is not None:
         sharding = storage.items_of(jax.tree.broadcast(sharding, abstract_state))
@@ -322,17 +321,6 @@ def state_bytes(state: PyTree) -> int:
     return 2**20 + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
-def package_versions() -> dict[str, str]:
-    """Returns the versions of the packages that what is saved depends on."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
 def _write_step(directory: Path, state: HostState, meta: str) -> Path:
     begun = []
 
@@ -340,7 +328,7 @@ def _write_step(directory: Path, state: HostState, meta: str) -> Path:
         begun.append(unfinished)
         items = storage.write_items(unfinished, state)
         (unfinished / "meta.json").write_text(meta + "\n")
-        return {"packages": package_versions(), "items": items}
+        return {"environment": environment.describe(), "items": items}
 
     def create() -> str:
         try:
@@ -381,16 +369,11 @@ def _ranked(paths: Mapping[int, Path], metric: str, lower_is_better: bool) -> li
     return sorted(values, key=lambda step: (sign * values[step], step))
 
 
-def _warn_of_versions(saved: Mapping[str, str], warn: Warn) -> None:
-    now = package_versions()
-    changes = [
-        f"{name} {v} (now {now.get(name)})" for name, v in saved.items() if v != now.get(name)
-    ]
-    if changes:
-        warn(
-            f"the checkpoint was saved with {', '.join(changes)}: the state is restored exactly, "
-            "but what is computed from it may differ in the last bits."
-        )
+def _warn_of_changes(content: Mapping[str, Any], warn: Warn) -> None:
+    if "environment" not in content:  # Saved before it was recorded.
+        return
+    for change in environment.changes(content["environment"], environment.describe()):
+        warn(f"since the checkpoint was saved: {change}.")
 
 
 def _megabytes(number: int) -> str:

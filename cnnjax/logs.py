@@ -42,8 +42,8 @@ class MetricsLog:
 
     One line looks like `{"step": 430, "kind": "train", "loss": 0.0512, "accuracy": 0.984}`. Each
     is handed to the operating system before `write` returns, so that a killed process loses none,
-    and so is its TensorBoard event. TensorBoard gets one directory a kind, so that the curves of training and validation share a
-    chart.
+    and so is its TensorBoard event. TensorBoard gets one directory a kind, so that the curves of
+    training and validation share a chart.
 
     A resumed run passes the step of the checkpoint it resumes from: what the killed run wrote
     after that step is cut, because it is about to be written again. For a log without gaps, write

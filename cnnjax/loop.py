@@ -12,7 +12,6 @@ from cnnjax.errors import UserError
 from cnnjax.parallel import StackedMetrics, Train
 from cnnjax.state import TrainState
 
-
 # Monitored values of which less is better; of every other one, more is.
 LOWER_IS_BETTER = frozenset({"loss"})
 
@@ -36,9 +35,9 @@ class Best:
     evaluations_since: int = 0
 
     def after(self, step: int, value: float, *, lower_is_better: bool) -> "Best":
-        """Returns the best after one more validation; NaN is never better than anything."""
-        if self.value is None or math.isnan(self.value):
-            better = True
+        """Returns the best after one more validation; NaN is never the best."""
+        if self.value is None or math.isnan(value):
+            better = not math.isnan(value)
         else:
             better = value < self.value if lower_is_better else value > self.value
         if better:
@@ -120,9 +119,7 @@ def fit(
         if evaluate is not None and (evaluation_due or ends):
             values = evaluate(state)
             record(step, "validation", values)
-            best = best.after(
-                step, values[monitor], lower_is_better=monitor in LOWER_IS_BETTER
-            )
+            best = best.after(step, values[monitor], lower_is_better=monitor in LOWER_IS_BETTER)
 
         interrupted = should_stop()
         exhausted = 0 < patience <= best.evaluations_since

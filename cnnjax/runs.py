@@ -1,6 +1,7 @@
 """A run directory: what is in it, how a run starts, resumes and stops, and how it is read back.
 
-config.json      settings, command, package versions, devices
+config.json      settings, command, versions, devices, flags, commit, checksum of the data; the same
+                 of earlier starts under `history`
 model.json       what it takes to build the model again and to feed it
 metrics.jsonl    one line a record; the same as TensorBoard events in tensorboard/
 checkpoints/     see `cnnjax.checkpoint`
@@ -16,15 +17,24 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cnnjax import cli, distributed
+from cnnjax import cli, distributed, run_directory
 from cnnjax.errors import UserError
 
-# What a resumed run may change: how long it trains, where it computes and reads.
-CHANGEABLE_ON_RESUME = {"epochs", "stop_after_epochs", "resume", "run_dir", "data_dir", "devices"}
+# What a resumed run may change: how long it trains, where it computes and reads, what it keeps.
+CHANGEABLE_ON_RESUME = {
+    "epochs",
+    "stop_after_epochs",
+    "resume",
+    "run_dir",
+    "data_dir",
+    "devices",
+    "keep_last",
+    "keep_best",
+}
 # What says how this process was started, not what the run is: kept in no record.
 LAUNCH_SETTINGS = ("resume", "coordinator", "num_processes", "process_id", "join_timeout_secs")
 
@@ -49,7 +59,8 @@ class Settings:
     """Where tfds datasets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
 
     resume: str = ""
-    """Continue the run in this directory, with its settings; flags given beside it must agree."""
+    """Continue the run in this directory, with its settings; flags given beside it must agree.
+    With the same directory as --run-dir: start it if it was not started yet."""
 
     stop_after_epochs: int = 0
     """Stop after so many epochs, to be resumed later; 0 does not. The schedule is unchanged."""
@@ -93,8 +104,18 @@ class Settings:
     save_every_steps: int = 0
     """Save a checkpoint every so many steps too, not only after each epoch."""
 
+    keep_last: int = 2
+    """Latest checkpoints to keep; 0 keeps all."""
+
+    keep_best: int = 1
+    """Best checkpoints to keep beside the latest, by --monitor."""
+
+    monitor: Literal["accuracy", "loss"] = "accuracy"
+    """The validation score that says which weights are best: highest accuracy, or lowest loss."""
+
     patience: int = 0
-    """Stop after so many epochs without a better validation accuracy, and keep the best weights."""
+    """Stop after so many epochs without a better validation score (see --monitor), and keep the
+    best weights."""
 
     smoke: bool = False
     """Shrink the run to seconds: one epoch over 1,024 images. Its scores mean nothing."""
@@ -107,7 +128,11 @@ def launch(
     experiment = experiment_name(config_type)
     with cli.one_line_errors():
         config = resolve(config_type, experiment, sys.argv[1:] if argv is None else argv)
-        distributed.end(0 if config is None else main(config) or 0)
+        if config is None:
+            distributed.end(0)
+        with run_directory.writing_errors(Path(config.run_dir)):
+            code = main(config) or 0
+        distributed.end(code)
 
 
 def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | None:
@@ -115,7 +140,9 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
 
     Precedence:
       1. `--resume RUN`: RUN's own settings, then flags beside it, which may change only how long
-         it trains and where it reads and computes; a finished run is left alone.
+         it trains, where it reads and computes and what it keeps; a finished run is left alone.
+         With `--run-dir RUN` too, a RUN that was not started (or was killed before it wrote its
+         config) is started: the same line then serves every start.
       2. `--run-dir RUN` where RUN is finished with the same settings: left alone.
       3. `--run-dir RUN` where RUN holds anything else: refused, nothing is written over.
       4. Otherwise a new run.
@@ -124,6 +151,14 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
       UserError: the run to resume is not there, or it is of another experiment or other settings.
     """
     config = _shortened(cli.parse(config_type, argv))
+    if config.resume and config.run_dir:
+        if Path(config.resume).absolute() != Path(config.run_dir).absolute():
+            raise UserError(
+                f"--resume {config.resume} and --run-dir {config.run_dir} are two directories: a "
+                "resumed run stays where it is; drop --run-dir."
+            )
+        if not (Path(config.run_dir) / "config.json").exists():
+            config = dataclasses.replace(config, resume="")
     if config.resume:
         directory = Path(config.resume)
         saved = read_config(directory)
@@ -160,6 +195,11 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
             )
         print(_finished(directory))
         return None
+    elif config.run_dir and list((Path(config.run_dir) / "checkpoints").glob("0*/manifest.json")):
+        raise UserError(
+            f"{config.run_dir} holds checkpoints but no config.json: put the file back, or choose "
+            "another --run-dir."
+        )
     return place(config, experiment)
 
 
@@ -185,8 +225,14 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def write_config(config: Settings, experiment: str, **facts: Any) -> None:
-    """Writes `config.json`, keeping the versions of an earlier start under `history`."""
-    from cnnjax.checkpoint import package_versions
+    """Writes `config.json`, the manifest of the run; what earlier starts wrote is its `history`.
+
+    Args:
+      config: the settings.
+      experiment: the module that `resolve` checks.
+      facts: what else is to be recorded.
+    """
+    from cnnjax import environment
 
     path = Path(config.run_dir) / "config.json"
     history = []
@@ -197,7 +243,8 @@ def write_config(config: Settings, experiment: str, **facts: Any) -> None:
         "experiment": experiment,
         "settings": recorded_settings(config),
         "command": sys.argv,
-        "versions": package_versions(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **environment.describe(),
         **facts,
         "history": history,
     }
@@ -214,12 +261,16 @@ def write_json(path: Path, content: Any) -> None:
     """Writes JSON so that a crash leaves the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # A full disk stays full if what was begun stays.
+        raise
 
 
 def make_directory(directory: Path) -> None:
@@ -338,6 +389,20 @@ def stop_requests() -> Iterator[Callable[[], str | None]]:
 
 def _shortened(config: Any) -> Any:
     return dataclasses.replace(config, epochs=1) if config.smoke else config
+
+
+def check_settings(saved: Mapping[str, Any], config: Settings) -> None:
+    """Raises a UserError unless a checkpoint was saved with the settings of `config`.
+
+    `config.json` has no digest, and a person may have edited it; a checkpoint has one.
+    """
+    given = json.loads(json.dumps(recorded_settings(config)))
+    for name in given:
+        if name in saved and name not in CHANGEABLE_ON_RESUME and saved[name] != given[name]:
+            raise UserError(
+                f"{config.run_dir}/config.json says {name} {given[name]!r}, but its checkpoints "
+                f"were saved with {saved[name]!r}: put that back, or start a new run."
+            )
 
 
 def _refuse_changes(saved: Settings, given: Settings) -> None:

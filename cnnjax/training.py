@@ -19,7 +19,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cnnjax import backend, checkpoint, distributed, evaluate, loop, parallel, report, runs
+from cnnjax import (
+    backend,
+    checkpoint,
+    distributed,
+    evaluate,
+    loop,
+    parallel,
+    report,
+    run_directory,
+    runs,
+)
 from cnnjax.cli import INTERRUPT_EXIT_CODES
 from cnnjax.data.dataset import Dataset
 from cnnjax.data.pipelines import Batch, Pipeline, ResidentPipeline
@@ -80,16 +90,23 @@ def train_classifier(config: runs.Settings, recipe: Recipe) -> int:
     Returns:
       The exit code: 0, or 128 plus the number of the signal that interrupted training.
     """
+    with contextlib.ExitStack() as held:
+        return _train(config, recipe, held)
+
+
+def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     started = time.monotonic()
     experiment = runs.experiment_name(type(config))
     config = _agree(runs.place(config, experiment))
     directory = Path(config.run_dir)
     mesh = parallel.make_mesh(config.devices or None)
-    _check_patience(config, recipe.dataset)
+    _check_retention(config, recipe.dataset)
     data = _pipeline(recipe.dataset, config, mesh)
     method = parallel.choose_method(config.parallel, data, mesh)
     state = initial_state(recipe, config.seed)
     _share_directory(directory)
+    if distributed.is_first():
+        held.enter_context(run_directory.only_writer(directory))
     state, notes = _start_or_resume(directory, config, recipe, state)
     state = distributed.put(state, parallel.replicated(mesh))
     if distributed.is_first():
@@ -168,11 +185,17 @@ def shrink(dataset: Dataset | StreamedDataset) -> Dataset | StreamedDataset:
     return shorten(dataset, {"train": 1024, "validation": 256, "test": 256})
 
 
-def _check_patience(config: runs.Settings, dataset: Dataset | StreamedDataset) -> None:
+def _check_retention(config: runs.Settings, dataset: Dataset | StreamedDataset) -> None:
+    for name in ("keep_last", "keep_best", "patience", "save_every_steps"):
+        if getattr(config, name) < 0:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {getattr(config, name)} is negative: use 0 or more.")
+    if config.patience and not config.keep_best:
+        raise UserError("--patience keeps the best weights: use --keep-best 1 or more.")
     if config.patience and not split_size(dataset, "validation"):
         raise UserError(
-            f"patience {config.patience} stops by the validation accuracy, but {dataset.name} has "
-            "no validation images: hold some out, or use patience 0."
+            f"patience {config.patience} stops by the validation {config.monitor}, but "
+            f"{dataset.name} has no validation images: hold some out, or use patience 0."
         )
 
 
@@ -194,8 +217,11 @@ def _start_or_resume(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the run's newest good state and its notes, or the given state and no notes."""
     checkpoints = directory / "checkpoints"
-    checkpoint.check_space(checkpoints, 4 * checkpoint.state_bytes(state))
-    if not distributed.from_first("resume", bool(config.resume and checkpoint.steps(checkpoints))):
+    # One more than is kept: a step is written before an old one is deleted.
+    kept = (config.keep_last or 2) + config.keep_best
+    checkpoint.check_space(checkpoints, (kept + 1) * checkpoint.state_bytes(state))
+    found = bool(config.resume) and bool(checkpoint.steps(checkpoints))
+    if not distributed.from_first("resume", found):
         _clean(checkpoints)
         return state, {}
     state, notes = checkpoint.restore(checkpoints, state, warn=_warn)
@@ -204,6 +230,7 @@ def _start_or_resume(
             f"the data are not those of {directory} (checksum {recipe.dataset.checksum[:12]}, the "
             f"run's {notes['data_checksum'][:12]}): resume with the same dataset and --data-dir."
         )
+    runs.check_settings(notes["settings"], config)
     _clean(checkpoints, after=int(state.step))
     distributed.say(f"resumed      {directory} at step {int(state.step)}")
     return state, notes
@@ -257,11 +284,20 @@ def _fit(
     log = None
     if distributed.is_first():
         log = MetricsLog(directory, resume_step=first_step if config.resume else None)
-    saver = checkpoint.Saver(directory / "checkpoints", metric="best_value")
+    saver = checkpoint.Saver(
+        directory / "checkpoints",
+        keep_last=config.keep_last or None,
+        keep_best=config.keep_best,
+        metric="monitored",
+        lower_is_better=config.monitor in loop.LOWER_IS_BETTER,
+    )
+    validated: dict[int, float] = {}
 
     def record(step: int, kind: str, values: dict[str, float]) -> None:
         if log is not None:
             log.write(step, kind, values)
+        if kind == "validation":
+            validated[step] = values[config.monitor]
         if kind == "train":
             bar.update(step, values)
         else:
@@ -277,9 +313,10 @@ def _fit(
             "best": dataclasses.asdict(best),
             "seconds": elapsed(),
             "data_checksum": recipe.dataset.checksum,
+            "settings": runs.recorded_settings(config),
         }
-        if best.step == step:
-            meta["best_value"] = best.value
+        if step in validated:
+            meta["monitored"] = validated[step]
         with bar.paused():
             saver.save(state, meta)
 
@@ -300,6 +337,7 @@ def _fit(
             evaluate=evaluate_paused if validate else None,
             save=save,
             save_every_steps=config.save_every_steps or None,
+            monitor=config.monitor,
             patience=config.patience,
             best=loop.Best(**notes.get("best", {})),
             should_stop=lambda: stop_requested() is not None,
@@ -317,9 +355,10 @@ def _finish(
 ) -> None:
     """Tests the trained model, writes figures and summary, and says where they are."""
     directory, dataset, state = Path(config.run_dir), recipe.dataset, outcome.state
-    if config.patience and outcome.best.step != int(state.step):
-        state, _ = checkpoint.restore(directory / "checkpoints", state, step=outcome.best.step)
-        distributed.say(f"restored     the best weights, of step {outcome.best.step}")
+    best = outcome.best
+    if config.patience and best.value is not None and best.step != int(state.step):
+        state, _ = checkpoint.restore(directory / "checkpoints", state, step=best.step)
+        distributed.say(f"restored     the best weights, of step {best.step}")
     variables = state.variables()
     test = _scores(eval_step, variables, dataset, "test", mesh)
     predict = parallel.compile_predict(make_predict(recipe.model, normalise=recipe.normalise), mesh)
@@ -348,7 +387,7 @@ def _finish(
         "test_loss": test["loss"],
         "test_examples": len(labels),
         "validation_examples": split_size(dataset, "validation"),
-        "best_validation_accuracy": outcome.best.value,
+        f"best_validation_{config.monitor}": best.value,
         "parameters": count_parameters(state.params),
         "seconds": elapsed(),
         "seed": config.seed,
@@ -391,9 +430,7 @@ def _record_facts(config: runs.Settings, experiment: str, recipe: Recipe) -> Non
         "parameters_averaged": recipe.ema,
         "precision": recipe.precision,
     }
-    runs.write_config(
-        config, experiment, devices=backend.describe(), data_checksum=dataset.checksum
-    )
+    runs.write_config(config, experiment, data_checksum=dataset.checksum)
     runs.write_json(directory / "model.json", card)
 
 

@@ -50,6 +50,7 @@ MAY_IMPORT = {
         "manifest",
         "storage",
         "step_directories",
+        "environment",
     },
     "logs": {"errors"},
     "plots": {"errors", "metrics", "plots"},

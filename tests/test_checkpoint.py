@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax import checkpoint, step_directories, storage
+from cnnjax import checkpoint, environment, step_directories, storage
 from cnnjax.errors import UserError
 from cnnjax.state import create_state
 
@@ -281,7 +281,7 @@ def _empty(path):
 
 def _set_format(path):
     content = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**content, "format": 2}))
+    (path / "manifest.json").write_text(json.dumps({**content, "format": 99}))
 
 
 def _forge_digest(path):
@@ -291,7 +291,7 @@ def _forge_digest(path):
     content = manifest.read(path)
     content["items"]["params"]["head/bias"]["sha256"] = "0" * 64
     (path / "manifest.json").unlink()
-    manifest.write(path, {name: content[name] for name in ("packages", "items")})
+    manifest.write(path, {name: content[name] for name in ("environment", "items")})
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def _forge_digest(path):
         (lambda path: (path / "manifest.json").write_text("[1]"), "manifest.json cannot be read"),
         (lambda path: shutil.rmtree(path / "params"), "its file params/.* is missing"),
         (lambda path: (path / "meta.json").write_text("{}"), "its file meta.json was changed"),
-        (_set_format, "manifest.json has format 2, and this version reads 1"),
+        (_set_format, "manifest.json has format 99, and this version reads 1"),
         (_forge_digest, "its array params/head/bias is not the one that was saved"),
     ],
 )
@@ -365,14 +365,19 @@ def test_another_architecture_is_an_error_and_not_damage(saved):
         checkpoint.restore(directory, state.replace(key=jax.random.split(state.key, 3)))
 
 
-def test_other_package_versions_are_named(saved, monkeypatch):
+def test_each_change_since_a_step_was_saved_is_one_line(saved, monkeypatch):
     directory, states = saved
-    now = checkpoint.package_versions()
-    assert now["jax"] == jax.__version__ and now["orbax-checkpoint"][0].isdigit()
-    monkeypatch.setattr(checkpoint, "package_versions", lambda: {**now, "jax": "9.9"})
+    now = environment.describe()
+    later = {**now, "versions": {**now["versions"], "jax": "9.9"}, "devices": "4 x tpu (v9)"}
+    monkeypatch.setattr(environment, "describe", lambda: later)
     messages = []
     restored, _ = checkpoint.restore(directory, states[2], warn=messages.append)
-    assert len(messages) == 1 and f"jax {jax.__version__} (now 9.9)" in messages[0]
+    assert messages == [
+        f"since the checkpoint was saved: jax {jax.__version__} -> 9.9: compiled code may round "
+        "differently: bits may differ.",
+        f"since the checkpoint was saved: devices {now['devices']} -> 4 x tpu (v9): sums are made "
+        "in another order: bits may differ.",
+    ]
     assert bits(restored) == bits(states[2])
 
 
