@@ -268,3 +268,22 @@ def test_silence() -> None:
         bar.update(1, {"loss": 1.0})
         bar.message("unheard")
     assert stream.getvalue() == ""
+
+
+def test_a_test_measured_again_after_a_kill_is_there_once(tmp_path: Path) -> None:
+    """A run killed after its test, before its summary, measures it again at the same step."""
+    write_run(tmp_path, 4)
+    for _ in range(2):
+        with MetricsLog(tmp_path, resume_step=4) as log:
+            log.write(4, "test", {"accuracy": 0.5})
+    assert [record["kind"] for record in read_metrics(tmp_path)].count("test") == 1
+    assert shown_by_tensorboard(tmp_path / "tensorboard" / "test") == [(4, "accuracy", 0.5)]
+    assert len(read_metrics(tmp_path)) == 7
+
+
+def test_an_event_is_on_disk_before_write_returns(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.write(1, "train", {"loss": 0.5, "accuracy": 1.0})
+    shown = shown_by_tensorboard(tmp_path / "tensorboard" / "train")
+    assert shown == [(1, "loss", 0.5), (1, "accuracy", 1.0)]
+    log.close()

@@ -144,3 +144,34 @@ def test_divergence_names_step_and_learning_rate_and_saves_nothing_after_it(bad)
             save=lambda state, best: saves.append(int(state.step)),
         )
     assert saves == [10]
+
+
+def test_a_run_resumed_where_it_had_stopped_early_stops_at_once():
+    exhausted = loop.Best(value=0.5, step=4, evaluations_since=2)
+    outcome = loop.fit(
+        state_at(8),
+        fake_train(),
+        first_step=8,
+        last_step=40,
+        steps_per_epoch=4,
+        log_every_steps=2,
+        record=lambda *_: pytest.fail("it trained on"),
+        patience=2,
+        best=exhausted,
+    )
+    assert (int(outcome.state.step), outcome.best, outcome.reason) == (
+        8,
+        exhausted,
+        "early stopping",
+    )
+
+
+def test_what_is_better():
+    best = loop.Best().after(1, float("nan"), lower_is_better=True)
+    assert (best.value, best.evaluations_since) == (None, 1)
+    best = best.after(2, 0.5, lower_is_better=True)
+    assert best == loop.Best(0.5, 2, 0)
+    assert best.after(3, float("nan"), lower_is_better=True) == loop.Best(0.5, 2, 1)
+    assert best.after(3, 0.4, lower_is_better=True) == loop.Best(0.4, 3, 0)
+    assert best.after(3, 0.4, lower_is_better=False) == loop.Best(0.5, 2, 1)
+    assert best.after(3, 0.5, lower_is_better=False) == loop.Best(0.5, 2, 1)
