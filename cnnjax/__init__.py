@@ -35,6 +35,7 @@ _MODULES = (
     "precision",
     "report",
     "rng",
+    "run_comparison",
     "run_directory",
     "runs",
     "schedules",

@@ -292,6 +292,13 @@ def read_meta(
     )
 
 
+def item_names(
+    directory: str | Path, *, step: int | None = None, warn: Warn = warnings.warn
+) -> list[str]:
+    """Returns the items of a step, by default the newest; arguments as for `restore_items`."""
+    return _newest_undamaged(directory, step, warn, lambda path: list(manifest.read(path)["items"]))
+
+
 def check_space(directory: str | Path, bytes_needed: int) -> None:
     """Raises a UserError unless files can be written in `directory`, which is created, and fit.
 

@@ -28,7 +28,9 @@ def parse(config_type: type, argv: Sequence[str] | None = None, default: Any = N
     import tyro
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    markers = (tyro.conf.FlagCreatePairsOff,)
+    # On top of a default that is True, the flag itself must be accepted too, not only its negation:
+    # a run is resumed with the flags it was started with.
+    markers = () if default is not None else (tyro.conf.FlagCreatePairsOff,)
     program = getattr(sys.modules["__main__"].__spec__, "name", None)
     printed = io.StringIO()
     try:
