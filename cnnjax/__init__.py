@@ -39,6 +39,7 @@ _MODULES = (
     "run_directory",
     "runs",
     "schedules",
+    "starting",
     "state",
     "steps",
     "training",

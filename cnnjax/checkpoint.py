@@ -296,7 +296,9 @@ def item_names(
     directory: str | Path, *, step: int | None = None, warn: Warn = warnings.warn
 ) -> list[str]:
     """Returns the items of a step, by default the newest; arguments as for `restore_items`."""
-    return _newest_undamaged(directory, step, warn, lambda path: list(manifest.read(path)["items"]))
+    return step_directories.read_newest(
+        Path(directory), step, warn, lambda path: list(manifest.read(path)["items"])
+    )
 
 
 def check_space(directory: str | Path, bytes_needed: int) -> None:

@@ -7,7 +7,6 @@ which a reader would. Whoever wants another order calls the same functions.
 import contextlib
 import dataclasses
 import functools
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from cnnjax import (
     report,
     run_directory,
     runs,
+    starting,
 )
 from cnnjax.cli import INTERRUPT_EXIT_CODES
 from cnnjax.data.dataset import Dataset
@@ -97,17 +97,17 @@ def train_classifier(config: runs.Settings, recipe: Recipe) -> int:
 def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     started = time.monotonic()
     experiment = runs.experiment_name(type(config))
-    config = _agree(runs.place(config, experiment))
+    config = starting.agree(runs.place(config, experiment))
     directory = Path(config.run_dir)
     mesh = parallel.make_mesh(config.devices or None)
-    _check_retention(config, recipe.dataset)
+    starting.check_retention(config, recipe.dataset)
     data = _pipeline(recipe.dataset, config, mesh)
     method = parallel.choose_method(config.parallel, data, mesh)
     state = initial_state(recipe, config.seed)
-    _share_directory(directory)
+    starting.share_directory(directory)
     if distributed.is_first():
         held.enter_context(run_directory.only_writer(directory))
-    state, notes = _start_or_resume(directory, config, recipe, state)
+    state, notes = starting.start_or_resume(directory, config, recipe.dataset.checksum, state)
     state = distributed.put(state, parallel.replicated(mesh))
     if distributed.is_first():
         _record_facts(config, experiment, recipe)
@@ -185,20 +185,6 @@ def shrink(dataset: Dataset | StreamedDataset) -> Dataset | StreamedDataset:
     return shorten(dataset, {"train": 1024, "validation": 256, "test": 256})
 
 
-def _check_retention(config: runs.Settings, dataset: Dataset | StreamedDataset) -> None:
-    for name in ("keep_last", "keep_best", "patience", "save_every_steps"):
-        if getattr(config, name) < 0:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {getattr(config, name)} is negative: use 0 or more.")
-    if config.patience and not config.keep_best:
-        raise UserError("--patience keeps the best weights: use --keep-best 1 or more.")
-    if config.patience and not split_size(dataset, "validation"):
-        raise UserError(
-            f"patience {config.patience} stops by the validation {config.monitor}, but "
-            f"{dataset.name} has no validation images: hold some out, or use patience 0."
-        )
-
-
 def _pipeline(dataset: Dataset | StreamedDataset, config: runs.Settings, mesh: Mesh) -> Pipeline:
     parallel.check_batch_size(config.batch_size, mesh)
     check_parts(config.batch_size, config.accumulate, num_devices=mesh.size)
@@ -210,55 +196,6 @@ def _pipeline(dataset: Dataset | StreamedDataset, config: runs.Settings, mesh: M
         sharding=parallel.batch_sharding(mesh),
         replicated=parallel.replicated(mesh),
     )
-
-
-def _start_or_resume(
-    directory: Path, config: runs.Settings, recipe: Recipe, state: TrainState
-) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the run's newest good state and its notes, or the given state and no notes."""
-    checkpoints = directory / "checkpoints"
-    # One more than is kept: a step is written before an old one is deleted.
-    kept = (config.keep_last or 2) + config.keep_best
-    checkpoint.check_space(checkpoints, (kept + 1) * checkpoint.state_bytes(state))
-    found = bool(config.resume) and bool(checkpoint.steps(checkpoints))
-    if not distributed.from_first("resume", found):
-        _clean(checkpoints)
-        return state, {}
-    state, notes = checkpoint.restore(checkpoints, state, warn=_warn)
-    if notes["data_checksum"] != recipe.dataset.checksum:
-        raise UserError(
-            f"the data are not those of {directory} (checksum {recipe.dataset.checksum[:12]}, the "
-            f"run's {notes['data_checksum'][:12]}): resume with the same dataset and --data-dir."
-        )
-    runs.check_settings(notes["settings"], config)
-    _clean(checkpoints, after=int(state.step))
-    distributed.say(f"resumed      {directory} at step {int(state.step)}")
-    return state, notes
-
-
-def _clean(checkpoints: Path, after: int | None = None) -> None:
-    distributed.exchange("before cleaning", None)
-    if distributed.is_first():
-        checkpoint.clean(checkpoints, after=after)
-
-
-def _agree(config: runs.Settings) -> runs.Settings:
-    """Returns the settings with the run directory of process 0; a UserError if others differ."""
-    run_dir = distributed.from_first("run directory", config.run_dir)
-    config = dataclasses.replace(config, run_dir=run_dir)
-    distributed.check_same("settings", runs.recorded_settings(config))
-    return config
-
-
-def _share_directory(directory: Path) -> None:
-    if distributed.is_first():
-        runs.make_directory(directory)
-    distributed.exchange("run directory made", None)
-    if not directory.is_dir():
-        raise UserError(
-            f"process {distributed.index()} does not see the run directory {directory} that "
-            "process 0 made: put --run-dir on a file system that all processes share."
-        )
 
 
 def _fit(
@@ -450,8 +387,3 @@ def _print_header(
         f"{'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes\n"
         f"{format_summary(summary(recipe.model, dataset.image_shape))}"
     )
-
-
-def _warn(text: str) -> None:
-    if distributed.is_first():
-        print(f"warning: {text}", file=sys.stderr)

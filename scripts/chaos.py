@@ -6,7 +6,8 @@
 
 Each experiment (LeNet-5; a ResNet with BatchNorm) is trained once without kills, keeping every
 checkpoint. Then it is trained again and again, killed at random moments of the whole run or, every
-other time, in the middle of a save, and resumed by the same command line. After each kill it is checked that
+other time, in the middle of a save, and resumed by the same command line. After each kill it is
+checked that
 
   - the newest checkpoint that had been there before the kill, or a newer one, is read undamaged;
   - each of its arrays has the bits that it has in the training without kills, at the same step;
