@@ -53,8 +53,8 @@ def start_or_resume(
     """Returns the run's newest good state and its notes, or the given state and no notes.
 
     Raises:
-      UserError: the disk is too small, all checkpoints are damaged, or they were saved of other data
-        or with other settings.
+      UserError: the disk is too small, all checkpoints are damaged, or they were saved with other
+        data or settings.
     """
     checkpoints = directory / "checkpoints"
     # One more than is kept: a step is written before an old one is deleted.

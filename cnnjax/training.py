@@ -221,13 +221,7 @@ def _fit(
     log = None
     if distributed.is_first():
         log = MetricsLog(directory, resume_step=first_step if config.resume else None)
-    saver = checkpoint.Saver(
-        directory / "checkpoints",
-        keep_last=config.keep_last or None,
-        keep_best=config.keep_best,
-        metric="monitored",
-        lower_is_better=config.monitor in loop.LOWER_IS_BETTER,
-    )
+    saver = _saver(config)
     validated: dict[int, float] = {}
 
     def record(step: int, kind: str, values: dict[str, float]) -> None:
@@ -279,6 +273,16 @@ def _fit(
             best=loop.Best(**notes.get("best", {})),
             should_stop=lambda: stop_requested() is not None,
         )
+
+
+def _saver(config: runs.Settings) -> checkpoint.Saver:
+    return checkpoint.Saver(
+        Path(config.run_dir) / "checkpoints",
+        keep_last=config.keep_last or None,
+        keep_best=config.keep_best,
+        metric="monitored",
+        lower_is_better=config.monitor in loop.LOWER_IS_BETTER,
+    )
 
 
 def _finish(
