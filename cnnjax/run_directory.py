@@ -1,16 +1,33 @@
-"""A run directory among other processes and on disks that fill up: who writes, and what fails."""
+"""A run among other processes, signals and full disks: who may write, what fails, when to stop."""
 
 import contextlib
 import errno
 import os
 import platform
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from cnnjax.errors import UserError
 
 # What a full disk, a quota, a size limit, a read-only or a broken file system answer.
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOTDIR}
+
+
+def make_directory(directory: Path) -> None:
+    """Creates the run directory; a UserError if it cannot be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write the run directory {directory}: {error.strerror}; choose another "
+            "--run-dir."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -57,3 +74,26 @@ def writing_errors(directory: Path) -> Iterator[None]:
             f"cannot write {error.filename or directory} ({error.strerror}): free some space or "
             f"mend the disk, then continue with --resume {directory}. What was saved is untouched."
         ) from error
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], str | None]]:
+    """Within this context SIGINT and SIGTERM are noted instead of obeyed; a second one is obeyed.
+
+    Yields a function that returns the name of the signal received, or None.
+    """
+    received: list[str] = []
+
+    def note(number: int, frame: Any) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        received.append(signal.Signals(number).name)
+        print(f"\n{received[0]}: saving and stopping; once more to stop at once", file=sys.stderr)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

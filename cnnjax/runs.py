@@ -10,14 +10,12 @@ summary.json     final scores (its presence means that the run is finished); sum
                  the same to people
 """
 
-import contextlib
 import dataclasses
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -273,20 +271,6 @@ def write_json(path: Path, content: Any) -> None:
         raise
 
 
-def make_directory(directory: Path) -> None:
-    """Creates the run directory; a UserError if it cannot be written."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write the run directory {directory}: {error.strerror}; choose another "
-            "--run-dir."
-        ) from None
-
-
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
     """A model read back from a run, ready to be applied.
@@ -362,29 +346,6 @@ def computation(
         flag = "--precision" if name == "dtype" else "--remat"
         raise UserError(f"{flag} and the model argument {name} contradict each other: give one.")
     return arguments | added
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], str | None]]:
-    """Within this context SIGINT and SIGTERM are noted instead of obeyed; a second one is obeyed.
-
-    Yields a function that returns the name of the signal received, or None.
-    """
-    received: list[str] = []
-
-    def note(number: int, frame: Any) -> None:
-        if received:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        received.append(signal.Signals(number).name)
-        print(f"\n{received[0]}: saving and stopping; once more to stop at once", file=sys.stderr)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _shortened(config: Any) -> Any:

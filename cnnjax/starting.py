@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cnnjax import checkpoint, distributed, runs, step_directories
+from cnnjax import checkpoint, distributed, run_directory, runs, step_directories
 from cnnjax.data.dataset import Dataset
 from cnnjax.data.streamed import StreamedDataset, split_size
 from cnnjax.errors import UserError
@@ -38,7 +38,7 @@ def check_retention(config: runs.Settings, dataset: Dataset | StreamedDataset) -
 def share_directory(directory: Path) -> None:
     """Makes the run directory; a UserError if it cannot be written or a process does not see it."""
     if distributed.is_first():
-        runs.make_directory(directory)
+        run_directory.make_directory(directory)
     distributed.exchange("run directory made", None)
     if not directory.is_dir():
         raise UserError(

@@ -134,7 +134,7 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     def validate(state: TrainState) -> dict[str, float]:
         return _scores(eval_step, state.variables(), recipe.dataset, "validation", mesh)
 
-    with runs.stop_requests() as asked:
+    with run_directory.stop_requests() as asked:
         stop_requested = distributed.agreed("stop", asked)
         outcome = _fit(
             config,

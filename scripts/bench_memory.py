@@ -28,8 +28,8 @@ from bench_processes import machine
 from bench_workloads import LEARNING_RATE, MOMENTUM, WORKLOADS, Workload, load_data
 
 from cnnjax import backend, losses, models, ops, runs, steps
-from cnnjax.checkpoint import package_versions
 from cnnjax.cli import one_line_errors
+from cnnjax.environment import versions
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.state import TrainState, create_state
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     facts = machine("cpu" if jax.default_backend() == "cpu" else "gpu")
     print(f"{facts['processor']}; {facts['system']}\n", flush=True)
-    record: dict[str, Any] = {"machine": facts, "versions": package_versions(), "rows": []}
+    record: dict[str, Any] = {"machine": facts, "versions": versions(), "rows": []}
     workloads = {"smoke": SMOKE} if options.smoke else {n: WORKLOADS[n] for n in options.workloads}
     for name, workload in workloads.items():
         rows = measure(name, workload, options)

@@ -51,10 +51,9 @@ def test_every_damage_is_noticed_and_the_step_before_is_good(runs, tmp_path, nam
     assert chaos.spoil(straight, run, generator, "lenet", tally) == []
     assert tally["lenet", f"spoiled: {name}"] == 1
     messages = []
-    items = checkpoint.item_names(run / "checkpoints", step=8)
-    found = checkpoint.restore_items(run / "checkpoints", items, warn=messages.append)
-    # `restore_items` reads no meta; `restore` does.
-    assert found["step"] == 8 or not list((run / "checkpoints" / "00000012").glob("meta.json"))
+    found, meta = checkpoint.restore(run / "checkpoints", state(0), warn=messages.append)
+    assert (int(found["step"]), meta) == (8, {"seconds": 8})
+    assert any("00000012" in message for message in messages)
     checkpoint.clean(run / "checkpoints", after=8)
     assert sorted(each.name for each in (run / "checkpoints").iterdir()) == ["00000004", "00000008"]
 
@@ -99,9 +98,9 @@ def test_the_tally_is_kept_and_added_to(tmp_path):
         tally["lenet", "debris left"] += 1
         tally.save()
     assert tally.table().splitlines() == [
-        "                                 lenet    resnet",
-        "debris left                          2         0",
-        "killed writing a checkpoint          0         4",
+        "                                lenet    resnet",
+        "debris left                         2         0",
+        "killed writing a checkpoint         0         4",
     ]
 
 

@@ -127,7 +127,7 @@ def test_what_is_no_run_is_said(a_run, tmp_path):
         (["experiments.mnist_lenet", "--run-dir=x"], "--run-dir=x is set by verify_resume"),
         (["experiments.mnist_lenet", "--kills", "0"], "--kills 0: use 1 or more"),
         (["experiments.mnist_lenet", "--directory", "/"], "--directory / is not empty"),
-        (["experiments.nothing"], "experiments.nothing ended with exit status 1: .*No module"),
+        (["experiments.nothing"], "experiments.nothing .* ended with exit status 1: .*No module"),
     ],
 )
 def test_mistakes_are_one_line(argv, message):
