@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjax import checkpoint, cli, runs, training
+from cnnjax import checkpoint, cli, runs, starting, training
 from cnnjax.data import mnist
 from cnnjax.data.dataset import Dataset
 from cnnjax.errors import UserError
@@ -363,6 +363,8 @@ def test_sigterm_saves_and_exits_with_143_and_the_resumed_run_has_the_same_bits(
 
 
 def test_every_setting_is_read():
-    source = "".join(Path(module.__file__).read_text() for module in (classify, training, runs))
+    source = "".join(
+        Path(module.__file__).read_text() for module in (classify, training, starting, runs)
+    )
     for field in dataclasses.fields(classify.Config):
         assert f"config.{field.name}" in source, f"--{field.name} is read nowhere"
