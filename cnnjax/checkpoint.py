@@ -334,6 +334,7 @@ def _write_step(directory: Path, state: HostState, meta: str) -> Path:
     begun = []
 
     def fill(unfinished: Path) -> dict[str, Any]:
+        storage.check_room(unfinished, state)
         begun.append(unfinished)
         items = storage.write_items(unfinished, state)
         (unfinished / "meta.json").write_text(meta + "\n")
