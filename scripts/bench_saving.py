@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         options.model, options.batch_size, options.steps, options.rounds = "lenet5", 2, 2, 1
-    backend.start(options.devices, options.batch_size)
+    backend.start(options.devices)
     train, train_state = prepare(options)
     size = checkpoint.state_bytes(train_state) / 1e6
     print(

@@ -316,3 +316,20 @@ def test_a_tiny_run_of_the_input_benchmark():
         assert f"| {name} |" in done.stdout
     verdicts = done.stdout.strip().splitlines()[-5:]
     assert all("feeds the step" in line or "starves the step" in line for line in verdicts)
+
+
+@pytest.mark.slow
+def test_the_cost_of_saving_is_measured():
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "bench_saving.py"), "--smoke", "--devices", "1"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:]] == [
+        "without saving",
+        "with saving",
+        "saving costs",
+    ]
+    assert "2 MB a checkpoint" in lines[0]
