@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 import cnnjax
-from cnnjax import checkpoint, cli, convert, runs
+from cnnjax import checkpoint, cli, convert, environment, run_directory, runs
 from cnnjax.convert import parity
 from cnnjax.convert.preprocessing import preprocessing
 from cnnjax.errors import UserError
@@ -215,7 +215,7 @@ def _check(config: Config, model: Any, variables: Any) -> dict[str, Any]:
 def _write_run(
     config: Config, card: dict[str, Any], variables: Any, checked: dict[str, Any] | None
 ) -> None:
-    runs.make_directory(config.out)
+    run_directory.make_directory(config.out)
     settings = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in dataclasses.asdict(config).items()
@@ -226,7 +226,7 @@ def _write_run(
             "experiment": "cnnjax.convert",
             "settings": settings,
             "command": sys.argv,
-            "versions": checkpoint.package_versions(),
+            "versions": environment.versions(),
         },
     )
     runs.write_json(config.out / "model.json", card)
