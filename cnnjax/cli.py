@@ -37,7 +37,7 @@ def parse(config_type: type, argv: Sequence[str] | None = None, default: Any = N
         with contextlib.redirect_stderr(printed):
             return tyro.cli(
                 config_type,
-                prog=f"python -m {program}" if program else None,
+                prog=f"python -m {program.removesuffix('.__main__')}" if program else None,
                 args=argv,
                 default=default,
                 config=markers,

@@ -146,7 +146,7 @@ def export_run(config: Config) -> int:
 def _model_card(config: Config) -> dict[str, Any]:
     """Returns what `runs.load_trained` needs to build the model and to feed it."""
     height, width, channels = cnnjax.models.input_shape(config.model)
-    published = preprocessing(config.model, config.framework) or {}
+    published = preprocessing(config.model, config.framework)
     size = config.image_size or published.get("crop", height)
     num_classes = config.num_classes or cnnjax.models.canonical_classes(config.model)
     return {
@@ -242,7 +242,7 @@ def _write_run(
             "new_head": config.new_head,
             "ignored": config.ignore,
             "preprocessing": {
-                **(preprocessing(config.model, config.framework) or {}),
+                **preprocessing(config.model, config.framework),
                 **{key: card[key] for key in ("mean", "std", "image_shape")},
             },
             "parity": checked,

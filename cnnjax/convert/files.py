@@ -72,7 +72,7 @@ def read(path: str | Path, *, entry: str = "", note: Note = warnings.warn) -> Ar
     with _one_error(path):
         arrays = read_file(path)
         if path.suffix in TORCH_SUFFIXES:
-            arrays = _choose_entry(arrays, entry, note)
+            arrays = _choose_entry(arrays, entry, lambda text: note(f"{path}: {text}"))
         elif entry:
             raise UserError(f"entry={entry!r} is for PyTorch's files; this one has no entries.")
         if not arrays:

@@ -164,6 +164,8 @@ def _new_heads(model: nn.Module, image_shape: Sequence[int], key: jax.Array) -> 
 
 def _problems(arrays: Mapping[str, np.ndarray], table: Sequence[Entry]) -> list[str]:
     """Returns a line for each tensor that is missing, left over, or not as it should be."""
+    # Weights before statistics: where both are wrong, they tell more.
+    table = sorted(table, key=lambda entry: entry.path.startswith("batch_stats"))
     by_name = {entry.name: entry for entry in table}
     missing = [_missing(entry) for entry in table if entry.name not in arrays]
     extra = [

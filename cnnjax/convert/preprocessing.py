@@ -8,9 +8,9 @@ from typing import Any
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
-# (shorter side after resizing, side of the crop, interpolation) where it is not this.
+# (shorter side after resizing, side of the crop, interpolation): torchvision 0.28, the transforms
+# of each network's IMAGENET1K_V1 weights, where they are not the usual ones.
 USUAL = (256, 224, "bilinear")
-# torchvision 0.28, the transforms of each network's IMAGENET1K_V1 weights.
 TORCHVISION = {
     "inception_v3": (342, 299, "bilinear"),
     "shufflenet_v2_x1_5": (232, 224, "bilinear"),
@@ -28,7 +28,7 @@ TORCHVISION = {
     "convnext_base": (232, 224, "bilinear"),
     "convnext_large": (232, 224, "bilinear"),
 }
-# timm 1.0, the default configuration of each network.
+# timm 1.0, the default configuration; its other networks have many.
 TIMM = {
     "se_resnet50": (235, 224, "bicubic"),
     "resnet18_v2": (248, 224, "bicubic"),
@@ -48,15 +48,17 @@ HALVES = {
 }
 
 
-def preprocessing(name: str, framework: str) -> dict[str, Any] | None:
-    """Returns `mean`, `std`, `resize`, `crop` and `interpolation` of the published weights.
+def preprocessing(name: str, framework: str) -> dict[str, Any]:
+    """Returns `mean` and `std`, and where known `resize`, `crop` and `interpolation`.
 
     Args:
       name: of a model of `cnnjax.models`.
-      framework: `torchvision` or `timm`; None is returned for others, which publish none.
+      framework: `torchvision` or `timm`; `{}` is returned for others, which publish no weights.
     """
     if framework not in SIZES:
-        return None
-    resize, crop, interpolation = SIZES[framework].get(name, USUAL)
+        return {}
     moments = HALF if name in HALVES[framework] else IMAGENET
-    return {**moments, "resize": resize, "crop": crop, "interpolation": interpolation}
+    sizes = SIZES[framework].get(name, USUAL if framework == "torchvision" else None)
+    if sizes is None:
+        return dict(moments)
+    return {**moments, "resize": sizes[0], "crop": sizes[1], "interpolation": sizes[2]}

@@ -310,4 +310,4 @@ def _call(function: Any, arguments: tuple) -> Any:
 
 def _refused(thing: Any) -> UserError:
     name = thing.name if isinstance(thing, _Global) else type(thing).__name__
-    return UserError(f"it holds a {name}, which is refused: nothing in a file is run. {_REMEDY}")
+    return UserError(f"it refers to {name}, which is refused: nothing in a file is run. {_REMEDY}")

@@ -11,6 +11,7 @@ import weights
 from cnnjax import convert, models, runs
 from cnnjax.convert import __main__ as command
 from cnnjax.convert import parity
+from cnnjax.convert.preprocessing import preprocessing
 from cnnjax.errors import UserError
 
 CHECK = Path(__file__).parent / "references" / "check.npz"
@@ -203,3 +204,22 @@ def test_a_reference_that_is_none(tmp_path, content):
     np.savez(path, logits=np.zeros(3))
     with pytest.raises(UserError, match="holds logits: it must hold image"):
         parity.read_reference(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "framework", "expected"),
+    [
+        # torchvision: models.get_model_weights(name).IMAGENET1K_V1.transforms.
+        ("resnet50", "torchvision", (0.485, 256, 224, "bilinear")),
+        ("inception_v3", "torchvision", (0.5, 342, 299, "bilinear")),
+        ("efficientnet_b4", "torchvision", (0.485, 384, 380, "bicubic")),
+        # timm.create_model(name).pretrained_cfg: of the side over its crop_pct.
+        ("resnet50_v2", "timm", (0.5, 235, 224, "bicubic")),
+        ("resnet50", "timm", (0.485, None, None, None)),
+        ("lenet5", "pytorch", (None, None, None, None)),
+    ],
+)
+def test_preprocessing_of_published_weights(name, framework, expected):
+    found = preprocessing(name, framework)
+    mean = found.get("mean", [None])[0]
+    assert (mean, *(found.get(key) for key in ("resize", "crop", "interpolation"))) == expected

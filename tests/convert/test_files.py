@@ -130,8 +130,8 @@ class Plain:
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ({"weight": Code()}, r"it holds a (__builtin__|builtins)\.exec, which is refused"),
-        ({"weight": Plain()}, r"it holds a .*Plain, which is refused"),
+        ({"weight": Code()}, r"it refers to (__builtin__|builtins)\.exec, which is refused"),
+        ({"weight": Plain()}, r"it refers to .*Plain, which is refused"),
         ({"weight": io.StringIO}, r"it is no dictionary of arrays \(its keys are weight\)"),
         ([1, 2], "it is no dictionary of arrays"),
         ({}, "it is no dictionary of arrays"),
