@@ -9,9 +9,8 @@ used once, every leaf filled once, every shape checked, and all problems are rep
 """
 
 from cnnjax.convert.files import read, write
-from cnnjax.convert.mapping import find_names, from_cnnjax, to_cnnjax
+from cnnjax.convert.mapping import find_names, frameworks_for, from_cnnjax, to_cnnjax
 from cnnjax.convert.names import Entry, Names, entries
-from cnnjax.convert.names_torch import frameworks_for
 
 __all__ = [
     "Entry",

@@ -1,4 +1,4 @@
-"""Files of named arrays: safetensors, NumPy's npz and, to read, PyTorch's; by their suffix.
+"""Files of named arrays: safetensors, NumPy's npz, Keras's and, to read, PyTorch's; by suffix.
 
 Nothing in a file is executed. A file is written under another name and renamed when it is whole.
 """
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from cnnjax.convert import torch_files
+from cnnjax.convert import keras_files, torch_files
 from cnnjax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
@@ -55,7 +55,8 @@ def read(path: str | Path, *, entry: str = "", note: Note = warnings.warn) -> Ar
     """Returns `{name: array}` of a file, each array as it is stored.
 
     Args:
-      path: `.safetensors`, `.npz`, or PyTorch's `.pth`, `.pt` or `.bin`.
+      path: `.safetensors`, `.npz`, Keras's `.weights.h5`, `.keras` or `.h5` (see `keras_files`), or
+        PyTorch's `.pth`, `.pt` or `.bin`.
       entry: of PyTorch's files: the key of the dictionary that holds the weights, dots between
         keys of nested ones. By default the file's own dictionary if it holds arrays, or else that
         under `state_dict`, `model_state_dict` or `model`.
@@ -86,12 +87,12 @@ def read(path: str | Path, *, entry: str = "", note: Note = warnings.warn) -> Ar
 def write(
     path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes arrays to a `.safetensors` or `.npz` file, whole or not at all.
+    """Writes arrays to a `.safetensors`, `.npz` or `.weights.h5` file, whole or not at all.
 
     Args:
       path: the file; replaced if it is there.
-      arrays: `{name: array}`.
-      metadata: text for the file's header (safetensors; npz has none).
+      arrays: `{name: array}`; for `.weights.h5` in the order of Keras (see `keras_files.write`).
+      metadata: text for the file's header (npz has none).
 
     Raises:
       UserError: unknown suffix, a dtype that the format lacks, or the disk is full or not writable.
@@ -264,9 +265,11 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 READERS: dict[str, Callable[[Path], Any]] = {
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
+    **dict.fromkeys((".weights.h5", ".keras", ".h5"), keras_files.read),
     **dict.fromkeys(TORCH_SUFFIXES, torch_files.read),
 }
 WRITERS: dict[str, Callable[[BinaryIO, Arrays, dict[str, str]], None]] = {
     ".safetensors": _write_safetensors,
     ".npz": _write_npz,
+    ".weights.h5": keras_files.write,
 }

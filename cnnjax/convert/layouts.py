@@ -60,6 +60,10 @@ OIHW = Layout((3, 2, 0, 1))
 DENSE = Layout((1, 0))
 # A dense layer here that is a 1x1 convolution in PyTorch.
 DENSE_AS_1X1 = Layout((1, 0), outer=lambda shape: (*shape, 1, 1))
+# A dense layer here that is a 1x1 convolution in Keras.
+KERNEL_1X1 = Layout((0, 1), outer=lambda shape: (1, 1, *shape))
+# Kernels of depthwise convolutions: HW1C here, HWC1 in Keras.
+DEPTHWISE = Layout((0, 1, 3, 2))
 # A number for each channel, with axes of size one behind it.
 CHANNEL_11 = Layout((0,), outer=lambda shape: (*shape, 1, 1))
 CHANNEL_111 = Layout((0,), outer=lambda shape: (*shape, 1, 1, 1))

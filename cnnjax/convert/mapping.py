@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import trees
+from cnnjax.convert import names_keras, names_torch
 from cnnjax.convert.names import Entry, Names, entries
-from cnnjax.convert.names_torch import FRAMEWORKS, names_for
 from cnnjax.errors import UserError, unknown_name
 
 Arrays = dict[str, np.ndarray]
 
+FRAMEWORKS = (*names_torch.FRAMEWORKS, names_keras.FRAMEWORK)
 # A path of a head's leaf, without its collection; auxiliary heads too.
 HEAD = r"(?:.*/)?head/\w+"
 MOST_LINES = 50
@@ -31,9 +32,17 @@ def find_names(model: nn.Module, framework: str | Names) -> Names:
     """
     if isinstance(framework, Names):
         return framework
+    if framework == names_keras.FRAMEWORK:
+        return names_keras.names_for(model)
     if framework in FRAMEWORKS:
-        return names_for(model, framework)
+        return names_torch.names_for(model, framework)
     raise unknown_name("framework", framework, FRAMEWORKS)
+
+
+def frameworks_for(model: nn.Module) -> list[str]:
+    """Returns the frameworks that have the network of `model`, perhaps with other arguments."""
+    keras = [names_keras.FRAMEWORK] if names_keras.has(model) else []
+    return [*names_torch.frameworks_for(model), *keras]
 
 
 def to_cnnjax(
@@ -56,7 +65,8 @@ def to_cnnjax(
         point of any width.
       model: a Linen module with the contract of `cnnjax.models`.
       image_shape: `[height, width, channels]` of its images.
-      framework: `torchvision`, `timm` or `pytorch` (see `cnnjax.convert.names_torch`), or a table.
+      framework: `torchvision`, `timm` or `pytorch` (see `cnnjax.convert.names_torch`), `keras` (see
+        `cnnjax.convert.names_keras`), or a table.
       ignore: regular expressions of tensor names that are left out on purpose.
       new_head_key: draw the heads from this key, and leave out those of `arrays`: for another
         number of classes.
@@ -117,7 +127,13 @@ def from_cnnjax(
     if problems:
         raise UserError(_report(sorted(problems), names.framework, type(model).__name__))
     arrays = {entry.name: entry.layout.to_theirs(np.asarray(leaves[entry.path])) for entry in table}
-    return arrays | _counters(arrays, names)
+    arrays |= _counters(arrays, names)
+    arrays |= {name: value(image_shape[-1]) for name, value in names.constants.items()}
+    if names.layers:
+        places = {layer: place for place, layer in enumerate(names.layers)}
+        order = sorted(arrays, key=lambda name: places[name.rpartition(names.separator)[0]])
+        arrays = {name: arrays[name] for name in order}
+    return arrays
 
 
 def is_head(entry: Entry) -> bool:
@@ -195,10 +211,12 @@ def _missing(entry: Entry) -> str:
 def _wrong_shape(entry: Entry, shape: tuple[int, ...]) -> str:
     wanted = entry.their_shape
     line = f"shape: {entry.name} is {list(shape)}, wanted {list(wanted)}"
-    if is_head(entry) and len(shape) == len(wanted) and shape[1:] == wanted[1:]:
+    features, here = entry.shape[:-1], entry.shape[-1]
+    fitting = [size for size in shape if entry.layout.their_shape((*features, size)) == shape]
+    if is_head(entry) and fitting:
         return (
-            f"classes: {entry.name} is for {shape[0]} classes, the model for {wanted[0]}: build "
-            f"the model with num_classes={shape[0]}, or ask for a new head"
+            f"classes: {entry.name} is for {fitting[0]} classes, the model for {here}: build "
+            f"the model with num_classes={fitting[0]}, or ask for a new head"
         )
     if sorted(shape) == sorted(wanted):
         line += ": the same sizes in another order, so it is transposed"

@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnnjax import trees
 from cnnjax.convert import layouts
@@ -43,6 +44,7 @@ class Names:
         `block`, with `stage0` and `block0` (counted from 0), `index` (the block's number in the
         network, from 1), `after` (the number of blocks, plus 1), `part` (the place of the block's
         part among `PARTS`, from 0) and `part1` (the next).
+      exact: the path of a leaf or layer -> its name; looked up before the rules.
       leaves: our name of a leaf -> theirs.
       kinds: (pattern, layout) for leaves whose layout does not follow from name and rank.
       by_rank: (leaf, rank) -> layout; other leaves are laid out as ours.
@@ -56,12 +58,16 @@ class Names:
       requires: fields of the model and the values at which it computes what the network does over
         there, where its leaves do not tell.
       channels_first: whether images are `[batch, channels, height, width]` there.
+      constants: tensors without weights that the framework expects: the name and, from the number
+        of the image's channels, the value.
+      layers: their layers in the order in which tensors are written, where that matters.
       own_paths: where no rule matches, the layer's own path with `separator` is its name.
     """
 
     framework: str
     rules: Sequence[tuple[str, str]]
     leaves: Mapping[str, str]
+    exact: Mapping[str, str] = dataclasses.field(default_factory=dict)
     kinds: Sequence[tuple[str, Layout]] = ()
     by_rank: Mapping[tuple[str, int], Layout] = dataclasses.field(default_factory=dict)
     flattened: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -71,6 +77,8 @@ class Names:
     separator: str = "."
     requires: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     channels_first: bool = False
+    constants: Mapping[str, Callable[[int], np.ndarray]] = dataclasses.field(default_factory=dict)
+    layers: Sequence[str] = ()
     own_paths: bool = False
 
 
@@ -166,8 +174,12 @@ def _translate(names: Names, numbers: Mapping[tuple[int, int], Mapping], path: s
     """Returns the tensor's name for our leaf at `path`."""
     layer, _, leaf = path.rpartition("/")
     last = names.separator + names.leaves.get(leaf, leaf)
+    texts = ((path, ""), (layer, last))
+    for text, suffix in texts:
+        if text in names.exact:
+            return names.exact[text] + suffix
     for pattern, template in names.rules:
-        for text, suffix in ((path, ""), (layer, last)):
+        for text, suffix in texts:
             match = re.fullmatch(pattern, text)
             if match:
                 return template.format(**_fields(match, numbers)) + suffix

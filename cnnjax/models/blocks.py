@@ -46,6 +46,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": nn.sigmoid,
 }
 NORMS = ("batch", "batch_unbiased", "group", "layer", "none")
+PADDINGS = ("symmetric", "same")
 
 
 def check_name(kind: str, name: str, valid: Iterable[str]) -> None:
@@ -69,19 +70,28 @@ def conv_layer(
     *,
     groups: int = 1,
     use_bias: bool = False,
+    padding: str = "symmetric",
     dtype: Any = None,
     kernel_init: Any = he_normal_fan_out,
     name: str,
 ) -> nn.Module:
-    """Square convolution padded by `kernel_size // 2` on every side, at every stride.
+    """Square convolution of an odd `kernel_size` whose output is as large as the image, or half.
 
-    PyTorch's convention. `SAME` differs from it at stride 2, where it pads one side more.
+    `padding="symmetric"`, PyTorch's convention, pads by `kernel_size // 2` on every side at every
+    stride. `"same"`, TensorFlow's and Keras's, pads no more than it must: at stride 2 one pixel
+    less at the top and left of images with even sides. Weights of the one compute other numbers
+    with the other.
+
+    Raises:
+      UserError: `padding` is neither.
     """
+    check_name("padding", padding, PADDINGS)
+    sides = (kernel_size // 2, kernel_size // 2)
     return ops.Conv(
         features,
         (kernel_size, kernel_size),
         strides=(strides, strides),
-        padding=[(kernel_size // 2, kernel_size // 2)] * 2,
+        padding="SAME" if padding == "same" and strides > 1 else [sides] * 2,
         feature_group_count=groups,
         use_bias=use_bias,
         dtype=dtype,
@@ -99,6 +109,7 @@ def norm_layer(
     group_size: int = 0,
     epsilon: float = 1e-5,
     momentum: float = 0.9,
+    use_scale: bool = True,
 ) -> Factory:
     """Returns `norm(name=..., scale_init=...)`, which makes one normalisation layer.
 
@@ -114,6 +125,7 @@ def norm_layer(
         all. See `GroupedBatchNorm`.
       epsilon: added to the variance.
       momentum: of the running statistics, as in Flax: 1 minus PyTorch's.
+      use_scale: whether channels are multiplied by learned scales.
 
     Raises:
       UserError: `norm` is none of these, or has no batch statistics to group.
@@ -125,7 +137,7 @@ def norm_layer(
             "examples with norm='batch', or 0."
         )
     ones = nn.initializers.ones
-    common = {"epsilon": epsilon, "dtype": dtype}
+    common = {"epsilon": epsilon, "dtype": dtype, "use_scale": use_scale}
 
     def group(*, name: str, scale_init: Any = ones) -> Activation:
         def apply(x: Array) -> Array:
@@ -162,14 +174,21 @@ def layer_factories(
     epsilon: float = 1e-5,
     momentum: float = 0.9,
     kernel_init: Any = he_normal_fan_out,
+    padding: str = "symmetric",
+    conv_bias: bool = False,
 ) -> dict[str, Any]:
     """Returns `conv`, `norm` and `activation` for blocks; arguments as in `norm_layer`.
 
-    Convolutions have a bias only where no normalisation follows (`norm="none"`).
+    `padding` is that of `conv_layer`. Convolutions have a bias where no normalisation follows
+    (`norm="none"`), and with `conv_bias` where it makes the bias superfluous, too.
     """
     return {
         "conv": functools.partial(
-            conv_layer, dtype=dtype, use_bias=norm == "none", kernel_init=kernel_init
+            conv_layer,
+            dtype=dtype,
+            use_bias=conv_bias or norm == "none",
+            padding=padding,
+            kernel_init=kernel_init,
         ),
         "norm": norm_layer(
             norm,
@@ -187,8 +206,8 @@ def layer_factories(
 def layers_of(model: Any, *, train: bool, kernel_init: Any = he_normal_fan_out) -> dict[str, Any]:
     """Returns `layer_factories` of a model's own fields.
 
-    They are `norm`, `activation`, `dtype`, `axis_name`, `norm_group_size`, `norm_epsilon` and
-    `norm_momentum`.
+    They are `norm`, `activation`, `dtype`, `axis_name`, `norm_group_size`, `norm_epsilon`,
+    `norm_momentum`, and in the models that have them `padding` and `conv_bias`.
     """
     return layer_factories(
         model.norm,
@@ -200,6 +219,8 @@ def layers_of(model: Any, *, train: bool, kernel_init: Any = he_normal_fan_out) 
         epsilon=model.norm_epsilon,
         momentum=model.norm_momentum,
         kernel_init=kernel_init,
+        padding=getattr(model, "padding", "symmetric"),
+        conv_bias=getattr(model, "conv_bias", False),
     )
 
 

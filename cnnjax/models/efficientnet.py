@@ -50,6 +50,7 @@ class EfficientNet(nn.Module):
       dropout_rate: before the head.
       stochastic_depth_rate: of the last block; rises linearly from 0.
       norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
+      padding: `"symmetric"` as in PyTorch or `"same"` as in Keras: see `blocks.conv_layer`.
       axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; `None` is that of image and parameters, which are float32.
@@ -70,6 +71,7 @@ class EfficientNet(nn.Module):
     stochastic_depth_rate: float = 0.2
     norm_epsilon: float = 1e-5
     norm_momentum: float = 0.9
+    padding: str = "symmetric"
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None

@@ -30,6 +30,7 @@ class GroupedBatchNorm(nn.Module):
       axis_name: mapped axis (`pmap`, `shard_map`) that the batch is divided over.
       momentum, epsilon: as for `nn.BatchNorm`.
       dtype: of the output; None for that of input and parameters. Statistics are float32 or wider.
+      use_scale: whether channels are multiplied by learned scales.
 
     Call: `[batch, ..., features]` to the same shape.
 
@@ -42,13 +43,15 @@ class GroupedBatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: Any = None
+    use_scale: bool = True
     scale_init: Any = nn.initializers.ones
     bias_init: Any = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, shape, jnp.float32)
+        ones = jnp.ones(shape, jnp.float32)
+        scale = self.param("scale", self.scale_init, shape, jnp.float32) if self.use_scale else ones
         bias = self.param("bias", self.bias_init, shape, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)

@@ -7,6 +7,7 @@ module classes are called after that code: A at 35x35, C at 17x17, E at 8x8; B a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,12 @@ import jax.numpy as jnp
 
 from cnnjax import ops
 from cnnjax.models.blocks import (
+    PADDINGS,
     Activation,
     Factory,
     activation_function,
     call_block,
+    check_name,
     classify,
     he_normal_fan_out,
     norm_layer,
@@ -53,9 +56,15 @@ class ConvUnit(nn.Module):
         return self.activation(self.norm(name="norm")(x))
 
 
-def _average(x: jax.Array) -> jax.Array:
-    """3x3 means at stride 1; the zeros around the image count, as in torchvision."""
-    return ops.avg_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)))
+def _average(padding: str) -> Callable[[jax.Array], jax.Array]:
+    """3x3 means at stride 1, in which the zeros around the image count with `symmetric` padding."""
+    return partial(
+        ops.avg_pool,
+        window=(3, 3),
+        strides=(1, 1),
+        padding=((1, 1), (1, 1)),
+        count_include_pad=padding == "symmetric",
+    )
 
 
 class InceptionA(nn.Module):
@@ -63,6 +72,7 @@ class InceptionA(nn.Module):
 
     pool_features: int
     unit: Factory
+    average: Factory
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -73,7 +83,7 @@ class InceptionA(nn.Module):
         branch3x3dbl = unit(64, (1, 1), name="branch3x3dbl_1")(x)
         branch3x3dbl = unit(96, (3, 3), name="branch3x3dbl_2")(branch3x3dbl)
         branch3x3dbl = unit(96, (3, 3), name="branch3x3dbl_3")(branch3x3dbl)
-        branch_pool = unit(self.pool_features, (1, 1), name="branch_pool")(_average(x))
+        branch_pool = unit(self.pool_features, (1, 1), name="branch_pool")(self.average(x))
         return jnp.concatenate([branch1x1, branch5x5, branch3x3dbl, branch_pool], axis=-1)
 
 
@@ -98,6 +108,7 @@ class InceptionC(nn.Module):
 
     width: int
     unit: Factory
+    average: Factory
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -111,7 +122,7 @@ class InceptionC(nn.Module):
         branch7x7dbl = unit(width, (1, 7), name="branch7x7dbl_3")(branch7x7dbl)
         branch7x7dbl = unit(width, (7, 1), name="branch7x7dbl_4")(branch7x7dbl)
         branch7x7dbl = unit(192, (1, 7), name="branch7x7dbl_5")(branch7x7dbl)
-        branch_pool = unit(192, (1, 1), name="branch_pool")(_average(x))
+        branch_pool = unit(192, (1, 1), name="branch_pool")(self.average(x))
         return jnp.concatenate([branch1x1, branch7x7, branch7x7dbl, branch_pool], axis=-1)
 
 
@@ -137,6 +148,7 @@ class InceptionE(nn.Module):
     """8x8 (figure 7): 1x1; 1x3 beside 3x1; 3x3 before 1x3 beside 3x1; pool."""
 
     unit: Factory
+    average: Factory
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -153,7 +165,7 @@ class InceptionE(nn.Module):
             unit(384, (1, 3), name="branch3x3dbl_3a")(branch3x3dbl),
             unit(384, (3, 1), name="branch3x3dbl_3b")(branch3x3dbl),
         ]
-        branch_pool = unit(192, (1, 1), name="branch_pool")(_average(x))
+        branch_pool = unit(192, (1, 1), name="branch_pool")(self.average(x))
         return jnp.concatenate([branch1x1, *branch3x3, *branch3x3dbl, branch_pool], axis=-1)
 
 
@@ -184,6 +196,9 @@ class InceptionV3(nn.Module):
       norm: `batch`, `group`, `layer` or `none`.
       activation: a name from `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head; random stream `dropout`.
+      padding: `symmetric`: the modules' average pools count the zeros around the image, as in
+        torchvision; `same`: they do not, as in Keras.
+      norm_scale: whether the norms have scales; Keras's have none.
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
@@ -198,6 +213,8 @@ class InceptionV3(nn.Module):
     norm: str = "batch"
     activation: str | Activation = "relu"
     dropout_rate: float = 0.5
+    padding: str = "symmetric"
+    norm_scale: bool = True
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
@@ -206,7 +223,8 @@ class InceptionV3(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         require_image(image, "InceptionV3", minimum=299 if self.auxiliary_head else 75)
-        unit = self._unit(train)
+        check_name("padding", self.padding, PADDINGS)
+        unit, average = self._unit(train), _average(self.padding)
         block = partial(call_block, remat=self.remat and train)
         x = unit(32, (3, 3), strides=2, name="conv2d_1a")(image)
         x = unit(32, (3, 3), valid=True, name="conv2d_2a")(x)
@@ -218,16 +236,16 @@ class InceptionV3(nn.Module):
         self.sow("intermediates", "stage2", x)
         x = ops.max_pool(x, (3, 3), (2, 2))
         for name, pool_features in (("mixed_5b", 32), ("mixed_5c", 64), ("mixed_5d", 64)):
-            x = block(InceptionA(pool_features, unit, name=name), x)
+            x = block(InceptionA(pool_features, unit, average, name=name), x)
         self.sow("intermediates", "stage3", x)
         x = block(InceptionB(unit, name="mixed_6a"), x)
         for name, width in zip(("b", "c", "d", "e"), (128, 160, 160, 192), strict=True):
-            x = block(InceptionC(width, unit, name=f"mixed_6{name}"), x)
+            x = block(InceptionC(width, unit, average, name=f"mixed_6{name}"), x)
         self.sow("intermediates", "stage4", x)
         self._auxiliary(x, unit, train)
         x = block(InceptionD(unit, name="mixed_7a"), x)
-        x = block(InceptionE(unit, name="mixed_7b"), x)
-        x = block(InceptionE(unit, name="mixed_7c"), x)
+        x = block(InceptionE(unit, average, name="mixed_7b"), x)
+        x = block(InceptionE(unit, average, name="mixed_7c"), x)
         self.sow("intermediates", "stage5", x)
         return classify(
             jnp.mean(x, axis=(1, 2)),
@@ -261,6 +279,7 @@ class InceptionV3(nn.Module):
                 axis_name=self.axis_name,
                 group_size=self.norm_group_size,
                 epsilon=1e-3,
+                use_scale=self.norm_scale,
             ),
             activation=activation_function(self.activation),
         )

@@ -101,6 +101,7 @@ class MobileNetV1(nn.Module):
       activation: a name of `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head.
       norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
+      padding: `"symmetric"` as in PyTorch or `"same"` as in Keras: see `blocks.conv_layer`.
       axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; `None` is that of image and parameters, which are float32.
@@ -119,6 +120,7 @@ class MobileNetV1(nn.Module):
     dropout_rate: float = 0.0
     norm_epsilon: float = 1e-5
     norm_momentum: float = 0.9
+    padding: str = "symmetric"
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
@@ -173,6 +175,7 @@ class MobileNetV2(nn.Module):
     stochastic_depth_rate: float = 0.0
     norm_epsilon: float = 1e-5
     norm_momentum: float = 0.9
+    padding: str = "symmetric"
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
@@ -247,6 +250,7 @@ class MobileNetV3(nn.Module):
     stochastic_depth_rate: float = 0.0
     norm_epsilon: float = 1e-3
     norm_momentum: float = 0.99
+    padding: str = "symmetric"
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None

@@ -4,6 +4,9 @@
   the stride of a bottleneck in its first 1x1 convolution.
 - v1.5: the same with the stride in the 3x3 convolution, as in torchvision (the default here).
 - v2: He et al. 2016, "Identity Mappings in Deep Residual Networks" (arXiv 1603.05027), Figure 4(e).
+- v2_slim: v2 as TensorFlow-Slim wrote it and keras.applications has it: a stage's last block halves
+  the resolution, and its shortcut takes every second pixel; what no normalisation follows has a
+  bias; the stem's pool pads with zeros.
 - CIFAR: the first paper's section 4.2; shortcuts without parameters (its option A).
 - Wide ResNet: Zagoruyko & Komodakis 2016 (arXiv 1605.07146); 50-2 and 101-2 as in torchvision.
 - ResNeXt: Xie et al. 2017 (arXiv 1611.05431), Table 1.
@@ -33,7 +36,7 @@ from cnnjax.models.layers import require_image, require_stem
 Branch = Sequence[tuple[int, int, int, int]]
 
 SHORTCUTS = ("projection", "pad")
-VERSIONS = ("v1", "v1.5", "v2")
+VERSIONS = ("v1", "v1.5", "v2", "v2_slim")
 BLOCKS = ("basic", "bottleneck")
 
 
@@ -112,7 +115,8 @@ class PreActivationBlock(nn.Module):
 
     Where the shape changes, the shortcut is a bare convolution of the first activation, which both
     paths then share (arXiv 1603.05027, appendix). Dropout stands before the last convolution
-    (arXiv 1605.07146, section 2.4). Attributes as in `ResidualBlock`.
+    (arXiv 1605.07146, section 2.4). Attributes as in `ResidualBlock`, and
+      slim: the block of `"v2_slim"`.
     """
 
     branch: Branch
@@ -123,23 +127,26 @@ class PreActivationBlock(nn.Module):
     se_reduction: int = 0
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
+    slim: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         features = self.branch[-1][0]
         strides = max(strides for _, _, strides, _ in self.branch)
+        last_conv = functools.partial(self.conv, use_bias=True) if self.slim else self.conv
         y = self.activation(self.norm(name="norm1")(x))
         if strides != 1 or x.shape[-1] != features:
-            if self.shortcut == "pad":
+            if self.shortcut == "pad" or (self.slim and x.shape[-1] == features):
                 x = pad_shortcut(x, features, strides)
             else:
-                x = self.conv(features, 1, strides, name="downsample")(y)
+                x = last_conv(features, 1, strides, name="downsample")(y)
         for number, (width, kernel_size, step, groups) in enumerate(self.branch, 1):
             if number > 1:
                 y = self.activation(self.norm(name=f"norm{number}")(y))
+            conv = self.conv
             if number == len(self.branch):
-                y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
-            y = self.conv(width, kernel_size, step, groups=groups, name=f"conv{number}")(y)
+                y, conv = nn.Dropout(self.dropout_rate, deterministic=not train)(y), last_conv
+            y = conv(width, kernel_size, step, groups=groups, name=f"conv{number}")(y)
         if self.se_reduction:
             y = blocks.SqueezeExcite(features // self.se_reduction, self.conv, name="se")(y)
         return x + blocks.StochasticDepth(self.stochastic_depth_rate, name="drop")(y, train=train)
@@ -148,7 +155,8 @@ class PreActivationBlock(nn.Module):
 class Stem(nn.Module):
     """`"imagenet"`: 7x7 convolution at stride 2 and 3x3 max pool at stride 2; `"cifar"`: 3x3.
 
-    In v2 the convolution is bare: the first block begins with the normalisation.
+    In v2 the convolution is bare: the first block begins with the normalisation. In v2_slim it has
+    a bias, and the pool takes the zeros around the image for pixels.
     """
 
     kind: str
@@ -156,15 +164,18 @@ class Stem(nn.Module):
     conv: Factory
     norm: Factory
     activation: Activation
-    pre_activation: bool = False
+    version: str
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
-        large = self.kind == "imagenet"
-        x = self.conv(self.features, 7 if large else 3, 2 if large else 1, name="conv")(image)
-        if not self.pre_activation:
+        large, slim = self.kind == "imagenet", self.version == "v2_slim"
+        conv = functools.partial(self.conv, use_bias=True) if slim else self.conv
+        x = conv(self.features, 7 if large else 3, 2 if large else 1, name="conv")(image)
+        if not self.version.startswith("v2"):
             x = self.activation(self.norm(name="norm")(x))
-        if large:
+        if large and slim:
+            x = ops.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+        elif large:
             x = ops.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         return x
 
@@ -177,13 +188,14 @@ class ResNet(nn.Module):
         and doubles the features.
       block: `"basic"` or `"bottleneck"`.
       num_classes: of the head; `None` returns the pooled features.
-      version: `"v1"`, `"v1.5"` or `"v2"`.
+      version: `"v1"`, `"v1.5"`, `"v2"` or `"v2_slim"`.
       stem: `"imagenet"` for images of about 224 pixels, `"cifar"` for 28 to 64 pixels.
       stem_features: channels of the stem.
       features: width of the first stage; a bottleneck's output is four times as wide.
       groups, width_per_group: of the 3x3 convolution of a bottleneck.
       shortcut: `"projection"` or `"pad"`, where the shape changes.
       se_reduction: the factor of the squeeze-and-excite gate; 0 for none.
+      conv_bias: whether convolutions before a normalisation have a bias, too, as Keras's v1 has.
       norm: `"batch"`, `"group"`, `"layer"` or `"none"`.
       activation: a name of `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head.
@@ -212,6 +224,7 @@ class ResNet(nn.Module):
     width_per_group: int = 64
     shortcut: str = "projection"
     se_reduction: int = 0
+    conv_bias: bool = False
     norm: str = "batch"
     activation: str | Activation = "relu"
     dropout_rate: float = 0.0
@@ -230,21 +243,17 @@ class ResNet(nn.Module):
         require_image(image, "ResNet")
         self._check()
         layers = blocks.layers_of(self, train=train)
-        pre_activation = self.version == "v2"
-        x = Stem(
-            self.stem, self.stem_features, pre_activation=pre_activation, name="stem", **layers
-        )(image)
+        x = Stem(self.stem, self.stem_features, version=self.version, name="stem", **layers)(image)
 
         rates = iter(
             blocks.stochastic_depth_rates(self.stochastic_depth_rate, sum(self.stage_sizes))
         )
         for stage, depth in enumerate(self.stage_sizes, 1):
             stage_blocks = [
-                self._block(stage, first=index == 0, rate=next(rates), layers=layers)
-                for index in range(depth)
+                self._block(stage, index, rate=next(rates), layers=layers) for index in range(depth)
             ]
             x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
-        if pre_activation:
+        if self.version.startswith("v2"):
             x = layers["activation"](layers["norm"](name="norm")(x))
         return blocks.classify(
             jnp.mean(x, axis=(1, 2)),
@@ -254,9 +263,14 @@ class ResNet(nn.Module):
             dtype=self.dtype,
         )
 
-    def _block(self, stage: int, *, first: bool, rate: float, layers: dict[str, Any]) -> Factory:
+    def _block(self, stage: int, index: int, *, rate: float, layers: dict[str, Any]) -> Factory:
         features = self.features * 2 ** (stage - 1)
-        strides = 2 if first and stage > 1 else 1
+        slim = self.version == "v2_slim"
+        if slim:
+            halves = stage < len(self.stage_sizes) and index == self.stage_sizes[stage - 1] - 1
+        else:
+            halves = stage > 1 and index == 0
+        strides = 2 if halves else 1
         if self.block == "basic":
             branch = basic_branch(features, strides)
         else:
@@ -275,8 +289,8 @@ class ResNet(nn.Module):
             "stochastic_depth_rate": rate,
             **layers,
         }
-        if self.version == "v2":
-            return functools.partial(PreActivationBlock, **options)
+        if self.version.startswith("v2"):
+            return functools.partial(PreActivationBlock, slim=slim, **options)
         return functools.partial(
             ResidualBlock, zero_init_residual=self.zero_init_residual, **options
         )
@@ -294,10 +308,10 @@ class ResNet(nn.Module):
                 f"groups={self.groups} and width_per_group={self.width_per_group} need "
                 "block='bottleneck'; the basic block's width is set by features."
             )
-        if self.version == "v2" and self.zero_init_residual:
+        if self.version.startswith("v2") and self.zero_init_residual:
             raise UserError(
-                "zero_init_residual=True needs version 'v1' or 'v1.5': in 'v2' no normalisation "
-                "ends a branch."
+                "zero_init_residual=True needs version 'v1' or 'v1.5': in "
+                f"{self.version!r} no normalisation ends a branch."
             )
 
 
