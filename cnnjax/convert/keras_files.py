@@ -153,8 +153,11 @@ def _keras_3(layers: Any, inside: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the arrays of the layers of one model, then those of models within it."""
     for key in sorted(layers, key=_kind_and_number):
         layer = _within(layers, key)
-        variables = _within(layer, "vars") if "vars" in layer else {}
-        name = str(variables.attrs.get("name", "")) if "vars" in layer else key
+        variables: Any = {}
+        name = key
+        if "vars" in layer:
+            variables = _within(layer, "vars")
+            name = str(variables.attrs.get("name", ""))
         if len(variables) and not name:
             raise UserError(
                 f"its layer {key} has no name: load it with Keras 3.6 or later and save it again."

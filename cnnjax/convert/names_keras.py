@@ -16,6 +16,7 @@ are not taken; what is written for them is the identity.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -52,7 +53,7 @@ def names_for(model: nn.Module) -> Names:
         kinds=(*table.get("kinds", ()), (".*/depthwise/conv/kernel", DEPTHWISE)),
         stages=table.get("stages", {}),
         ignored="normalization/(mean|variance|count)",
-        constants=NORMALIZATION if normalises else {},
+        constants=dict(NORMALIZATION) if normalises else {},
         separator="/",
         requires={"activation": _default(model, "activation"), **table.get("arguments", {})},
         layers=[*(["normalization"] if normalises else ()), *(pair[1] for pair in table["layers"])],
@@ -65,7 +66,7 @@ def has(model: nn.Module) -> bool:
 
 
 # What `keras.layers.Normalization` keeps, for a number of channels: mean 0 and variance 1.
-NORMALIZATION = {
+NORMALIZATION: dict[str, Callable[[int], np.ndarray]] = {
     "normalization/mean": lambda channels: np.zeros(channels, np.float32),
     "normalization/variance": lambda channels: np.ones(channels, np.float32),
     "normalization/count": lambda channels: np.zeros((), np.int64),

@@ -164,7 +164,7 @@ class Stem(nn.Module):
     conv: Factory
     norm: Factory
     activation: Activation
-    version: str
+    version: str = "v1.5"
 
     @nn.compact
     def __call__(self, image: Array) -> Array:

@@ -1,0 +1,199 @@
+"""Keras's names and files without Keras: every network of keras.applications, and bad files."""
+
+import zipfile
+
+import h5py
+import jax
+import numpy as np
+import pytest
+
+from cnnjax import convert, models
+from cnnjax.convert import keras_files, names_keras
+from cnnjax.convert.names import abstract_variables
+from cnnjax.errors import UserError
+
+# Trainable and other weights of keras.applications' networks at 1000 classes: `count_params()` of
+# Keras 3.15, without EfficientNet's seven numbers of its normalisation of images.
+PUBLISHED = {
+    "vgg16": 138_357_544,
+    "vgg19": 143_667_240,
+    "resnet50": 25_636_712,
+    "resnet101": 44_707_176,
+    "resnet152": 60_419_944,
+    "resnet50_v2": 25_613_800,
+    "resnet101_v2": 44_675_560,
+    "resnet152_v2": 60_380_648,
+    "densenet121": 8_062_504,
+    "densenet169": 14_307_880,
+    "densenet201": 20_242_984,
+    "inception_v3": 23_851_784,
+    "mobilenet_v1": 4_253_864,
+    "mobilenet_v2": 3_538_984,
+    "mobilenet_v3_small": 2_554_968,
+    "mobilenet_v3_large": 5_507_432,
+    "efficientnet_b0": 5_330_564,
+    "efficientnet_b1": 7_856_232,
+    "efficientnet_b2": 9_177_562,
+    "efficientnet_b3": 12_320_528,
+    "efficientnet_b4": 19_466_816,
+    "efficientnet_b5": 30_562_520,
+    "efficientnet_b6": 43_265_136,
+    "efficientnet_b7": 66_658_680,
+    "convnext_tiny": 28_589_128,
+    "convnext_small": 50_223_688,
+    "convnext_base": 88_591_464,
+    "convnext_large": 197_767_336,
+}
+IMAGE = (32, 32, 3)
+
+
+def keras_model(name, num_classes=10, **arguments):
+    needed = names_keras.names_for(models.create(name, num_classes=num_classes)).requires
+    return models.create(name, num_classes=num_classes, **{**needed, **arguments})
+
+
+QUICK = ("vgg16", "mobilenet_v1", "mobilenet_v2", "resnet50", "resnet50_v2")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PUBLISHED],
+)
+def test_every_network_has_the_weights_of_keras(name):
+    model, shape = keras_model(name, num_classes=1000), models.input_shape(name)
+    names = convert.find_names(model, "keras")
+    table = convert.entries(model, shape, names)
+    assert sum(np.prod(entry.their_shape, dtype=int) for entry in table) == PUBLISHED[name]
+    # Each layer has a place in the file, and each of ours is listed.
+    layers = {entry.name.rpartition("/")[0] for entry in table}
+    assert layers | {name.rpartition("/")[0] for name in names.constants} == set(names.layers)
+    assert set(names.stages) <= set(models.stage_names(model, shape))
+
+
+@pytest.fixture(scope="module")
+def small():
+    return keras_model("mobilenet_v1", width=0.25)
+
+
+@pytest.fixture(scope="module")
+def variables(small):
+    generator = np.random.default_rng(0)
+    shapes = abstract_variables(small, IMAGE)
+    return jax.tree.map(lambda leaf: generator.normal(size=leaf.shape).astype("f"), shapes)
+
+
+@pytest.fixture
+def file(tmp_path, small, variables):
+    path = tmp_path / "small.weights.h5"
+    convert.write(path, convert.from_cnnjax(variables, small, IMAGE, framework="keras"))
+    return path
+
+
+def load(path, model):
+    return convert.to_cnnjax(convert.read(path), model, IMAGE, framework="keras")
+
+
+def test_what_is_written_is_read(file, small, variables):
+    jax.tree.map(np.testing.assert_array_equal, load(file, small), dict(variables))
+    with h5py.File(file) as written:
+        # As Keras places them: by class, counted; variables by number.
+        assert written["layers/depthwise_conv2d_12/vars/0"].shape == (3, 3, 256, 1)
+        assert written["layers/batch_normalization/vars"].attrs["name"] == "conv1_bn"
+        assert list(written["layers/batch_normalization/vars"]) == ["0", "1", "2", "3"]
+        assert written["layers/conv2d_14/vars/0"].shape == (1, 1, 256, 10)
+
+
+def test_networks_within_networks_and_numbers_that_keras_went_on_with(tmp_path):
+    names = ["base/stem/kernel", "base/stem/bias", "base/conv2d_7/kernel", "dense_3/kernel"]
+    arrays = {
+        name: np.full((2,) * (1 if name.endswith("bias") else 2 if "dense" in name else 4), i, "f")
+        for i, name in enumerate(names)
+    }
+    path = tmp_path / "nested.weights.h5"
+    convert.write(path, arrays)
+    with h5py.File(path) as written:
+        assert list(written["layers"]) == ["dense", "sequential"]
+        assert list(written["layers/sequential/layers"]) == ["conv2d", "conv2d_1"]
+        written = None
+    with h5py.File(path, "a") as written:
+        written["layers/sequential"].create_group("vars").attrs["name"] = "base"
+    found = convert.read(path)
+    renamed = {"base/conv2d_7/kernel": "base/conv2d/kernel", "dense_3/kernel": "dense/kernel"}
+    assert found.keys() == {renamed.get(name, name) for name in names}
+    for name in names:
+        np.testing.assert_array_equal(found[renamed.get(name, name)], arrays[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("resnet18", {}, "keras has no network like this ResNet: .*ResNet-50 to 152"),
+        ("resnet50", {"stem": "cifar"}, "keras has no network like this ResNet"),
+        ("squeezenet1_0", {}, "keras has no network like this SqueezeNet"),
+        (
+            "resnet50",
+            {},
+            r"keras's ResNet has version=v1, conv_bias=True, norm_epsilon=1.001e-05, and this "
+            r"model version=v1.5, conv_bias=False, norm_epsilon=1e-05: build it with version=v1,",
+        ),
+        ("mobilenet_v3_small", {}, "has padding=same, and this model padding=symmetric"),
+    ],
+)
+def test_other_networks_are_refused(name, arguments, message):
+    model = models.create(name, num_classes=10, **arguments)
+    with pytest.raises(UserError, match=message):
+        convert.to_cnnjax({}, model, IMAGE, framework="keras")
+
+
+def test_another_network_and_another_number_of_classes(file):
+    with pytest.raises(UserError, match=r"not keras's of this DenseNet, (?s:.*)missing: bn/beta"):
+        load(file, keras_model("densenet121"))
+    with pytest.raises(UserError, match=r"classes: conv_preds/kernel is for 10 .* the model for 3"):
+        load(file, keras_model("mobilenet_v1", num_classes=3, width=0.25))
+
+
+def test_missing_statistics_are_named(file, small):
+    with h5py.File(file, "a") as edited:
+        del edited["layers/batch_normalization_1/vars/2"]
+        del edited["layers/batch_normalization_1/vars/3"]
+    message = r"2 problems:\n  missing: conv_dw_1_bn/moving_mean \[8\], the running statistics of a"
+    with pytest.raises(UserError, match=message):
+        load(file, small)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_truncated_files_are_refused(tmp_path, file, share, suffix):
+    path = tmp_path / f"cut{suffix}"
+    if suffix == ".keras":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(file, keras_files.ARCHIVED)
+        assert convert.read(path).keys() == convert.read(file).keys()
+        content = path.read_bytes()
+    else:
+        content = file.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UserError, match=f"cannot read .*cut{suffix}: .*\\."):
+        convert.read(path)
+
+
+def test_links_and_other_groups_are_refused(tmp_path, file):
+    with h5py.File(file, "a") as edited:
+        del edited["layers/conv2d/vars/0"]
+        edited["layers/conv2d/vars/0"] = h5py.ExternalLink("/etc/passwd", "x")
+    with pytest.raises(UserError, match="vars holds no 0 of its own: it is damaged or a link"):
+        convert.read(file)
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other.create_group("weights")
+    with pytest.raises(UserError, match="its groups are weights: neither Keras 3's"):
+        convert.read(tmp_path / "other.h5")
+    with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    with pytest.raises(UserError, match=r"it has no model\.weights\.h5"):
+        convert.read(tmp_path / "other.keras")
+
+
+def test_names_of_other_frameworks_are_not_written(tmp_path):
+    with pytest.raises(UserError, match=r"a layer without name has fc\.weight.*framework='keras'"):
+        convert.write(tmp_path / "x.weights.h5", {"fc.weight": np.zeros(2)})
+    assert not list(tmp_path.iterdir())
