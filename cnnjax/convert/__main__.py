@@ -21,7 +21,7 @@ import tyro
 
 import cnnjax
 from cnnjax import checkpoint, cli, convert, environment, run_directory, runs
-from cnnjax.convert import parity
+from cnnjax.convert import names_keras, parity
 from cnnjax.convert.preprocessing import preprocessing
 from cnnjax.errors import UserError
 
@@ -34,8 +34,8 @@ class Config:
     """Convert weights from another framework into a run, or a run into another's weights."""
 
     source: tyro.conf.Positional[Path]
-    """A file of weights (.safetensors, .npz, .pth, .pt, .bin); or a run directory to make a file of
-    (.safetensors or .npz)."""
+    """A file of weights (.safetensors, .npz, .keras, .h5, .pth, .pt, .bin); or a run directory to
+    make a file of (.safetensors, .npz or .weights.h5)."""
 
     out: Path
     """The run directory, or the file, to write."""
@@ -44,8 +44,8 @@ class Config:
     """A name that `python -m cnnjax.models` lists."""
 
     framework: str = "torchvision"
-    """Whose names and layouts the file has: torchvision, timm, or pytorch (a module of your own
-    whose layers have our names)."""
+    """Whose names and layouts the file has: torchvision, timm, keras (keras.applications), or
+    pytorch (a module of your own whose layers have our names)."""
 
     num_classes: int = 0
     """Classes of the head; 0: as published."""
@@ -152,7 +152,7 @@ def _model_card(config: Config) -> dict[str, Any]:
     return {
         "model": config.model,
         "num_outputs": num_classes,
-        "arguments": cli.key_values(config.model_arguments),
+        "arguments": _arguments(config, num_classes),
         "dataset": str(config.source),
         "image_shape": [size, config.image_size or published.get("crop", width), channels],
         "class_names": _class_names(config, max(num_classes, 2)),
@@ -160,6 +160,15 @@ def _model_card(config: Config) -> dict[str, Any]:
         "std": _moments("std", config.std, channels, published.get("std", [1.0])),
         "parameters_averaged": False,
     }
+
+
+def _arguments(config: Config, num_classes: int) -> dict[str, Any]:
+    """Returns the model's arguments; those that Keras's networks need where none are given."""
+    given = cli.key_values(config.model_arguments)
+    if config.framework != names_keras.FRAMEWORK:
+        return given
+    model = cnnjax.models.create(config.model, num_classes=num_classes, **given)
+    return {**names_keras.names_for(model).requires, **given}
 
 
 def _class_names(config: Config, num_classes: int) -> list[str]:
