@@ -289,7 +289,7 @@ def test_a_small_resnet_trains_to_nearly_the_loss_of_float32(name):
         )  # fmt: skip
 
     arrays = mnist.read()["train"]
-    reference = final_loss(net(), "float32", arrays, 200, 2e-3)
-    assert reference < 0.5
-    low = final_loss(net(dtype=DTYPES[name]), name, arrays, 200, 2e-3)
+    reference = final_loss(net(), "float32", arrays, 200, 1e-2)
+    assert reference < 1.0
+    low = final_loss(net(dtype=DTYPES[name]), name, arrays, 200, 1e-2)
     assert low == pytest.approx(reference, rel=0.15)
