@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cnnjax import distributed
 from cnnjax.errors import UserError
+from cnnjax.sharding import count_devices
 
 DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 # XLA ends the process when one CPU device waits longer for another, 40 s by default: on a busy or
@@ -14,7 +15,7 @@ DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 PATIENCE_FLAG = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 
 
-def start(devices: int) -> int:
+def start(devices: int, mesh: str = "") -> int:
     """Sets the number of CPU devices and the compilation cache; returns the devices to use.
 
     JAX divides a CPU into "host devices" only if told so before its first use. An `XLA_FLAGS` that
@@ -23,10 +24,13 @@ def start(devices: int) -> int:
     Args:
       devices: the number wanted, over all processes; 0 is all accelerators or, on a CPU, one a
         process, whose threads share the cores: measured faster than one device a core.
+      mesh: such as `data=4,model=2`: names the number of devices too.
 
     Raises:
-      UserError: the processes of the run do not have that number of devices.
+      UserError: the mesh is not valid or contradicts the number of devices, or the processes of the
+        run do not have that number of devices.
     """
+    devices = count_devices(mesh, devices)
     num_processes = distributed.count()
     if devices % num_processes:
         raise UserError(

@@ -18,57 +18,48 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cnnjax import distributed
 from cnnjax.data.pipelines import Pipeline, ResidentPipeline, gather
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.sharding import (
+    batch_sharding,
+    batch_spec,
+    check_batch_size,
+    describe,
+    make_mesh,
+    placed_form,
+    replicated,
+    splits_parameters,
+    state_shardings,
+)
 from cnnjax.state import TrainState
 from cnnjax.steps import TrainStep
 
+__all__ = [
+    "METHODS",
+    "batch_sharding",
+    "check_batch_size",
+    "choose_method",
+    "compile_eval",
+    "compile_predict",
+    "compile_train",
+    "lower_train",
+    "make_mesh",
+    "replicated",
+    "state_shardings",
+]
+
 PyTree = Any
+# The axis over which `pmap` and `shard_map` map a step.
 AXIS = "data"
 METHODS = ("auto", "jit", "pmap", "scan")
 StackedMetrics = dict[str, tuple[np.ndarray, np.ndarray]]
 Train = Callable[[TrainState, int, Iterable[int]], Iterator[tuple[TrainState, StackedMetrics]]]
 
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
-    """Returns a one-dimensional mesh named `data` over the first `num_devices` devices, or all."""
-    available = jax.devices()
-    num_devices = num_devices or len(available)
-    if num_devices > len(available):
-        raise UserError(
-            f"{num_devices} devices asked for, but JAX sees {len(available)} "
-            f"{available[0].platform} device(s): ask for at most that many."
-        )
-    # Auto axes: with Explicit ones, today's default of `jax.make_mesh`, Optax's losses fail.
-    axis_types = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh(
-        (num_devices,), (AXIS,), devices=available[:num_devices], axis_types=axis_types
-    )
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding that splits an array's first axis over the mesh."""
-    return NamedSharding(mesh, PartitionSpec(AXIS))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding that keeps a whole copy of an array on each device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises a UserError unless the devices can share a batch evenly."""
-    if batch_size % mesh.size:
-        nearest = max(1, round(batch_size / mesh.size)) * mesh.size
-        raise UserError(
-            f"batch size {batch_size} is not divisible by the {mesh.size} devices: "
-            f"use {nearest}, or another number of devices."
-        )
-
-
 def choose_method(method: str, data: Pipeline, mesh: Mesh) -> str:
-    """Resolves `auto` to the fastest way known, and checks that the data can be fed that way.
+    """Resolves `auto` to the fastest way known, and checks that data and mesh suit the way.
 
     A whole chunk of steps in one compiled call costs no Python between the steps, which is what
-    bounds small networks; it needs the data on the device.
+    bounds small networks; it needs the data on the device. Networks whose parameters are divided
+    over the mesh are not small.
     """
     if method not in METHODS:
         raise unknown_name("way to compile a step", method, METHODS)
@@ -77,9 +68,14 @@ def choose_method(method: str, data: Pipeline, mesh: Mesh) -> str:
         raise UserError("'scan' needs resident data, but this pipeline streams: use 'jit'.")
     if method == "pmap" and mesh.is_multi_process:
         raise UserError("'pmap' works within one process: use 'jit', which spans any number.")
+    if method == "pmap" and splits_parameters(mesh):
+        raise UserError(
+            f"'pmap' divides the batch alone, but the mesh is {describe(mesh)}: use 'jit', or the "
+            f"mesh data={mesh.size}."
+        )
     if method != "auto":
         return method
-    return "scan" if resident else "jit"
+    return "scan" if resident and not splits_parameters(mesh) else "jit"
 
 
 def compile_train(
@@ -94,25 +90,59 @@ def compile_train(
 
     Args:
       make_step: axis name -> step: `make_train_step` with all but `axis_name` bound.
-      state: a state of the right shapes, replicated over `mesh`; its values are not used.
+      state: a state of arrays or `jax.ShapeDtypeStruct`s that lie on the mesh as `state_shardings`
+        says, or whole on each device; training keeps them there. No values are used.
       data: the pipeline that the trainer will read.
-      method: `jit` (one call a step, XLA divides the batch), `pmap` (one call a step, one program a
-        device) or `scan` (one call a chunk; over several devices one program a device), or `auto`.
+      method: `jit` (one call a step, XLA divides batch and parameters), `pmap` (one call a step,
+        one program a device) or `scan` (one call a chunk; where the mesh divides the batch alone,
+        one program a device), or `auto`.
       mesh: the devices.
+    """
+    method = choose_method(method, data, mesh)
+    compiled = lower_train(make_step, state, data, method=method, mesh=mesh).compile()
+    if method == "scan":
+        assert isinstance(data, ResidentPipeline)
+        return _chunk_trainer(compiled, data, mesh)
+    if method == "pmap":
+        return _pmap_trainer(compiled, data, mesh)
+    return _step_trainer(compiled, data, mesh)
+
+
+def lower_train(
+    make_step: Callable[[str | None], TrainStep],
+    state: TrainState,
+    data: Pipeline,
+    *,
+    method: str,
+    mesh: Mesh,
+) -> jax.stages.Lowered:
+    """Returns the program of a step (of a chunk of steps for `scan`), for the compiler.
+
+    Arguments as for `compile_train`. No array is made and no batch is read.
     """
     check_batch_size(data.batch_size, mesh)
     method = choose_method(method, data, mesh)
+    state = _abstract(state, mesh)
     if method == "scan":
         assert isinstance(data, ResidentPipeline)
-        return _compile_scan(make_step, state, data, mesh)
-    compile_one = _compile_pmap if method == "pmap" else _compile_jit
-    return compile_one(make_step, state, data, mesh)
+        return _lower_scan(make_step, state, data, mesh)
+    if method == "pmap":
+        arguments = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((mesh.size, *leaf.shape), leaf.dtype), state
+        )
+        batch = jax.eval_shape(lambda batch: _split(batch, mesh), data.batch_shapes)
+        return _mapped(make_step, mesh).lower(arguments, batch)
+    places = _places(state), replicated(mesh)
+    step = jax.jit(make_step(None), donate_argnums=0, out_shardings=places)
+    return step.lower(state, data.batch_shapes)
 
 
 def compile_eval(
     make_step: Callable[[str | None], Callable], mesh: Mesh
 ) -> Callable[[PyTree, dict[str, jax.Array]], PyTree]:
     """Compiles an evaluation step; batches are split over the mesh and the results are summed."""
+    if splits_parameters(mesh):
+        return _one_at_a_time(jax.jit(make_step(None), out_shardings=replicated(mesh)), mesh)
     if mesh.size == 1:
         return jax.jit(make_step(None))
     return jax.jit(
@@ -130,6 +160,8 @@ def compile_predict(
     predict: Callable[[PyTree, jax.Array], jax.Array], mesh: Mesh
 ) -> Callable[[PyTree, jax.Array], jax.Array]:
     """Compiles `(variables, image) -> one row an image`; images are split over the mesh."""
+    if splits_parameters(mesh):
+        return _one_at_a_time(jax.jit(predict, out_shardings=batch_sharding(mesh)), mesh)
     if mesh.size == 1:
         return jax.jit(predict)
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
@@ -138,14 +170,7 @@ def compile_predict(
     )
 
 
-def _compile_jit(make_step, state: TrainState, data: Pipeline, mesh: Mesh) -> Train:
-    example = next(data.batches(0))
-    step = (
-        jax.jit(make_step(None), donate_argnums=0, out_shardings=replicated(mesh))
-        .lower(state, example)
-        .compile()
-    )
-
+def _step_trainer(step, data: Pipeline, mesh: Mesh) -> Train:
     def train(state: TrainState, first_step: int, chunks: Iterable[int]):
         batches = data.batches(first_step)
         for num_steps in chunks:
@@ -159,13 +184,9 @@ def _compile_jit(make_step, state: TrainState, data: Pipeline, mesh: Mesh) -> Tr
     return train
 
 
-def _compile_pmap(make_step, state: TrainState, data: Pipeline, mesh: Mesh) -> Train:
+def _pmap_trainer(step, data: Pipeline, mesh: Mesh) -> Train:
     devices = list(mesh.devices.flat)
-    step = jax.pmap(make_step(AXIS), axis_name=AXIS, donate_argnums=0, devices=devices)
-
-    @jax.jit
-    def split(batch):
-        return jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch)
+    split = jax.jit(lambda batch: _split(batch, mesh))
 
     def train(state: TrainState, first_step: int, chunks: Iterable[int]):
         batches = data.batches(first_step)
@@ -182,52 +203,21 @@ def _compile_pmap(make_step, state: TrainState, data: Pipeline, mesh: Mesh) -> T
     return train
 
 
-def _compile_scan(make_step, state: TrainState, data: ResidentPipeline, mesh: Mesh) -> Train:
-    axis_name = None if mesh.size == 1 else AXIS
-    step = make_step(axis_name)
+def _chunk_trainer(compiled, data: ResidentPipeline, mesh: Mesh) -> Train:
     capacity = data.steps_per_epoch
-
-    def run(state: TrainState, arrays: dict, indices: jax.Array, num_steps: jax.Array):
-        _, shapes = jax.eval_shape(step, state, gather(arrays, indices[0]))
-        metrics = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
-
-        def body(i: jax.Array, carry: tuple[TrainState, PyTree]):
-            state, metrics = carry
-            state, new = step(state, gather(arrays, indices[i]))
-            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
-
-        # A loop of traced length rather than `lax.scan`: one program serves chunks of any length,
-        # so the bits of a run do not depend on how its steps are grouped.
-        return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
-
-    if mesh.size > 1:
-        whole = PartitionSpec()
-        run = jax.shard_map(
-            run,
-            mesh=mesh,
-            in_specs=(whole, whole, PartitionSpec(None, AXIS), whole),
-            out_specs=whole,
-            check_vma=False,
-        )
 
     def padded_indices(first_step: int, num_steps: int) -> jax.Array:
         indices = data.indices(first_step, num_steps)
         padding = np.zeros((capacity - num_steps, data.batch_size), indices.dtype)
-        sharding = NamedSharding(mesh, PartitionSpec(None, AXIS))
-        return distributed.put(np.concatenate([indices, padding]), sharding)
-
-    def scalar(number: int) -> jax.Array:
-        return distributed.put(np.int32(number), replicated(mesh))
-
-    arguments = state, data.arrays, padded_indices(0, 1), scalar(1)
-    compiled = jax.jit(run, donate_argnums=0).lower(*arguments).compile()
+        return distributed.put(np.concatenate([indices, padding]), _by_step(mesh))
 
     def train(state: TrainState, first_step: int, chunks: Iterable[int]):
         for chunk in chunks:
             history = []
             for length in _pieces(chunk, capacity):
                 indices = padded_indices(first_step, length)
-                state, metrics = compiled(state, data.arrays, indices, scalar(length))
+                num_steps = distributed.put(np.int32(length), replicated(mesh))
+                state, metrics = compiled(state, data.arrays, indices, num_steps)
                 history.append((metrics, length))
                 first_step += length
             fetched = [
@@ -239,6 +229,80 @@ def _compile_scan(make_step, state: TrainState, data: ResidentPipeline, mesh: Me
     return train
 
 
+def _lower_scan(
+    make_step, state: TrainState, data: ResidentPipeline, mesh: Mesh
+) -> jax.stages.Lowered:
+    one_program_each = mesh.size > 1 and not splits_parameters(mesh)
+    step = make_step(AXIS if one_program_each else None)
+    capacity = data.steps_per_epoch
+
+    def batch_of(arrays: dict, indices: jax.Array) -> dict:
+        batch = gather(arrays, indices)
+        if one_program_each:
+            return batch
+        return jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
+
+    def run(state: TrainState, arrays: dict, indices: jax.Array, num_steps: jax.Array):
+        _, shapes = jax.eval_shape(step, state, batch_of(arrays, indices[0]))
+        metrics = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+
+        def body(i: jax.Array, carry: tuple[TrainState, PyTree]):
+            state, metrics = carry
+            state, new = step(state, batch_of(arrays, indices[i]))
+            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
+
+        # A loop of traced length rather than `lax.scan`: one program serves chunks of any length,
+        # so the bits of a run do not depend on how its steps are grouped.
+        return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
+
+    if one_program_each:
+        whole = PartitionSpec()
+        run = jax.shard_map(
+            run,
+            mesh=mesh,
+            in_specs=(whole, whole, _by_step(mesh).spec, whole),
+            out_specs=whole,
+            check_vma=False,
+        )
+    indices = jax.ShapeDtypeStruct((capacity, data.batch_size), np.int32, sharding=_by_step(mesh))
+    num_steps = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
+    places = _places(state), replicated(mesh)
+    return jax.jit(run, donate_argnums=0, out_shardings=places).lower(
+        state, _abstract(data.arrays, mesh), indices, num_steps
+    )
+
+
+def _abstract(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Shapes, dtypes and places of arrays; those that are not on the mesh go whole to each part."""
+
+    def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+        place = getattr(leaf, "sharding", None)
+        if not isinstance(place, NamedSharding) or place.mesh != mesh:
+            place = replicated(mesh)
+        return placed_form(leaf, place)
+
+    return jax.tree.map(abstract, tree)
+
+
+def _places(abstract: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def _by_step(mesh: Mesh) -> NamedSharding:
+    """Divides `[steps, batch]` by examples."""
+    return NamedSharding(mesh, PartitionSpec(None, *batch_spec(mesh)))
+
+
+def _mapped(make_step, mesh: Mesh):
+    devices = list(mesh.devices.flat)
+    return jax.pmap(make_step(AXIS), axis_name=AXIS, donate_argnums=0, devices=devices)
+
+
+def _split(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Reshapes `[batch, ...]` to `[devices, batch / devices, ...]`."""
+    return jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch)
+
+
 def _bound_queue(metrics: PyTree, mesh: Mesh) -> None:
     """Waits for a step that spans CPU devices.
 
@@ -246,6 +310,17 @@ def _bound_queue(metrics: PyTree, mesh: Mesh) -> None:
     """
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         jax.block_until_ready(metrics)
+
+
+def _one_at_a_time(function: Callable, mesh: Mesh) -> Callable:
+    """Returns the function, which waits for its result where `_bound_queue` does."""
+
+    def call(*arguments: Any) -> Any:
+        result = function(*arguments)
+        _bound_queue(result, mesh)
+        return result
+
+    return call
 
 
 def _pieces(length: int, capacity: int) -> list[int]:

@@ -30,11 +30,20 @@ CHANGEABLE_ON_RESUME = {
     "run_dir",
     "data_dir",
     "devices",
+    "mesh",
+    "sharding",
     "keep_last",
     "keep_best",
 }
 # What says how this process was started, not what the run is: kept in no record.
-LAUNCH_SETTINGS = ("resume", "coordinator", "num_processes", "process_id", "join_timeout_secs")
+LAUNCH_SETTINGS = (
+    "resume",
+    "plan",
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "join_timeout_secs",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +81,17 @@ class Settings:
 
     devices: int = 0
     """Devices to use; 0 is all accelerators, or the CPU as one device. More on a CPU divide it."""
+
+    mesh: str = ""
+    """Axes of devices, such as data=4,model=2: data divides the batch, fsdp the batch and the
+    parameters, model the kernels by their outputs. By default all --devices are along data."""
+
+    sharding: tuple[str, ...] = ()
+    """Which dimension of which parameters an axis of the mesh divides, before the default rules:
+    PATTERN=AXIS:DIMENSION,..., such as head/kernel=model:-1, or PATTERN= for whole copies."""
+
+    plan: bool = False
+    """Print what a step takes of each device's memory, as the compiler says, and stop."""
 
     coordinator: str = "auto"
     """Where several processes meet: HOST:PORT of process 0; auto, as SLURM, TPU pods or Open MPI

@@ -6,16 +6,12 @@ which a reader would. Whoever wants another order calls the same functions.
 
 import contextlib
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from cnnjax import (
@@ -25,9 +21,11 @@ from cnnjax import (
     evaluate,
     loop,
     parallel,
+    plan,
     report,
     run_directory,
     runs,
+    sharding,
     starting,
 )
 from cnnjax.cli import INTERRUPT_EXIT_CODES
@@ -45,9 +43,9 @@ from cnnjax.errors import UserError
 from cnnjax.gradients import check_parts
 from cnnjax.logs import MetricsLog, ProgressBar
 from cnnjax.models.summary import format_summary, summary
-from cnnjax.rng import stream_key
-from cnnjax.state import TrainState, create_state
-from cnnjax.steps import LossFunction, TrainStep, make_eval_step, make_predict
+from cnnjax.recipe import Recipe, new_state, state_form
+from cnnjax.state import TrainState
+from cnnjax.steps import make_eval_step, make_predict
 from cnnjax.trees import count_parameters
 
 PyTree = Any
@@ -55,33 +53,6 @@ EvalStep = Callable[[PyTree, dict[str, jax.Array]], dict[str, Any]]
 # Training metrics are averaged over a twentieth of an epoch: fine enough for a curve and a bar.
 LOGS_PER_EPOCH = 20
 EVALUATION_BATCH = 512
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What an experiment decides.
-
-    Attributes:
-      dataset: training, validation and test images, in memory or on disk.
-      model: a Linen module with the contract of `cnnjax.models`.
-      optimizer: an Optax transformation.
-      make_step: axis name -> training step of that model and optimizer.
-      loss_fn: the loss for validation and test.
-      normalise: stored images -> what the model expects.
-      card: what `runs.load_trained` needs to build the model again: `model` and `arguments`.
-      ema: whether the state keeps an average of the parameters.
-      precision: what the model computes in; float16 gives the state a loss scale.
-    """
-
-    dataset: Dataset | StreamedDataset
-    model: nn.Module
-    optimizer: optax.GradientTransformation
-    make_step: Callable[[str | None], TrainStep]
-    loss_fn: LossFunction
-    normalise: Callable[[jax.Array], jax.Array]
-    card: dict[str, Any]
-    ema: bool = False
-    precision: str = "float32"
 
 
 def train_classifier(config: runs.Settings, recipe: Recipe) -> int:
@@ -99,16 +70,20 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     experiment = runs.experiment_name(type(config))
     config = starting.agree(runs.place(config, experiment))
     directory = Path(config.run_dir)
-    mesh = parallel.make_mesh(config.devices or None)
+    mesh, rules = _mesh_and_rules(config)
     starting.check_retention(config, recipe.dataset)
     data = _pipeline(recipe.dataset, config, mesh)
     method = parallel.choose_method(config.parallel, data, mesh)
-    state = initial_state(recipe, config.seed)
+    if config.plan:
+        form = state_form(recipe, config.seed, mesh, rules)
+        plan.show(recipe.make_step, form, data, method=method, mesh=mesh)
+        return 0
+    state = new_state(recipe, config.seed, mesh, rules)
     starting.share_directory(directory)
     if distributed.is_first():
         held.enter_context(run_directory.only_writer(directory))
     state, notes = starting.start_or_resume(directory, config, recipe.dataset.checksum, state)
-    state = distributed.put(state, parallel.replicated(mesh))
+    state = distributed.put(state, parallel.state_shardings(state, mesh, rules))
     if distributed.is_first():
         _record_facts(config, experiment, recipe)
     _print_header(config, recipe, mesh, data, method)
@@ -158,14 +133,10 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     return 0
 
 
-def initial_state(recipe: Recipe, seed: int) -> TrainState:
-    """Returns the state of step 0, a function of the seed alone."""
-    image = jnp.zeros((1, *recipe.dataset.image_shape), jnp.uint8)
-    key = jax.random.key(seed)
-    init = functools.partial(recipe.model.init, train=False)
-    variables = jax.jit(lambda key: init(key, recipe.normalise(image)))(stream_key(key, "init", 0))
-    kept: dict[str, Any] = {"ema": recipe.ema, "precision": recipe.precision}
-    return create_state(variables, recipe.optimizer, stream_key(key, "train", 0), **kept)
+def _mesh_and_rules(config: runs.Settings) -> tuple[Mesh, sharding.Rules]:
+    sharding.count_devices(config.mesh, config.devices)
+    mesh = parallel.make_mesh(config.mesh or config.devices or None)
+    return mesh, sharding.parse_rules(config.sharding)
 
 
 def total_steps(config: runs.Settings, dataset: Dataset | StreamedDataset) -> int:
@@ -187,7 +158,7 @@ def shrink(dataset: Dataset | StreamedDataset) -> Dataset | StreamedDataset:
 
 def _pipeline(dataset: Dataset | StreamedDataset, config: runs.Settings, mesh: Mesh) -> Pipeline:
     parallel.check_batch_size(config.batch_size, mesh)
-    check_parts(config.batch_size, config.accumulate, num_devices=mesh.size)
+    check_parts(config.batch_size, config.accumulate, num_devices=sharding.num_batch_parts(mesh))
     return training_pipeline(
         dataset,
         config.batch_size,
@@ -386,7 +357,7 @@ def _print_header(
     kept = "resident" if isinstance(data, ResidentPipeline) else "streamed"
     distributed.say(
         f"run          {config.run_dir}\n"
-        f"devices      {backend.describe()}; {mesh.size} in use, step by {method}\n"
+        f"devices      {backend.describe()}; {sharding.describe(mesh)} in use, step by {method}\n"
         f"data         {dataset.name}, {kept}: {sizes} images of "
         f"{'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes\n"
         f"{format_summary(summary(recipe.model, dataset.image_shape))}"

@@ -97,7 +97,7 @@ def main(config: Config) -> int:
         config.process_id,
         timeout_secs=config.join_timeout_secs,
     )
-    cnnjax.backend.start(config.devices)
+    cnnjax.backend.start(config.devices, config.mesh)
     dataset = cnnjax.data.open_dataset(
         config.dataset,
         pipeline=config.pipeline,
@@ -136,7 +136,7 @@ def main(config: Config) -> int:
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm or None,
     )
-    recipe = cnnjax.training.Recipe(
+    recipe = cnnjax.recipe.Recipe(
         dataset=dataset,
         model=model,
         optimizer=optimizer,

@@ -30,11 +30,14 @@ class Pipeline(Protocol):
       num_examples: examples in the split.
       steps_per_epoch: whole batches in an epoch. Each epoch is shuffled anew, so the remainder
         that it leaves out differs from epoch to epoch.
+      batch_shapes: a batch as `jax.ShapeDtypeStruct`s, with the sharding that it will have: enough
+        to compile a step before anything is read.
     """
 
     batch_size: int
     num_examples: int
     steps_per_epoch: int
+    batch_shapes: dict[str, jax.ShapeDtypeStruct]
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Yields the batches of the global steps `first_step`, `first_step + 1`, ... for ever."""
@@ -98,6 +101,9 @@ class ResidentPipeline:
             name: _place_array(array, replicated)
             for name, array in zip(("image", "label"), arrays, strict=True)
         }
+        self.batch_shapes = batch_shapes(
+            batch_size, arrays.image.shape[1:], arrays.image.dtype, sharding
+        )
         self._seed = seed
         self._gather = jax.jit(gather, out_shardings=sharding)
 
@@ -122,6 +128,24 @@ class ResidentPipeline:
 
     def _epoch_indices(self, epoch: int) -> np.ndarray:
         return epoch_indices(self.num_examples, self.batch_size, self._seed, epoch)
+
+
+def batch_shapes(
+    batch_size: int,
+    image_shape: tuple[int, ...],
+    image_dtype: np.dtype,
+    sharding: jax.sharding.Sharding | None,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns a whole batch of such images as `jax.ShapeDtypeStruct`s."""
+    forms = {
+        "image": ((batch_size, *image_shape), image_dtype),
+        "label": ((batch_size,), np.int32),
+        "mask": ((batch_size,), np.bool_),
+    }
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in forms.items()
+    }
 
 
 def epoch_indices(num_examples: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:

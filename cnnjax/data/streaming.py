@@ -20,6 +20,7 @@ from cnnjax.data.image_files import FITS
 from cnnjax.data.pipelines import (
     Batch,
     HostBatch,
+    batch_shapes,
     check_divides,
     count_steps,
     epoch_indices,
@@ -36,12 +37,14 @@ from cnnjax.data.tfds_source import (
     tensorflow,
 )
 from cnnjax.data.tfds_splits import split_size
-from cnnjax.errors import unknown_name
+from cnnjax.errors import UserError, unknown_name
 from cnnjax.rng import numpy_generator
 
 T = TypeVar("T")
 # (image tensor [height, width, channels], seed int64 [2]) -> image tensor.
 HostAugment = Callable[[Any, Any], Any]
+# Shape and dtype of one image.
+ImageForm = tuple[tuple[int, ...], np.dtype]
 
 _BATCHES_AHEAD = 2
 
@@ -54,6 +57,7 @@ class StreamingPipeline:
         read_epoch: Callable[[int, int], Iterator[HostBatch]],
         num_examples: int,
         batch_size: int,
+        image_form: ImageForm,
         *,
         sharding: jax.sharding.Sharding | None = None,
         rows: np.ndarray | None = None,
@@ -65,6 +69,7 @@ class StreamingPipeline:
             batches of that epoch.
           num_examples: examples in the split, over all processes.
           batch_size: examples in a batch, over all processes.
+          image_form: shape and dtype of one image.
           sharding: how a batch is spread over devices, along its first axis; None for the default
             device.
           rows: the positions in a batch of the examples that are read here.
@@ -73,6 +78,7 @@ class StreamingPipeline:
         self.num_examples = num_examples
         self.steps_per_epoch = count_steps(num_examples, batch_size)
         check_divides(batch_size, sharding)
+        self.batch_shapes = batch_shapes(batch_size, *image_form, sharding)
         self._read_epoch = read_epoch
         self._sharding = sharding
         self._rows = local_rows(batch_size, sharding) if rows is None else rows
@@ -130,8 +136,12 @@ def stream_arrays(
         dataset = _map_images(dataset, host_augment, _epoch_seeds(seed, epoch))
         yield from _host_batches(dataset, len(here))
 
+    form = arrays.image.shape[1:], arrays.image.dtype
+    if host_augment is not None:
+        tf = tensorflow()
+        form = _image_form(host_augment, tf.TensorSpec(arrays.image.shape[1:], tf.uint8))
     return StreamingPipeline(
-        read_epoch, len(arrays.label), batch_size, sharding=sharding, rows=here
+        read_epoch, len(arrays.label), batch_size, form, sharding=sharding, rows=here
     )
 
 
@@ -194,7 +204,13 @@ def stream_tfds(
         dataset = _map_images(dataset, transform, seeds)
         yield from _host_batches(dataset, len(here))
 
-    return StreamingPipeline(read_epoch, num_examples, batch_size, sharding=sharding, rows=here)
+    form: ImageForm = image_shape(builder, image_size), np.dtype(np.uint8)
+    if host_augment is not None:
+        transform = _decoder(builder, image_size, fit, host_augment)
+        form = _image_form(transform, tensorflow().TensorSpec((), tensorflow().string))
+    return StreamingPipeline(
+        read_epoch, num_examples, batch_size, form, sharding=sharding, rows=here
+    )
 
 
 def stream_tfds_evaluation(
@@ -348,6 +364,19 @@ def _at_rows(dataset: Any, rows: np.ndarray, batch_size: int) -> Any:
     tf = tensorflow()
     is_here = tf.constant(np.isin(np.arange(batch_size), rows))
     return dataset.filter(lambda position, example: tf.gather(is_here, position % batch_size))
+
+
+def _image_form(transform: HostAugment, image: Any) -> ImageForm:
+    """Returns shape and dtype of what `transform` makes of an image, without making it."""
+    tf = tensorflow()
+    traced = tf.function(transform, autograph=False)
+    result = traced.get_concrete_function(image, tf.TensorSpec((2,), tf.int64)).structured_outputs
+    if not result.shape.is_fully_defined():
+        raise UserError(
+            f"host_augment returns images of unknown shape {result.shape}: end it with "
+            "tf.ensure_shape(image, [height, width, channels])"
+        )
+    return tuple(result.shape), np.dtype(result.dtype.as_numpy_dtype)
 
 
 def _map_images(dataset: Any, transform: HostAugment, seeds: tuple[int, int]) -> Any:

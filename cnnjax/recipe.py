@@ -1,0 +1,70 @@
+"""What an experiment decides, and the state that training starts with."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from cnnjax.data.dataset import Dataset
+from cnnjax.data.streamed import StreamedDataset
+from cnnjax.rng import stream_key
+from cnnjax.sharding import Rules, placed_form, splits_parameters, state_shardings
+from cnnjax.state import TrainState, create_state
+from cnnjax.steps import LossFunction, TrainStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What an experiment decides.
+
+    Attributes:
+      dataset: training, validation and test images, in memory or on disk.
+      model: a Linen module with the contract of `cnnjax.models`.
+      optimizer: an Optax transformation.
+      make_step: axis name -> training step of that model and optimizer.
+      loss_fn: the loss for validation and test.
+      normalise: stored images -> what the model expects.
+      card: what `runs.load_trained` needs to build the model again: `model` and `arguments`.
+      ema: whether the state keeps an average of the parameters.
+      precision: what the model computes in; float16 gives the state a loss scale.
+    """
+
+    dataset: Dataset | StreamedDataset
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    make_step: Callable[[str | None], TrainStep]
+    loss_fn: LossFunction
+    normalise: Callable[[jax.Array], jax.Array]
+    card: dict[str, Any]
+    ema: bool = False
+    precision: str = "float32"
+
+
+def initial_state(recipe: Recipe, seed: int) -> TrainState:
+    """Returns the state of step 0, a function of the seed alone."""
+    image = jnp.zeros((1, *recipe.dataset.image_shape), jnp.uint8)
+    key = jax.random.key(seed)
+    init = functools.partial(recipe.model.init, train=False)
+    variables = jax.jit(lambda key: init(key, recipe.normalise(image)))(stream_key(key, "init", 0))
+    kept: dict[str, Any] = {"ema": recipe.ema, "precision": recipe.precision}
+    return create_state(variables, recipe.optimizer, stream_key(key, "train", 0), **kept)
+
+
+def state_form(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> TrainState:
+    """Returns the state as `jax.ShapeDtypeStruct`s that lie on the mesh as training keeps them."""
+    form = jax.eval_shape(functools.partial(initial_state, recipe, seed))
+    return jax.tree.map(placed_form, form, state_shardings(form, mesh, rules))
+
+
+def new_state(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> TrainState:
+    """Returns the state of step 0; where the mesh divides it, it is made in parts, on the mesh."""
+    if not splits_parameters(mesh):
+        return initial_state(recipe, seed)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state_form(recipe, seed, mesh, rules))
+    return jax.jit(functools.partial(initial_state, recipe, seed), out_shardings=places)()
