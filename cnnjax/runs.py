@@ -23,18 +23,9 @@ from cnnjax import cli, distributed, run_directory
 from cnnjax.errors import UserError
 
 # What a resumed run may change: how long it trains, where it computes and reads, what it keeps.
-CHANGEABLE_ON_RESUME = {
-    "epochs",
-    "stop_after_epochs",
-    "resume",
-    "run_dir",
-    "data_dir",
-    "devices",
-    "mesh",
-    "sharding",
-    "keep_last",
-    "keep_best",
-}
+HOW_LONG = {"epochs", "stop_after_epochs"}
+WHERE = {"resume", "run_dir", "data_dir", "devices", "mesh", "sharding"}
+CHANGEABLE_ON_RESUME = HOW_LONG | WHERE | {"keep_last", "keep_best"}
 # What says how this process was started, not what the run is: kept in no record.
 LAUNCH_SETTINGS = (
     "resume",
