@@ -10,7 +10,7 @@ import optax
 
 from cnnjax import losses
 from cnnjax.data.dataset import Arrays
-from cnnjax.models.blocks import norm_layer
+from cnnjax.models.norms import norm_layer
 from cnnjax.ops import Conv
 from cnnjax.state import create_state
 from cnnjax.steps import make_train_step

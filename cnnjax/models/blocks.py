@@ -13,7 +13,6 @@ All images are `[batch, height, width, channels]`.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,9 +22,8 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError, unknown_name
-from cnnjax.models.grouped_norm import GroupedBatchNorm
 from cnnjax.models.layers import require_stem
-from cnnjax.models.unbiased_norm import UnbiasedBatchNorm
+from cnnjax.models.norms import norm_layer
 
 Array = jax.Array
 Factory = Callable[..., Any]
@@ -45,7 +43,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "tanh": nn.tanh,
     "sigmoid": nn.sigmoid,
 }
-NORMS = ("batch", "batch_unbiased", "group", "layer", "none")
 PADDINGS = ("symmetric", "same")
 
 
@@ -98,69 +95,6 @@ def conv_layer(
         kernel_init=kernel_init,
         name=name,
     )
-
-
-def norm_layer(
-    norm: str,
-    *,
-    train: bool,
-    dtype: Any = None,
-    axis_name: str | None = None,
-    group_size: int = 0,
-    epsilon: float = 1e-5,
-    momentum: float = 0.9,
-    use_scale: bool = True,
-) -> Factory:
-    """Returns `norm(name=..., scale_init=...)`, which makes one normalisation layer.
-
-    Args:
-      norm: `"batch"` (arXiv 1502.03167), `"batch_unbiased"` (the same with PyTorch's running
-        variance, see `UnbiasedBatchNorm`), `"group"` (arXiv 1803.08494, 32 groups, or the largest
-        power of two below that divides the channels), `"layer"` (over the channels of each
-        position, as in ConvNeXt) or `"none"`.
-      train: batch norm takes the batch's statistics and updates its running ones.
-      dtype: of the output, `None` for the input's; statistics are float32 or wider.
-      axis_name: mapped axis (`pmap`, `shard_map`) over which batch statistics are averaged.
-      group_size: examples that share batch statistics, consecutive ones of the whole batch; 0 for
-        all. See `GroupedBatchNorm`.
-      epsilon: added to the variance.
-      momentum: of the running statistics, as in Flax: 1 minus PyTorch's.
-      use_scale: whether channels are multiplied by learned scales.
-
-    Raises:
-      UserError: `norm` is none of these, or has no batch statistics to group.
-    """
-    check_name("norm", norm, NORMS)
-    if group_size and (norm != "batch" or group_size < 0):
-        raise UserError(
-            f"norm_group_size is {group_size} with norm={norm!r}: give a positive number of "
-            "examples with norm='batch', or 0."
-        )
-    ones = nn.initializers.ones
-    common = {"epsilon": epsilon, "dtype": dtype, "use_scale": use_scale}
-
-    def group(*, name: str, scale_init: Any = ones) -> Activation:
-        def apply(x: Array) -> Array:
-            num_groups = math.gcd(32, x.shape[-1])
-            return nn.GroupNorm(num_groups, scale_init=scale_init, name=name, **common)(x)
-
-        return apply
-
-    def identity(*, name: str, scale_init: Any = ones) -> Activation:
-        del name, scale_init
-        return lambda x: x
-
-    if norm in ("batch", "batch_unbiased"):
-        common |= {"momentum": momentum, "axis_name": axis_name}
-        if group_size and train:
-            return functools.partial(GroupedBatchNorm, group_size, **common)
-        layer = nn.BatchNorm if norm == "batch" else UnbiasedBatchNorm
-        return functools.partial(layer, use_running_average=not train, **common)
-    if norm == "layer":
-        return functools.partial(nn.LayerNorm, **common)
-    if norm == "group":
-        return group
-    return identity
 
 
 def layer_factories(

@@ -25,9 +25,9 @@ from cnnjax.models.blocks import (
     check_name,
     classify,
     he_normal_fan_out,
-    norm_layer,
 )
 from cnnjax.models.layers import require_image
+from cnnjax.models.norms import norm_layer
 
 
 class ConvUnit(nn.Module):

@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 
 from cnnjax import ops
-from cnnjax.models.blocks import Activation, activation_function, norm_layer
+from cnnjax.models.blocks import Activation, activation_function
 from cnnjax.models.layers import kernel_initialiser, pool_function, require_image
+from cnnjax.models.norms import norm_layer
 
 
 class SimpleCNN(nn.Module):

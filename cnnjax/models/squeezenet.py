@@ -22,9 +22,9 @@ from cnnjax.models.blocks import (
     activation_function,
     call_block,
     conv_layer,
-    norm_layer,
 )
 from cnnjax.models.layers import kernel_initialiser, max_pool_ceil, require_image, require_stem
+from cnnjax.models.norms import norm_layer
 
 
 class Fire(nn.Module):

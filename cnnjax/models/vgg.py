@@ -21,9 +21,9 @@ from cnnjax.models.blocks import (
     activation_function,
     call_block,
     he_normal_fan_out,
-    norm_layer,
 )
 from cnnjax.models.layers import adaptive_average_pool, require_image, require_stem
+from cnnjax.models.norms import norm_layer
 
 WIDTHS = (64, 128, 256, 512, 512)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjax.errors import UserError
-from cnnjax.models import blocks
+from cnnjax.models import blocks, norms
 from tests.models.quick import quick_apply, quick_init
 
 KEY = jax.random.key(0)
@@ -97,7 +97,7 @@ def test_squeeze_excite_by_hand():
 
 def test_group_norm_has_32_groups_or_the_largest_power_of_two_that_divides():
     x = np.random.default_rng(0).normal(2, 3, size=(2, 4, 4, 24)).astype(np.float32)
-    norm = blocks.norm_layer("group", train=True)
+    norm = norms.norm_layer("group", train=True)
 
     class Layer(nn.Module):
         @nn.compact
@@ -115,14 +115,14 @@ def test_group_norm_has_32_groups_or_the_largest_power_of_two_that_divides():
 
 def test_layer_norm_is_over_the_channels_of_each_position():
     x = np.random.default_rng(0).normal(2, 3, size=(2, 2, 2, 8)).astype(np.float32)
-    layer = blocks.norm_layer("layer", train=True)(name=None)
+    layer = norms.norm_layer("layer", train=True)(name=None)
     output, _ = layer.init_with_output(KEY, jnp.asarray(x))
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(output, expected, atol=1e-4)
 
 
 def test_convolutions_have_biases_only_without_normalisation():
-    for norm in blocks.NORMS:
+    for norm in norms.NORMS:
         conv = blocks.layer_factories(norm, "relu", train=False)["conv"]
         assert conv(3, 1, name="conv").use_bias == (norm == "none")
 
@@ -142,7 +142,7 @@ def test_inverted_residual_adds_its_input_only_where_the_shape_stays(strides, fe
 
 def test_unknown_names_are_one_clear_error():
     with pytest.raises(UserError, match="unknown norm 'bach': did you mean batch"):
-        blocks.norm_layer("bach", train=False)
+        norms.norm_layer("bach", train=False)
     with pytest.raises(UserError, match="unknown activation 'rellu': did you mean relu"):
         blocks.activation_function("rellu")
     assert blocks.activation_function(jnp.sin) is jnp.sin

@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec
 
 from cnnjax import models
 from cnnjax.errors import UserError
-from cnnjax.models.blocks import norm_layer
 from cnnjax.models.grouped_norm import GroupedBatchNorm
+from cnnjax.models.norms import norm_layer
 
 X = np.random.default_rng(0).normal(3.0, 2.0, (16, 3, 5, 4)).astype(np.float32)
 SCALE, BIAS = np.float32([1.0, -2.0, 0.5, 3.0]), np.float32([0.0, 1.0, -1.0, 2.0])
