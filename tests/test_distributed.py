@@ -214,7 +214,8 @@ def test_two_processes_of_4_devices_train_as_one_of_8(tmp_path):
             assert set(found) == set(expected)
             for leaf, value in expected.items():
                 assert found[leaf].dtype == value.dtype
-                scale = np.abs(value).max() + 1e-30
+                # Biases near 0 are differences of larger numbers.
+                scale = max(np.abs(value).max(), 0.1 if dtype == "float32" else 1e-30)
                 assert np.abs(found[leaf] - value).max() < tolerance * scale, (name, dtype, leaf)
 
 
