@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from cnnjax import checkpoint, distributed
+from cnnjax import channel, checkpoint, distributed
 from cnnjax.channel import PEER_LOST_EXIT_CODE
 from cnnjax.errors import UserError
 from cnnjax.logs import read_metrics
@@ -171,6 +172,66 @@ def test_a_port_in_use_is_told():
         address = f"localhost:{server.getsockname()[1]}"
         with pytest.raises(UserError, match=f"cannot listen at the coordinator {address}"):
             distributed.start(address, 2, 0, timeout_secs=0.5)
+
+
+def meet(*places):
+    """What processes get that report as (num_processes, process_id), each in a thread."""
+    address, results = f"localhost:{free_port()}", {}
+
+    def come(number, num_processes, process_id):
+        function = channel.report if process_id else channel.gather
+        own = (process_id,) if process_id else ()
+        try:
+            results[number] = function(address, num_processes, *own, time.monotonic() + 20, 20)
+        except UserError as error:
+            results[number] = str(error)
+
+    threads = [
+        threading.Thread(target=come, args=(number, *place)) for number, place in enumerate(places)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[number] for number in range(len(places))]
+
+
+def test_each_process_is_told_that_the_counts_differ():
+    assert (
+        meet((3, 0), (2, 1))
+        == ["process 1 has num_processes 2 and process 0 has 3: start all processes with the same."]
+        * 2
+    )
+
+
+def test_each_process_is_told_that_two_have_one_number():
+    assert (
+        meet((4, 0), (4, 1), (4, 1))
+        == ["two processes were started as --process-id 1: give each its own."] * 3
+    )
+
+
+def test_whatever_else_connects_is_no_process():
+    address = f"localhost:{free_port()}"
+    found = []
+    waiting = threading.Thread(
+        target=lambda: found.append(channel.gather(address, 2, time.monotonic() + 20, 20))
+    )
+    waiting.start()
+    for greeting in (b"", b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"process_id": 1}\n'):
+        while True:
+            try:
+                stranger = socket.create_connection(("localhost", int(address[10:])))
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+        with stranger:
+            stranger.sendall(greeting)
+            stranger.shutdown(socket.SHUT_WR)
+            assert not stranger.recv(100)
+    channel.report(address, 2, 1, time.monotonic() + 20, 20).close()
+    waiting.join()
+    assert list(found[0]) == [1]
 
 
 # Several
