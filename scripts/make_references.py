@@ -60,7 +60,6 @@ NETWORKS = {
     "squeezenet1_1": _torchvision("squeezenet1_1", 64, r"features\.(1|4|7|12)"),
     "resnet18": _torchvision("resnet18", 64, r"layer\d"),
     "resnet50": _torchvision("resnet50", 64, r"layer\d"),
-    "wide_resnet50_2": _torchvision("wide_resnet50_2", 64, r"layer\d"),
     "resnext50_32x4d": _torchvision("resnext50_32x4d", 64, r"layer\d"),
     "densenet121": _torchvision("densenet121", 64, r"features\.denseblock\d"),
     "mobilenet_v2": _torchvision("mobilenet_v2", 64, r"features\.(1|3|6|10|13|16|17)"),

@@ -62,9 +62,8 @@ COUNTERPARTS = [
     if f"{framework}/{OTHER_NAMES.get(name, name)}" in STATE_DICTS
 ]
 QUICK_COUNTERPARTS = {
-    *(("torchvision", name) for name in ("alexnet", "vgg11_bn", "googlenet", "squeezenet1_0")),
-    *(("torchvision", name) for name in ("resnet18", "mobilenet_v3_small", "convnext_tiny")),
-    *(("timm", name) for name in ("resnet18_v2", "mobilenet_v1", "nfnet_f0", "resnet18")),
+    *(("torchvision", name) for name in ("vgg11_bn", "googlenet", "squeezenet1_0", "resnet18")),
+    *(("timm", name) for name in ("resnet18_v2", "mobilenet_v1", "nfnet_f0")),
 }
 
 
