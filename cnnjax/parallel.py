@@ -85,6 +85,7 @@ def compile_train(
     *,
     method: str,
     mesh: Mesh,
+    compiler_options: dict[str, str | bool] | None = None,
 ) -> Train:
     """Compiles a training step for `data` and returns its trainer; the compiler runs here.
 
@@ -97,9 +98,11 @@ def compile_train(
         one program a device) or `scan` (one call a chunk; where the mesh divides the batch alone,
         one program a device), or `auto`.
       mesh: the devices.
+      compiler_options: XLA's, such as those of `cnnjax.backend.compiler_options`.
     """
     method = choose_method(method, data, mesh)
-    compiled = lower_train(make_step, state, data, method=method, mesh=mesh).compile()
+    lowered = lower_train(make_step, state, data, method=method, mesh=mesh)
+    compiled = lowered.compile(compiler_options)
     if method == "scan":
         assert isinstance(data, ResidentPipeline)
         return _chunk_trainer(compiled, data, mesh)

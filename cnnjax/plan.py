@@ -64,6 +64,7 @@ def memory_plan(
     *,
     method: str,
     mesh: Mesh,
+    compiler_options: dict[str, str | bool] | None = None,
 ) -> MemoryPlan:
     """Compiles a training step and returns what it takes of each device's memory.
 
@@ -72,7 +73,7 @@ def memory_plan(
     """
     method = parallel.choose_method(method, data, mesh)
     lowered = parallel.lower_train(make_step, state, data, method=method, mesh=mesh)
-    compiler = lowered.compile().memory_analysis()
+    compiler = lowered.compile(compiler_options).memory_analysis()
     if compiler is None:
         raise UserError(f"the compiler for {mesh.devices.flat[0].platform} tells no memory sizes.")
     if isinstance(data, ResidentPipeline):
@@ -155,15 +156,10 @@ def format_plan(plan: MemoryPlan) -> str:
 
 
 def show(
-    make_step: Callable[[str | None], TrainStep],
-    state: TrainState,
-    data: Pipeline,
-    *,
-    method: str,
-    mesh: Mesh,
+    make_step: Callable[[str | None], TrainStep], state: TrainState, data: Pipeline, **how: Any
 ) -> None:
     """Prints the plan; a UserError if it does not fit. Arguments as for `memory_plan`."""
-    plan = memory_plan(make_step, state, data, method=method, mesh=mesh)
+    plan = memory_plan(make_step, state, data, **how)
     distributed.say(format_plan(plan))
     check_fits(plan)
 
@@ -174,8 +170,8 @@ def check_fits(plan: MemoryPlan) -> None:
         assert plan.available is not None
         raise UserError(
             f"a step needs {_megabytes(plan.total)} on each device, and "
-            f"{_megabytes(plan.available)} are available: use a smaller batch, more devices, or "
-            "divide the parameters over the axis fsdp of the mesh."
+            f"{_megabytes(plan.available)} are available: use a smaller batch, --accumulate, "
+            "--remat, more devices, or divide the parameters over the axis fsdp of the mesh."
         )
 
 

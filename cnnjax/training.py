@@ -74,9 +74,14 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     starting.check_retention(config, recipe.dataset)
     data = _pipeline(recipe.dataset, config, mesh)
     method = parallel.choose_method(config.parallel, data, mesh)
+    how: dict[str, Any] = {
+        "method": method,
+        "mesh": mesh,
+        "compiler_options": backend.compiler_options(remat=config.remat),
+    }
     if config.plan:
         form = state_form(recipe, config.seed, mesh, rules)
-        plan.show(recipe.make_step, form, data, method=method, mesh=mesh)
+        plan.show(recipe.make_step, form, data, **how)
         return 0
     state = new_state(recipe, config.seed, mesh, rules)
     starting.share_directory(directory)
@@ -89,7 +94,7 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     _print_header(config, recipe, mesh, data, method)
 
     compiling = time.monotonic()
-    train = parallel.compile_train(recipe.make_step, state, data, method=method, mesh=mesh)
+    train = parallel.compile_train(recipe.make_step, state, data, **how)
     eval_step = parallel.compile_eval(
         lambda axis_name: make_eval_step(
             recipe.model,

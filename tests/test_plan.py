@@ -81,6 +81,21 @@ def test_bytes_of_a_tree_are_those_of_one_device():
 
 
 @pytest.mark.slow
+def test_remat_and_parts_show_in_the_plan_of_the_command_line():
+    def megabytes(*flags):
+        command = ["-m", "experiments.classify", "--smoke", "--plan", "--model", "cifar_resnet20"]
+        result = subprocess.run(
+            [sys.executable, *command, *flags], capture_output=True, text=True, check=True
+        )
+        (line,) = (line for line in result.stdout.splitlines() if "activations" in line)
+        return float(line.split()[-2].replace(",", ""))
+
+    plain = megabytes()
+    assert megabytes("--remat") < 0.7 * plain
+    assert megabytes("--accumulate", "4") < 0.5 * plain
+
+
+@pytest.mark.slow
 def test_the_command_line_plans_trains_and_resumes_on_another_mesh(tmp_path):
     directory = tmp_path / "run"
 
