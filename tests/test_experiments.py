@@ -246,7 +246,7 @@ def assert_same_bits(first, second):
     assert (first / "metrics.jsonl").read_text() == (second / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize("parallel", ["jit", "scan"])
+@pytest.mark.parametrize("parallel", [pytest.param("jit", marks=pytest.mark.slow), "scan"])
 def test_same_seed_same_bits_and_stopped_runs_resume_to_the_same_bits(
     train_made, tmp_path, parallel
 ):
@@ -264,6 +264,7 @@ def test_same_seed_same_bits_and_stopped_runs_resume_to_the_same_bits(
     assert_same_bits(straight, stopped)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_network(train_made, tmp_path):
     for seed in (0, 1):
         train_made(run_dir=str(tmp_path / str(seed)), epochs=1, seed=seed)
@@ -271,6 +272,7 @@ def test_another_seed_gives_another_network(train_made, tmp_path):
     assert not np.array_equal(*kernels)
 
 
+@pytest.mark.slow
 def test_two_classes_are_one_logit_with_binary_cross_entropy(train_made, tmp_path):
     assert train_made(num_classes=2, run_dir=str(tmp_path), epochs=8) == 0
     assert final_state(tmp_path)["params"]["head"]["kernel"].shape == (84, 1)

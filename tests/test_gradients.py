@@ -40,6 +40,7 @@ def test_parts_are_every_nth_example_in_order():
     np.testing.assert_array_equal(seen, [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11])
 
 
+@pytest.mark.slow
 def test_parts_equal_the_whole_batch_on_any_devices_in_float64():
     """With dropout, augmentation and a penalty, over 4 steps; no BatchNorm."""
     options = {"augment": augment, "penalty": losses.l2_penalty, "dtype": jnp.float64}
@@ -55,6 +56,7 @@ def test_parts_equal_the_whole_batch_on_any_devices_in_float64():
             assert largest_difference(whole, other) < 1e-10, (method, devices, parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("soft", [False, True])
 def test_parts_equal_the_whole_batch_in_float32_whatever_is_masked(soft):
     batch = batch_of(ARRAYS, 0, 24) | {"mask": jnp.arange(24) % 5 != 0}
@@ -105,6 +107,7 @@ def test_batch_norm_is_sequential_as_defined():
         assert metrics["loss"][0] / 16 == pytest.approx(float(loss), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_batch_norm_in_parts_does_not_depend_on_the_devices():
     options = {"dtype": jnp.float64, "accumulate": 4}
     with jax.enable_x64(True):

@@ -83,7 +83,13 @@ CHUNK_WAYS = [("scan", "data=1"), ("scan", "data=8"), ("scan", "fsdp=4,model=2")
 WAYS_OF = {"lenet5": ONE_STEP_WAYS, "resnet": ONE_STEP_WAYS, "batch_norm": CHUNK_WAYS}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "batch_norm" else pytest.param(name, marks=pytest.mark.slow)
+        for name in MODELS
+    ],
+)
 def test_every_way_agrees_in_float64_over_30_steps(name):
     with jax.enable_x64(True):
         reference = trained(MODELS[name](), "jit", 1, 30, dtype=jnp.float64)
@@ -104,6 +110,7 @@ def test_every_way_agrees_in_float32_over_5_steps(name):
         assert largest_difference(reference, other) < 1e-4, (method, axes)
 
 
+@pytest.mark.slow
 def test_statistics_of_groups_do_not_depend_on_the_devices():
     # Groups of 8 extend over two of eight devices with 4 examples each.
     model = BatchNormNet(norm_group_size=8)

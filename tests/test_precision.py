@@ -170,6 +170,7 @@ def test_without_the_scale_small_gradients_vanish():
     assert gradient(2.0**16) == pytest.approx(1e-8, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "devices"), [pytest.param("pmap", 4, marks=pytest.mark.slow), ("scan", 2)]
 )

@@ -86,7 +86,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [way if way == "scan" else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
+)
 def test_killed_in_the_middle_of_epochs_it_ends_with_the_same_bits(way, tmp_path, monkeypatch):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     train(straight, **WAYS[way])
@@ -100,6 +102,7 @@ def test_killed_in_the_middle_of_epochs_it_ends_with_the_same_bits(way, tmp_path
     assert_same(straight, killed)
 
 
+@pytest.mark.slow
 def test_killed_after_any_record_no_log_has_a_gap_or_a_double(tmp_path, monkeypatch):
     straight = tmp_path / "straight"
     settings = {"model": "dense_dropout", "epochs": 1, "save_every_steps": 4}
@@ -115,6 +118,7 @@ def test_killed_after_any_record_no_log_has_a_gap_or_a_double(tmp_path, monkeypa
         assert_same(straight, killed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["before the test", "before the summary"])
 def test_killed_after_stopping_early_it_stops_there_again(place, tmp_path, monkeypatch):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
@@ -135,6 +139,7 @@ def test_killed_after_stopping_early_it_stops_there_again(place, tmp_path, monke
     assert_same(straight, killed)
 
 
+@pytest.mark.slow
 def test_by_loss_the_step_of_the_lowest_loss_is_kept_and_tested(tmp_path):
     settings = {"epochs": 6, "learning_rate": 0.02, "schedule": "constant", "patience": 6}
     train(tmp_path, monitor="loss", keep_last=1, **settings)
@@ -147,6 +152,7 @@ def test_by_loss_the_step_of_the_lowest_loss_is_kept_and_tested(tmp_path):
     assert checkpoint.steps(tmp_path / "checkpoints") == sorted({best, 48})
 
 
+@pytest.mark.slow
 def test_best_steps_are_kept_as_asked(tmp_path):
     train(tmp_path, keep_last=1, keep_best=2, epochs=5)
     records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
@@ -263,7 +269,7 @@ def small_disk(tmp_path):
     if not mounted:
         pytest.skip("mounting a file system needs root")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def fill(disk):
@@ -334,7 +340,7 @@ def read_only_disk(tmp_path):
     if not mounted:
         pytest.skip("mounting a file system needs root")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_read_only_directory_is_one_line(read_only_disk, tmp_path, capsys):

@@ -129,6 +129,7 @@ def outputs(model, names, variables, image):
     return {"logits": logits, **models.features(model, variables, image, names)}
 
 
+@pytest.mark.slow
 def test_small_networks_compute_the_same(tmp_path):
     both_directions(tmp_path, SMALL)
     # The format of Keras 2, which Keras 3 writes for whole models.

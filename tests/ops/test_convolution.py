@@ -108,7 +108,7 @@ def check_against_lax(case, dtype):
             assert_close(value_and_gradients(ours, image, kernel), expected, dtype)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(any_convolutions)
 def test_equals_lax_in_float64(case):
     with jax.enable_x64(True):
@@ -317,6 +317,7 @@ def test_row_blocks_change_nothing(monkeypatch, strides):
             assert_close(value_and_gradients(ours, image, kernel), expected)
 
 
+@pytest.mark.slow
 def test_memory_of_a_layer_of_resnet50_is_bounded():
     """Stage 1 of ResNet-50 at 224x224, batch 64, both ways: less than its patches alone."""
     image = jax.ShapeDtypeStruct((64, 56, 56, 64), jnp.float32)
