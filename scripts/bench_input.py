@@ -310,6 +310,7 @@ class Repeated(NamedTuple):
     batch_size: int
     num_examples: int
     steps_per_epoch: int
+    batch_shapes: dict[str, Any]
 
     def batches(self, first_step: int) -> Iterator[dict[str, Any]]:
         return itertools.repeat(self.batch)
@@ -325,7 +326,8 @@ def training(setting: Setting, pipeline: Any, method: str, repeat: bool) -> Meas
     dataset, mesh = setting.dataset, setting.mesh
     if repeat:
         batch = jax.block_until_ready(next(pipeline.batches(0)))
-        pipeline = Repeated(batch, setting.batch_size, pipeline.num_examples, 1)
+        shapes = pipeline.batch_shapes
+        pipeline = Repeated(batch, setting.batch_size, pipeline.num_examples, 1, shapes)
     model = models.create(setting.model, num_classes=dataset.num_classes)
     normalise = functools.partial(data.normalise, mean=dataset.mean, std=dataset.std)
     schedule = schedules.constant(0.01, total_steps=1)
