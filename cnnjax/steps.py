@@ -26,6 +26,10 @@ PyTree = Any
 Batch = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
+# `(params, image, *, train) -> (logits, batch_stats)`: the model as a step applies it.
+Forward = Callable[..., tuple[jax.Array, PyTree]]
+# `(forward, params, key, part) -> (losses [batch], logits, batch_stats)`.
+Objective = Callable[[Forward, PyTree, jax.Array, Batch], tuple[jax.Array, jax.Array, PyTree]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -43,6 +47,7 @@ def make_train_step(
     normalise: Callable[[jax.Array], jax.Array] = as_float,
     augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
     penalty: Callable[[PyTree], jax.Array] | None = None,
+    objective: Objective | None = None,
     ema_decay: float = 0.0,
     accumulate: int = 1,
     axis_name: str | None = None,
@@ -64,6 +69,10 @@ def make_train_step(
         position of the first image within the whole batch, so that each example's draw does not
         depend on the number of devices.
       penalty: `params -> scalar` added to the objective, such as an L2 term.
+      objective: `(forward, params, key, part) -> (losses [batch], logits, batch_stats)` in place of
+        `loss_fn` on the model's logits, for losses that apply the model otherwise, such as those of
+        `cnnjax.robust`. `forward(params, image, train=...)` is the model, `key` the step's key of
+        the stream `objective`, and `part` a batch whose `example` are the positions in the whole.
       ema_decay: decay of the parameters' moving average; used where `state.ema` is not None.
         It rises as `(1 + step) / (10 + step)` up to this value, so that the average forgets the
         initial parameters early.
@@ -79,7 +88,8 @@ def make_train_step(
       `learning_rate`, `gradient_norm` and `update_norm` (global L2 norms) with count 1; with a
       loss scale also what `precision.skip_overflow` adds.
     """
-    model = _with_axis(model, axis_name)
+    model = with_axis(model, axis_name)
+    objective = plain_objective(loss_fn) if objective is None else objective
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         image = normalise(batch["image"])
@@ -89,23 +99,18 @@ def make_train_step(
         if augment is not None:
             image = augment(stream_key(state.key, "augment", state.step), image, first_index)
         num_examples = jnp.sum(batch["mask"], dtype=jnp.int32)
-        num_examples = _sum_over_devices(num_examples, axis_name)
+        num_examples = sum_over_devices(num_examples, axis_name)
         dropout_key = stream_key(state.key, "dropout", state.step)
+        objective_key = stream_key(state.key, "objective", state.step)
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
 
         def part_gradient(batch_stats: PyTree, part: Batch) -> tuple[PyTree, PyTree]:
             label, mask = part["label"], part["mask"]
+            forward = make_forward(model, batch_stats, dropout_key)
 
-            def objective(params: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+            def total(params: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
                 with by_example(part["example"]):
-                    logits, updated = model.apply(
-                        {"params": params, "batch_stats": batch_stats},
-                        part["image"],
-                        train=True,
-                        mutable=["batch_stats"],
-                        rngs={"dropout": dropout_key},
-                    )
-                losses = loss_fn(_float32_at_least(logits), label)
+                    losses, logits, updated = objective(forward, params, objective_key, part)
                 # This part's share of the mean over all examples: the shares are summed.
                 share = jnp.sum(jnp.where(mask, losses, 0.0)) / num_examples
                 if penalty is not None:
@@ -114,9 +119,9 @@ def make_train_step(
                     "loss": metrics_lib.mean(losses, mask),
                     "accuracy": metrics_lib.accuracy(logits, label, mask),
                 }
-                return share * scale, (metrics, updated.get("batch_stats", batch_stats))
+                return share * scale, (metrics, updated)
 
-            gradient, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
+            gradient, (metrics, batch_stats) = jax.grad(total, has_aux=True)(state.params)
             return (gradient, metrics), batch_stats
 
         examples = first_index + jnp.arange(image.shape[0], dtype=jnp.int32)
@@ -126,20 +131,69 @@ def make_train_step(
             {**batch, "image": image, "example": examples},
             accumulate,
         )
-        gradient, metrics = _sum_over_devices(sums, axis_name)
+        gradient, metrics = sum_over_devices(sums, axis_name)
         if state.loss_scale is not None:
             gradient = jax.tree.map(lambda leaf: leaf / scale, gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        new_state = _updated(state, updates, opt_state, batch_stats, ema_decay)
-        one = jnp.ones((), jnp.int32)
-        metrics["learning_rate"] = (jnp.asarray(schedule(state.num_updates), jnp.float32), one)
-        metrics["gradient_norm"] = (optax.tree.norm(gradient), one)
-        metrics["update_norm"] = (optax.tree.norm(updates), one)
-        if state.loss_scale is None:
-            return new_state, metrics
-        return skip_overflow(state, new_state, metrics, all_finite(gradient))
+        learning_rate = schedule(state.num_updates)
+        return finish_step(
+            state, optimizer, gradient, batch_stats, metrics, learning_rate, ema_decay
+        )
 
     return step
+
+
+def plain_objective(loss_fn: LossFunction) -> Objective:
+    """Returns the objective `loss_fn(logits, label)` of the images as they are."""
+
+    def objective(
+        forward: Forward, params: PyTree, key: jax.Array, part: Batch
+    ) -> tuple[jax.Array, jax.Array, PyTree]:
+        logits, batch_stats = forward(params, part["image"], train=True)
+        return loss_fn(logits, part["label"]), logits, batch_stats
+
+    return objective
+
+
+def make_forward(model: nn.Module, batch_stats: PyTree, dropout_key: jax.Array) -> Forward:
+    """Returns `forward(params, image, train=...) -> (logits, batch_stats)`.
+
+    In training mode layers draw from `dropout_key` and the new running statistics are returned;
+    otherwise the old ones are. Logits are float32 at least, whatever the layers compute in.
+    """
+
+    def forward(params: PyTree, image: jax.Array, *, train: bool) -> tuple[jax.Array, PyTree]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        if not train:
+            return _logits(model, variables, image), batch_stats
+        logits, updated = model.apply(
+            variables, image, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
+        )
+        return _float32_at_least(logits), updated.get("batch_stats", batch_stats)
+
+    return forward
+
+
+def finish_step(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    gradient: PyTree,
+    batch_stats: PyTree,
+    metrics: Metrics,
+    learning_rate: jax.Array,
+    ema_decay: float,
+) -> tuple[TrainState, Metrics]:
+    """Returns the state after one update, and the metrics with those of the update."""
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    new_state = _updated(state, updates, opt_state, batch_stats, ema_decay)
+    one = jnp.ones((), jnp.int32)
+    metrics = metrics | {
+        "learning_rate": (jnp.asarray(learning_rate, jnp.float32), one),
+        "gradient_norm": (optax.tree.norm(gradient), one),
+        "update_norm": (optax.tree.norm(updates), one),
+    }
+    if state.loss_scale is None:
+        return new_state, metrics
+    return skip_overflow(state, new_state, metrics, all_finite(gradient))
 
 
 def make_eval_step(
@@ -168,7 +222,7 @@ def make_eval_step(
         label, mask = batch["label"], batch["mask"]
         logits = _logits(model, variables, normalise(batch["image"]))
         predicted = metrics_lib.predicted_label(logits)
-        return _sum_over_devices(
+        return sum_over_devices(
             {
                 "loss": metrics_lib.mean(loss_fn(logits, label), mask),
                 "accuracy": metrics_lib.accuracy(logits, label, mask),
@@ -205,14 +259,14 @@ def _float32_at_least(logits: jax.Array) -> jax.Array:
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
-def _with_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
+def with_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
     """Tells a model with BatchNorm over which axis to average its statistics."""
     if axis_name is None or not hasattr(model, "axis_name"):
         return model
     return model.clone(axis_name=axis_name)
 
 
-def _sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
+def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
