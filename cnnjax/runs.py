@@ -302,7 +302,8 @@ class TrainedModel:
         """Maps stored images to what the model expects."""
         from cnnjax.data.augment import normalise
 
-        return normalise(image, self.card["mean"], self.card["std"])
+        order = self.card.get("channel_order", "RGB")
+        return normalise(image, self.card["mean"], self.card["std"], channel_order=order)
 
 
 def load_trained(directory: str | Path) -> TrainedModel:

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -22,11 +22,13 @@ import tyro
 import cnnjax
 from cnnjax import checkpoint, cli, convert, environment, run_directory, runs
 from cnnjax.convert import names_keras, parity
-from cnnjax.convert.preprocessing import preprocessing
+from cnnjax.convert.preprocessing import moments_within, preprocessing
 from cnnjax.errors import UserError
 
+# What a file of weights says of its model, beside the classes.
+IN_FILES = ("model", "arguments", "image_shape", "mean", "std", "channel_order")
 # The settings that mean something when a run is made into a file.
-FOR_EXPORT = ("source", "out", "framework")
+FOR_EXPORT = ("source", "out", "framework", "like")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Config:
 
     source: tyro.conf.Positional[Path]
     """A file of weights (.safetensors, .npz, .keras, .h5, .pth, .pt, .bin); or a run directory to
-    make a file of (.safetensors, .npz or .weights.h5)."""
+    make a file of (.safetensors, .npz, .weights.h5 or .keras)."""
 
     out: Path
     """The run directory, or the file, to write."""
@@ -84,6 +86,13 @@ class Config:
     std: tuple[float, ...] = ()
     """The standard deviation, likewise."""
 
+    channel_order: Literal["", "RGB", "BGR"] = ""
+    """Of the images that the model expects; default: the published weights'."""
+
+    like: str = ""
+    """To write a .keras file: one of the same network, which Keras has saved, for its
+    architecture."""
+
 
 def main(config: Config) -> int:
     """Converts in the direction that the source tells."""
@@ -96,6 +105,10 @@ def import_weights(config: Config) -> int:
         raise UserError(
             "no model given: name one with --model (python -m cnnjax.models lists them)."
         )
+    if config.like:
+        raise UserError(
+            f"--like is for writing a .keras file of a run, and {config.source} is none."
+        )
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"{config.out} exists and is not empty: choose another --out.")
     card = _model_card(config)
@@ -103,6 +116,10 @@ def import_weights(config: Config) -> int:
         card["model"], num_classes=card["num_outputs"], **card["arguments"]
     )
     arrays = convert.read(config.source, entry=config.entry, note=_note)
+    if config.framework == names_keras.FRAMEWORK:
+        found = moments_within(arrays).items()
+        channels = card["image_shape"][-1]
+        card |= {key: _moments(key, getattr(config, key), channels, value) for key, value in found}
     variables = convert.to_cnnjax(
         arrays,
         model,
@@ -131,11 +148,13 @@ def export_run(config: Config) -> int:
     )
     metadata = {
         "framework": config.framework,
-        **{key: str(card[key]) for key in ("model", "arguments", "image_shape", "mean", "std")},
+        **{key: str(card[key]) for key in IN_FILES if key in card},
         "class_names": "\n".join(card["class_names"]),
         "producer": f"cnnjax {cnnjax.__version__}",
     }
-    convert.write(config.out, arrays, metadata)
+    if config.framework == names_keras.FRAMEWORK:
+        arrays |= names_keras.normalization(arrays, card["mean"], card["std"])
+    convert.write(config.out, arrays, metadata, like=config.like or None)
     print(
         f"{config.out}: {len(arrays)} tensors of {card['model']}, step {trained.step}, under "
         f"{config.framework}'s names"
@@ -158,6 +177,7 @@ def _model_card(config: Config) -> dict[str, Any]:
         "class_names": _class_names(config, max(num_classes, 2)),
         "mean": _moments("mean", config.mean, channels, published.get("mean", [0.0])),
         "std": _moments("std", config.std, channels, published.get("std", [1.0])),
+        "channel_order": config.channel_order or published.get("channel_order", "RGB"),
         "parameters_averaged": False,
     }
 
@@ -252,7 +272,7 @@ def _write_run(
             "ignored": config.ignore,
             "preprocessing": {
                 **preprocessing(config.model, config.framework),
-                **{key: card[key] for key in ("mean", "std", "image_shape")},
+                **{key: card[key] for key in ("mean", "std", "channel_order", "image_shape")},
             },
             "parity": checked,
         },

@@ -6,6 +6,7 @@ Nothing in a file is executed. A file is written under another name and renamed 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -85,20 +86,37 @@ def read(path: str | Path, *, entry: str = "", note: Note = warnings.warn) -> Ar
 
 
 def write(
-    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+    path: str | Path,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    like: str | Path | None = None,
 ) -> None:
-    """Writes arrays to a `.safetensors`, `.npz` or `.weights.h5` file, whole or not at all.
+    """Writes arrays to a `.safetensors`, `.npz`, `.weights.h5` or `.keras` file, whole or not.
 
     Args:
       path: the file; replaced if it is there.
       arrays: `{name: array}`; for `.weights.h5` in the order of Keras (see `keras_files.write`).
       metadata: text for the file's header (npz has none).
+      like: for `.keras`: a file of the same network that Keras saved. Its architecture is written
+        with the arrays as weights, because arrays alone do not tell it.
 
     Raises:
-      UserError: unknown suffix, a dtype that the format lacks, or the disk is full or not writable.
+      UserError: unknown suffix, a dtype that the format lacks, a `like` that is missing or does not
+        fit, or the disk is full or not writable.
     """
     path = Path(path)
     write_file = _by_suffix(path, WRITERS, "write")
+    if (path.suffix == ".keras") != (like is not None):
+        raise UserError(
+            f"cannot write {path}: like is for .keras files, which hold the architecture too, and "
+            "these need it: a .keras file of the same network that Keras's model.save has written. "
+            "A .weights.h5 file needs none."
+        )
+    if like is not None:
+        with _one_error(Path(like)):
+            template = keras_files.read_template(Path(like))
+        write_file = functools.partial(write_file, template=template)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -268,8 +286,9 @@ READERS: dict[str, Callable[[Path], Any]] = {
     **dict.fromkeys((".weights.h5", ".keras", ".h5"), keras_files.read),
     **dict.fromkeys(TORCH_SUFFIXES, torch_files.read),
 }
-WRITERS: dict[str, Callable[[BinaryIO, Arrays, dict[str, str]], None]] = {
+WRITERS: dict[str, Callable[..., None]] = {
     ".safetensors": _write_safetensors,
     ".npz": _write_npz,
     ".weights.h5": keras_files.write,
+    ".keras": keras_files.write_archive,
 }

@@ -2,7 +2,8 @@
 
 - `.weights.h5`, Keras 3: `layers/conv2d_17/vars/0` and so on. A layer is found by its class and its
   place among the model's layers of that class; its name stands beside it as an attribute.
-- `.keras`: a zip archive with such a file in it.
+- `.keras`: a zip archive of such a file and the architecture, `config.json`, as Keras describes it.
+  It is written on the pattern of another, whose weights are replaced.
 - `.h5` of Keras 2 (the files that keras.applications downloads): a group for each layer's name.
 
 The names of the arrays are the same for all: `conv1_bn/moving_mean`, the layer's name and the
@@ -27,6 +28,8 @@ from cnnjax.errors import UserError
 Arrays = dict[str, np.ndarray]
 
 ARCHIVED = "model.weights.h5"
+ARCHITECTURE = "config.json"
+VERSIONS = "metadata.json"
 # The variables of a layer in the order in which Keras numbers them, by the name of its class.
 VARIABLES = {
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
@@ -46,6 +49,8 @@ TELLING = {
     "gamma": "layer_scale",
     "mean": "normalization",
 }
+# Of the differences from a template that an error lists.
+MOST_LINES = 20
 # Layers that Keras named, whose numbers go on from model to model of one program.
 AUTOMATIC = re.compile(rf"(?P<kind>{'|'.join(VARIABLES)})(_(?P<number>\d+))?")
 
@@ -69,15 +74,15 @@ def read(path: Path) -> Arrays:
             source = io.BytesIO(archive.read(ARCHIVED))
     with h5py.File(source, "r") as file:
         if "layer_names" in file.attrs or "model_weights" in file:
-            arrays = dict(_keras_2(file))
+            datasets = dict(_keras_2(file))
         elif "layers" in file:
-            arrays = dict(_keras_3(_within(file, "layers"), ""))
+            datasets = dict(_keras_3(_within(file, "layers"), ""))
         else:
             raise UserError(
                 f"its groups are {', '.join(file) or 'none'}: neither Keras 3's weights of a "
                 "Functional or Sequential model (layers) nor Keras 2's (layer_names)."
             )
-    return _numbered_from_zero(arrays)
+        return {name: _array(value) for name, value in _numbered_from_zero(datasets).items()}
 
 
 def write(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -115,6 +120,78 @@ def write(file: BinaryIO, arrays: Mapping[str, np.ndarray], metadata: Mapping[st
     file.write(content.getbuffer())
 
 
+def read_template(path: Path) -> dict[str, bytes]:
+    """Returns the parts of a `.keras` file that `write_archive` needs.
+
+    Raises:
+      UserError: it is none, or has no weights of Keras 3.
+      OSError, zipfile.BadZipFile: it is damaged.
+    """
+    if path.suffix != ".keras":
+        raise UserError("it is no .keras file: name one that Keras's model.save has written.")
+    with zipfile.ZipFile(path) as archive:
+        for part in (ARCHIVED, ARCHITECTURE, VERSIONS):
+            if part not in archive.namelist():
+                raise UserError(f"it has no {part}: save the model again with Keras 3.")
+        return {part: archive.read(part) for part in (VERSIONS, ARCHITECTURE, ARCHIVED)}
+
+
+def write_archive(
+    file: BinaryIO,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    *,
+    template: Mapping[str, bytes],
+) -> None:
+    """Writes a `.keras` file, for `keras.models.load_model`: a template's, with other weights.
+
+    The model is not compiled: the optimizer and its state, if the template has them, are left out.
+
+    Args:
+      file: to write to.
+      arrays: `{name: array}`, as `read` returns them; each tensor of the template once, whatever
+        the order.
+      metadata: attributes of the weights.
+      template: of `read_template`.
+
+    Raises:
+      UserError: the tensors or their shapes are not the template's.
+    """
+    import h5py
+
+    content = io.BytesIO(template[ARCHIVED])
+    with h5py.File(content, "r+") as target:
+        datasets = _numbered_from_zero(dict(_keras_3(_within(target, "layers"), "")))
+        _check_same(arrays, datasets)
+        for name, dataset in datasets.items():
+            _replace(dataset, arrays[name])
+        if "optimizer" in target:
+            del target["optimizer"]
+        target.attrs.update(metadata)
+    architecture = json.loads(template[ARCHITECTURE])
+    architecture["compile_config"] = None
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(VERSIONS, template[VERSIONS])
+        archive.writestr(ARCHITECTURE, json.dumps(architecture))
+        archive.writestr(ARCHIVED, content.getbuffer())
+
+
+def _check_same(arrays: Mapping[str, np.ndarray], datasets: Mapping[str, Any]) -> None:
+    """Raises a UserError that lists what differs between weights and the template for them."""
+    problems = [f"{name} is not in the template" for name in arrays if name not in datasets]
+    problems += [f"the template's {name} is missing" for name in datasets if name not in arrays]
+    for name in arrays.keys() & datasets.keys():
+        ours, theirs = np.shape(arrays[name]), tuple(datasets[name].shape)
+        if ours != theirs:
+            problems.append(f"{name} is {list(ours)}, the template's {list(theirs)}")
+    if problems:
+        shown = "".join(f"\n  {line}" for line in sorted(problems)[:MOST_LINES])
+        raise UserError(
+            f"the template is of another network, image or number of classes, {len(problems)} "
+            f"problem{'s' if len(problems) > 1 else ''}:{shown}"
+        )
+
+
 def _kind(layer: str, variables: Mapping[str, np.ndarray]) -> str:
     """Returns the class of a layer, as Keras writes it, told by its variables."""
     kind = next((TELLING[name] for name in TELLING if name in variables), "")
@@ -149,8 +226,8 @@ def _places(kinds: Mapping[str, str]) -> dict[str, str]:
     return places
 
 
-def _keras_3(layers: Any, inside: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the arrays of the layers of one model, then those of models within it."""
+def _keras_3(layers: Any, inside: str) -> Iterator[tuple[str, Any]]:
+    """Yields the datasets of the layers of one model, then those of models within it."""
     for key in sorted(layers, key=_kind_and_number):
         layer = _within(layers, key)
         variables: Any = {}
@@ -164,7 +241,7 @@ def _keras_3(layers: Any, inside: str) -> Iterator[tuple[str, np.ndarray]]:
             )
         kind = _kind_and_number(key)[0]
         for number, variable in _variable_names(kind, list(variables)).items():
-            yield f"{inside}{name}/{variable}", _array(_within(variables, number))
+            yield f"{inside}{name}/{variable}", _stored(_within(variables, number))
         if "layers" in layer:
             yield from _keras_3(_within(layer, "layers"), f"{inside}{name}/")
 
@@ -184,8 +261,8 @@ def _variable_names(kind: str, numbers: list[str]) -> dict[str, str]:
     return {number: known.get(number, number) for number in sorted(numbers, key=_kind_and_number)}
 
 
-def _keras_2(file: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the arrays of a file of Keras 2, whose weights have their layers' names."""
+def _keras_2(file: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the datasets of a file of Keras 2, whose weights have their layers' names."""
     depthwise = _depthwise_layers(file.attrs.get("model_config", "{}"))
     group = file if "layer_names" in file.attrs else _within(file, "model_weights")
     for layer in _texts(group, "layer_names"):
@@ -198,7 +275,7 @@ def _keras_2(file: Any) -> Iterator[tuple[str, np.ndarray]]:
             owner = f"{layer}/{path.rpartition('/')[2]}" if len(owners) > 1 else layer
             if variable == "kernel" and layer in depthwise:
                 variable = "depthwise_kernel"
-            yield f"{owner}/{variable}", _array(_within(weights, key))
+            yield f"{owner}/{variable}", _stored(_within(weights, key))
 
 
 def _depthwise_layers(config: str) -> set[str]:
@@ -227,19 +304,34 @@ def _within(group: Any, key: str) -> Any:
     return group
 
 
-def _array(dataset: Any) -> np.ndarray:
+def _stored(dataset: Any) -> Any:
+    """Returns a dataset whose numbers are in its file; a UserError for another."""
     if (
         dataset.external
         or dataset.is_virtual
         or (dataset.size and not dataset.id.get_storage_size())
     ):
         raise UserError(f"the numbers of {dataset.name} are not in the file.")
+    return dataset
+
+
+def _array(dataset: Any) -> np.ndarray:
     array = np.asarray(dataset[()])
-    return array.view(ml_dtypes.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else array
+    return array.view(ml_dtypes.bfloat16) if _is_bfloat16(dataset) else array
 
 
-def _numbered_from_zero(arrays: Arrays) -> Arrays:
-    """Returns the arrays with the layers that Keras named numbered as in a fresh program."""
+def _replace(dataset: Any, array: np.ndarray) -> None:
+    """Puts other numbers into a dataset, in the dtype that it has."""
+    dtype = np.dtype(ml_dtypes.bfloat16) if _is_bfloat16(dataset) else dataset.dtype
+    dataset[...] = np.asarray(array).astype(dtype).view(dataset.dtype)
+
+
+def _is_bfloat16(dataset: Any) -> bool:
+    return dataset.attrs.get("dtype") == "bfloat16"
+
+
+def _numbered_from_zero(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Returns `arrays` with the layers that Keras named numbered as in a fresh program."""
     found: dict[str, set[int]] = {}
     for name in arrays:
         match = AUTOMATIC.fullmatch(name.split("/")[-2])

@@ -9,14 +9,15 @@ same at sizes that the strides divide, EfficientNet and V3 at all: Keras's Mobil
 with odd sides otherwise.
 
 EfficientNet, MobileNet v3 and ConvNeXt prepare their images within the model over there. Here the
-images are normalised before the model, and these layers' numbers (EfficientNet's `normalization`)
-are not taken; what is written for them is the identity.
+images are normalised before the model; the numbers of EfficientNet's `normalization` are no leaves
+of ours, and `from_cnnjax` writes the identity for them. The command reads them into the card
+(`preprocessing.moments_within`) and writes them from it (`normalization`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -71,6 +72,24 @@ NORMALIZATION: dict[str, Callable[[int], np.ndarray]] = {
     "normalization/variance": lambda channels: np.ones(channels, np.float32),
     "normalization/count": lambda channels: np.zeros((), np.int64),
 }
+
+
+def normalization(
+    arrays: Mapping[str, np.ndarray], mean: Sequence[float], std: Sequence[float]
+) -> dict[str, np.ndarray]:
+    """Returns the arrays by which Keras's network normalises images as our card says.
+
+    Args:
+      arrays: of `from_cnnjax`; `{}` is returned where they have no normalisation of images.
+      mean, std: one number, or one a channel, in units where white is 1.
+    """
+    if "normalization/mean" not in arrays:
+        return {}
+    shape = arrays["normalization/mean"].shape
+    return {
+        "normalization/mean": np.broadcast_to(np.asarray(mean, np.float32), shape),
+        "normalization/variance": np.broadcast_to(np.asarray(std, np.float32) ** 2, shape),
+    }
 
 
 def _table(model: Any) -> dict[str, Any] | None:

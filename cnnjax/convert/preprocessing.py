@@ -1,8 +1,12 @@
-"""How the published weights of a framework want their images: moments, sizes, interpolation."""
+"""How the published weights of a framework want their images: moments, order, sizes."""
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 # Moments of ImageNet's training images, in units where white is 1.
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -47,14 +51,43 @@ HALVES = {
     "timm": ("mobilenet_v1", *(name for name in TIMM if name.endswith("_v2"))),
 }
 
+# Caffe's: the mean pixel of ImageNet is taken off, blue first, and nothing is divided.
+CAFFE: dict[str, Any] = {
+    "mean": [103.939 / 255, 116.779 / 255, 123.68 / 255],
+    "std": [1 / 255] * 3,
+    "channel_order": "BGR",
+}
+# keras.applications 3.15: what `preprocess_input` of each network's module does, under the name of
+# the mode in its imagenet_utils. EfficientNet, MobileNet v3 and ConvNeXt have a `preprocess_input`
+# that does nothing, and do the same within the network. The first pattern that fits counts.
+KERAS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vgg*": ("caffe", CAFFE),
+    "resnet*_v2": ("tf", HALF),
+    "resnet*": ("caffe", CAFFE),
+    "inception_v3": ("tf", HALF),
+    "mobilenet_v[12]": ("tf", HALF),
+    "mobilenet_v3_*": ("within the network", HALF),
+    "densenet*": ("torch", IMAGENET),
+    "efficientnet_*": ("within the network", IMAGENET),
+    "convnext_*": ("within the network", IMAGENET),
+}
+
 
 def preprocessing(name: str, framework: str) -> dict[str, Any]:
     """Returns `mean` and `std`, and where known `resize`, `crop` and `interpolation`.
 
+    For Keras also the `mode` of its preprocessing, and `channel_order` where that is not RGB.
+
     Args:
       name: of a model of `cnnjax.models`.
-      framework: `torchvision` or `timm`; `{}` is returned for others, which publish no weights.
+      framework: `torchvision`, `timm` or `keras`; `{}` is returned for others, which publish no
+        weights, and for networks that a framework has not got.
     """
+    if framework == "keras":
+        for pattern, (mode, moments) in KERAS.items():
+            if fnmatch.fnmatch(name, pattern):
+                return {"mode": mode, **moments}
+        return {}
     if framework not in SIZES:
         return {}
     moments = HALF if name in HALVES[framework] else IMAGENET
@@ -62,3 +95,20 @@ def preprocessing(name: str, framework: str) -> dict[str, Any]:
     if sizes is None:
         return dict(moments)
     return {**moments, "resize": sizes[0], "crop": sizes[1], "interpolation": sizes[2]}
+
+
+def moments_within(arrays: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    """Returns the `mean` and `std` that a file of Keras's EfficientNet holds; `{}` without any.
+
+    The network divides images by 255, takes off the mean and divides by the root of the variance.
+    In the published weights the variance is ImageNet's deviation, and a further layer divides by
+    its root again (keras.applications, efficientnet.py).
+    """
+    if not {"normalization/mean", "normalization/variance"} <= arrays.keys():
+        return {}
+    mean, variance = (
+        np.asarray(arrays[f"normalization/{name}"], np.float64).reshape(-1)
+        for name in ("mean", "variance")
+    )
+    published = variance.shape == (3,) and np.allclose(variance, IMAGENET["std"], rtol=1e-3)
+    return {"mean": mean.tolist(), "std": (variance if published else np.sqrt(variance)).tolist()}

@@ -3,8 +3,10 @@
     python keras_networks.py DIRECTORY RESNET50:64 MOBILENET:64 ...
 
 For each network, at that image size and 10 classes: `NAME.weights.h5`, `NAME.keras` and `NAME.npz`
-with `image`, `logits` and the outputs of the layers named behind the size. The directory
-holds `NAME.back.weights.h5`, whose weights are loaded then: `NAME.back.npz` is what they compute.
+with `image` (uint8, before Keras's `preprocess_input`), `logits` and the outputs of the layers
+named behind the size. The directory holds `NAME.back.weights.h5`, whose weights are loaded then:
+`NAME.back.npz` is what they compute. They are put into an archive on the pattern of `NAME.keras`,
+too: what Keras loads from there must compute the same.
 """
 
 import os
@@ -18,6 +20,8 @@ import tensorflow as tf
 
 tf.config.set_visible_devices([], "GPU")
 import keras  # noqa: E402
+
+from cnnjax import convert  # noqa: E402
 
 
 def main(directory: Path, *networks: str) -> None:
@@ -34,8 +38,20 @@ def main(directory: Path, *networks: str) -> None:
         if name == "MobileNetV2":
             model.save(directory / f"{name}.h5")
         write(directory / f"{name}.npz", model, shape, layers)
-        model.load_weights(directory / f"{name}.back.weights.h5")
+        back = directory / f"{name}.back.weights.h5"
+        model.load_weights(back)
         write(directory / f"{name}.back.npz", model, shape, layers)
+        archive = directory / f"{name}.back.keras"
+        convert.write(archive, convert.read(back), like=directory / f"{name}.keras")
+        loaded = keras.models.load_model(archive)
+        image = prepared(name, np.load(directory / f"{name}.back.npz")["image"])
+        np.testing.assert_array_equal(loaded(image, training=False), model(image, training=False))
+
+
+def prepared(name: str, image: np.ndarray) -> np.ndarray:
+    """Images as the network takes them, by the `preprocess_input` of its own module."""
+    module = sys.modules[getattr(keras.applications, name).__module__]
+    return np.asarray(module.preprocess_input(image.astype(np.float32)))
 
 
 def draw(layer: keras.layers.Layer) -> None:
@@ -61,9 +77,10 @@ def draw(layer: keras.layers.Layer) -> None:
 
 
 def write(path: Path, model: keras.Model, shape: tuple[int, ...], layers: list[str]) -> None:
-    image = np.random.default_rng(0).normal(0, 50, (2, *shape)).astype(np.float32)
+    image = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
     outputs = [model.output, *(model.get_layer(layer).output for layer in layers)]
-    logits, *stages = keras.Model(model.input, outputs)(image, training=False)
+    taken = prepared(path.name.partition(".")[0], image)
+    logits, *stages = keras.Model(model.input, outputs)(taken, training=False)
     kept = {layer: np.asarray(stage) for layer, stage in zip(layers, stages, strict=True)}
     np.savez(path, image=image, logits=np.asarray(logits), **kept)
 

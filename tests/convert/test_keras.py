@@ -1,5 +1,7 @@
 """Keras's names and files without Keras: every network of keras.applications, and bad files."""
 
+import io
+import json
 import zipfile
 
 import h5py
@@ -10,7 +12,9 @@ import pytest
 from cnnjax import convert, models
 from cnnjax.convert import keras_files, names_keras
 from cnnjax.convert.names import abstract_variables
+from cnnjax.convert.preprocessing import moments_within, preprocessing
 from cnnjax.errors import UserError
+from cnnjax.runs import TrainedModel
 
 # Trainable and other weights of keras.applications' networks at 1000 classes: `count_params()` of
 # Keras 3.15, without EfficientNet's seven numbers of its normalisation of images.
@@ -191,6 +195,109 @@ def test_links_and_other_groups_are_refused(tmp_path, file):
         archive.writestr("config.json", "{}")
     with pytest.raises(UserError, match=r"it has no model\.weights\.h5"):
         convert.read(tmp_path / "other.keras")
+
+
+@pytest.fixture
+def template(tmp_path, small, variables):
+    """A `.keras` file of the same network with zeros in it, compiled, its numbers gone on with."""
+    path = tmp_path / "template.keras"
+    zeros = jax.tree.map(np.zeros_like, variables)
+    weights = tmp_path / "zeros.weights.h5"
+    convert.write(weights, convert.from_cnnjax(zeros, small, IMAGE, framework="keras"))
+    with h5py.File(weights, "a") as edited:
+        edited.create_group("optimizer/vars")["0"] = np.ones(3)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", '{"keras_version": "3.15.0"}')
+        archive.writestr("config.json", '{"class_name": "Functional", "compile_config": {"x": 1}}')
+        archive.write(weights, keras_files.ARCHIVED)
+    return path
+
+
+def test_an_archive_has_the_templates_architecture_and_our_weights(
+    tmp_path, template, small, variables
+):
+    arrays = convert.from_cnnjax(variables, small, IMAGE, framework="keras")
+    path = tmp_path / "ours.keras"
+    convert.write(path, dict(reversed(arrays.items())), {"producer": "a test"}, like=template)
+    jax.tree.map(np.testing.assert_array_equal, load(path, small), dict(variables))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["metadata.json", "config.json", keras_files.ARCHIVED]
+        assert json.loads(archive.read("config.json")) == {
+            "class_name": "Functional",
+            "compile_config": None,
+        }
+        with h5py.File(io.BytesIO(archive.read(keras_files.ARCHIVED))) as written:
+            assert list(written) == ["layers"]
+            assert written.attrs["producer"] == "a test"
+
+
+def test_an_archive_needs_a_template_that_fits(tmp_path, template, small, variables):
+    arrays = convert.from_cnnjax(variables, small, IMAGE, framework="keras")
+    out = tmp_path / "ours.keras"
+    for path, like in ((out, None), (tmp_path / "x.npz", template)):
+        with pytest.raises(UserError, match=r"like is for \.keras files, which hold the archit"):
+            convert.write(path, arrays, like=like)
+    message = (
+        r"2 problems:\n  conv_preds/kernel is \[1, 1, 256, 3\], the template's \[1, 1, 256, 10\]\n"
+        r"  the template's conv_preds/bias is missing"
+    )
+    changed = {**arrays, "conv_preds/kernel": np.zeros((1, 1, 256, 3), np.float32)}
+    del changed["conv_preds/bias"]
+    with pytest.raises(UserError, match=message):
+        convert.write(out, changed, like=template)
+    (tmp_path / "cut.keras").write_bytes(template.read_bytes()[:1000])
+    with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    for name, said in (
+        ("absent.keras", "there is no file"),
+        ("cut.keras", "cannot read .*cut"),
+        ("other.keras", r"it has no model\.weights\.h5"),
+        ("zeros.weights.h5", r"it is no \.keras file"),
+    ):
+        with pytest.raises(UserError, match=said):
+            convert.write(out, arrays, like=tmp_path / name)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # Of a pixel of 10 red, 20 green and 30 blue: keras.applications.imagenet_utils.
+        ("resnet50", [30 - 103.939, 20 - 116.779, 10 - 123.68]),
+        ("vgg19", [30 - 103.939, 20 - 116.779, 10 - 123.68]),
+        ("resnet50_v2", [10 / 127.5 - 1, 20 / 127.5 - 1, 30 / 127.5 - 1]),
+        ("mobilenet_v3_small", [10 / 127.5 - 1, 20 / 127.5 - 1, 30 / 127.5 - 1]),
+        (
+            "densenet121",
+            [(10 / 255 - 0.485) / 0.229, (20 / 255 - 0.456) / 0.224, (30 / 255 - 0.406) / 0.225],
+        ),
+    ],
+)
+def test_images_are_prepared_as_keras_does(name, expected):
+    found = preprocessing(name, "keras")
+    trained = TrainedModel(None, {}, found, 0)
+    pixel = np.array([10, 20, 30], np.uint8).reshape(1, 1, 1, 3)
+    np.testing.assert_allclose(trained.normalise(pixel)[0, 0, 0], expected, rtol=1e-5)
+
+
+def test_every_network_of_keras_has_a_preprocessing():
+    assert all(preprocessing(name, "keras")["mode"] for name in PUBLISHED)
+    assert preprocessing("shufflenet_v2_x0_5", "keras") == {}
+
+
+def test_efficientnets_own_moments():
+    layer = {"normalization/mean": np.float32([0.5, 0.25, 0]), "normalization/count": np.int64(0)}
+    fresh = moments_within({**layer, "normalization/variance": np.float32([4, 1, 0.25])})
+    assert fresh == {"mean": [0.5, 0.25, 0], "std": [2, 1, 0.5]}
+    # The published "variance" is the deviation: a further layer divides by its root once more.
+    published = moments_within(
+        {**layer, "normalization/variance": np.float32([0.229, 0.224, 0.225])}
+    )
+    np.testing.assert_allclose(published["std"], [0.229, 0.224, 0.225], rtol=1e-6)
+    assert moments_within({"conv/kernel": np.zeros(3)}) == {}
+    back = names_keras.normalization(layer, fresh["mean"], fresh["std"])
+    np.testing.assert_array_equal(back["normalization/variance"], [4, 1, 0.25])
+    assert names_keras.normalization({}, [0.0], [1.0]) == {}
 
 
 def test_names_of_other_frameworks_are_not_written(tmp_path):

@@ -17,9 +17,10 @@ import pytest
 from cnnjax import convert, models, trees
 from cnnjax.convert import names_keras
 from cnnjax.convert.names import abstract_variables
+from cnnjax.convert.preprocessing import moments_within, preprocessing
+from cnnjax.data.augment import normalise
 
 SCRIPT = Path(__file__).parent / "keras_networks.py"
-MEAN, STD = 255 * np.array([0.485, 0.456, 0.406]), 255 * np.array([0.229, 0.224, 0.225])
 
 
 class Network(NamedTuple):
@@ -32,15 +33,11 @@ class Network(NamedTuple):
     layers: dict[str, str]
     arguments: dict
 
-    def prepare(self, image):
-        """What Keras's network does to images within itself."""
-        if self.keras.startswith("MobileNetV3"):
-            return image / 127.5 - 1
-        if self.keras.startswith("EfficientNet"):
-            return image / 255
-        if self.keras.startswith("ConvNeXt"):
-            return ((image - MEAN) / STD).astype(np.float32)
-        return image
+    def prepare(self, image, arrays):
+        """Images as the card has them: of the network's name and, where it has some, its file."""
+        found = preprocessing(self.ours, "keras") | moments_within(arrays)
+        order = found.get("channel_order", "RGB")
+        return normalise(image, found["mean"], found["std"], channel_order=order)
 
 
 def network(keras, ours, size, stages=(), layers=None, **arguments):
@@ -110,15 +107,16 @@ def both_directions(directory, networks):
     run_keras(directory, networks)
     for network in networks:
         model, shape = create(network), (network.size, network.size, 3)
+        arrays = convert.read(directory / f"{network.keras}.weights.h5")
         archived, converted = (
-            convert.to_cnnjax(convert.read(path), model, shape, framework="keras")
-            for path in (directory / f"{network.keras}{end}" for end in (".keras", ".weights.h5"))
+            convert.to_cnnjax(found, model, shape, framework="keras")
+            for found in (convert.read(directory / f"{network.keras}.keras"), arrays)
         )
         jax.tree.map(np.testing.assert_array_equal, archived, converted)
         compute = jax.jit(partial(outputs, model, list(network.layers.values())))
         for variables, end in ((converted, ".npz"), (back[network.keras], ".back.npz")):
             reference = np.load(directory / f"{network.keras}{end}")
-            found = compute(variables, network.prepare(reference["image"]))
+            found = compute(variables, network.prepare(reference["image"], arrays))
             assert relative_error(found["logits"], reference["logits"]) < 1e-4, network
             for theirs, ours in network.layers.items():
                 assert relative_error(found[ours], reference[theirs]) < 1e-4, (network, theirs)
