@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cnnjax import convert, models
+from cnnjax.convert import __main__ as command
 from cnnjax.convert import keras_files, names_keras
 from cnnjax.convert.names import abstract_variables
 from cnnjax.convert.preprocessing import moments_within, preprocessing
@@ -283,6 +284,29 @@ def test_images_are_prepared_as_keras_does(name, expected):
 def test_every_network_of_keras_has_a_preprocessing():
     assert all(preprocessing(name, "keras")["mode"] for name in PUBLISHED)
     assert preprocessing("shufflenet_v2_x0_5", "keras") == {}
+
+
+def test_the_command_makes_a_run_and_an_archive_of_it(tmp_path, file, template):
+    run, out = tmp_path / "run", tmp_path / "back.keras"
+    settings = {"model": "mobilenet_v1", "model_arguments": ("width=0.25",), "num_classes": 10}
+    settings |= {"framework": "keras", "image_size": 32}
+    assert command.main(command.Config(file, run, **settings)) == 0
+    card = json.loads((run / "card.json").read_text())
+    # keras.applications.mobilenet.preprocess_input: from -1 to 1.
+    assert card["preprocessing"] == {
+        "mode": "tf",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "channel_order": "RGB",
+        "image_shape": [32, 32, 3],
+    }
+    command.main(command.Config(run, out, framework="keras", like=str(template)))
+    back, arrays = convert.read(out), convert.read(file)
+    assert back.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(back[name], array)
+    with pytest.raises(UserError, match=r"--like is for writing a \.keras file of a run"):
+        command.main(command.Config(file, tmp_path / "x", like=str(template), **settings))
 
 
 def test_efficientnets_own_moments():
