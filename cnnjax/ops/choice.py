@@ -82,6 +82,7 @@ def batch_may_be_sharded() -> bool:
 WINOGRAD_CHANNELS = 32
 WINOGRAD_POSITIONS = 1024
 BATCH_LAST_BYTES = 12 * 2**20
+FUSED_CHANNELS, FUSED_FEATURES_PER_TAP = 16, 16
 
 
 def for_convolution(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> str:
@@ -118,6 +119,17 @@ def batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
 def fuses(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
     """Whether convolution (of stride 1) and 2x2 max pool are fastest as one function."""
     return on_cpu() and batch_last(image, kernel, geometry)
+
+
+def fused_row_stride(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> int:
+    """Returns the stride of the rows of patches in convolution and max pool as one function.
+
+    At stride 1 the matrix product has `k / (k + 1)` times the operations, and there are
+    `2 k / (k + 1)` times the patches to copy, which must not need to be made block by block.
+    """
+    rows, _, channels, features = kernel.shape
+    worth = channels >= FUSED_CHANNELS and features >= FUSED_FEATURES_PER_TAP * (rows - 1)
+    return 1 if worth and batch_last(image, kernel, geometry) else 2
 
 
 def slices_max_pool(name: str, window: tuple[int, int]) -> bool:

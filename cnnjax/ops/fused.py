@@ -4,7 +4,9 @@ A 2x2 pool of a stride-1 convolution looks at four outputs that lie side by side
 same `(k + 1) x (k + 1)` patch, at stride 2, so they are four groups of output channels of one
 stride-2 convolution: the kernel shifted by (0, 0), (0, 1), (1, 0) and (1, 1) within that patch.
 There are a quarter as many patches to copy, and the pool becomes a maximum over four arrays of the
-matrix product. Everything is done with the batch innermost. A non-decreasing activation commutes
+matrix product. With many features, for which the zeros in the shifted kernels cost more than
+copies do, only the columns are treated so, and the rows have stride 1: `(k + 1) k` patches and two
+groups. Everything is done with the batch innermost. A non-decreasing activation commutes
 with the maximum and is applied to a quarter of the values, as is the bias.
 """
 
@@ -21,8 +23,8 @@ from cnnjax.ops import choice
 from cnnjax.ops.blocks import in_row_blocks
 from cnnjax.ops.convolution import conv2d
 from cnnjax.ops.geometry import Geometry, make_geometry
-from cnnjax.ops.im2col import multiply_batch_last, window_taps
-from cnnjax.ops.once import computed_once
+from cnnjax.ops.im2col import multiply_batch_last, patches_batch_last
+from cnnjax.ops.once import computed_once, computed_once_both_ways
 from cnnjax.ops.pooling import max_pool
 
 # Functions that never decrease, so that they may be applied after the maximum.
@@ -92,10 +94,12 @@ def _fused(
 ) -> jax.Array:
     """NHWC x HWIO -> NHWC, with the batch innermost from the patches to the activation."""
     features = kernel.shape[3]
+    rows = geometry.output_size(image, kernel)[0]
+    row_stride = choice.fused_row_stride(image, kernel, geometry)
     shifted = jnp.stack(
         [
-            jnp.pad(kernel, ((down, 1 - down), (right, 1 - right), (0, 0), (0, 0)))
-            for down in (0, 1)
+            jnp.pad(kernel, ((down, row_stride - 1 - down), (right, 1 - right), (0, 0), (0, 0)))
+            for down in range(row_stride)
             for right in (0, 1)
         ],
         axis=3,
@@ -109,29 +113,58 @@ def _fused(
         height, width = block.output_size(image_block, shifted)
         window = shifted.shape[0], shifted.shape[1]
         batch_last = computed_once(image_block.transpose(3, 1, 2, 0))
-        taps = window_taps(batch_last, window, block, (height, width))
-        patches = jnp.concatenate(taps, axis=0)
-        values = multiply_batch_last(shifted.reshape(-1, 4 * features).T, patches, geometry)
-        pooled = _maximum_of_four(values.reshape(4, features, height, width, -1))
+        patches = patches_batch_last(batch_last, window, block, (height, width))
+        matrix = shifted.reshape(patches.shape[0], -1).T
+        values = multiply_batch_last(matrix, patches, geometry)
+        shape = (row_stride, 2, features, -1, 2 // row_stride, width, image_block.shape[0])
+        values = values.reshape(shape)
+        if row_stride == 1:
+            # The product's cotangent is flat: fused with its flattening, each of its elements
+            # would be found by divisions.
+            values = computed_once_both_ways(values)
+        pooled = _maximum_of_four(values)
         result = activation(pooled + bias[:, None, None, None])
         return computed_once(result).transpose(3, 1, 2, 0)
 
-    return in_row_blocks(product, image, shifted, geometry._replace(strides=(2, 2)), bias)
+    (top, bottom), columns = geometry.pads
+    whole_windows = geometry._replace(
+        strides=(row_stride, 2), pads=((top, bottom - rows % 2), columns)
+    )
+    return in_row_blocks(product, image, shifted, whole_windows, bias)
 
 
 @jax.custom_jvp
 def _maximum_of_four(values: jax.Array) -> jax.Array:
-    """Maximum over the first axis, of length 4; the first of equal maxima has the derivative."""
-    return jnp.maximum(jnp.maximum(values[0], values[1]), jnp.maximum(values[2], values[3]))
+    """Maximum over the positions under a pool window; the first of equal maxima has the derivative.
+
+    `values` is `[shifts down, shifts right, features, rows, rows within a window, columns, batch]`;
+    of the axes 0 and 4, both of which are down, one has length 2 and the other 1.
+    """
+    top_left, top_right, left, right = _positions(values)
+    return jnp.maximum(jnp.maximum(top_left, top_right), jnp.maximum(left, right))
 
 
 @_maximum_of_four.defjvp
 def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     (values,), (changes,) = primals, tangents
     maximum = _maximum_of_four(values)
-    winner = jnp.where(values[2] == maximum, 2, 3)
-    winner = jnp.where(values[1] == maximum, 1, winner)
-    winner = jnp.where(values[0] == maximum, 0, winner).astype(jnp.int8)
-    # As a sum over the axis, whose transpose writes all four cotangents in one pass.
-    place = jax.lax.broadcasted_iota(jnp.int8, values.shape, 0)
-    return maximum, jnp.sum(jnp.where(place == winner, changes, 0), axis=0)
+    top_left, top_right, left, _ = _positions(values)
+    winner = jnp.where(left == maximum, 2, 3)
+    winner = jnp.where(top_right == maximum, 1, winner)
+    winner = jnp.where(top_left == maximum, 0, winner).astype(jnp.int8)
+    positions = jnp.arange(4, dtype=jnp.int8).reshape(values.shape[0], -1, 2).swapaxes(1, 2)
+    place = positions[:, :, None, None, :, None, None]
+    won = place == jnp.expand_dims(winner, (0, 1, 4))
+    # As a sum over the axes, whose transpose writes all four cotangents in one pass.
+    return maximum, jnp.sum(jnp.where(won, changes, 0), axis=(0, 1, 4))
+
+
+def _positions(values: jax.Array) -> list[jax.Array]:
+    """Returns the four arrays `[features, rows, columns, batch]`, in row-major order."""
+    downs, within = values.shape[0], values.shape[4]
+    return [
+        values[down, right, :, :, row]
+        for down in range(downs)
+        for row in range(within)
+        for right in (0, 1)
+    ]

@@ -11,6 +11,8 @@ sum of shifted pads, never a scatter. All of JAX's transforms therefore work, at
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -27,18 +29,15 @@ def conv2d_batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -
 
     def product(block: Geometry, image_block: jax.Array, kernel: jax.Array) -> jax.Array:
         height, width = block.output_size(image_block, kernel)
-        taps = window_taps(
-            computed_once(image_block.transpose(3, 1, 2, 0)),
-            (kernel.shape[0], kernel.shape[1]),
-            block,
-            (height, width),
-        )
-        matrix = kernel.reshape(len(taps), -1, groups, features // groups)
+        batch_last = computed_once(image_block.transpose(3, 1, 2, 0))
+        patches = patches_batch_last(batch_last, kernel.shape[:2], block, (height, width))
         if groups == 1:
-            patches = jnp.concatenate(taps, axis=0)
-            result = multiply_batch_last(matrix.reshape(-1, features).T, patches, geometry)
+            matrix = kernel.reshape(-1, features).T
+            result = multiply_batch_last(matrix, patches, geometry)
         else:
-            patches = jnp.stack(taps).reshape(len(taps), groups, -1, *taps[0].shape[1:])
+            taps = kernel.shape[0] * kernel.shape[1]
+            patches = patches.reshape(taps, groups, -1, *patches.shape[1:])
+            matrix = kernel.reshape(taps, -1, groups, features // groups)
             result = multiply_groups("tigo,tgihwn->gohwn", matrix, patches, geometry)
         return result.reshape(features, height, width, -1).transpose(3, 1, 2, 0)
 
@@ -69,33 +68,58 @@ def conv2d_channels_last(image: jax.Array, kernel: jax.Array, geometry: Geometry
     return in_example_chunks(in_blocks, image, kernel, geometry)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def patches_batch_last(
+    image: jax.Array, window: tuple[int, ...], geometry: Geometry, output_size: tuple[int, int]
+) -> jax.Array:
+    """Returns `[taps * channels, output height, output width, batch]`, taps in row-major order.
+
+    `image` is `[channels, height, width, batch]`. The columns' taps are copied first, for all rows
+    of each stride phase, then the rows' taps, each of which is a contiguous block for each channel:
+    half as long as a copy of each tap, of which there are many more.
+    """
+    split = split_phases(image, window, geometry, output_size)
+    (row_stride, column_stride), (rows, columns) = geometry.strides, output_size
+    row_dilation, column_dilation = geometry.kernel_dilation
+
+    def column_tap(row_phase: int, tap: int) -> jax.Array:
+        left, phase = divmod(tap * column_dilation, column_stride)
+        return split[:, :, row_phase, left : left + columns, phase]
+
+    by_row_phase = {}
+    for row_phase in {tap * row_dilation % row_stride for tap in range(window[0])}:
+        taps = [column_tap(row_phase, tap) for tap in range(window[1])]
+        by_row_phase[row_phase] = computed_once(jnp.concatenate(taps, axis=0))
+
+    def row_tap(tap: int) -> jax.Array:
+        top, phase = divmod(tap * row_dilation, row_stride)
+        return by_row_phase[phase][:, top : top + rows]
+
+    return jnp.concatenate([row_tap(tap) for tap in range(window[0])], axis=0)
+
+
+@patches_batch_last.defjvp
+def _(
+    window: tuple[int, ...],
+    geometry: Geometry,
+    output_size: tuple[int, int],
+    primals: tuple[jax.Array],
+    tangents: tuple[jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    # The transpose of one copy of each tap is one sum over all of them, without arrays between.
+    taps = window_taps(tangents[0], window, geometry, output_size)
+    return patches_batch_last(primals[0], window, geometry, output_size), jnp.concatenate(taps, 0)
+
+
 def window_taps(
-    image: jax.Array, window: tuple[int, int], geometry: Geometry, output_size: tuple[int, int]
+    image: jax.Array, window: tuple[int, ...], geometry: Geometry, output_size: tuple[int, int]
 ) -> list[jax.Array]:
     """Returns, for each tap of the window in row-major order, what it sees at each output.
 
     `image` is `[a, height, width, b]`; each tap is `[a, output height, output width, b]`.
     """
-    padded_size = [
-        stride * ((size - 1) * dilation // stride + count)
-        for size, dilation, stride, count in zip(
-            window, geometry.kernel_dilation, geometry.strides, output_size, strict=True
-        )
-    ]
-    margins = [
-        (low, total - size - low, 0)
-        for total, size, (low, _) in zip(padded_size, image.shape[1:3], geometry.pads, strict=True)
-    ]
-    padded = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
+    split = split_phases(image, window, geometry, output_size)
     (row_stride, column_stride), (rows, columns) = geometry.strides, output_size
-    split = padded.reshape(
-        image.shape[0],
-        padded_size[0] // row_stride,
-        row_stride,
-        padded_size[1] // column_stride,
-        column_stride,
-        image.shape[3],
-    )
     row_dilation, column_dilation = geometry.kernel_dilation
     taps = []
     phases: dict[tuple[int, int], jax.Array] = {}
@@ -108,6 +132,32 @@ def window_taps(
                 phases[phase] = split[:, :, phase[0], :, phase[1]]
             taps.append(phases[phase][:, top : top + rows, left : left + columns])
     return taps
+
+
+def split_phases(
+    image: jax.Array, window: tuple[int, ...], geometry: Geometry, output_size: tuple[int, int]
+) -> jax.Array:
+    """Returns the padded image `[a, height / stride, stride, width / stride, stride, b]`."""
+    padded_size = [
+        stride * ((size - 1) * dilation // stride + count)
+        for size, dilation, stride, count in zip(
+            window, geometry.kernel_dilation, geometry.strides, output_size, strict=True
+        )
+    ]
+    margins = [
+        (low, total - size - low, 0)
+        for total, size, (low, _) in zip(padded_size, image.shape[1:3], geometry.pads, strict=True)
+    ]
+    padded = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
+    row_stride, column_stride = geometry.strides
+    return padded.reshape(
+        image.shape[0],
+        padded_size[0] // row_stride,
+        row_stride,
+        padded_size[1] // column_stride,
+        column_stride,
+        image.shape[3],
+    )
 
 
 def multiply(left: jax.Array, right: jax.Array, geometry: Geometry) -> jax.Array:

@@ -18,12 +18,17 @@ def computed_once(x: jax.Array) -> jax.Array:
     layout is what stops it. Of a batch that may be sharded the constraint would gather all
     examples on each device, so there is none.
     """
-    if choice.batch_may_be_sharded():
-        return x
-    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+    return computed_once_both_ways(x)
 
 
 @computed_once.defjvp
 def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     # Of derivatives there is one reader, with which the compiler may well fuse them.
     return computed_once(primals[0]), tangents[0]
+
+
+def computed_once_both_ways(x: jax.Array) -> jax.Array:
+    """Returns `x`, written to memory before anything reads it; so is its cotangent."""
+    if choice.batch_may_be_sharded():
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))

@@ -14,7 +14,7 @@ from jax import lax
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.ops import blocks, choice
+from cnnjax.ops import blocks, choice, geometry
 
 
 def normal(seed, *shape):
@@ -58,10 +58,17 @@ def assert_fused_equals_composed(arrays, padding, activation):
     padding=st.sampled_from(("SAME", "VALID", ((2, 0), (0, 1)))),
     activation=st.sampled_from((jax.nn.relu, nn.tanh, jax.nn.sigmoid)),
     sharded=st.booleans(),
+    row_stride=st.sampled_from((1, 2)),
 )
-def test_fused_equals_its_parts(batch, size, channels, window, padding, activation, sharded):
-    patched = mock.patch.object(choice, "batch_may_be_sharded", lambda: sharded)
-    with jax.enable_x64(True), patched:
+def test_fused_equals_its_parts(
+    batch, size, channels, window, padding, activation, sharded, row_stride
+):
+    patches = mock.patch.multiple(
+        choice,
+        batch_may_be_sharded=lambda: sharded,
+        fused_row_stride=lambda *_: row_stride,
+    )
+    with jax.enable_x64(True), patches:
         arrays = normal(1, batch, *size, channels), normal(2, *window, channels, 4), normal(3, 4)
         assert_fused_equals_composed(arrays, padding, activation)
 
@@ -74,6 +81,16 @@ def test_odd_sizes_drop_the_last_row_and_column(size, padding):
         assert_fused_equals_composed(arrays, padding, jax.nn.relu)
 
 
+def test_rows_are_apart_where_products_cost_more_than_copies():
+    image, kernel = jnp.zeros((64, 13, 13, 32)), jnp.zeros((3, 3, 32, 64))
+    how = geometry.make_geometry(image, kernel, (1, 1), "VALID", (1, 1), 1, None)
+    assert choice.fused_row_stride(image, kernel, how) == 1
+    first_layer = jnp.zeros((64, 28, 28, 1)), jnp.zeros((3, 3, 1, 32))
+    assert choice.fused_row_stride(*first_layer, how) == 2
+    # Patches that are made block by block must not be cut within a window.
+    assert choice.fused_row_stride(jnp.zeros((64, 200, 200, 32)), kernel, how) == 2
+
+
 def test_fused_in_row_blocks(monkeypatch):
     monkeypatch.setattr(blocks, "MAX_PATCH_BYTES", 40_000)
     monkeypatch.setattr(blocks, "MAX_SAVED_PATCH_BYTES", 40_000)
@@ -82,8 +99,10 @@ def test_fused_in_row_blocks(monkeypatch):
         assert_fused_equals_composed(arrays, "SAME", jax.nn.relu)
 
 
-def test_ties_go_to_the_first_position():
+@pytest.mark.parametrize("row_stride", [1, 2])
+def test_ties_go_to_the_first_position(monkeypatch, row_stride):
     """Equal outputs under one window: the gradient of the image is that of the top left one."""
+    monkeypatch.setattr(choice, "fused_row_stride", lambda *_: row_stride)
     image, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((1, 1, 1, 1))
     pool = lambda image: jnp.sum(  # noqa: E731
         ops.conv2d_activation_max_pool(image, kernel, lowering="im2col")
