@@ -22,6 +22,7 @@ _MODULES = (
     "environment",
     "errors",
     "evaluate",
+    "finetune",
     "gradients",
     "logs",
     "loop",

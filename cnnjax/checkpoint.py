@@ -327,7 +327,8 @@ def check_space(directory: str | Path, bytes_needed: int) -> None:
 def state_bytes(state: PyTree) -> int:
     """Returns about how many bytes one saved step takes (arrays or `jax.ShapeDtypeStruct`s)."""
     # Compression gains nothing on trained weights; the allowance is for the small files.
-    return 2**20 + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    leaves = jax.tree.leaves(storage.items_of(state))
+    return 2**20 + sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _write_step(directory: Path, state: HostState, meta: str) -> Path:

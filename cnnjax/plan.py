@@ -27,8 +27,8 @@ class MemoryPlan:
     """Bytes on each device of a mesh.
 
     Attributes:
-      parameters, optimizer, averages, statistics: of the state: parameters, the optimizer's state,
-        averaged parameters, and BatchNorm's running statistics.
+      parameters, optimizer, averages, statistics: of the state: parameters with all that is frozen,
+        the optimizer's state, averaged parameters, and BatchNorm's running statistics.
       data: the batches that lie on the device, or all resident examples.
       workspace: what the compiled step needs at its peak beside these: activations, gradients and
         temporary arrays.
@@ -86,7 +86,7 @@ def memory_plan(
     outputs = compiler.output_size_in_bytes - compiler.alias_size_in_bytes
     device = mesh.devices.flat[0]
     return MemoryPlan(
-        parameters=device_bytes(state.params),
+        parameters=device_bytes((state.params, state.frozen)),
         optimizer=device_bytes(state.opt_state),
         averages=device_bytes(state.ema),
         statistics=device_bytes(state.batch_stats),

@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from cnnjax import distributed
 from cnnjax.data.dataset import Dataset
 from cnnjax.data.streamed import StreamedDataset
 from cnnjax.rng import stream_key
 from cnnjax.sharding import Rules, placed_form, splits_parameters, state_shardings
 from cnnjax.state import TrainState, create_state
 from cnnjax.steps import LossFunction, TrainStep
+
+PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Recipe:
       card: what `runs.load_trained` needs to build the model again: `model` and `arguments`.
       ema: whether the state keeps an average of the parameters.
       precision: what the model computes in; float16 gives the state a loss scale.
+      variables: what training starts from, on the host: `params`, `batch_stats` and `frozen` of
+        the model; None initialises the model.
+      base_checksum: digest of the weights that `variables` come from, without which no checkpoint
+        of the run is read; "" where it starts from none.
     """
 
     dataset: Dataset | StreamedDataset
@@ -44,27 +51,38 @@ class Recipe:
     card: dict[str, Any]
     ema: bool = False
     precision: str = "float32"
+    variables: PyTree | None = None
+    base_checksum: str = ""
 
 
-def initial_state(recipe: Recipe, seed: int) -> TrainState:
-    """Returns the state of step 0, a function of the seed alone."""
+def initial_state(recipe: Recipe, seed: int, variables: PyTree | None = None) -> TrainState:
+    """Returns the state of step 0: a function of the seed, and of `variables` where it has any."""
     image = jnp.zeros((1, *recipe.dataset.image_shape), jnp.uint8)
     key = jax.random.key(seed)
     init = functools.partial(recipe.model.init, train=False)
-    variables = jax.jit(lambda key: init(key, recipe.normalise(image)))(stream_key(key, "init", 0))
+    if variables is None:
+        init_key = stream_key(key, "init", 0)
+        variables = jax.jit(lambda key: init(key, recipe.normalise(image)))(init_key)
     kept: dict[str, Any] = {"ema": recipe.ema, "precision": recipe.precision}
     return create_state(variables, recipe.optimizer, stream_key(key, "train", 0), **kept)
 
 
 def state_form(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> TrainState:
     """Returns the state as `jax.ShapeDtypeStruct`s that lie on the mesh as training keeps them."""
-    form = jax.eval_shape(functools.partial(initial_state, recipe, seed))
+    form = jax.eval_shape(functools.partial(initial_state, recipe, seed), recipe.variables)
     return jax.tree.map(placed_form, form, state_shardings(form, mesh, rules))
 
 
 def new_state(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> TrainState:
     """Returns the state of step 0; where the mesh divides it, it is made in parts, on the mesh."""
+    variables = recipe.variables
     if not splits_parameters(mesh):
-        return initial_state(recipe, seed)
+        # Copies, because the step takes the memory of its input.
+        return initial_state(recipe, seed, jax.tree.map(jnp.array, variables))
     places = jax.tree.map(lambda leaf: leaf.sharding, state_form(recipe, seed, mesh, rules))
-    return jax.jit(functools.partial(initial_state, recipe, seed), out_shardings=places)()
+    if variables is not None:
+        variables = {
+            name: distributed.put(tree, getattr(places, name)) for name, tree in variables.items()
+        }
+    init = jax.jit(functools.partial(initial_state, recipe, seed), out_shardings=places)
+    return init(variables)

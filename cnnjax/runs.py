@@ -24,7 +24,7 @@ from cnnjax.errors import UserError
 
 # What a resumed run may change: how long it trains, where it computes and reads, what it keeps.
 HOW_LONG = {"epochs", "stop_after_epochs"}
-WHERE = {"resume", "run_dir", "data_dir", "devices", "mesh", "sharding"}
+WHERE = {"resume", "run_dir", "data_dir", "base", "devices", "mesh", "sharding"}
 CHANGEABLE_ON_RESUME = HOW_LONG | WHERE | {"keep_last", "keep_best"}
 # What says how this process was started, not what the run is: kept in no record.
 LAUNCH_SETTINGS = (
@@ -287,7 +287,7 @@ class TrainedModel:
     """A model read back from a run, ready to be applied.
 
     Attributes:
-      model: the Linen module.
+      model: the Linen module; of a run fine-tuned with adapters a `cnnjax.finetune.FineTuned`.
       variables: `params` (averaged ones where the run kept an average) and `batch_stats`.
       card: the content of `model.json`.
       step: the step of the checkpoint that was read.
@@ -306,11 +306,16 @@ class TrainedModel:
         return normalise(image, self.card["mean"], self.card["std"], channel_order=order)
 
 
-def load_trained(directory: str | Path) -> TrainedModel:
+def load_trained(directory: str | Path, *, base: str | Path | None = None) -> TrainedModel:
     """Reads the model of a run: the step that its summary names, or else the newest good one.
 
+    Args:
+      directory: the run.
+      base: of a fine-tuned run: where its base is now; None: where it was.
+
     Raises:
-      UserError: no run, no readable checkpoint, or a checkpoint that does not fit the model.
+      UserError: no run, no readable checkpoint, a checkpoint that does not fit the model, or
+        another base.
     """
     from cnnjax import checkpoint, models
 
@@ -327,6 +332,10 @@ def load_trained(directory: str | Path) -> TrainedModel:
     model = models.create(card["model"], num_classes=card["num_outputs"], **fields)
     params = items["ema"] or items["params"]
     variables = {"params": params, "batch_stats": items["batch_stats"] or {}}
+    if "finetune" in card:
+        from cnnjax import finetune
+
+        model, variables = finetune.read_back(model, card, variables, base=base)
     return TrainedModel(model, variables, card, items["step"])
 
 

@@ -25,7 +25,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cnnjax.errors import UserError, unknown_name
-from cnnjax.trees import label_by_path, named_leaves
+from cnnjax.trees import from_named_leaves, label_by_path, named_leaves
 
 PyTree = Any
 Tries = Sequence[tuple[str, int]]
@@ -189,9 +189,10 @@ def state_shardings(state: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
     """Says where each array of a training state lies.
 
     Args:
-      state: a `TrainState` of arrays or `jax.ShapeDtypeStruct`s. A leaf of another field that ends
-        in a parameter's path and has its shape lies as the parameter does: moments of optimizers
-        and averages. All other leaves are copied to every device.
+      state: a `TrainState` of arrays or `jax.ShapeDtypeStruct`s. Frozen parameters lie as trained
+        ones. A leaf of another field that ends in a parameter's path and has its shape lies as the
+        parameter does: moments of optimizers and averages. All other leaves are copied to every
+        device.
       mesh: the devices.
       rules: tried before `DEFAULT_RULES`, which leave parameters below 16 KiB whole.
 
@@ -207,9 +208,11 @@ def state_shardings(state: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
             if axis not in PARAMETER_AXES:
                 raise unknown_name("mesh axis for parameters", axis, PARAMETER_AXES)
     numbers = [(pattern, number) for number, (pattern, _) in enumerate(rules)]
-    matched = named_leaves(label_by_path(state.params, numbers, default=-1))
+    frozen = state.frozen.get("params", {})
+    params = from_named_leaves(named_leaves(frozen) | named_leaves(state.params))
+    matched = named_leaves(label_by_path(params, numbers, default=-1))
     specs = {}
-    for path, leaf in named_leaves(state.params).items():
+    for path, leaf in named_leaves(params).items():
         if matched[path] >= 0:
             tries = rules[matched[path]][1]
         elif leaf.size * leaf.dtype.itemsize < SMALL_BYTES:

@@ -48,13 +48,20 @@ def share_directory(directory: Path) -> None:
 
 
 def start_or_resume(
-    directory: Path, config: runs.Settings, data_checksum: str, state: TrainState
+    directory: Path, config: runs.Settings, checksums: dict[str, str], state: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the run's newest good state and its notes, or the given state and no notes.
 
+    Args:
+      directory: of the run.
+      config: the settings.
+      checksums: `data_checksum` and `base_checksum`: of the dataset, and of the weights that the
+        run fine-tunes ("" where it trains from scratch).
+      state: of step 0; its frozen arrays stay as they are.
+
     Raises:
       UserError: the disk is too small, all checkpoints are damaged, or they were saved with other
-        data or settings.
+        data, another base or other settings.
     """
     checkpoints = directory / "checkpoints"
     # One more than is kept: a step is written before an old one is deleted.
@@ -68,15 +75,24 @@ def start_or_resume(
             distributed.say(f"resumed      {directory} at step 0: it had saved no checkpoint yet")
         return state, {}
     state, notes = checkpoint.restore(checkpoints, state, warn=_warn)
-    if notes["data_checksum"] != data_checksum:
-        raise UserError(
-            f"the data are not those of {directory} (checksum {data_checksum[:12]}, the "
-            f"run's {notes['data_checksum'][:12]}): resume with the same dataset and --data-dir."
-        )
+    _check_same(notes, checksums, directory)
     runs.check_settings(notes["settings"], config)
     _clean(checkpoints, after=int(state.step))
     distributed.say(f"resumed      {directory} at step {int(state.step)}")
     return state, notes
+
+
+def _check_same(notes: dict[str, Any], checksums: dict[str, str], directory: Path) -> None:
+    for name, what, remedy in (
+        ("data_checksum", "data are", "dataset and --data-dir"),
+        ("base_checksum", "base's weights are", "--base"),
+    ):
+        saved, given = notes.get(name, ""), checksums[name]
+        if saved != given:
+            raise UserError(
+                f"the {what} not those of {directory} (checksum {given[:12]}, the run's "
+                f"{saved[:12]}): resume with the same {remedy}."
+            )
 
 
 def _clean(checkpoints: Path, after: int | None = None) -> None:

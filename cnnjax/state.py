@@ -27,6 +27,9 @@ class TrainState:
       ema: exponential moving average of `params`, or None.
       key: typed scalar key from which every random stream of training is derived; it never changes.
       loss_scale: the dynamic loss scale of float16, or None.
+      frozen: arrays that training reads and never changes, such as the parameters that fine-tuning
+        leaves alone (under `params`): arguments of the compiled step, not constants in it. They are
+        never saved: who restores a state brings them along. `{}` where everything is trained.
     """
 
     step: jax.Array
@@ -36,6 +39,7 @@ class TrainState:
     ema: PyTree | None
     key: jax.Array
     loss_scale: LossScale | None = None
+    frozen: PyTree = flax.struct.field(default_factory=dict, metadata={"saved": False})
 
     @property
     def num_updates(self) -> jax.Array:
@@ -45,7 +49,13 @@ class TrainState:
     def variables(self, *, use_ema: bool = True) -> dict[str, PyTree]:
         """Returns what `model.apply` takes; the averaged parameters where there are any."""
         params = self.ema if use_ema and self.ema is not None else self.params
-        return {"params": params, "batch_stats": self.batch_stats}
+        frozen = {"frozen": self.frozen} if self.frozen else {}
+        return {"params": params, "batch_stats": self.batch_stats, **frozen}
+
+    @property
+    def all_params(self) -> dict[str, PyTree]:
+        """The parameters of the model, `trained` and `frozen`."""
+        return {"frozen": self.frozen.get("params", {}), "trained": self.params}
 
 
 def create_state(
@@ -59,7 +69,7 @@ def create_state(
     """Returns the state before the first step.
 
     Args:
-      variables: what `model.init` returned.
+      variables: what `model.init` returned: `params`, and perhaps `batch_stats` and `frozen`.
       optimizer: the optimizer whose state is created.
       key: typed scalar key, the source of all randomness in the steps.
       ema: whether to keep an exponential moving average of the parameters.
@@ -75,4 +85,5 @@ def create_state(
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         key=key,
         loss_scale=initial_loss_scale(precision),
+        frozen=variables.get("frozen", {}),
     )

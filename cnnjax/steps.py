@@ -48,6 +48,7 @@ def make_train_step(
     augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
     penalty: Callable[[PyTree], jax.Array] | None = None,
     objective: Objective | None = None,
+    pull: Callable[[PyTree, PyTree], jax.Array] | None = None,
     ema_decay: float = 0.0,
     accumulate: int = 1,
     axis_name: str | None = None,
@@ -55,9 +56,10 @@ def make_train_step(
     """Returns `step(state, batch) -> (state, metrics)`.
 
     The objective is the mean of `loss_fn` over the unmasked examples of the whole batch, plus the
-    penalty. Every random draw is a function of (`state.key`, the stream's name, `state.step`, the
-    example's position in the batch), so a resumed run draws the same numbers, on any number of
-    devices. A state with a `loss_scale` is trained in float16: see `cnnjax.precision`.
+    penalties. Only `state.params` are differentiated, and no further down than they reach. Every
+    random draw is a function of (`state.key`, the stream's name, `state.step`, the example's
+    position in the batch), so a resumed run draws the same numbers, on any number of devices. A
+    state with a `loss_scale` is trained in float16: see `cnnjax.precision`.
 
     Args:
       model: a Linen module with the contract of `cnnjax.models`.
@@ -73,6 +75,7 @@ def make_train_step(
         `loss_fn` on the model's logits, for losses that apply the model otherwise, such as those of
         `cnnjax.robust`. `forward(params, image, train=...)` is the model, `key` the step's key of
         the stream `objective`, and `part` a batch whose `example` are the positions in the whole.
+      pull: `(params, state.frozen) -> scalar` added likewise, such as `cnnjax.finetune.l2_sp`.
       ema_decay: decay of the parameters' moving average; used where `state.ema` is not None.
         It rises as `(1 + step) / (10 + step)` up to this value, so that the average forgets the
         initial parameters early.
@@ -106,7 +109,7 @@ def make_train_step(
 
         def part_gradient(batch_stats: PyTree, part: Batch) -> tuple[PyTree, PyTree]:
             label, mask = part["label"], part["mask"]
-            forward = make_forward(model, batch_stats, dropout_key)
+            forward = make_forward(model, batch_stats, dropout_key, frozen=state.frozen)
 
             def total(params: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
                 with by_example(part["example"]):
@@ -115,6 +118,8 @@ def make_train_step(
                 share = jnp.sum(jnp.where(mask, losses, 0.0)) / num_examples
                 if penalty is not None:
                     share = share + penalty(params) / (num_devices * accumulate)
+                if pull is not None:
+                    share = share + pull(params, state.frozen) / (num_devices * accumulate)
                 metrics = {
                     "loss": metrics_lib.mean(losses, mask),
                     "accuracy": metrics_lib.accuracy(logits, label, mask),
@@ -154,15 +159,24 @@ def plain_objective(loss_fn: LossFunction) -> Objective:
     return objective
 
 
-def make_forward(model: nn.Module, batch_stats: PyTree, dropout_key: jax.Array) -> Forward:
+def make_forward(
+    model: nn.Module,
+    batch_stats: PyTree,
+    dropout_key: jax.Array,
+    *,
+    frozen: PyTree | None = None,
+) -> Forward:
     """Returns `forward(params, image, train=...) -> (logits, batch_stats)`.
 
     In training mode layers draw from `dropout_key` and the new running statistics are returned;
     otherwise the old ones are. Logits are float32 at least, whatever the layers compute in.
+    `frozen` is that of the state (see `cnnjax.finetune`).
     """
 
     def forward(params: PyTree, image: jax.Array, *, train: bool) -> tuple[jax.Array, PyTree]:
         variables = {"params": params, "batch_stats": batch_stats}
+        if frozen:
+            variables["frozen"] = frozen
         if not train:
             return _logits(model, variables, image), batch_stats
         logits, updated = model.apply(

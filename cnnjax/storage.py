@@ -55,9 +55,11 @@ class HostState:
 def items_of(state: PyTree) -> dict[str, PyTree]:
     """Returns `{item: tree or None}`, of a state or of anything that has its structure."""
     if dataclasses.is_dataclass(state):
-        # Flax marks fields that are no arrays, such as functions, as no part of the tree.
-        names = [f.name for f in dataclasses.fields(state) if f.metadata.get("pytree_node", True)]
-        fields = {name: getattr(state, name) for name in names}
+        # Flax marks fields that are no arrays, such as functions, as no part of the tree; we mark
+        # those that are not to be saved.
+        marks = ("pytree_node", "saved")
+        kept = [f for f in dataclasses.fields(state) if all(f.metadata.get(m, True) for m in marks)]
+        fields = {field.name: getattr(state, field.name) for field in kept}
     else:
         fields = dict(state)
     if PROGRESS in fields:

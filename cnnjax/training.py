@@ -87,7 +87,7 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     starting.share_directory(directory)
     if distributed.is_first():
         held.enter_context(run_directory.only_writer(directory))
-    state, notes = starting.start_or_resume(directory, config, recipe.dataset.checksum, state)
+    state, notes = starting.start_or_resume(directory, config, _checksums(recipe), state)
     state = distributed.put(state, parallel.state_shardings(state, mesh, rules))
     if distributed.is_first():
         _record_facts(config, experiment, recipe)
@@ -161,6 +161,11 @@ def shrink(dataset: Dataset | StreamedDataset) -> Dataset | StreamedDataset:
     return shorten(dataset, {"train": 1024, "validation": 256, "test": 256})
 
 
+def _checksums(recipe: Recipe) -> dict[str, str]:
+    """Returns what a checkpoint must agree with to be resumed."""
+    return {"data_checksum": recipe.dataset.checksum, "base_checksum": recipe.base_checksum}
+
+
 def _pipeline(dataset: Dataset | StreamedDataset, config: runs.Settings, mesh: Mesh) -> Pipeline:
     parallel.check_batch_size(config.batch_size, mesh)
     check_parts(config.batch_size, config.accumulate, num_devices=sharding.num_batch_parts(mesh))
@@ -219,7 +224,7 @@ def _fit(
             "step_in_epoch": step % steps_per_epoch,
             "best": dataclasses.asdict(best),
             "seconds": elapsed(),
-            "data_checksum": recipe.dataset.checksum,
+            **_checksums(recipe),
             "settings": runs.recorded_settings(config),
         }
         if step in validated:
@@ -281,7 +286,8 @@ def _finish(
     predict = parallel.compile_predict(make_predict(recipe.model, normalise=recipe.normalise), mesh)
     batches = _batches(dataset, "test", mesh)
     probabilities, labels = evaluate.predict_all(predict, variables, batches)
-    params = distributed.fetch(variables["params"])
+    # The frozen ones first: the first convolution is the likeliest to be frozen.
+    params = distributed.fetch((variables.get("frozen", {}).get("params", {}), variables["params"]))
     if not distributed.is_first():
         return
     with MetricsLog(directory, resume_step=int(outcome.state.step)) as log:
@@ -305,7 +311,8 @@ def _finish(
         "test_examples": len(labels),
         "validation_examples": split_size(dataset, "validation"),
         f"best_validation_{config.monitor}": best.value,
-        "parameters": count_parameters(state.params),
+        "parameters": count_parameters(state.all_params),
+        "trained_parameters": count_parameters(state.params),
         "seconds": elapsed(),
         "seed": config.seed,
         "epochs": config.epochs,
@@ -338,7 +345,6 @@ def _batches(dataset: Dataset | StreamedDataset, split: str, mesh: Mesh) -> Iter
 def _record_facts(config: runs.Settings, experiment: str, recipe: Recipe) -> None:
     dataset, directory = recipe.dataset, Path(config.run_dir)
     card = {
-        **recipe.card,
         "dataset": dataset.name,
         "image_shape": dataset.image_shape,
         "class_names": dataset.class_names,
@@ -346,6 +352,7 @@ def _record_facts(config: runs.Settings, experiment: str, recipe: Recipe) -> Non
         "std": dataset.std,
         "parameters_averaged": recipe.ema,
         "precision": recipe.precision,
+        **recipe.card,
     }
     runs.write_config(config, experiment, data_checksum=dataset.checksum)
     runs.write_json(directory / "model.json", card)

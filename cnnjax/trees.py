@@ -7,7 +7,7 @@ mistake far more often than a wish.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,18 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     """Returns `{path: leaf}` in the tree's own order. `None` is no leaf, as elsewhere in JAX."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {_path_text(key_path): leaf for key_path, leaf in leaves}
+
+
+def from_named_leaves(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested dicts whose `named_leaves` are these: its inverse for nested dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = leaf
+    return tree
 
 
 def label_by_path(

@@ -91,6 +91,12 @@ class Config(runs.Settings):
 
 def main(config: Config) -> int:
     """Trains and tests one network; returns the exit code."""
+    start(config)
+    return train(config)
+
+
+def start(config: Config) -> None:
+    """Connects the processes and devices; before any use of JAX."""
     cnnjax.distributed.start(
         config.coordinator,
         config.num_processes,
@@ -98,6 +104,18 @@ def main(config: Config) -> int:
         timeout_secs=config.join_timeout_secs,
     )
     cnnjax.backend.start(config.devices, config.mesh)
+
+
+def train(config: Config) -> int:
+    """Trains and tests one network, when all has started."""
+    dataset = read_data(config)
+    arguments = cli.key_values(config.model_arguments)
+    model, card = make_model(config, config.model, arguments, dataset)
+    return cnnjax.training.train_classifier(config, make_recipe(config, dataset, model, card))
+
+
+def read_data(config: Config):
+    """Opens the dataset that the settings name."""
     dataset = cnnjax.data.open_dataset(
         config.dataset,
         pipeline=config.pipeline,
@@ -107,21 +125,42 @@ def main(config: Config) -> int:
         seed=config.seed,
         image_size=config.image_size or None,
     )
-    if config.smoke:
-        dataset = cnnjax.training.shrink(dataset)
+    return cnnjax.training.shrink(dataset) if config.smoke else dataset
+
+
+def make_model(config: Config, name: str, arguments: dict, dataset):
+    """Returns the model, not yet initialised, and the card by which it is built again."""
+    num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
+    fields = runs.computation(name, arguments, precision=config.precision, remat=config.remat)
+    model = cnnjax.models.create(name, num_classes=num_outputs, **fields)
+    return model, {"model": name, "num_outputs": num_outputs, "arguments": arguments}
+
+
+def make_recipe(
+    config: Config,
+    dataset,
+    model,
+    card: dict,
+    *,
+    wrap_optimizer=lambda optimizer, total_steps: optimizer,
+    **start,
+):
+    """Returns what `train_classifier` needs.
+
+    Args:
+      config: the settings.
+      dataset: what `read_data` returned.
+      model, card: what `make_model` returned; a card with `mean` and `std` replaces the dataset's.
+      wrap_optimizer: `(optimizer, total_steps) -> optimizer`.
+      **start: `variables` and `base_checksum` of the recipe, and `pull` of the step.
+    """
 
     def normalise(images):
         # The moments of a dataset on disk take seconds: not before all settings are checked.
-        return cnnjax.data.normalise(images, dataset.mean, dataset.std)
+        mean, std = (card.get(name) or getattr(dataset, name) for name in ("mean", "std"))
+        return cnnjax.data.normalise(images, mean, std)
 
-    num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
-    arguments = cli.key_values(config.model_arguments)
-    fields = runs.computation(
-        config.model, arguments, precision=config.precision, remat=config.remat
-    )
-    model = cnnjax.models.create(config.model, num_classes=num_outputs, **fields)
-    loss_fn = _loss(config, num_outputs)
-
+    loss_fn = _loss(config, card["num_outputs"])
     total_steps = cnnjax.training.total_steps(config, dataset)
     schedule = cnnjax.schedules.make_schedule(
         config.schedule,
@@ -136,7 +175,9 @@ def main(config: Config) -> int:
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm or None,
     )
-    recipe = cnnjax.recipe.Recipe(
+    optimizer = wrap_optimizer(optimizer, total_steps)
+    pull = start.pop("pull", None)
+    return cnnjax.recipe.Recipe(
         dataset=dataset,
         model=model,
         optimizer=optimizer,
@@ -148,17 +189,18 @@ def main(config: Config) -> int:
             normalise=normalise,
             augment=_augmentation(config),
             penalty=_penalty(config),
+            pull=pull,
             ema_decay=config.ema_decay,
             accumulate=config.accumulate,
             axis_name=axis_name,
         ),
         loss_fn=loss_fn,
         normalise=normalise,
-        card={"model": config.model, "num_outputs": num_outputs, "arguments": arguments},
+        card=card,
         ema=config.ema_decay > 0,
         precision=config.precision,
+        **start,
     )
-    return cnnjax.training.train_classifier(config, recipe)
 
 
 def _loss(config, num_outputs):

@@ -38,6 +38,7 @@ def main(config: Config) -> None:
     """Evaluates one run."""
     cnnjax.backend.start(devices=1)
     trained = runs.load_trained(config.run)
+    card = trained.card
     settings = runs.read_config(Path(config.run))["settings"]
     dataset = cnnjax.data.open_dataset(
         config.dataset or settings["dataset"],
@@ -46,9 +47,8 @@ def main(config: Config) -> None:
         classes=settings["classes"],
         validation=settings["validation"],
         seed=settings["seed"],
-        image_size=settings["image_size"] or None,
+        image_size=tuple(card["image_shape"][:2]),
     )
-    card = trained.card
     if list(dataset.class_names) != card["class_names"]:
         raise UserError(
             f"{dataset.name} has the classes {', '.join(dataset.class_names)}, but the model was "

@@ -95,7 +95,7 @@ def to_cnnjax(
     }
     if new_head_key is not None:
         leaves |= _new_heads(model, image_shape, new_head_key)
-    return {"params": {}, "batch_stats": {}} | _nested(leaves)
+    return {"params": {}, "batch_stats": {}} | trees.from_named_leaves(leaves)
 
 
 def from_cnnjax(
@@ -242,14 +242,3 @@ def _counters(arrays: Arrays, names: Names) -> Arrays:
         for name in arrays
         if name.endswith(leaf)
     }
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[last] = leaf
-    return tree

@@ -16,6 +16,7 @@ _MODULE_OF = {
     "random_flip": "augment",
     "Arrays": "dataset",
     "Dataset": "dataset",
+    "few_labels": "few",
     "load": "sources",
     "gather": "pipelines",
     "evaluation_batches": "pipelines",
@@ -39,6 +40,7 @@ _MODULE_OF = {
 _MODULES = (
     "augment",
     "dataset",
+    "few",
     "folder",
     "image_files",
     "mnist",

@@ -8,7 +8,7 @@ Every model is a Linen module from `image [batch, height, width, channels]` to l
 `[batch, num_classes]`. Its last Dense is named `head`; `num_classes=None` returns what would enter
 it. `train` is keyword-only; dropout draws from the random stream `dropout`; models with BatchNorm
 keep `batch_stats` and take `axis_name` for statistics over a mapped axis. Each stage's output is
-sown into `intermediates` under its name: `features` returns it.
+passed through `stage_output`, which sows it into `intermediates`: `features` returns it.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ from cnnjax.models import (
     vgg,
 )
 from cnnjax.models.features import features, stage_names
+from cnnjax.models.stages import changed_stages, stage_output
 from cnnjax.models.summary import Summary, format_summary, summary
 
 __all__ = [
     "MODELS",
     "Summary",
     "canonical_classes",
+    "changed_stages",
     "create",
     "features",
     "format_summary",
@@ -54,6 +56,7 @@ __all__ = [
     "model_fields",
     "presets",
     "stage_names",
+    "stage_output",
     "summary",
 ]
 

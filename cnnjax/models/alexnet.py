@@ -21,6 +21,7 @@ from cnnjax.models.layers import (
     require_image,
     require_stem,
 )
+from cnnjax.models.stages import stage_output
 
 
 class AlexNet(nn.Module):
@@ -67,7 +68,7 @@ class AlexNet(nn.Module):
             x = activation(x)
             if pool:
                 x = ops.max_pool(x, (3, 3), (2, 2))
-            self.sow("intermediates", f"stage{index}", x)
+            x = stage_output(self, f"stage{index}", x)
         if large:
             x = adaptive_average_pool(x, 6)
         x = x.reshape(x.shape[0], -1)
@@ -155,7 +156,7 @@ class AlexNet2012(nn.Module):
                 x = local_response_norm(x)
             if index in (1, 2, 5):
                 x = ops.max_pool(x, (3, 3), (2, 2))
-            self.sow("intermediates", f"stage{index}", x)
+            x = stage_output(self, f"stage{index}", x)
         x = x.reshape(x.shape[0], -1)
         layer = {"kernel_init": kernel_init, "dtype": self.dtype}
         for index in (1, 2):

@@ -24,6 +24,7 @@ from cnnjax import ops
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.models.layers import require_stem
 from cnnjax.models.norms import norm_layer
+from cnnjax.models.stages import stage_output
 
 Array = jax.Array
 Factory = Callable[..., Any]
@@ -331,8 +332,7 @@ class Stage(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         for number, block in enumerate(self.blocks, 1):
             x = call_block(block(name=f"block{number}"), x, remat=self.remat and train, train=train)
-        self.sow("intermediates", "output", x)
-        return x
+        return stage_output(self, "output", x)
 
 
 # PyTorch's initialiser of dense kernels: uniform within 1 / sqrt(fan-in) on either side.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from cnnjax import trees
 from cnnjax.errors import unknown_name
+from cnnjax.models.stages import changed_stages, stage_name
 
 
 def features(
@@ -48,16 +49,15 @@ def stage_names(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str
       model: a Linen module with the contract of `cnnjax.models`.
       image_shape: `[height, width, channels]`; nothing is computed on it.
     """
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     order: list[str] = []
 
-    def trace(image: jax.Array) -> Any:
-        variables = model.init(jax.random.key(0), image, train=False)
-        sown, _ = _outputs(model, variables, image)
-        order.extend(sown)
-        return sown
+    def note(name: str, x: jax.Array) -> jax.Array:
+        order.append(name)
+        return x
 
-    jax.eval_shape(trace, image)
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with changed_stages(note):
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
     return order
 
 
@@ -81,7 +81,7 @@ def _outputs(
     # `sow` appends to a tuple, hence the last part of the path; a stage that is a module of its own
     # sows `output` within, because Flax keeps a module's name from its parent.
     sown = {
-        path.rsplit("/", 1)[0].removesuffix("/output"): value
+        stage_name(path.rsplit("/", 1)[0]): value
         for path, value in trees.named_leaves(state.get("intermediates", {})).items()
     }
     return sown, layers

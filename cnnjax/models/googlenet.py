@@ -30,6 +30,7 @@ from cnnjax.models.layers import (
     require_image,
     require_stem,
 )
+from cnnjax.models.stages import stage_output
 
 # Table 1: (1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection) of each module, stage by stage.
 MODULES: dict[int, dict[str, tuple[int, int, int, int, int, int]]] = {
@@ -141,7 +142,7 @@ class GoogLeNet(nn.Module):
                 module = InceptionModule(widths, self.large_kernel, conv_norm, name=name)
                 x = call_block(module, x, remat=self.remat and train)
                 self._auxiliary(name, x, conv_norm, train)
-            self.sow("intermediates", f"stage{stage}", x)
+            x = stage_output(self, f"stage{stage}", x)
             if stage == 3:
                 x = max_pool_ceil(x, 3, 2)
             elif stage == 4:
@@ -157,13 +158,13 @@ class GoogLeNet(nn.Module):
     def _stem(self, image: jax.Array, conv_norm: Factory) -> jax.Array:
         if self.stem == "cifar":
             x = conv_norm(192, 3, name="conv1")(image)
-            self.sow("intermediates", "stage1", x)
+            x = stage_output(self, "stage1", x)
             return x
         x = max_pool_ceil(conv_norm(64, 7, strides=2, name="conv1")(image), 3, 2)
-        self.sow("intermediates", "stage1", x)
+        x = stage_output(self, "stage1", x)
         x = conv_norm(64, 1, name="conv2")(x)
         x = max_pool_ceil(conv_norm(192, 3, name="conv3")(x), 3, 2)
-        self.sow("intermediates", "stage2", x)
+        x = stage_output(self, "stage2", x)
         return x
 
     def _auxiliary(self, module: str, x: jax.Array, conv_norm: Factory, train: bool) -> None:

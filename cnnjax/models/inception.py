@@ -28,6 +28,7 @@ from cnnjax.models.blocks import (
 )
 from cnnjax.models.layers import require_image
 from cnnjax.models.norms import norm_layer
+from cnnjax.models.stages import stage_output
 
 
 class ConvUnit(nn.Module):
@@ -229,24 +230,24 @@ class InceptionV3(nn.Module):
         x = unit(32, (3, 3), strides=2, name="conv2d_1a")(image)
         x = unit(32, (3, 3), valid=True, name="conv2d_2a")(x)
         x = unit(64, (3, 3), name="conv2d_2b")(x)
-        self.sow("intermediates", "stage1", x)
+        x = stage_output(self, "stage1", x)
         x = ops.max_pool(x, (3, 3), (2, 2))
         x = unit(80, (1, 1), name="conv2d_3b")(x)
         x = unit(192, (3, 3), valid=True, name="conv2d_4a")(x)
-        self.sow("intermediates", "stage2", x)
+        x = stage_output(self, "stage2", x)
         x = ops.max_pool(x, (3, 3), (2, 2))
         for name, pool_features in (("mixed_5b", 32), ("mixed_5c", 64), ("mixed_5d", 64)):
             x = block(InceptionA(pool_features, unit, average, name=name), x)
-        self.sow("intermediates", "stage3", x)
+        x = stage_output(self, "stage3", x)
         x = block(InceptionB(unit, name="mixed_6a"), x)
         for name, width in zip(("b", "c", "d", "e"), (128, 160, 160, 192), strict=True):
             x = block(InceptionC(width, unit, average, name=f"mixed_6{name}"), x)
-        self.sow("intermediates", "stage4", x)
+        x = stage_output(self, "stage4", x)
         self._auxiliary(x, unit, train)
         x = block(InceptionD(unit, name="mixed_7a"), x)
         x = block(InceptionE(unit, average, name="mixed_7b"), x)
         x = block(InceptionE(unit, average, name="mixed_7c"), x)
-        self.sow("intermediates", "stage5", x)
+        x = stage_output(self, "stage5", x)
         return classify(
             jnp.mean(x, axis=(1, 2)),
             self.num_classes,

@@ -17,6 +17,7 @@ from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models.blocks import Activation, activation_function
 from cnnjax.models.layers import kernel_initialiser, pool_function, require_image
+from cnnjax.models.stages import stage_output
 
 
 class LeNet5(nn.Module):
@@ -59,11 +60,11 @@ class LeNet5(nn.Module):
                 name=f"conv{index}",
                 **layer,
             )(x)
-            self.sow("intermediates", f"stage{index}", x)
+            x = stage_output(self, f"stage{index}", x)
         x = x.reshape(x.shape[0], -1)
         for index, width in enumerate((120, 84), start=1):
             x = activation(nn.Dense(width, name=f"dense{index}", **layer)(x))
-            self.sow("intermediates", f"stage{index + 2}", x)
+            x = stage_output(self, f"stage{index + 2}", x)
         if self.num_classes is None:
             return x
         return nn.Dense(self.num_classes, name="head", dtype=self.dtype)(x)
@@ -214,17 +215,17 @@ class LeNet5_1998(nn.Module):
             )
         x = scaled_tanh(self._conv(6, image, "c1"))
         x = scaled_tanh(Subsample(dtype=self.dtype, name="s2")(x))
-        self.sow("intermediates", "stage1", x)
+        x = stage_output(self, "stage1", x)
         x = scaled_tanh(ConnectedConv(dtype=self.dtype, name="c3")(x))
         x = scaled_tanh(Subsample(dtype=self.dtype, name="s4")(x))
-        self.sow("intermediates", "stage2", x)
+        x = stage_output(self, "stage2", x)
         x = scaled_tanh(self._conv(120, x, "c5"))
         x = x.reshape(x.shape[0], 120)
-        self.sow("intermediates", "stage3", x)
+        x = stage_output(self, "stage3", x)
         init = uniform_by_fan_in(120)
         x = nn.Dense(84, kernel_init=init, bias_init=init, dtype=self.dtype, name="f6")(x)
         x = scaled_tanh(x)
-        self.sow("intermediates", "stage4", x)
+        x = stage_output(self, "stage4", x)
         return x if self.num_classes is None else CodeDistance(name="head")(x)
 
     def _conv(self, width: int, image: jax.Array, name: str) -> jax.Array:

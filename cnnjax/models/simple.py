@@ -13,6 +13,7 @@ from cnnjax import ops
 from cnnjax.models.blocks import Activation, activation_function
 from cnnjax.models.layers import kernel_initialiser, pool_function, require_image
 from cnnjax.models.norms import norm_layer
+from cnnjax.models.stages import stage_output
 
 
 class SimpleCNN(nn.Module):
@@ -57,7 +58,7 @@ class SimpleCNN(nn.Module):
         x = image
         for index, (width, pool) in enumerate(zip(self.widths, pooled, strict=True), start=1):
             x = self._convolution(x, width, pool, index, train)
-            self.sow("intermediates", f"stage{index}", x)
+            x = stage_output(self, f"stage{index}", x)
         x = x.reshape(x.shape[0], -1)
         return _dense_layers(self, x, len(self.widths) + 1, train)
 
@@ -125,7 +126,7 @@ def _dense_layers(model: SimpleCNN | MLP, x: jax.Array, first_stage: int, train:
     for index, width in enumerate(widths, start=1):
         dense = nn.Dense(width, kernel_init=init, dtype=model.dtype, name=f"dense{index}")
         x = activation(dense(x))
-        model.sow("intermediates", f"stage{first_stage + index - 1}", x)
+        x = stage_output(model, f"stage{first_stage + index - 1}", x)
         if index < len(widths):
             x = nn.Dropout(model.dropout_rate)(x, deterministic=not train)
     x = nn.Dropout(model.dropout_rate)(x, deterministic=not train)

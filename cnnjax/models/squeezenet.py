@@ -25,6 +25,7 @@ from cnnjax.models.blocks import (
 )
 from cnnjax.models.layers import kernel_initialiser, max_pool_ceil, require_image, require_stem
 from cnnjax.models.norms import norm_layer
+from cnnjax.models.stages import stage_output
 
 
 class Fire(nn.Module):
@@ -119,7 +120,7 @@ class SqueezeNet(nn.Module):
             name="conv1",
         )(image)
         x = activation(norm(name="norm1")(x))
-        self.sow("intermediates", "stage1", x)
+        x = stage_output(self, "stage1", x)
         stage = 1
         for number, (squeeze, expand) in enumerate(self.fires, start=2):
             if number in self.pools_before and (large or number > 2):
@@ -128,7 +129,7 @@ class SqueezeNet(nn.Module):
             x = call_block(fire, x, remat=self.remat and train)
             if number + 1 in self.pools_before or number == len(self.fires) + 1:
                 stage += 1
-                self.sow("intermediates", f"stage{stage}", x)
+                x = stage_output(self, f"stage{stage}", x)
         x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
         if self.num_classes is None:
             return x

@@ -32,7 +32,8 @@ class Summary(NamedTuple):
     """A model at one image size: its layers in the order of computation, and their sums.
 
     `activation_bytes` is the memory of every layer's output for one image in float32: about what
-    training keeps for the backward pass.
+    training keeps for the backward pass. `trained` are the parameters that are not frozen (see
+    `cnnjax.finetune`): all of a plain model.
     """
 
     image_shape: tuple[int, int, int]
@@ -41,6 +42,7 @@ class Summary(NamedTuple):
     statistics: int
     macs: int
     activation_bytes: int
+    trained: int
 
 
 def summary(model: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
@@ -62,8 +64,11 @@ def summary(model: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(record):
         variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
-    params = trees.named_leaves(variables["params"])
-    statistics = trees.named_leaves(variables.get("batch_stats", {}))
+    frozen = variables.get("frozen", {})
+    trained = trees.named_leaves(variables["params"])
+    params = trees.named_leaves(frozen.get("params", {})) | trained
+    statistics = trees.named_leaves(frozen.get("batch_stats", {}))
+    statistics |= trees.named_leaves(variables.get("batch_stats", {}))
     rows = []
     for path, (module, input_shape, output_shape) in calls.items():
         prefix = "/".join(path)
@@ -83,6 +88,7 @@ def summary(model: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
         statistics=sum(leaf.size for leaf in statistics.values()),
         macs=sum(row.macs for row in layers),
         activation_bytes=4 * sum(math.prod(row.output_shape) for row in layers),
+        trained=trees.count_parameters(trained),
     )
 
 
@@ -109,6 +115,8 @@ def format_summary(result: Summary, *, layers: bool = True) -> str:
         lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
     size = "x".join(map(str, result.image_shape))
     totals = f"{result.parameters:,} parameters"
+    if result.trained < result.parameters:
+        totals += f" ({result.trained:,} of them trained)"
     if result.statistics:
         totals += f", {result.statistics:,} running statistics"
     totals += f", {result.macs:,} multiply-accumulates"

@@ -24,6 +24,7 @@ from cnnjax.models.blocks import (
 )
 from cnnjax.models.layers import adaptive_average_pool, require_image, require_stem
 from cnnjax.models.norms import norm_layer
+from cnnjax.models.stages import stage_output
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -58,8 +59,7 @@ class VGGStage(nn.Module):
                 x = self.activation(self.norm(name=f"norm{index}")(x))
         if self.conv_pool is None:
             x = ops.max_pool(x, (2, 2), (2, 2))
-        self.sow("intermediates", "output", x)
-        return x
+        return stage_output(self, "output", x)
 
 
 class VGG(nn.Module):

@@ -1,0 +1,159 @@
+"""Fine-tune any pretrained classifier on any image classification data.
+
+    python -m experiments.mnist_lenet --classes 0,1,2,3,4 --run-dir runs/low
+    python -m experiments.finetune --base runs/low --classes 5,6,7,8,9 --labels-per-class 10 \\
+        --batch-size 50 --method lora:4
+
+`--base` is a run, a checkpoint directory, or weights converted by `python -m cnnjax.convert`; the
+model, image size and normalisation are its own. docs/finetune.md says what each method trains.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import cnnjax
+from cnnjax import cli, finetune, runs
+from cnnjax.errors import UserError
+from experiments import classify
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(classify.Config):
+    """Fine-tune a classifier: validates after each epoch, tests at the end, keeps everything."""
+
+    base: str = ""
+    """Directory of a run (trained, fine-tuned or converted) or of checkpoints to start from. With
+    --smoke and no base, a small one is trained first, in RUN/base."""
+
+    model: str = ""
+    """A name that `python -m cnnjax.models` lists; by default the base's, with its arguments."""
+
+    method: str = "full"
+    """full, head, last:STAGES, bitfit, norm, lora:RANK, adapter:UNITS; or scratch: nothing of the
+    base is used but its settings."""
+
+    new: tuple[str, ...] = ("head/.*",)
+    """Patterns of parameters that are drawn anew instead of taken from the base; none keeps all."""
+
+    drop: tuple[str, ...] = ()
+    """Patterns of the base's parameters that the model does not have."""
+
+    also_train: tuple[str, ...] = ()
+    """Patterns of parameters that are trained beside those of the method."""
+
+    lora_ranks: tuple[str, ...] = ()
+    """Ranks of some kernels, before lora's own: PATTERN=RANK, such as 'stage4/.*=16'."""
+
+    lora_alpha: float = 8.0
+    """LoRA's change of a kernel is multiplied by alpha / rank."""
+
+    norm_statistics: Literal["auto", "frozen", "batch"] = "auto"
+    """Layers of BatchNorm that keep their running statistics and normalise by them: auto, those
+    whose scale and bias are frozen; frozen, all; batch, none."""
+
+    layer_decay: float = 1.0
+    """Factor of the learning rate for each stage further from the head."""
+
+    unfreeze_epochs: float = 0.0
+    """Train the head alone at first, and one more stage every so many epochs; 0: all at once."""
+
+    l2_sp: float = 0.0
+    """Strength of the pull of parameters to where the base has them (L2-SP)."""
+
+    l2_sp_new: float = 0.01
+    """With --l2-sp: strength of the pull of new parameters to 0."""
+
+    labels_per_class: int = 0
+    """Train on so many images of each class, chosen by the seed; 0: on all."""
+
+
+def main(config: Config) -> int:
+    """Fine-tunes and tests one network; returns the exit code."""
+    classify.start(config)
+    directory = Path(config.base or Path(config.run_dir) / "base")
+    if not config.base:
+        if not config.smoke:
+            raise UserError("no base given: name a run or a checkpoint directory with --base.")
+        code = _train_small_base(config, directory)
+        if code:
+            return code
+    base = finetune.read_base(directory)
+    if not (config.model or base.card):
+        raise UserError(f"{base.source} does not say its model: name it with --model.")
+    name = config.model or base.card["model"]
+    size = config.image_size or base.card.get("image_shape", (0,))[0]
+    dataset = classify.read_data(dataclasses.replace(config, image_size=size))
+    if config.labels_per_class:
+        dataset = cnnjax.data.few_labels(dataset, config.labels_per_class, seed=config.seed)
+    arguments = base.card["arguments"] if name == base.card.get("model") else {}
+    arguments = arguments | cli.key_values(config.model_arguments)
+    model, card = classify.make_model(config, name, arguments, dataset)
+
+    scratch, shape = config.method == "scratch", dataset.image_shape
+    new = (".*",) if scratch else config.new
+    key = cnnjax.rng.stream_key(config.seed, "finetune", 0)
+    loaded = finetune.load(base, model, shape, new=new, drop=config.drop, key=key)
+    method = finetune.make_method(
+        "full" if scratch else config.method,
+        model,
+        shape,
+        also_train=config.also_train,
+        lora_ranks=finetune.parse_ranks(config.lora_ranks),
+        lora_alpha=config.lora_alpha,
+        norm_statistics=config.norm_statistics,
+    )
+    tuned = finetune.FineTuned(model, method)
+    variables = finetune.start(tuned, loaded, shape, key)
+    card |= {name: base.card[name] for name in ("mean", "std") if name in base.card}
+    card["finetune"] = finetune.describe(tuned, variables, base, new=new, drop=config.drop)
+    pull = None
+    if config.l2_sp:
+        pull = finetune.l2_sp(config.l2_sp, config.l2_sp_new)
+        variables = finetune.remember_start(variables, loaded.kept)
+    cnnjax.distributed.say(f"base         {base.source}\n{finetune.format_loaded(loaded)}")
+    recipe = classify.make_recipe(
+        config,
+        dataset,
+        tuned,
+        card,
+        wrap_optimizer=lambda optimizer, total_steps: _by_group(
+            config, finetune.layer_groups(model, shape), optimizer, total_steps
+        ),
+        variables=variables,
+        base_checksum=base.checksum,
+        pull=pull,
+    )
+    return cnnjax.training.train_classifier(config, recipe)
+
+
+def _by_group(config, groups, optimizer, total_steps):
+    """Returns the optimizer with a rate and a beginning for each group of layers."""
+    if config.layer_decay != 1:
+        optimizer = finetune.layer_wise_decay(optimizer, groups, config.layer_decay)
+    if config.unfreeze_epochs:
+        steps = round(total_steps / config.epochs * config.unfreeze_epochs)
+        optimizer = finetune.gradual_unfreezing(optimizer, groups, steps)
+    return optimizer
+
+
+def _train_small_base(config, directory):
+    """Trains a base for a smoke run, on the parity of the labels; returns the exit code."""
+    if (directory / "summary.json").exists():
+        return 0
+    settings = {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(classify.Config)
+    }
+    settings |= {
+        "model": config.model or classify.Config.model,
+        "classes": "even-odd",
+        "run_dir": str(directory),
+        "resume": str(directory) if (directory / "config.json").exists() else "",
+        "stop_after_epochs": 0,
+        "plan": False,
+    }
+    return classify.train(classify.Config(**settings))
+
+
+if __name__ == "__main__":
+    runs.launch(Config, main)
