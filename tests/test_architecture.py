@@ -64,6 +64,8 @@ MAY_IMPORT = {
         "step_directories",
         "environment",
     },
+    "finetune": {"errors", "trees", "rng", "models", "manifest", "checkpoint", "runs"}
+    | {"step_directories", "finetune"},
     "logs": {"errors"},
     "plots": {"errors", "metrics", "plots"},
     "evaluate": {"errors", "distributed", "metrics"},

@@ -1,0 +1,102 @@
+"""Adapters: nothing at first, then a small network behind each stage of any model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnjax import finetune, models, trees
+from cnnjax.errors import UserError
+from cnnjax.models import changed_stages, features
+from tests.finetune.small import SHAPE, initialised, tuned
+from tests.tiny import BatchNormNet
+
+
+def test_the_adapted_model_is_the_model_at_first():
+    model = tuned("adapter:3")
+    variables = initialised(model)
+    image = jax.random.normal(jax.random.key(1), (2, *SHAPE))
+    own = finetune.join_variables(variables)
+    del own["params"]["adapters"]
+    np.testing.assert_array_equal(model.apply(variables, image), model.model.apply(own, image))
+
+
+def test_an_adapter_by_hand():
+    model = tuned("adapter:1")
+    variables = initialised(model)
+    image = jax.random.normal(jax.random.key(1), (2, *SHAPE))
+    before = features(model, variables, image, "stage1")["stage1"]
+    adapter = variables["params"]["adapters"]["stage1"]
+    adapter["down"] = {"kernel": jnp.array([[1.0], [0.0], [-1.0], [0.5]]), "bias": jnp.array([0.1])}
+    adapter["up"] = {"kernel": jnp.array([[1.0, 2.0, 0.0, -1.0]]), "bias": jnp.full(4, 0.25)}
+    hidden = np.maximum(0, before[..., 0] - before[..., 2] + before[..., 3] / 2 + 0.1)
+    expected = before + hidden[..., None] * np.array([1.0, 2.0, 0.0, -1.0]) + 0.25
+    after = features(model, variables, image, "stage1")["stage1"]
+    np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_adapters_train_with_the_head_and_are_not_merged():
+    model = tuned("adapter:3")
+    variables = initialised(model)
+    paths = set(trees.named_leaves(variables["params"]))
+    assert paths == {
+        *(f"adapters/stage{n}/{m}/{x}" for n in (1, 2) for m in ("down", "up") for x in LEAVES),
+        *(f"head/{x}" for x in LEAVES),
+    }
+    with pytest.raises(UserError, match="adapters cannot be merged"):
+        model.merge(variables)
+
+
+LEAVES = ("kernel", "bias")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_network_of_the_zoo_takes_adapters(name):
+    """Shapes alone: each stage has an adapter of its width, and gives its output on."""
+    shape = models.input_shape(name)
+    model = models.create(name, num_classes=10)
+    adapted = finetune.FineTuned(model, finetune.make_method("adapter:5", model, shape))
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    form = jax.eval_shape(lambda x: adapted.init(jax.random.key(0), x), image)
+    stages = models.stage_names(model, shape)
+    found = jax.eval_shape(lambda v, x: features(adapted, v, x, stages), form, image)
+    for stage in stages:
+        kernel = form["params"]["adapters"][stage]["down"]["kernel"]
+        assert kernel.shape == (found[stage].shape[-1], 5)
+    assert set(form["params"]["adapters"]) == set(stages)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "squeezenet1_1", "googlenet"])
+def test_every_adapter_is_used(name):
+    """A stage whose output were only sown would not change the logits."""
+    model, shape = models.create(name, num_classes=10), models.input_shape(name)
+    stages = models.stage_names(model, shape)
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    form = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+
+    def scaled(scales, variables, image):
+        with changed_stages(lambda stage, x: x * scales[stage]):
+            return model.apply(variables, image, train=False)
+
+    ones = dict.fromkeys(stages, jnp.float32(1))
+    program = jax.make_jaxpr(scaled)(ones, form, image).jaxpr
+    used = {str(v) for equation in program.eqns for v in equation.invars}
+    assert all(str(v) in used for v in program.invars[: len(stages)])
+
+
+def test_two_changes_of_stages_act_one_after_the_other():
+    model = tuned("adapter:1")
+    variables = initialised(model)
+    image = jax.random.normal(jax.random.key(1), (1, *SHAPE))
+    plain = features(model, variables, image, "stage2")["stage2"]
+    with changed_stages(lambda stage, x: x if stage == "stage1" else -x):
+        changed = features(model, variables, image, "stage2")["stage2"]
+    np.testing.assert_array_equal(changed, -plain)
+
+
+def test_a_model_without_stages_says_how_to_have_some():
+    with pytest.raises(UserError, match="no stages to put adapters behind: end them with"):
+        initialised(finetune.FineTuned(BatchNormNet(), finetune.Method(adapter_width=2)))
+    with pytest.raises(UserError, match="adapter width 0: use at least one unit"):
+        finetune.init_adapters({"stage1": 4}, 0, jax.random.key(0))
