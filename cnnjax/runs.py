@@ -309,13 +309,10 @@ class TrainedModel:
 def load_trained(directory: str | Path, *, base: str | Path | None = None) -> TrainedModel:
     """Reads the model of a run: the step that its summary names, or else the newest good one.
 
-    Args:
-      directory: the run.
-      base: of a fine-tuned run: where its base is now; None: where it was.
+    `base` says where the base of a fine-tuned run is now, if it is not where it was.
 
     Raises:
-      UserError: no run, no readable checkpoint, a checkpoint that does not fit the model, or
-        another base.
+      UserError: no run, no readable checkpoint, one that does not fit the model, or another base.
     """
     from cnnjax import checkpoint, models
 
