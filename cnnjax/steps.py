@@ -47,8 +47,8 @@ def make_train_step(
     normalise: Callable[[jax.Array], jax.Array] = as_float,
     augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
     penalty: Callable[[PyTree], jax.Array] | None = None,
-    objective: Objective | None = None,
     pull: Callable[[PyTree, PyTree], jax.Array] | None = None,
+    objective: Objective | None = None,
     ema_decay: float = 0.0,
     accumulate: int = 1,
     axis_name: str | None = None,
@@ -71,11 +71,11 @@ def make_train_step(
         position of the first image within the whole batch, so that each example's draw does not
         depend on the number of devices.
       penalty: `params -> scalar` added to the objective, such as an L2 term.
+      pull: `(params, state.frozen) -> scalar` added likewise, such as `cnnjax.finetune.l2_sp`.
       objective: `(forward, params, key, part) -> (losses [batch], logits, batch_stats)` in place of
         `loss_fn` on the model's logits, for losses that apply the model otherwise, such as those of
         `cnnjax.robust`. `forward(params, image, train=...)` is the model, `key` the step's key of
         the stream `objective`, and `part` a batch whose `example` are the positions in the whole.
-      pull: `(params, state.frozen) -> scalar` added likewise, such as `cnnjax.finetune.l2_sp`.
       ema_decay: decay of the parameters' moving average; used where `state.ema` is not None.
         It rises as `(1 + step) / (10 + step)` up to this value, so that the average forgets the
         initial parameters early.
