@@ -13,6 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = (
+    "averaging",
     "backend",
     "checkpoint",
     "convert",
@@ -35,7 +36,9 @@ _MODULES = (
     "plan",
     "plots",
     "precision",
+    "recalibrate",
     "recipe",
+    "replay",
     "report",
     "rng",
     "run_comparison",

@@ -1,4 +1,7 @@
-"""Gradients of a batch in parts, one after another: the memory of one part, the sum of all."""
+"""Gradients of a batch in parts, and uphill of the parameters.
+
+In parts, one after another, a batch takes the memory of one part and gives the sum of all.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from cnnjax.errors import UserError
 
@@ -59,6 +63,25 @@ def in_parts(
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     (total, carried), _ = jax.lax.scan(body, (zeros, carried), jnp.arange(num_parts))
     return total, carried
+
+
+def ascend(params: PyTree, gradient: PyTree, radius: float) -> PyTree:
+    """Returns the parameters at which sharpness-aware minimisation takes the gradient.
+
+    `params + radius * gradient / |gradient|`, the highest loss to first order within a ball. Foret
+    et al. 2021 (arXiv 2010.01412), equation (2) with p = 2 and algorithm 1: the gradient at that
+    point then updates `params`. The norm is over all parameters, and the gradient that of the whole
+    batch (the paper's section 4.1 takes each device's own, its "m-sharpness").
+
+    Args:
+      params: the parameters.
+      gradient: the objective's gradient at them.
+      radius: `rho`, positive; the paper uses 0.05.
+    """
+    norm = optax.tree.norm(gradient)
+    # Where the gradient is 0 there is no uphill.
+    scale = radius / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
+    return jax.tree.map(lambda p, g: p + (scale * g).astype(p.dtype), params, gradient)
 
 
 def check_parts(batch_size: int, num_parts: int, *, num_devices: int) -> None:

@@ -1,7 +1,7 @@
 """Optimizers by name: one Optax chain, with clipping, decoupled weight decay and freezing by path.
 
     gradient -> clip -> direction of the optimizer -> + weight decay * kernels
-             -> times minus the learning rate
+             -> times minus the learning rate -> within the largest norm
 
 Each optimizer is a function of its own hyperparameters that returns the direction alone, before
 the learning rate; `make_optimizer` puts the rest around it, the same for all of them.
@@ -31,6 +31,8 @@ def make_optimizer(
     weight_decay: float = 0.0,
     weight_decay_patterns: Sequence[str] = (".*kernel",),
     clip_norm: float | None = None,
+    max_norm: float | None = None,
+    max_norm_patterns: Sequence[str] = (".*kernel",),
     freeze: Sequence[str] = (),
     **options: Any,
 ) -> optax.GradientTransformation:
@@ -50,6 +52,9 @@ def make_optimizer(
         optimizer; the second name is there for those who look for it.
       weight_decay_patterns: what decays; by default the kernels, so neither biases nor norms.
       clip_norm: gradients of a larger global L2 norm are scaled down to it; None does not clip.
+      max_norm: after each update, the weights into a unit or channel of the selected parameters are
+        scaled down to this L2 norm where theirs is larger, see `limit_norm`; None does not.
+      max_norm_patterns: what is limited; by default the kernels.
       freeze: patterns of the parameters to leave as they are, bit for bit. They have no moments,
         and their gradients do not count towards the norm that is clipped.
       **options: hyperparameters of this optimizer, such as `beta2=0.99`; see its function.
@@ -62,7 +67,7 @@ def make_optimizer(
       UserError: an unknown name or option, or a value out of its range; from `init`, a pattern that
         matches nothing, or patterns that leave nothing to train.
     """
-    _check(learning_rate, momentum, weight_decay, clip_norm)
+    _check(learning_rate, momentum, weight_decay, clip_norm, max_norm)
     direction = _direction(name, momentum, options)
 
     def chain(params: PyTree) -> optax.GradientTransformation:
@@ -75,7 +80,11 @@ def make_optimizer(
             parts.append(optax.add_decayed_weights(weight_decay, mask=decayed))
         if name == "lamb":
             parts.append(optax.scale_by_trust_ratio())
-        optimizer = optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
+        parts.append(optax.scale_by_learning_rate(learning_rate))
+        if max_norm is not None:
+            limited = mask_by_path(params, max_norm_patterns)
+            parts.append(optax.masked(limit_norm(max_norm), limited))
+        optimizer = optax.chain(*parts)
         return _freeze(optimizer, params, freeze) if freeze else optimizer
 
     def init(params: PyTree) -> PyTree:
@@ -87,6 +96,29 @@ def make_optimizer(
         return chain(gradient).update(gradient, state, params)
 
     return optax.GradientTransformation(init, update)
+
+
+def limit_norm(largest: float) -> optax.GradientTransformation:
+    """Changes each update so that no unit's weights have a larger L2 norm after it.
+
+    The max-norm constraint of Srebro and Shraibman 2005 ("Rank, Trace-Norm and Max-Norm"), as used
+    with dropout by Srivastava et al. 2014 ("Dropout", section 5.1, with norms of 3 to 4): what is
+    larger is projected onto the ball. A unit's weights are those along all axes of a kernel but the
+    last one, `[height, width, in, out]` or `[in, out]`.
+    """
+
+    def limited(update: jax.Array, param: jax.Array) -> jax.Array:
+        moved = param + update
+        norm = jnp.sqrt(
+            jnp.sum(jnp.square(moved), axis=tuple(range(moved.ndim - 1)), keepdims=True)
+        )
+        scale = largest / jnp.maximum(norm, largest)
+        return jnp.where(norm > largest, moved * scale - param, update)
+
+    def apply(updates: PyTree, params: PyTree | None) -> PyTree:
+        return jax.tree.map(limited, updates, params)
+
+    return optax.stateless(apply)
 
 
 def _sgd() -> optax.GradientTransformation:
@@ -254,6 +286,7 @@ def _check(
     momentum: float,
     weight_decay: float,
     clip_norm: float | None,
+    max_norm: float | None,
 ) -> None:
     not_negative = "must be finite and not negative"
     rules = [
@@ -265,6 +298,8 @@ def _check(
         rules.append(("learning_rate", learning_rate, allowed, not_negative))
     if clip_norm is not None:
         rules.append(("clip_norm", clip_norm, clip_norm > 0, "must be positive"))
+    if max_norm is not None:
+        rules.append(("max_norm", max_norm, max_norm > 0, "must be positive"))
     for name, value, allowed, rule in rules:
         if not allowed:
             raise UserError(f"{name} {rule}; it is {value}.")

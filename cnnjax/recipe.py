@@ -35,6 +35,8 @@ class Recipe:
       normalise: stored images -> what the model expects.
       card: what `runs.load_trained` needs to build the model again: `model` and `arguments`.
       ema: whether the state keeps an average of the parameters.
+      recalibrate_batches: training batches on which BatchNorm's statistics are measured anew for
+        validation and test, see `cnnjax.recalibrate`; 0 takes the running ones.
       precision: what the model computes in; float16 gives the state a loss scale.
       variables: what training starts from, on the host: `params`, `batch_stats` and `frozen` of
         the model; None initialises the model.
@@ -50,6 +52,7 @@ class Recipe:
     normalise: Callable[[jax.Array], jax.Array]
     card: dict[str, Any]
     ema: bool = False
+    recalibrate_batches: int = 0
     precision: str = "float32"
     variables: PyTree | None = None
     base_checksum: str = ""
@@ -64,7 +67,12 @@ def initial_state(recipe: Recipe, seed: int, variables: PyTree | None = None) ->
         init_key = stream_key(key, "init", 0)
         variables = jax.jit(lambda key: init(key, recipe.normalise(image)))(init_key)
     kept: dict[str, Any] = {"ema": recipe.ema, "precision": recipe.precision}
-    return create_state(variables, recipe.optimizer, stream_key(key, "train", 0), **kept)
+    return create_state(variables, recipe.optimizer, training_key(seed), **kept)
+
+
+def training_key(seed: int) -> jax.Array:
+    """Returns the `TrainState.key` of a run: all randomness of its steps comes from it."""
+    return stream_key(jax.random.key(seed), "train", 0)
 
 
 def state_form(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> TrainState:

@@ -5,6 +5,7 @@ config.json      settings, command, versions, devices, flags, commit, checksum o
 model.json       what it takes to build the model again and to feed it
 metrics.jsonl    one line a record; the same as TensorBoard events in tensorboard/
 checkpoints/     see `cnnjax.checkpoint`
+recalibrated/    BatchNorm's statistics of the tested step, where the run measured them anew
 figures/         pictures
 summary.json     final scores (its presence means that the run is finished); summary.md says
                  the same to people
@@ -35,6 +36,7 @@ LAUNCH_SETTINGS = (
     "process_id",
     "join_timeout_secs",
 )
+RECALIBRATED = "recalibrated"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,8 +302,9 @@ class TrainedModel:
 
     def normalise(self, image: Any) -> Any:
         """Maps stored images to what the model expects."""
-        from cnnjax.data.augment import normalise
+        from cnnjax.data import filters, normalise
 
+        image = filters.filter_images(image, filters.make_filter(self.card.get("preprocess", "")))
         order = self.card.get("channel_order", "RGB")
         return normalise(image, self.card["mean"], self.card["std"], channel_order=order)
 
@@ -328,6 +331,9 @@ def load_trained(directory: str | Path, *, base: str | Path | None = None) -> Tr
     fields = computation(card["model"], card["arguments"], precision=card.get("precision"))
     model = models.create(card["model"], num_classes=card["num_outputs"], **fields)
     params = items["ema"] or items["params"]
+    step, measured = items["step"], directory / RECALIBRATED
+    if step in checkpoint.steps(measured):
+        items |= checkpoint.restore_items(measured, ("batch_stats",), step=step)
     variables = {"params": params, "batch_stats": items["batch_stats"] or {}}
     if "finetune" in card:
         from cnnjax import finetune

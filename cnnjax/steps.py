@@ -7,6 +7,7 @@ are BatchNorm's statistics.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,9 @@ import jax.numpy as jnp
 import optax
 
 from cnnjax import metrics as metrics_lib
+from cnnjax.averaging import Averaging, exponential, mix_in
 from cnnjax.dropout import by_example
-from cnnjax.gradients import in_parts
+from cnnjax.gradients import ascend, in_parts
 from cnnjax.precision import all_finite, skip_overflow
 from cnnjax.rng import stream_key
 from cnnjax.state import TrainState
@@ -45,11 +47,13 @@ def make_train_step(
     *,
     schedule: Callable[[jax.Array], jax.Array],
     normalise: Callable[[jax.Array], jax.Array] = as_float,
-    augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
+    augment: Callable[[jax.Array, Batch, jax.Array], Batch] | None = None,
     penalty: Callable[[PyTree], jax.Array] | None = None,
     pull: Callable[[PyTree, PyTree], jax.Array] | None = None,
     objective: Objective | None = None,
     ema_decay: float = 0.0,
+    averaging: Averaging | None = None,
+    sam_radius: float = 0.0,
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
@@ -66,19 +70,23 @@ def make_train_step(
       optimizer: an Optax transformation; `optimizer.init(params)` made `state.opt_state`.
       loss_fn: `(logits [batch, classes], label) -> loss [batch]`.
       schedule: step -> learning rate, the one that the optimizer uses; here for the metrics only.
-      normalise: `image [batch, height, width, channels]`, as stored -> what the model expects.
-      augment: `(key, image, first_index) -> image`, after `normalise`; `first_index` is the
-        position of the first image within the whole batch, so that each example's draw does not
-        depend on the number of devices.
+      normalise: `image [batch, height, width, channels]`, as stored, or float in [0, 1] where there
+        is an `augment` -> what the model expects.
+      augment: `(key, batch, first_index) -> batch`, before `normalise`, such as
+        `cnnjax.data.make_augment` returns; it gets images as `as_float` makes them and may mix
+        labels. `first_index` is the position of the first image within the whole batch, so that
+        each example's draw does not depend on the number of devices.
       penalty: `params -> scalar` added to the objective, such as an L2 term.
       pull: `(params, state.frozen) -> scalar` added likewise, such as `cnnjax.finetune.l2_sp`.
       objective: `(forward, params, key, part) -> (losses [batch], logits, batch_stats)` in place of
         `loss_fn` on the model's logits, for losses that apply the model otherwise, such as those of
         `cnnjax.robust`. `forward(params, image, train=...)` is the model, `key` the step's key of
         the stream `objective`, and `part` a batch whose `example` are the positions in the whole.
-      ema_decay: decay of the parameters' moving average; used where `state.ema` is not None.
-        It rises as `(1 + step) / (10 + step)` up to this value, so that the average forgets the
-        initial parameters early.
+      ema_decay: decay of the parameters' moving average, see `averaging.exponential`; used where
+        `state.ema` is not None.
+      averaging: another average for `state.ema`, such as `averaging.stochastic` returns.
+      sam_radius: `rho` of sharpness-aware minimisation, see `gradients.ascend`: the update's
+        gradient is taken at parameters that far uphill, which costs a second pass. 0 does not.
       accumulate: the batch is computed in so many equal parts, one after another, whose gradients
         are summed for one update: the objective is the same, the activations in memory are those of
         one part. BatchNorm's statistics are sequential, not pooled: each part (over all devices) is
@@ -95,19 +103,23 @@ def make_train_step(
     objective = plain_objective(loss_fn) if objective is None else objective
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        image = normalise(batch["image"])
         device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
         num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-        first_index = device * image.shape[0]
+        first_index = device * batch["image"].shape[0]
         if augment is not None:
-            image = augment(stream_key(state.key, "augment", state.step), image, first_index)
+            batch = {**batch, "image": as_float(batch["image"])}
+            batch = augment(stream_key(state.key, "augment", state.step), batch, first_index)
+        examples = first_index + jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
+        batch = {**batch, "image": normalise(batch["image"]), "example": examples}
         num_examples = jnp.sum(batch["mask"], dtype=jnp.int32)
         num_examples = sum_over_devices(num_examples, axis_name)
         dropout_key = stream_key(state.key, "dropout", state.step)
         objective_key = stream_key(state.key, "objective", state.step)
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
 
-        def part_gradient(batch_stats: PyTree, part: Batch) -> tuple[PyTree, PyTree]:
+        def part_gradient(
+            params: PyTree, batch_stats: PyTree, part: Batch
+        ) -> tuple[PyTree, PyTree]:
             label, mask = part["label"], part["mask"]
             forward = make_forward(model, batch_stats, dropout_key, frozen=state.frozen)
 
@@ -126,22 +138,23 @@ def make_train_step(
                 }
                 return share * scale, (metrics, updated)
 
-            gradient, (metrics, batch_stats) = jax.grad(total, has_aux=True)(state.params)
+            gradient, (metrics, batch_stats) = jax.grad(total, has_aux=True)(params)
             return (gradient, metrics), batch_stats
 
-        examples = first_index + jnp.arange(image.shape[0], dtype=jnp.int32)
-        sums, batch_stats = in_parts(
-            part_gradient,
-            state.batch_stats,
-            {**batch, "image": image, "example": examples},
-            accumulate,
-        )
-        gradient, metrics = sum_over_devices(sums, axis_name)
-        if state.loss_scale is not None:
-            gradient = jax.tree.map(lambda leaf: leaf / scale, gradient)
+        def whole_gradient(params: PyTree) -> tuple[PyTree, Metrics, PyTree]:
+            compute = functools.partial(part_gradient, params)
+            sums, batch_stats = in_parts(compute, state.batch_stats, batch, accumulate)
+            gradient, metrics = sum_over_devices(sums, axis_name)
+            if state.loss_scale is not None:
+                gradient = jax.tree.map(lambda leaf: leaf / scale, gradient)
+            return gradient, metrics, batch_stats
+
+        gradient, metrics, batch_stats = whole_gradient(state.params)
+        if sam_radius:
+            gradient, _, _ = whole_gradient(ascend(state.params, gradient, sam_radius))
         learning_rate = schedule(state.num_updates)
         return finish_step(
-            state, optimizer, gradient, batch_stats, metrics, learning_rate, ema_decay
+            state, optimizer, gradient, batch_stats, metrics, learning_rate, ema_decay, averaging
         )
 
     return step
@@ -195,10 +208,12 @@ def finish_step(
     metrics: Metrics,
     learning_rate: jax.Array,
     ema_decay: float,
+    averaging: Averaging | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Returns the state after one update, and the metrics with those of the update."""
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    new_state = _updated(state, updates, opt_state, batch_stats, ema_decay)
+    average = averaging or exponential(ema_decay)
+    new_state = _updated(state, updates, opt_state, batch_stats, average)
     one = jnp.ones((), jnp.int32)
     metrics = metrics | {
         "learning_rate": (jnp.asarray(learning_rate, jnp.float32), one),
@@ -285,23 +300,17 @@ def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
 
 
 def _updated(
-    state: TrainState, updates: PyTree, opt_state: PyTree, batch_stats: PyTree, ema_decay: float
+    state: TrainState, updates: PyTree, opt_state: PyTree, batch_stats: PyTree, average: Averaging
 ) -> TrainState:
     params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = mix_in(ema, params, average(state.num_updates))
     return dataclasses.replace(
         state,
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        ema=_moving_average(state, params, ema_decay),
-    )
-
-
-def _moving_average(state: TrainState, params: PyTree, decay: float) -> PyTree | None:
-    if state.ema is None:
-        return None
-    rising = jnp.minimum(decay, (1.0 + state.num_updates) / (10.0 + state.num_updates))
-    return jax.tree.map(
-        lambda old, new: old + (new - old) * (1.0 - rising).astype(old.dtype), state.ema, params
+        ema=ema,
     )

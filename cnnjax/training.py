@@ -6,6 +6,7 @@ which a reader would. Whoever wants another order calls the same functions.
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from cnnjax import (
     loop,
     parallel,
     plan,
+    recalibrate,
     report,
     run_directory,
     runs,
@@ -84,6 +86,7 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
         plan.show(recipe.make_step, form, data, **how)
         return 0
     state = new_state(recipe, config.seed, mesh, rules)
+    variables_of = _scored_variables(recipe, state, data)
     starting.share_directory(directory)
     if distributed.is_first():
         held.enter_context(run_directory.only_writer(directory))
@@ -112,7 +115,7 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
         return notes.get("seconds", 0.0) + time.monotonic() - started
 
     def validate(state: TrainState) -> dict[str, float]:
-        return _scores(eval_step, state.variables(), recipe.dataset, "validation", mesh)
+        return _scores(eval_step, variables_of(state), recipe.dataset, "validation", mesh)
 
     with run_directory.stop_requests() as asked:
         stop_requested = distributed.agreed("stop", asked)
@@ -134,7 +137,7 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     if unfinished and outcome.reason == "finished":
         distributed.say(f"stopped as asked; continue with --resume {directory}")
         return 0
-    _finish(config, experiment, recipe, outcome, eval_step, mesh, elapsed)
+    _finish(config, experiment, recipe, outcome, variables_of, eval_step, mesh, elapsed)
     return 0
 
 
@@ -177,6 +180,32 @@ def _pipeline(dataset: Dataset | StreamedDataset, config: runs.Settings, mesh: M
         sharding=parallel.batch_sharding(mesh),
         replicated=parallel.replicated(mesh),
     )
+
+
+def _scored_variables(
+    recipe: Recipe, state: TrainState, data: Pipeline
+) -> Callable[[TrainState], PyTree]:
+    """Returns `state -> variables` that are validated, tested and kept."""
+    num_batches = recipe.recalibrate_batches
+    if num_batches < 0:
+        raise UserError(f"--recalibrate {num_batches}: give 0 or more batches.")
+    if not num_batches:
+        return lambda state: state.variables()
+    if not state.batch_stats:
+        raise UserError(
+            f"--recalibrate {num_batches}: {recipe.card['model']} has no BatchNorm, whose "
+            "statistics could be measured; leave it out."
+        )
+    statistics = jax.jit(recalibrate.make_statistics(recipe.model, normalise=recipe.normalise))
+
+    def variables_of(state: TrainState) -> PyTree:
+        variables = state.variables()
+        batches = itertools.islice(data.batches(0), num_batches)
+        measured = recalibrate.recalibrate(statistics, variables, batches)
+        places = jax.tree.map(lambda leaf: leaf.sharding, variables["batch_stats"])
+        return {**variables, "batch_stats": distributed.put(measured, places)}
+
+    return variables_of
 
 
 def _fit(
@@ -271,6 +300,7 @@ def _finish(
     experiment: str,
     recipe: Recipe,
     outcome: loop.Outcome,
+    variables_of: Callable[[TrainState], PyTree],
     eval_step: EvalStep,
     mesh: Mesh,
     elapsed: Callable[[], float],
@@ -281,7 +311,10 @@ def _finish(
     if config.patience and best.value is not None and best.step != int(state.step):
         state, _ = checkpoint.restore(directory / "checkpoints", state, step=best.step)
         distributed.say(f"restored     the best weights, of step {best.step}")
-    variables = state.variables()
+    variables = variables_of(state)
+    if recipe.recalibrate_batches:
+        statistics = {"step": state.step, "batch_stats": variables["batch_stats"]}
+        checkpoint.save(directory / runs.RECALIBRATED, statistics, {})
     test = _scores(eval_step, variables, dataset, "test", mesh)
     predict = parallel.compile_predict(make_predict(recipe.model, normalise=recipe.normalise), mesh)
     batches = _batches(dataset, "test", mesh)

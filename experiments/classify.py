@@ -10,7 +10,9 @@ The experiments named after a network are this one with that network's settings.
 import dataclasses
 
 import cnnjax
-from cnnjax import cli, runs
+from cnnjax import averaging, cli, runs
+from cnnjax.data.filters import filter_images
+from cnnjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,23 +72,30 @@ class Config(runs.Settings):
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 does not clip."""
 
+    max_norm: float = 0.0
+    """Largest L2 norm of the weights into a unit or channel, kept after each update; 0 is none."""
+
+    sam: float = 0.0
+    """Radius of sharpness-aware minimisation, such as 0.05; a step takes twice as long. 0 does not
+    use it."""
+
     ema_decay: float = 0.0
     """Decay of the moving average of the parameters that is validated and tested; 0 keeps none."""
 
-    rotation: float = 0.0
-    """Augmentation: largest rotation in degrees, either way."""
+    swa_from_epoch: int = 0
+    """Validate and test the mean of the parameters after this epoch and all later ones (stochastic
+    weight averaging) instead of a moving average; 0 does not."""
 
-    scaling: float = 0.0
-    """Augmentation: largest relative change of size, such as 0.1."""
+    recalibrate: int = 0
+    """Training batches on which BatchNorm's statistics are measured anew for each validation and
+    for the test: averaged parameters need it. 0 takes the running ones."""
 
-    translation: float = 0.0
-    """Augmentation: largest shift in pixels along each axis."""
+    preprocess: str = ""
+    """A filter of all images, training and test: median:3, mean:3 or gaussian:1.5."""
 
-    shear: float = 0.0
-    """Augmentation: largest horizontal shear in degrees."""
-
-    flip: bool = False
-    """Augmentation: mirror half of the images left to right."""
+    augment: str = ""
+    """Random changes of the training images, in order, such as crop:4,flip,rotate:15,mixup:0.2:
+    names and numbers of cnnjax.data.policy. experiments.show_batch shows what they do."""
 
 
 def main(config: Config) -> int:
@@ -133,7 +142,12 @@ def make_model(config: Config, name: str, arguments: dict, dataset):
     num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
     fields = runs.computation(name, arguments, precision=config.precision, remat=config.remat)
     model = cnnjax.models.create(name, num_classes=num_outputs, **fields)
-    return model, {"model": name, "num_outputs": num_outputs, "arguments": arguments}
+    return model, {
+        "model": name,
+        "num_outputs": num_outputs,
+        "arguments": arguments,
+        "preprocess": config.preprocess,
+    }
 
 
 def make_recipe(
@@ -155,12 +169,17 @@ def make_recipe(
       **start: `variables` and `base_checksum` of the recipe, and `pull` of the step.
     """
 
+    image_filter = cnnjax.data.make_filter(config.preprocess)
+
     def normalise(images):
         # The moments of a dataset on disk take seconds: not before all settings are checked.
         mean, std = (card.get(name) or getattr(dataset, name) for name in ("mean", "std"))
-        return cnnjax.data.normalise(images, mean, std)
+        return cnnjax.data.normalise(filter_images(images, image_filter), mean, std)
 
     loss_fn = _loss(config, card["num_outputs"])
+    augment = cnnjax.data.make_augment(config.augment, num_classes=card["num_outputs"])
+    if config.sam < 0:
+        raise UserError(f"--sam {config.sam}: give a radius of 0 or more.")
     total_steps = cnnjax.training.total_steps(config, dataset)
     schedule = cnnjax.schedules.make_schedule(
         config.schedule,
@@ -174,9 +193,11 @@ def make_recipe(
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm or None,
+        max_norm=config.max_norm or None,
     )
     optimizer = wrap_optimizer(optimizer, total_steps)
     pull = start.pop("pull", None)
+    averages = _stochastic_average(config, total_steps // config.epochs)
     return cnnjax.recipe.Recipe(
         dataset=dataset,
         model=model,
@@ -187,17 +208,20 @@ def make_recipe(
             loss_fn,
             schedule=schedule,
             normalise=normalise,
-            augment=_augmentation(config),
+            augment=augment,
             penalty=_penalty(config),
             pull=pull,
             ema_decay=config.ema_decay,
+            averaging=averages,
+            sam_radius=config.sam,
             accumulate=config.accumulate,
             axis_name=axis_name,
         ),
         loss_fn=loss_fn,
         normalise=normalise,
         card=card,
-        ema=config.ema_decay > 0,
+        ema=config.ema_decay > 0 or averages is not None,
+        recalibrate_batches=config.recalibrate,
         precision=config.precision,
         **start,
     )
@@ -211,24 +235,18 @@ def _loss(config, num_outputs):
     return cnnjax.losses.make_loss(name, **options)
 
 
-def _augmentation(config):
-    """Returns `(key, images, first_index) -> images`, or None where nothing is to be changed."""
-    magnitudes = (config.rotation, config.scaling, config.translation, config.shear)
-    functions = []
-    if any(magnitudes):
-        affine = cnnjax.data.random_affine(
-            rotation_degrees=config.rotation,
-            scale=(1 / (1 + config.scaling), 1 + config.scaling),
-            translation_pixels=config.translation,
-            shear_degrees=config.shear,
-        )
-        functions.append(affine)
-    if config.flip:
-        functions.append(cnnjax.data.random_flip())
-    if not functions:
+def _stochastic_average(config, steps_per_epoch):
+    """Returns the average of the ends of epochs, or None where it is not asked for."""
+    first = config.swa_from_epoch
+    if not first:
         return None
-    function = cnnjax.data.compose(*functions)
-    return lambda key, images, first: cnnjax.data.apply_per_image(key, images, function, first)
+    if config.ema_decay:
+        raise UserError("--swa-from-epoch and --ema-decay are two averages: give one.")
+    if not 1 <= first <= config.epochs:
+        raise UserError(
+            f"--swa-from-epoch {first}: give an epoch from 1 to {config.epochs}, or more --epochs."
+        )
+    return averaging.stochastic(first * steps_per_epoch, steps_per_epoch)
 
 
 def _penalty(config):

@@ -29,10 +29,7 @@ class Config(classify.Config):
     learning_rate: float = 3e-3
     ema_decay: float = 0.999
     weight_decay: float = 0.05
-    rotation: float = 7.0
-    scaling: float = 0.07
-    translation: float = 1.5
-    shear: float = 7.0
+    augment: str = "rotate:7,scale:0.07,translate:1.5,shear:7"
 
 
 if __name__ == "__main__":

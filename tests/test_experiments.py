@@ -250,7 +250,7 @@ def assert_same_bits(first, second):
 def test_same_seed_same_bits_and_stopped_runs_resume_to_the_same_bits(
     train_made, tmp_path, parallel
 ):
-    settings = {"parallel": parallel, "ema_decay": 0.9, "rotation": 10.0}
+    settings = {"parallel": parallel, "ema_decay": 0.9, "augment": "rotate:10"}
     settings |= {"model": "cnn_32_64_dense128_dropout", "model_arguments": ()}
     straight, again, stopped = (tmp_path / name for name in ("straight", "again", "stopped"))
     assert train_made(run_dir=str(straight), **settings) == 0

@@ -22,11 +22,11 @@ def dropout_net(**options):
     )
 
 
-def augment(key, image, first_index):
+def augment(key, batch, first_index):
     def noise(key, image):
         return image + 0.1 * jax.random.normal(key, image.shape, image.dtype)
 
-    return apply_per_image(key, image, noise, first_index)
+    return {**batch, "image": apply_per_image(key, batch["image"], noise, first_index)}
 
 
 def test_parts_are_every_nth_example_in_order():

@@ -48,6 +48,13 @@ CASES = [
         (0, 1) if name in ("momentum", "adam") else (),
     )
     for name in NAMES
+] + [
+    Case(
+        "limit_norm",
+        lambda update, params: optim.limit_norm(2.0).update(update, optax.EmptyState(), params)[0],
+        (GRADIENT["dense"], PARAMS["dense"]),
+        (0, 1),
+    )
 ]
 
 
@@ -319,3 +326,39 @@ def test_bad_values_get_one_clear_error(arguments, text):
     with pytest.raises(UserError, match=text) as error:
         optim.make_optimizer(**({"name": "adam", "learning_rate": 0.1} | arguments)).init(PARAMS)
     assert "\n" not in str(error.value)
+
+
+def test_max_norm_projects_the_weights_into_each_unit():
+    """Against the projection by hand, for a dense kernel and for one of a convolution."""
+    generator = np.random.default_rng(0)
+    shapes = {"dense/kernel": (6, 4), "conv/kernel": (3, 3, 2, 5), "dense/bias": (4,)}
+    params: dict = {"dense": {}, "conv": {}}
+    for path, shape in shapes.items():
+        layer, name = path.split("/")
+        params[layer][name] = jnp.asarray(generator.normal(size=shape) * 2, jnp.float32)
+    gradient = jax.tree.map(lambda leaf: 0.5 * jnp.ones_like(leaf), params)
+    optimizer = optim.make_optimizer("sgd", 0.1, max_norm=3.0)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    found = optax.apply_updates(params, updates)
+    for path, shape in shapes.items():
+        layer, name = path.split("/")
+        moved = np.asarray(params[layer][name]) - 0.05
+        if name == "kernel":
+            units = moved.reshape(-1, shape[-1])
+            norms = np.linalg.norm(units, axis=0)
+            assert (norms > 3).any()
+            moved = (units * np.minimum(1, 3.0 / norms)).reshape(shape)
+        np.testing.assert_allclose(found[layer][name], moved, rtol=1e-5, atol=1e-6)
+
+
+def test_max_norm_goes_with_freezing_and_patterns():
+    params = {name: {"kernel": jnp.full((4, 2), 5.0)} for name in ("first", "head")}
+    options = {"max_norm": 1.0, "max_norm_patterns": ("head/kernel",)}
+    for freeze, expected in (((), 5.0), (("first/.*",), 5.0)):
+        optimizer = optim.make_optimizer("sgd", 0.0, freeze=freeze, **options)
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        found = optax.apply_updates(params, updates)
+        np.testing.assert_array_equal(found["first"]["kernel"], expected)
+        np.testing.assert_allclose(found["head"]["kernel"], 0.5, rtol=1e-6)
+    with pytest.raises(UserError, match=r"max_norm must be positive; it is -1\.0"):
+        optim.make_optimizer("sgd", 0.1, max_norm=-1.0)

@@ -121,11 +121,12 @@ def test_statistics_of_groups_do_not_depend_on_the_devices():
 
 
 def test_augmentation_does_not_depend_on_the_devices():
-    def augment(key, image, first_index):
+    def augment(key, batch, first_index):
+        image = batch["image"]
         indices = first_index + jnp.arange(image.shape[0])
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
         noise = jax.vmap(lambda k: jax.random.normal(k, image.shape[1:], image.dtype))(keys)
-        return image + 0.1 * noise
+        return {**batch, "image": image + 0.1 * noise}
 
     options = {"dtype": jnp.float32, "augment": augment}
     reference = trained(BatchNormNet(), "jit", 1, 3, **options)

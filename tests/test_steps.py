@@ -38,6 +38,37 @@ def test_one_sgd_step_is_the_formula():
     assert metrics["learning_rate"] == (pytest.approx(0.1), 1)
 
 
+@pytest.mark.parametrize(
+    ("accumulate", "masked"), [(1, False), pytest.param(4, True, marks=pytest.mark.slow)]
+)
+def test_sharpness_aware_minimisation_is_the_formula(accumulate, masked):
+    """Foret et al. 2021, algorithm 1: the gradient at `w + rho g / |g|` updates `w`."""
+    model = models.create("lenet5", num_classes=10)
+    options = {"sam_radius": 0.5, "accumulate": accumulate, "optimizer": optax.sgd(0.1)}
+    state, make_step = setup(model, learning_rate=0.1, **options)
+    batch = batch_of(ARRAYS, 0, 16)
+    if masked:
+        batch |= {"mask": jnp.arange(16) < 11}
+
+    def objective(params):
+        logits = model.apply({"params": params}, batch["image"] / 255.0, train=True)
+        value = losses.softmax_cross_entropy(logits, batch["label"])
+        return jnp.sum(value * batch["mask"]) / jnp.sum(batch["mask"])
+
+    gradient = jax.jit(jax.grad(objective))
+    first = gradient(state.params)
+    norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(first)))
+    uphill = jax.tree.map(lambda p, g: p + 0.5 * g / norm, state.params, first)
+    second = gradient(uphill)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, second)
+    new_state, metrics = jax.jit(make_step())(state, batch)
+    assert_trees_close(new_state.params, expected, rtol=1e-4, atol=1e-6)
+    # The loss is that of the parameters themselves, the norm that of the gradient used.
+    loss = metrics["loss"][0] / metrics["loss"][1]
+    assert loss == pytest.approx(float(objective(state.params)), rel=1e-5)
+    assert metrics["gradient_norm"][0] == pytest.approx(float(optax.tree.norm(second)), rel=1e-4)
+
+
 def test_masked_examples_count_for_nothing():
     state, make_step = setup(models.create("lenet5", num_classes=10))
     batch = batch_of(ARRAYS, 0, 16)
@@ -99,9 +130,9 @@ def test_dropout_and_augmentation_replay_from_key_and_step():
     model = models.create("cnn_32_64_dense128_dropout", num_classes=10)
     draws = []
 
-    def augment(key, image, first_index):
+    def augment(key, batch, first_index):
         draws.append(key)
-        return image + jax.random.normal(key, image.shape)
+        return {**batch, "image": batch["image"] + jax.random.normal(key, batch["image"].shape)}
 
     state, make_step = setup(model, augment=augment)
     step, batch = jax.jit(make_step()), batch_of(ARRAYS, 0, 16)

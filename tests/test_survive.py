@@ -74,7 +74,7 @@ def assert_same(first, second):
 
 
 # Ways to feed and compile, with everything that draws at random or averages.
-EVERYTHING = {"ema_decay": 0.9, "rotation": 10.0, "patience": 5}
+EVERYTHING = {"ema_decay": 0.9, "augment": "rotate:10", "patience": 5}
 WAYS = {
     "scan": {**EVERYTHING, "parallel": "scan"},
     "streamed": {
@@ -180,7 +180,7 @@ def test_what_cannot_be_kept_is_refused(settings, message, tmp_path):
 
 def test_one_command_line_starts_goes_on_and_is_done(tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
-    line = ["--run-dir", run, "--resume", run, "--flip"]
+    line = ["--run-dir", run, "--resume", run, "--augment", "flip"]
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(MetricsLog, "__init__", lambda *a, **k: (_ for _ in ()).throw(Killed))
         launch(*line)
@@ -189,7 +189,7 @@ def test_one_command_line_starts_goes_on_and_is_done(tmp_path, monkeypatch, caps
     assert launch(*line) == 0
     assert "is finished" in capsys.readouterr().out
     config = json.loads((run / "config.json").read_text())
-    assert config["settings"]["flip"] is True
+    assert config["settings"]["augment"] == "flip"
     assert [each["experiment"] for each in config["history"]] == ["experiments.classify"]
     assert {"versions", "devices", "flags", "jax", "code", "data_checksum"} <= set(config)
     assert "history" not in config["history"][0]

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from cnnjax import losses, steps
-from cnnjax.data import augment
+from cnnjax.data import augment, policy
 from cnnjax.state import create_state
 from tests.transforms import Case, assert_covered, check_transforms
 
@@ -35,9 +35,7 @@ TRAIN_STEP = steps.make_train_step(
     OPTIMIZER,
     losses.softmax_cross_entropy,
     schedule=optax.constant_schedule(0.1),
-    augment=lambda key, images, first: augment.apply_per_image(
-        key, images, augment.random_affine(5.0), first
-    ),
+    augment=policy.make_augment("rotate:5,mixup:1", num_classes=3),
     ema_decay=0.9,
 )
 EVAL_STEP = steps.make_eval_step(MODEL, losses.softmax_cross_entropy, num_classes=3)
@@ -90,6 +88,15 @@ AUGMENT_CASES = [
     of_image("random_flip", augment.random_flip()),
     of_image("random_shift", augment.random_shift(2)),
     of_image("pad_and_crop", augment.pad_and_crop(2)),
+    of_image("random_resized_crop", augment.random_resized_crop(0.3)),
+    of_image("random_elastic", augment.random_elastic(5.0, 2.0)),
+    of_image("on_floats", augment.on_floats(lambda key, image: image**2)),
+    Case(
+        "warp",
+        lambda image, move: augment.warp(image, jnp.array([[0.9, 0.2], [0.1, 0.8]]), move),
+        (IMAGES[0], np.array([0.3, -0.4], np.float32)),
+        (0, 1),
+    ),
     of_image("random_affine", augment.random_affine(20.0, (0.8, 1.2), 1.0, 10.0)),
     Case(
         "sample_bilinear",
@@ -102,7 +109,7 @@ AUGMENT_CASES = [
 
 def test_no_public_function_is_left_out():
     assert_covered(steps, STEP_CASES)
-    assert_covered(augment, AUGMENT_CASES)
+    assert_covered(augment, AUGMENT_CASES, exempt=("check_magnitude", "check_probability"))
 
 
 @pytest.mark.parametrize("case", STEP_CASES + AUGMENT_CASES, ids=str)

@@ -13,7 +13,7 @@ from cnnjax.data.dataset import Arrays
 from cnnjax.models.norms import norm_layer
 from cnnjax.ops import Conv
 from cnnjax.state import create_state
-from cnnjax.steps import make_train_step
+from cnnjax.steps import as_float, make_train_step
 
 
 class BatchNormNet(nn.Module):
@@ -59,7 +59,7 @@ def setup(model, *, dtype=jnp.float32, learning_rate=0.05, optimizer=None, **ste
             optimizer,
             losses.softmax_cross_entropy,
             schedule=optax.constant_schedule(learning_rate),
-            normalise=lambda image: image.astype(dtype) / 255,
+            normalise=lambda image: as_float(image).astype(dtype),
             axis_name=axis_name,
             **step_options,
         )

@@ -1,0 +1,147 @@
+"""Filters of single images: smoothing, and the median, which removes salt and pepper.
+
+Each maps one image `[height, width, channels]`, uint8 or float of any range, to one of the same
+shape and dtype, channel by channel. They suit `jit`, `vmap` and gradients. As preprocessing they
+are chosen by a string, see `make_filter`: `median:3`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnjax.errors import UserError, unknown_name
+
+Filter = Callable[[jax.Array], jax.Array]
+
+
+def gaussian_filter(image: jax.Array, deviation: jax.Array | float) -> jax.Array:
+    """Smooths by a Gaussian of `deviation` pixels; the image itself at 0.
+
+    Pixels outside the image have no weight: near the border the weights of those inside are scaled
+    to a sum of 1. Differentiable in the deviation too, which may be a traced number.
+    """
+    values, back = _as_floats(image)
+    rows = gaussian_matrix(image.shape[0], deviation).astype(values.dtype)
+    columns = gaussian_matrix(image.shape[1], deviation).astype(values.dtype)
+    return back(
+        jnp.einsum("yi,xj,ijc->yxc", rows, columns, values, precision=jax.lax.Precision.HIGHEST)
+    )
+
+
+def gaussian_matrix(size: int, deviation: jax.Array | float) -> jax.Array:
+    """Returns the matrix `[size, size]` that smooths a row of pixels; each row sums to 1."""
+    distance = np.subtract.outer(np.arange(size), np.arange(size)).astype(np.float32)
+    # A thousandth of a pixel is the identity, without a division by 0.
+    deviation = jnp.maximum(jnp.asarray(deviation, jnp.float32), 1e-3)
+    weights = jnp.exp(-0.5 * jnp.square(distance / deviation))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def mean_filter(image: jax.Array, size: int) -> jax.Array:
+    """Replaces each pixel by the mean of the `size` x `size` around it; the border is repeated."""
+    values, back = _as_floats(image)
+    return back(jnp.mean(jnp.stack(_windows(values, size)), axis=0))
+
+
+def median_filter(image: jax.Array, size: int) -> jax.Array:
+    """Replaces each pixel by the median of the `size` x `size` around it; the border is repeated.
+
+    Tukey 1977, "Exploratory Data Analysis". Computed by minima and maxima of whole images, which
+    compilers turn into vector instructions, unlike a sort for each pixel.
+    """
+    return _median(_windows(image, size))
+
+
+FILTERS: dict[str, Callable[..., jax.Array]] = {
+    "gaussian": gaussian_filter,
+    "mean": mean_filter,
+    "median": median_filter,
+}
+
+
+def make_filter(text: str) -> Filter | None:
+    """Returns the filter that `text` names: `median:3`, `mean:3`, `gaussian:1.5`; None for "".
+
+    The number is the width of the window in pixels, or the Gaussian's deviation.
+
+    Raises:
+      UserError: an unknown name, or a number that it cannot be.
+    """
+    if not text:
+        return None
+    name, _, number = text.partition(":")
+    if name not in FILTERS:
+        raise unknown_name("filter", name, FILTERS)
+    try:
+        if name == "gaussian":
+            deviation = float(number)
+        else:
+            size = int(number)
+    except ValueError:
+        example = "gaussian:1.5" if name == "gaussian" else f"{name}:3"
+        raise UserError(f"filter {text!r}: give one number, such as {example}") from None
+    if name != "gaussian":
+        _check_size(size)
+        return functools.partial(FILTERS[name], size=size)
+    if not 0 <= deviation < float("inf"):
+        raise UserError(f"filter {text!r}: give a deviation of 0 pixels or more")
+    return functools.partial(gaussian_filter, deviation=deviation)
+
+
+def filter_images(images: jax.Array, function: Filter | None) -> jax.Array:
+    """Applies a filter to each image of `[..., height, width, channels]`."""
+    if function is None:
+        return images
+    flat = images.reshape(-1, *images.shape[-3:])
+    return jax.vmap(function)(flat).reshape(images.shape)
+
+
+def _as_floats(image: jax.Array) -> tuple[jax.Array, Filter]:
+    """Returns the image as floats, and what turns floats into its dtype."""
+    if image.dtype != jnp.uint8:
+        return image, lambda values: values
+    return image.astype(jnp.float32), lambda values: jnp.round(values).astype(jnp.uint8)
+
+
+def _windows(image: jax.Array, size: int) -> list[jax.Array]:
+    """The image moved to each place of a window, as `size * size` images."""
+    _check_size(size)
+    height, width, _ = image.shape
+    around = size // 2
+    padded = jnp.pad(image, ((around, around), (around, around), (0, 0)), mode="edge")
+    return [padded[y : y + height, x : x + width] for y in range(size) for x in range(size)]
+
+
+def _median(values: list[jax.Array]) -> jax.Array:
+    """Element by element, by forgetful selection: of n // 2 + 2 values neither the smallest nor the
+    largest is the median of all n, so both are dropped and another one is taken in."""
+    if len(values) == 1:
+        return values[0]
+    count = len(values) // 2 + 2
+    active, waiting = list(values[:count]), list(values[count:])
+    while len(active) > 1:
+        last = len(active) - 1
+        for i in range(last, 0, -1):  # The smallest to the front,
+            active[i - 1], active[i] = _in_order(active[i - 1], active[i])
+        for i in range(1, last):  # and the largest to the end.
+            active[i], active[i + 1] = _in_order(active[i], active[i + 1])
+        active = active[1:-1]
+        if waiting:
+            active.append(waiting.pop())
+    return active[0]
+
+
+def _in_order(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.minimum(first, second), jnp.maximum(first, second)
+
+
+def _check_size(size: int) -> None:
+    if size < 1 or size % 2 == 0:
+        raise UserError(
+            f"a filter's window of size={size}: give an odd number of pixels, such as 3"
+        )
