@@ -331,9 +331,8 @@ def load_trained(directory: str | Path, *, base: str | Path | None = None) -> Tr
     fields = computation(card["model"], card["arguments"], precision=card.get("precision"))
     model = models.create(card["model"], num_classes=card["num_outputs"], **fields)
     params = items["ema"] or items["params"]
-    step, measured = items["step"], directory / RECALIBRATED
-    if step in checkpoint.steps(measured):
-        items |= checkpoint.restore_items(measured, ("batch_stats",), step=step)
+    if (step := items["step"]) in checkpoint.steps(directory / RECALIBRATED):
+        items |= checkpoint.restore_items(directory / RECALIBRATED, ("batch_stats",), step=step)
     variables = {"params": params, "batch_stats": items["batch_stats"] or {}}
     if "finetune" in card:
         from cnnjax import finetune
