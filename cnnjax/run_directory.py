@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import platform
 import signal
@@ -97,3 +98,19 @@ def stop_requests() -> Iterator[Callable[[], str | None]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON so that a crash leaves the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # A full disk stays full if what was begun stays.
+        raise

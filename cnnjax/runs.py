@@ -13,7 +13,6 @@ summary.json     final scores (its presence means that the run is finished); sum
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 from cnnjax import cli, distributed, run_directory
 from cnnjax.errors import UserError
+from cnnjax.run_directory import write_json
 
 # What a resumed run may change: how long it trains, where it computes and reads, what it keeps.
 HOW_LONG = {"epochs", "stop_after_epochs"}
@@ -266,22 +266,6 @@ def recorded_settings(config: Settings) -> dict[str, Any]:
     """Returns the settings that make the run what it is, however it is started."""
     settings = dataclasses.asdict(config)
     return {name: value for name, value in settings.items() if name not in LAUNCH_SETTINGS}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that a crash leaves the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # A full disk stays full if what was begun stays.
-        raise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,7 +80,8 @@ def main(config: Config) -> None:
     cnnjax.backend.start(devices=1)
     if config.run:
         config = _of_run(config)
-    dataset = classify.read_data(config)
+    shared = {name: getattr(config, name) for name in (*OF_THE_RUN, "data_dir")}
+    dataset = classify.read_data(classify.Config(**shared))
     num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
     augment = cnnjax.data.make_augment(config.augment, num_classes=num_outputs)
     stored = replay.stored_batch(
