@@ -17,7 +17,7 @@ from cnnjax.data.streamed import StreamedDataset
 from cnnjax.rng import stream_key
 from cnnjax.sharding import Rules, placed_form, splits_parameters, state_shardings
 from cnnjax.state import TrainState, create_state
-from cnnjax.steps import LossFunction, TrainStep
+from cnnjax.steps import EvalStep, LossFunction, TrainStep
 
 PyTree = Any
 
@@ -42,6 +42,8 @@ class Recipe:
         the model; None initialises the model.
       base_checksum: digest of the weights that `variables` come from, without which no checkpoint
         of the run is read; "" where it starts from none.
+      make_eval_step: `(axis_name, split=...)` -> evaluation step, where there is more to measure on
+        `validation` or `test` than `steps.make_eval_step` does.
     """
 
     dataset: Dataset | StreamedDataset
@@ -56,6 +58,7 @@ class Recipe:
     precision: str = "float32"
     variables: PyTree | None = None
     base_checksum: str = ""
+    make_eval_step: Callable[..., EvalStep] | None = None
 
 
 def initial_state(recipe: Recipe, seed: int, variables: PyTree | None = None) -> TrainState:

@@ -293,10 +293,22 @@ class TrainedModel:
         return normalise(image, self.card["mean"], self.card["std"], channel_order=order)
 
 
-def load_trained(directory: str | Path, *, base: str | Path | None = None) -> TrainedModel:
-    """Reads the model of a run: the step that its summary names, or else the newest good one.
+def split_seed(settings: Mapping[str, Any]) -> int:
+    """Returns the seed that chose a run's validation images, from its recorded settings."""
+    own = settings.get("validation_seed", -1)
+    return settings["seed"] if own < 0 else own
 
-    `base` says where the base of a fine-tuned run is now, if it is not where it was.
+
+def load_trained(
+    directory: str | Path, step: int | None = None, *, base: str | Path | None = None
+) -> TrainedModel:
+    """Reads the model of a run.
+
+    Args:
+      directory: the run directory.
+      step: of the checkpoint to read; None for the one that the run's summary names, or else the
+        newest good one.
+      base: where the base of a fine-tuned run is now, if it is not where it was.
 
     Raises:
       UserError: no run, no readable checkpoint, one that does not fit the model, or another base.
@@ -306,8 +318,7 @@ def load_trained(directory: str | Path, *, base: str | Path | None = None) -> Tr
     directory = Path(directory)
     read_config(directory)
     card = _read_json(directory / "model.json", f"{directory} has not trained a model yet")
-    step = None
-    if (directory / "summary.json").exists():
+    if step is None and (directory / "summary.json").exists():
         step = _read_json(directory / "summary.json", f"{directory} is damaged")["step"]
     items = checkpoint.restore_items(
         directory / "checkpoints", ("params", "batch_stats", "ema"), step=step

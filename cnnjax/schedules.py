@@ -138,32 +138,50 @@ def exponential(
 
 
 def cosine(
-    learning_rate: float, *, total_steps: int, warmup_steps: int = 0, end_factor: float = 0.0
+    learning_rate: float,
+    *,
+    total_steps: int,
+    warmup_steps: int = 0,
+    end_factor: float = 0.0,
+    cycles: int = 1,
 ) -> Schedule:
-    """Half a cosine, from the learning rate down to `end_factor` times it.
+    """Half a cosine, from the learning rate down to `end_factor` times it; again in each cycle.
 
-        learning_rate * (end_factor + (1 - end_factor) * (1 + cos(pi t / T)) / 2)
+        learning_rate * (end_factor + (1 - end_factor) * (1 + cos(pi u / C)) / 2)
 
-    Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", section 3,
-    equation (5), without restarts.
+    where C = ceil(T / cycles) are the steps of a cycle and u = t mod C. Loshchilov and Hutter 2017,
+    "SGDR: Stochastic Gradient Descent with Warm Restarts", section 3, equation (5); with several
+    cycles, equation (2) of Huang et al. 2017, "Snapshot Ensembles: Train 1, Get M for Free".
 
     >>> schedule = cosine(0.1, total_steps=100, warmup_steps=20, end_factor=0.1)
     >>> [round(float(schedule(step)), 4) for step in (0, 10, 20, 60, 100)]
     [0.0, 0.05, 0.1, 0.055, 0.01]
+    >>> schedule = cosine(0.1, total_steps=100, cycles=2)
+    >>> [round(float(schedule(step)), 4) for step in (0, 25, 50, 75, 100)]
+    [0.1, 0.05, 0.1, 0.05, 0.0]
 
     Args:
       learning_rate: the learning rate after warmup.
       total_steps: steps of the whole run.
       warmup_steps: steps of the linear rise from 0.
       end_factor: last learning rate as a fraction of the first, in [0, 1].
+      cycles: from 1 to the steps after warmup.
 
     Raises:
       UserError: an argument out of its range.
     """
     steps_left = _steps_after_warmup(learning_rate, total_steps, warmup_steps)
     _require(0 <= end_factor <= 1, "end_factor", end_factor, "must be in [0, 1]")
-    main = optax.cosine_decay_schedule(learning_rate, steps_left, alpha=end_factor)
-    return _with_warmup(main, total_steps, warmup_steps)
+    allowed = 1 <= cycles <= steps_left and float(cycles).is_integer()
+    _require(allowed, "cycles", cycles, f"must be a whole number from 1 to {steps_left}")
+    cycle_steps = -(-steps_left // int(cycles))
+    half = optax.cosine_decay_schedule(learning_rate, cycle_steps, alpha=end_factor)
+
+    def main(step: Any) -> jax.Array:
+        # The last value of a cycle is reached at the end of the last one only.
+        return half(jnp.where(step >= steps_left, cycle_steps, step % cycle_steps))
+
+    return _with_warmup(half if cycles == 1 else main, total_steps, warmup_steps)
 
 
 def polynomial(

@@ -33,6 +33,7 @@ Forward = Callable[..., tuple[jax.Array, PyTree]]
 # `(forward, params, key, part) -> (losses [batch], logits, batch_stats)`.
 Objective = Callable[[Forward, PyTree, jax.Array, Batch], tuple[jax.Array, jax.Array, PyTree]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[PyTree, Batch], dict[str, Any]]
 
 
 def as_float(image: jax.Array) -> jax.Array:
@@ -232,7 +233,7 @@ def make_eval_step(
     num_classes: int,
     normalise: Callable[[jax.Array], jax.Array] = as_float,
     axis_name: str | None = None,
-) -> Callable[[PyTree, Batch], dict[str, Any]]:
+) -> EvalStep:
     """Returns `eval_step(variables, batch) -> metrics`.
 
     Args:

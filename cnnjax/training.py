@@ -6,13 +6,13 @@ which a reader would. Whoever wants another order calls the same functions.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from cnnjax import (
@@ -47,11 +47,10 @@ from cnnjax.logs import MetricsLog, ProgressBar
 from cnnjax.models.summary import format_summary, summary
 from cnnjax.recipe import Recipe, new_state, state_form
 from cnnjax.state import TrainState
-from cnnjax.steps import make_eval_step, make_predict
+from cnnjax.steps import EvalStep, make_eval_step, make_predict
 from cnnjax.trees import count_parameters
 
 PyTree = Any
-EvalStep = Callable[[PyTree, dict[str, jax.Array]], dict[str, Any]]
 # Training metrics are averaged over a twentieth of an epoch: fine enough for a curve and a bar.
 LOGS_PER_EPOCH = 20
 EVALUATION_BATCH = 512
@@ -98,16 +97,7 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
 
     compiling = time.monotonic()
     train = parallel.compile_train(recipe.make_step, state, data, **how)
-    eval_step = parallel.compile_eval(
-        lambda axis_name: make_eval_step(
-            recipe.model,
-            recipe.loss_fn,
-            num_classes=recipe.dataset.num_classes,
-            normalise=recipe.normalise,
-            axis_name=axis_name,
-        ),
-        mesh,
-    )
+    eval_steps = _compile_eval(recipe, mesh)
     distributed.exchange("compiled", None)
     distributed.say(f"compiled     in {time.monotonic() - compiling:.1f} s")
 
@@ -115,7 +105,9 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
         return notes.get("seconds", 0.0) + time.monotonic() - started
 
     def validate(state: TrainState) -> dict[str, float]:
-        return _scores(eval_step, variables_of(state), recipe.dataset, "validation", mesh)
+        return _scores(
+            eval_steps["validation"], variables_of(state), recipe.dataset, "validation", mesh
+        )
 
     with run_directory.stop_requests() as asked:
         stop_requested = distributed.agreed("stop", asked)
@@ -137,8 +129,30 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     if unfinished and outcome.reason == "finished":
         distributed.say(f"stopped as asked; continue with --resume {directory}")
         return 0
-    _finish(config, experiment, recipe, outcome, variables_of, eval_step, mesh, elapsed)
+    test_step = eval_steps["test"]
+    _finish(config, experiment, recipe, outcome, variables_of, test_step, mesh, elapsed)
     return 0
+
+
+def _compile_eval(recipe: Recipe, mesh: Mesh) -> dict[str, EvalStep]:
+    """Returns the compiled steps for `validation` and `test`: the same, or the recipe's own."""
+    make_own = recipe.make_eval_step
+    if make_own is not None:
+        return {
+            split: parallel.compile_eval(functools.partial(make_own, split=split), mesh)
+            for split in ("validation", "test")
+        }
+    plain = functools.partial(
+        make_eval_step,
+        recipe.model,
+        recipe.loss_fn,
+        num_classes=recipe.dataset.num_classes,
+        normalise=recipe.normalise,
+    )
+    return dict.fromkeys(
+        ("validation", "test"),
+        parallel.compile_eval(lambda axis_name: plain(axis_name=axis_name), mesh),
+    )
 
 
 def _mesh_and_rules(config: runs.Settings) -> tuple[Mesh, sharding.Rules]:
@@ -339,8 +353,7 @@ def _finish(
         "experiment": experiment,
         "model": recipe.card["model"],
         "dataset": dataset.name,
-        "test_accuracy": test["accuracy"],
-        "test_loss": test["loss"],
+        **{f"test_{name}": value for name, value in test.items()},
         "test_examples": len(labels),
         "validation_examples": split_size(dataset, "validation"),
         f"best_validation_{config.monitor}": best.value,
@@ -355,7 +368,7 @@ def _finish(
     }
     report.write_summary(directory, summary, scores)
     print(
-        f"test         accuracy {test['accuracy']:.4f}  loss {test['loss']:.4f}  "
+        f"test         {'  '.join(f'{name} {value:.4f}' for name, value in test.items())}  "
         f"({len(labels)} images, {summary['seconds']:.1f} s in all)\n"
         f"see          {directory / 'summary.md'}"
     )

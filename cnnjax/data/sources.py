@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
-from cnnjax.data import mnist
+from cnnjax.data import digits, mnist
 from cnnjax.data.dataset import (
     Arrays,
     Dataset,
@@ -42,6 +43,7 @@ def load(
     Args:
       name: one of
         `mnist`: the shipped MNIST, without TensorFlow;
+        `digits`: the 1,797 digits of 8x8 pixels of scikit-learn;
         `tfds:NAME`: any image-classification dataset of tfds, with configuration, version and
         sliced splits as tfds writes them: `tfds:fashion_mnist`, `tfds:mnist:3.0.1`,
         `tfds:mnist?train=train[:10%]&test=test`;
@@ -102,7 +104,12 @@ def _open(
 ) -> Source:
     kind, colon, rest = name.partition(":")
     if name == "mnist":
-        return _open_mnist(size, fit)
+        return _open_arrays(
+            mnist.CLASS_NAMES, {"train": 60_000, "test": 10_000}, mnist.read, size, fit
+        )
+    if name == "digits":
+        counts = {"train": digits.NUM_EXAMPLES}
+        return _open_arrays(digits.CLASS_NAMES, counts, lambda: {"train": digits.read()}, size, fit)
     if kind == "tfds" and rest:
         from cnnjax.data.tfds_source import open_tfds
 
@@ -121,22 +128,29 @@ def _unknown_dataset(name: str) -> UserError:
 
     known = [
         "mnist",
+        "digits",
         *(f"tfds:{each}" for each in tfds.list_builders(with_community_datasets=False)),
     ]
     error = unknown_name("dataset", name, known)
     if len(str(error)) > 400:
         error = UserError(f"unknown dataset {name!r}:")
-    return UserError(f"{error} Datasets are named 'mnist', 'tfds:NAME' or 'folder:PATH'")
+    return UserError(f"{error} Datasets are named 'mnist', 'digits', 'tfds:NAME' or 'folder:PATH'")
 
 
-def _open_mnist(size: tuple[int, int] | None, fit: str) -> Source:
-    def read() -> dict[str, Arrays]:
-        splits = mnist.read()
+def _open_arrays(
+    class_names: tuple[str, ...],
+    num_examples: dict[str, int],
+    read: Callable[[], dict[str, Arrays]],
+    size: tuple[int, int] | None,
+    fit: str,
+) -> Source:
+    def read_fitted() -> dict[str, Arrays]:
+        splits = read()
         if size is None:
             return splits
         return {split: _fitted(arrays, size, fit) for split, arrays in splits.items()}
 
-    return Source(mnist.CLASS_NAMES, {"train": 60_000, "test": 10_000}, read)
+    return Source(class_names, num_examples, read_fitted)
 
 
 def _fitted(arrays: Arrays, size: tuple[int, int], fit: str) -> Arrays:

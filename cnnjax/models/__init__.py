@@ -70,6 +70,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn_32_64_dense128_dropout": simple.CNN_32_64_Dense128_Dropout,
     "cnn_32_dense64": simple.CNN_32_Dense64,
     "cnn_5conv_2dense": simple.CNN_5Conv_2Dense,
+    "cnn_strided_16_32": simple.CNN_Strided_16_32,
     "mlp": simple.MLP,
     "dense_dropout": simple.DenseDropout,
     # alexnet.py
@@ -178,6 +179,7 @@ CANONICAL: dict[str, tuple[tuple[int, int, int], int]] = {
     "cnn_32_64_dense128_dropout": ((28, 28, 1), 10),
     "cnn_32_dense64": ((32, 32, 3), 10),
     "cnn_5conv_2dense": ((28, 28, 1), 10),
+    "cnn_strided_16_32": ((28, 28, 1), 10),
     "mlp": ((28, 28, 1), 10),
     "dense_dropout": ((28, 28, 1), 1),
     # alexnet.py

@@ -1,4 +1,4 @@
-"""Small networks of tutorials: a few 3x3 convolutions, a few dense layers, or dense layers only."""
+"""Small networks of tutorials: a few convolutions, a few dense layers, or dense layers only."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from cnnjax.models.stages import stage_output
 
 
 class SimpleCNN(nn.Module):
-    """3x3 convolutions, 2x2 pools after some of them, dense layers, head.
+    """Convolutions, 2x2 pools after some of them, dense layers, head.
 
     Attributes:
       num_classes: the logits; None returns the features before the head.
       widths: channels of each convolution.
       pooled: for each convolution, whether a 2x2 pool follows; empty: after every one.
+      kernel_size: height and width of every convolution's kernel.
+      strides: for each convolution, its stride; empty: 1 for all.
       dense_widths: units of each dense layer before the head.
       dropout_rate: before the head and after each dense layer but the last; needs the random
         stream `dropout` in training.
@@ -40,6 +42,8 @@ class SimpleCNN(nn.Module):
     num_classes: int | None = 10
     widths: Sequence[int] = (32, 64)
     pooled: Sequence[bool] = ()
+    kernel_size: int = 3
+    strides: Sequence[int] = ()
     dense_widths: Sequence[int] = ()
     dropout_rate: float = 0.0
     padding: str = "VALID"
@@ -53,28 +57,30 @@ class SimpleCNN(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         pooled = tuple(self.pooled) or (True,) * len(self.widths)
+        strides = tuple(self.strides) or (1,) * len(self.widths)
         pool_function(self.pool)
-        require_image(image, "SimpleCNN", minimum=self._minimum_size(pooled))
+        require_image(image, "SimpleCNN", minimum=self._minimum_size(pooled, strides))
         x = image
-        for index, (width, pool) in enumerate(zip(self.widths, pooled, strict=True), start=1):
-            x = self._convolution(x, width, pool, index, train)
+        layers = zip(self.widths, pooled, strides, strict=True)
+        for index, (width, pool, stride) in enumerate(layers, start=1):
+            x = self._convolution(x, width, pool, stride, index, train)
             x = stage_output(self, f"stage{index}", x)
         x = x.reshape(x.shape[0], -1)
         return _dense_layers(self, x, len(self.widths) + 1, train)
 
     def _convolution(
-        self, x: jax.Array, width: int, pool: bool, index: int, train: bool
+        self, x: jax.Array, width: int, pool: bool, stride: int, index: int, train: bool
     ) -> jax.Array:
         activation = activation_function(self.activation)
         layer = {
             "features": width,
-            "kernel_size": (3, 3),
+            "kernel_size": (self.kernel_size, self.kernel_size),
             "padding": self.padding,
             "kernel_init": kernel_initialiser(self.activation),
             "dtype": self.dtype,
             "name": f"conv{index}",
         }
-        if pool and self.norm == "none":
+        if pool and stride == 1 and self.norm == "none":
             return ops.ConvPool(activation=activation, pool=self.pool, **layer)(x)
         norm = norm_layer(
             self.norm,
@@ -83,17 +89,17 @@ class SimpleCNN(nn.Module):
             group_size=self.norm_group_size,
             dtype=self.dtype,
         )
-        x = ops.Conv(use_bias=self.norm == "none", **layer)(x)
+        x = ops.Conv(strides=(stride, stride), use_bias=self.norm == "none", **layer)(x)
         x = activation(norm(name=f"norm{index}")(x))
         if pool:
             x = pool_function(self.pool)(x, (2, 2), (2, 2))
         return x
 
-    def _minimum_size(self, pooled: tuple[bool, ...]) -> int:
+    def _minimum_size(self, pooled: tuple[bool, ...], strides: tuple[int, ...]) -> int:
         size = 1
-        for pool in reversed(pooled):
+        for pool, stride in zip(reversed(pooled), reversed(strides), strict=True):
             size = size * 2 if pool else size
-            size = size + 2 if self.padding == "VALID" else size
+            size = (size - 1) * stride + (self.kernel_size if self.padding == "VALID" else 1)
         return size
 
 
@@ -144,6 +150,16 @@ CNN_5Conv_2Dense = partial(
     widths=(32, 32, 64, 64, 128),
     pooled=(False, True, False, True, True),
     dense_widths=(128,),
+    padding="SAME",
+)
+# Of Wong, Rice and Kolter 2020, "Fast is better than free", section 5.1: two strided convolutions.
+CNN_Strided_16_32 = partial(
+    SimpleCNN,
+    widths=(16, 32),
+    pooled=(False, False),
+    kernel_size=4,
+    strides=(2, 2),
+    dense_widths=(100,),
     padding="SAME",
 )
 DenseDropout = partial(MLP, num_classes=1, dense_widths=(64,), dropout_rate=0.5)

@@ -32,7 +32,10 @@ def test_image_size_pads_around_the_digit():
     [
         ("minst", "unknown dataset 'minst': did you mean mnist"),
         ("fashion_mnist", "did you mean tfds:fashion_mnist"),
-        ("xyzzyplugh", "'xyzzyplugh': Datasets are named 'mnist', 'tfds:NAME' or 'folder:PATH'"),
+        (
+            "xyzzyplugh",
+            "'xyzzyplugh': Datasets are named 'mnist', 'digits', 'tfds:NAME' or 'folder:PATH'",
+        ),
         ("folder:/nowhere/at/all", "no directory '/nowhere/at/all'"),
         ("tfds:", "Datasets are named"),
     ],

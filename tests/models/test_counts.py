@@ -25,6 +25,8 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "cnn_32_64_dense128_dropout": (225_034, 0, 2_631_040),
     "cnn_32_dense64": (462_410, 0, 1_239_040),
     "cnn_5conv_2dense": (287_722, 0, 22_050_560),
+    # 272 + 8,224 + 156,900 + 1,010; 50,176 + 401,408 + 156,800 + 1,000.
+    "cnn_strided_16_32": (166_406, 0, 609_384),
     "mlp": (266_610, 0, 266_200),
     "dense_dropout": (50_305, 0, 50_240),
     # alexnet.py: torchvision; Krizhevsky et al. 2012, section 3.5 ("60 million parameters")

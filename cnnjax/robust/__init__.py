@@ -1,0 +1,55 @@
+"""Robustness to adversarial examples: attacks, accuracy under them, adversarial training.
+
+Attacks are pure functions on images in [0, 1]; `parse_attack("pgd:0.3:20:5")` names one.
+Adversarial training is an objective of `cnnjax.steps.make_train_step`, or `make_free_step`.
+"""
+
+from cnnjax.robust.accuracy import (
+    make_attack_step,
+    make_robust_eval_step,
+    masking,
+    robust_accuracies,
+)
+from cnnjax.robust.attacks import fgsm, margin, pgd
+from cnnjax.robust.named import (
+    KINDS,
+    Attack,
+    check_attack,
+    make_attack,
+    parse_attack,
+    signs_of_masking,
+    strength_on_linear_model,
+)
+from cnnjax.robust.training import (
+    METHODS,
+    clean_objective,
+    fgsm_rs_objective,
+    make_free_step,
+    make_objective,
+    pgd_objective,
+    trades_objective,
+)
+
+__all__ = [
+    "KINDS",
+    "METHODS",
+    "Attack",
+    "check_attack",
+    "clean_objective",
+    "fgsm",
+    "fgsm_rs_objective",
+    "make_attack",
+    "make_attack_step",
+    "make_free_step",
+    "make_objective",
+    "make_robust_eval_step",
+    "margin",
+    "masking",
+    "parse_attack",
+    "pgd",
+    "pgd_objective",
+    "robust_accuracies",
+    "signs_of_masking",
+    "strength_on_linear_model",
+    "trades_objective",
+]

@@ -1,0 +1,244 @@
+"""Attacks by name, such as `pgd:0.3:20:5`, and the checks that tell a broken one.
+
+| text | attack |
+|---|---|
+| `fgsm:EPSILON` | fast gradient sign method, L-infinity |
+| `fgsm_l2:EPSILON` | one step along the gradient, L2 |
+| `pgd:EPSILON[:STEPS[:RESTARTS[:STEP_SIZE]]]` | projected gradient descent, L-infinity |
+| `pgd_l2:...` | the same, L2 |
+| `pgd_margin:...` | L-infinity, up the margin of the logits instead of cross-entropy |
+| `noise:EPSILON[:TRIES]` | uniform noise, L-infinity: what no attack should fall behind |
+
+Without them STEPS is 20, RESTARTS and TRIES are 1, and STEP_SIZE is 2.5 EPSILON / STEPS, so that
+the border of the ball is within reach from any start (Madry et al. 2018, caption of figure 6).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnjax.errors import UserError, unknown_name
+from cnnjax.robust import attacks
+
+# name -> (norm, loss, numbers that may follow the name)
+KINDS = {
+    "fgsm": ("linf", attacks.cross_entropy, 1),
+    "fgsm_l2": ("l2", attacks.cross_entropy, 1),
+    "pgd": ("linf", attacks.cross_entropy, 4),
+    "pgd_l2": ("l2", attacks.cross_entropy, 4),
+    "pgd_margin": ("linf", attacks.margin, 4),
+    "noise": ("linf", attacks.cross_entropy, 2),
+}
+# The share of the best possible that a sound attack reaches on a linear model.
+SOUND = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """An attack with its numbers; called as `attack(key, logits_fn, image, label, mask=None)`.
+
+    What it returns is never less wrong than the image: see `cnnjax.robust.pgd`.
+
+    Attributes:
+      kind: a key of `KINDS`.
+      epsilon: the radius of the ball, in units where white is 1.
+      num_steps: gradient steps of each run.
+      restarts: the number of runs.
+      step_size: the length of a step.
+    """
+
+    kind: str
+    epsilon: float
+    num_steps: int = 1
+    restarts: int = 1
+    step_size: float = 0.0
+
+    def __call__(
+        self,
+        key: jax.Array,
+        logits_fn: attacks.LogitsFunction,
+        image: jax.Array,
+        label: jax.Array,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        return attacks.pgd(
+            key,
+            logits_fn,
+            image,
+            label,
+            mask,
+            epsilon=self.epsilon,
+            num_steps=self.num_steps,
+            step_size=self.step_size,
+            restarts=self.restarts,
+            norm=self.norm,
+            loss=KINDS[self.kind][1],
+            random_start=not self.kind.startswith("fgsm"),
+        )
+
+    @property
+    def norm(self) -> str:
+        return KINDS[self.kind][0]
+
+    def __str__(self) -> str:
+        numbers: tuple[float, ...] = (self.epsilon,)
+        if self.kind == "noise":
+            numbers += (self.restarts,)
+        elif not self.kind.startswith("fgsm"):
+            numbers += (self.num_steps, self.restarts)
+            if self.step_size != _reaching(self.epsilon, self.num_steps):
+                numbers += (self.step_size,)
+        return ":".join([self.kind, *(f"{number:g}" for number in numbers)])
+
+
+def make_attack(
+    kind: str,
+    epsilon: float,
+    num_steps: int = 20,
+    restarts: int = 1,
+    step_size: float | None = None,
+) -> Attack:
+    """Returns the attack of that kind, checked.
+
+    Raises:
+      UserError: an unknown kind, or a number out of its range.
+    """
+    if kind not in KINDS:
+        raise unknown_name("attack", kind, KINDS)
+    if not 0 < epsilon < float("inf"):
+        raise UserError(f"attack {kind}: epsilon {epsilon:g} must be positive (white is 1).")
+    for name, number in (("steps", num_steps), ("restarts", restarts)):
+        if number < 1 or number != int(number):
+            raise UserError(f"attack {kind}: {name} {number:g} must be a whole number from 1 on.")
+    if step_size is not None and not 0 < step_size < float("inf"):
+        raise UserError(f"attack {kind}: step size {step_size:g} must be positive.")
+    if kind.startswith("fgsm"):
+        return Attack(kind, epsilon, step_size=epsilon)
+    if kind == "noise":
+        return Attack(kind, epsilon, 0, int(restarts))
+    step_size = _reaching(epsilon, num_steps) if step_size is None else step_size
+    return Attack(kind, epsilon, int(num_steps), int(restarts), step_size)
+
+
+def parse_attack(text: str) -> Attack:
+    """Reads an attack such as `fgsm:0.3` or `pgd:0.3:20:5`; the module's table has them all.
+
+    Raises:
+      UserError: an unknown name, too many or too few numbers, or a number out of its range.
+    """
+    kind, *words = text.split(":")
+    if kind not in KINDS:
+        raise unknown_name("attack", kind, KINDS)
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        raise _malformed(text) from None
+    if not 1 <= len(numbers) <= KINDS[kind][2] or not np.isfinite(numbers).all():
+        raise _malformed(text)
+    if kind == "noise":
+        return make_attack(kind, numbers[0], restarts=int(numbers[1]) if numbers[1:] else 1)
+    names = ("epsilon", "num_steps", "restarts", "step_size")
+    return make_attack(kind, **dict(zip(names, numbers, strict=False)))  # type: ignore[arg-type]
+
+
+def strength_on_linear_model(attack: Attack, image_shape: tuple[int, ...]) -> float:
+    """Returns how much of the greatest possible change of a linear model an attack achieves.
+
+    The model is weak in a known way: two classes, whose margin is `w . (x - 1/2)` at a grey image.
+    Its worst image in the ball within [0, 1] is known in closed form, so that an attack that
+    does not climb, or does not reach the border of the ball, shows.
+
+    Args:
+      attack: the attack; `noise` is none and gets a share near 0.
+      image_shape: (height, width, channels).
+
+    Returns:
+      A share in [0, 1]; a sound attack has at least `SOUND`.
+    """
+    generator = np.random.default_rng(0)
+    weights = generator.uniform(0.5, 1.5, image_shape) * generator.choice([-1, 1], image_shape)
+    greatest = _greatest_change(np.abs(weights).ravel(), attack.epsilon, attack.norm)
+    # Scaled so that the softmax is nowhere near saturated, whatever the size of the image.
+    scaled = jnp.asarray(weights / greatest, jnp.float32)
+
+    def logits_fn(image: jax.Array) -> jax.Array:
+        value = jnp.sum(scaled * (image - 0.5), axis=(1, 2, 3))
+        return jnp.stack([-value, value + 1e-3], axis=-1)
+
+    image = jnp.full((1, *image_shape), 0.5, jnp.float32)
+    # Whole-valued labels of the class with the higher logit: the attack lowers `value`.
+    found = jax.jit(
+        lambda key: logits_fn(attack(key, logits_fn, image, jnp.ones(1, jnp.int32)))[0, 0]
+    )(jax.random.key(0))
+    return float(found)
+
+
+def check_attack(attack: Attack, image_shape: tuple[int, ...]) -> None:
+    """Raises a UserError unless the attack is sound on a linear model; `noise` always passes."""
+    if attack.kind == "noise":
+        return
+    strength = strength_on_linear_model(attack, image_shape)
+    if not strength >= SOUND:
+        raise UserError(
+            f"attack {attack} reaches only {strength:.0%} of what is possible on a linear model: "
+            "it says nothing about robustness; give it more steps or a larger step size."
+        )
+
+
+def signs_of_masking(accuracies: dict[str, float], num_classes: int) -> list[str]:
+    """Returns what in a model's accuracies suggests that its gradients mislead attacks.
+
+    Athalye, Carlini and Wagner 2018, "Obfuscated Gradients Give a False Sense of Security", section
+    3.1: then robust accuracy is overestimated. No sign is a proof, nor is the absence of all.
+
+    Args:
+      accuracies: under `attack`, and under `fgsm`, `noise` and `margin` within the same ball, and
+        `unbounded`: the attack in a ball that holds every image.
+      num_classes: the number of classes.
+
+    Returns:
+      One sentence a sign; none where all is well.
+    """
+    # A share of the test images that chance explains.
+    slack = 0.01
+    attack = accuracies["attack"]
+    signs = []
+    if accuracies["fgsm"] < attack - slack:
+        signs.append("one step finds more than many: FGSM is stronger than the attack")
+    if accuracies["noise"] < attack - slack:
+        signs.append("random noise finds more than the gradient does")
+    if accuracies["margin"] < attack - slack:
+        signs.append("the margin finds more than cross-entropy: the softmax is saturated")
+    if accuracies["unbounded"] > 1 / num_classes:
+        signs.append("the attack fails even where every image is allowed")
+    return signs
+
+
+def _greatest_change(weights: np.ndarray, epsilon: float, norm: str) -> float:
+    """The greatest `sum(weights * change)`, for changes in the ball of at most 1/2 each."""
+    if norm == "linf":
+        return float(weights.sum() * min(epsilon, 0.5))
+    if epsilon >= 0.5 * np.sqrt(weights.size):
+        return float(weights.sum() * 0.5)
+    # Proportional to the weights but cut at 1/2; the factor follows from the length.
+    low, high = 0.0, 0.5 / weights.min()
+    for _ in range(100):
+        middle = (low + high) / 2
+        length = np.linalg.norm(np.minimum(middle * weights, 0.5))
+        low, high = (middle, high) if length < epsilon else (low, middle)
+    return float(weights @ np.minimum(low * weights, 0.5))
+
+
+def _reaching(epsilon: float, num_steps: float) -> float:
+    return 2.5 * epsilon / num_steps
+
+
+def _malformed(text: str) -> UserError:
+    return UserError(
+        f"attack {text!r} is not NAME:EPSILON or NAME:EPSILON:STEPS:RESTARTS:STEP_SIZE: write it "
+        "as fgsm:0.3, pgd:0.3:20:5 or noise:0.3:10."
+    )

@@ -1,0 +1,335 @@
+"""Adversarial training: objectives for `steps.make_train_step`, and the step of free training.
+
+Each objective takes images in [0, 1] (`normalise=steps.as_float` in the step), makes adversarial ones of them within an L-infinity ball with the parameters
+of this very step, and normalises inside. No gradient flows through the making. The model is
+attacked as it predicts (`train=False`): without dropout, with the running statistics.
+
+The loss and accuracy among the step's metrics are those of the adversarial images, but for TRADES
+and `none`, whose accuracy is that of the images as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cnnjax import metrics as metrics_lib
+from cnnjax.dropout import by_example
+from cnnjax.errors import UserError, unknown_name
+from cnnjax.rng import stream_key
+from cnnjax.robust import attacks
+from cnnjax.state import TrainState
+from cnnjax.steps import (
+    Batch,
+    Forward,
+    LossFunction,
+    Metrics,
+    Objective,
+    PyTree,
+    TrainStep,
+    as_float,
+    finish_step,
+    make_forward,
+    sum_over_devices,
+    with_axis,
+)
+
+Normalise = Callable[[jax.Array], jax.Array]
+METHODS = ("none", "fgsm_rs", "pgd", "trades", "free")
+
+
+def clean_objective(loss_fn: LossFunction, *, normalise: Normalise) -> Objective:
+    """The loss of the images as they are: what the others are compared with."""
+
+    def objective(
+        forward: Forward, params: PyTree, key: jax.Array, part: Batch
+    ) -> tuple[jax.Array, jax.Array, PyTree]:
+        logits, batch_stats = forward(params, normalise(part["image"]), train=True)
+        return loss_fn(logits, part["label"]), logits, batch_stats
+
+    return objective
+
+
+def fgsm_rs_objective(
+    loss_fn: LossFunction, *, normalise: Normalise, epsilon: float, step_size: float
+) -> Objective:
+    """One signed gradient step from a random start within the ball: the price of two steps.
+
+    Wong, Rice and Kolter 2020, "Fast is better than free: Revisiting adversarial training",
+    algorithm 3. A `step_size` of 1.25 `epsilon` is theirs; much more, and robustness to PGD may
+    collapse within an epoch ("catastrophic overfitting"), which validation under PGD shows.
+    """
+
+    def adversary(key: jax.Array, logits_fn: attacks.LogitsFunction, part: Batch) -> jax.Array:
+        image = part["image"]
+        # Not clipped to [0, 1] before the step, as in the paper's code: of a black pixel the change
+        # is then spread over the ball. Clipped, it is 0 or epsilon, and robustness may collapse.
+        start = image + attacks.uniform_change(_keys(key, part), image, epsilon, "linf")
+        gradient = jax.grad(lambda x: jnp.sum(loss_fn(logits_fn(x), part["label"])))(start)
+        return attacks.ascend(start, image, gradient, step_size, epsilon, "linf")
+
+    return _adversarial(loss_fn, normalise, adversary)
+
+
+def pgd_objective(
+    loss_fn: LossFunction,
+    *,
+    normalise: Normalise,
+    epsilon: float,
+    step_size: float,
+    num_steps: int,
+) -> Objective:
+    """The last image of `num_steps` projected steps from a random start.
+
+    Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks", section 2.1;
+    for MNIST they take 40 steps of 0.01 with `epsilon` 0.3. Costs `num_steps` + 1 plain steps.
+    """
+
+    def adversary(key: jax.Array, logits_fn: attacks.LogitsFunction, part: Batch) -> jax.Array:
+        start = attacks.uniform_start(_keys(key, part), part["image"], epsilon, "linf")
+
+        def value(x: jax.Array) -> jax.Array:
+            return jnp.sum(loss_fn(logits_fn(x), part["label"]))
+
+        return _climb(value, start, part["image"], epsilon, step_size, num_steps)
+
+    return _adversarial(loss_fn, normalise, adversary)
+
+
+def trades_objective(
+    loss_fn: LossFunction,
+    *,
+    normalise: Normalise,
+    epsilon: float,
+    step_size: float,
+    num_steps: int,
+    beta: float,
+) -> Objective:
+    """The loss of the image plus `beta` times how far the prediction can be moved within the ball.
+
+        loss(f(x), y) + beta max KL(f(x) || f(x'))   over x' in the ball
+
+    Zhang et al. 2019, "Theoretically Principled Trade-off between Robustness and Accuracy",
+    equation (5) and algorithm 1: the search starts at the image plus normal noise of deviation
+    0.001, because at the image itself the divergence has no gradient. With BatchNorm both images
+    are normalised by statistics of their own; the running ones are updated by the originals.
+    """
+
+    def objective(
+        forward: Forward, params: PyTree, key: jax.Array, part: Batch
+    ) -> tuple[jax.Array, jax.Array, PyTree]:
+        image = part["image"]
+        logits_fn = _frozen(forward, params, normalise)
+        natural = jax.lax.stop_gradient(logits_fn(image))
+
+        def divergence(x: jax.Array) -> jax.Array:
+            return jnp.sum(_kl(natural, logits_fn(x)))
+
+        noise = jax.vmap(lambda key: jax.random.normal(key, image.shape[1:], image.dtype))
+        start = attacks.project(image + 1e-3 * noise(_keys(key, part)), image, epsilon, "linf")
+        found = _climb(divergence, start, image, epsilon, step_size, num_steps)
+        logits, batch_stats = forward(params, normalise(image), train=True)
+        moved, _ = forward(params, normalise(jax.lax.stop_gradient(found)), train=True)
+        return loss_fn(logits, part["label"]) + beta * _kl(logits, moved), logits, batch_stats
+
+    return objective
+
+
+def make_objective(
+    method: str,
+    loss_fn: LossFunction,
+    *,
+    normalise: Normalise,
+    epsilon: float,
+    step_size: float,
+    num_steps: int = 10,
+    beta: float = 6.0,
+) -> Objective:
+    """Returns the objective of that name: `none`, `fgsm_rs`, `pgd` or `trades`.
+
+    Raises:
+      UserError: an unknown name, or a number out of its range.
+    """
+    known = [name for name in METHODS if name != "free"]
+    if method not in known:
+        raise unknown_name("method of adversarial training", method, known)
+    check_numbers(epsilon=epsilon, step_size=step_size, attack_steps=num_steps, beta=beta)
+    if method == "none":
+        return clean_objective(loss_fn, normalise=normalise)
+    ball: dict[str, Any] = {"normalise": normalise, "epsilon": epsilon, "step_size": step_size}
+    if method == "fgsm_rs":
+        return fgsm_rs_objective(loss_fn, **ball)
+    if method == "pgd":
+        return pgd_objective(loss_fn, num_steps=num_steps, **ball)
+    return trades_objective(loss_fn, num_steps=num_steps, beta=beta, **ball)
+
+
+def make_free_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    loss_fn: LossFunction,
+    *,
+    schedule: Callable[[jax.Array], jax.Array],
+    normalise: Normalise,
+    epsilon: float,
+    step_size: float,
+    replays: int,
+    augment: Callable[[jax.Array, Batch, jax.Array], Batch] | None = None,
+    penalty: Callable[[PyTree], jax.Array] | None = None,
+    ema_decay: float = 0.0,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """Returns the step of free adversarial training: each batch is used for `replays` updates.
+
+    Shafahi et al. 2019, "Adversarial Training for Free!", algorithm 1: one backward pass gives the
+    gradient of the parameters, for an update, and of the image, for a step of the perturbation,
+    which the next replay starts from. So `replays` updates cost as many plain steps; train for
+    `replays` times fewer epochs. Where theirs starts from the perturbation of the batch before,
+    this one draws it uniformly: it is the start's not being zero that counts (Wong, Rice and Kolter
+    2020, section 4.1), and a run then needs no state beside the usual one.
+
+    Args:
+      model, optimizer, loss_fn, augment, penalty, ema_decay, axis_name: as for
+        `steps.make_train_step`.
+      schedule: update -> learning rate; there are `replays` updates a step.
+      normalise: images in [0, 1] -> what the model expects.
+      epsilon: the radius of the L-infinity ball.
+      step_size: of the perturbation; `epsilon` in the paper.
+      replays: the paper's `m`.
+
+    Returns:
+      The step. Its loss and accuracy are means over the replays.
+
+    Raises:
+      UserError: a number out of its range or, when traced, a state with a loss scale.
+    """
+    check_numbers(epsilon=epsilon, step_size=step_size, replays=replays)
+    model = with_axis(model, axis_name)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if state.loss_scale is not None:
+            raise UserError(
+                "free adversarial training has no loss scale: use bfloat16, not float16."
+            )
+        device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
+        num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+        batch = {**batch, "image": as_float(batch["image"])}
+        batch_size = batch["image"].shape[0]
+        examples = device * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+        if augment is not None:
+            batch = augment(stream_key(state.key, "augment", state.step), batch, examples[0])
+        image, label, mask = batch["image"], batch["label"], batch["mask"]
+        num_examples = sum_over_devices(jnp.sum(mask, dtype=jnp.int32), axis_name)
+        keys = _keys(stream_key(state.key, "objective", state.step), {"example": examples})
+        first_update = state.step * replays
+
+        def replay(
+            carry: tuple[TrainState, jax.Array], number: jax.Array
+        ) -> tuple[tuple[TrainState, jax.Array], Metrics]:
+            state, x = carry
+            update = first_update + number
+            key = stream_key(state.key, "dropout", update)
+            forward = make_forward(model, state.batch_stats, key, frozen=state.frozen)
+
+            def total(params: PyTree, x: jax.Array) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+                with by_example(examples):
+                    logits, batch_stats = forward(params, normalise(x), train=True)
+                losses = loss_fn(logits, label)
+                share = jnp.sum(jnp.where(mask, losses, 0.0)) / num_examples
+                if penalty is not None:
+                    share = share + penalty(params) / num_devices
+                metrics = {
+                    "loss": metrics_lib.mean(losses, mask),
+                    "accuracy": metrics_lib.accuracy(logits, label, mask),
+                }
+                return share, (metrics, batch_stats)
+
+            (gradient, ascent), (metrics, batch_stats) = jax.grad(total, (0, 1), has_aux=True)(
+                state.params, x
+            )
+            gradient, metrics = sum_over_devices((gradient, metrics), axis_name)
+            new_state, metrics = finish_step(
+                state, optimizer, gradient, batch_stats, metrics, schedule(update), ema_decay
+            )
+            # All replays are one step, which is one batch.
+            new_state = dataclasses.replace(new_state, step=state.step)
+            return (
+                new_state,
+                attacks.ascend(x, image, ascent, step_size, epsilon, "linf"),
+            ), metrics
+
+        start = image + attacks.uniform_change(keys, image, epsilon, "linf")
+        (state, _), metrics = jax.lax.scan(replay, (state, start), jnp.arange(replays))
+        metrics = jax.tree.map(lambda values: jnp.sum(values, axis=0), metrics)
+        return dataclasses.replace(state, step=state.step + 1), metrics
+
+    return step
+
+
+def check_numbers(**numbers: float) -> None:
+    """Raises a UserError unless radii and step sizes are positive and counts whole from 1 on."""
+    for name, number in numbers.items():
+        if name in ("attack_steps", "replays"):
+            if number < 1 or number != int(number):
+                raise UserError(f"{name} {number} must be a whole number from 1 on.")
+        elif name == "beta":
+            if not 0 <= number < float("inf"):
+                raise UserError(f"beta {number} must be 0 or more.")
+        elif not 0 < number < float("inf"):
+            raise UserError(f"{name} {number} must be positive (white is 1).")
+
+
+def _adversarial(
+    loss_fn: LossFunction,
+    normalise: Normalise,
+    adversary: Callable[[jax.Array, attacks.LogitsFunction, Batch], jax.Array],
+) -> Objective:
+    """Returns the objective that is the loss of what `(key, logits_fn, part) -> image` makes."""
+    clean = clean_objective(loss_fn, normalise=normalise)
+
+    def objective(
+        forward: Forward, params: PyTree, key: jax.Array, part: Batch
+    ) -> tuple[jax.Array, jax.Array, PyTree]:
+        found = adversary(key, _frozen(forward, params, normalise), part)
+        return clean(forward, params, key, {**part, "image": jax.lax.stop_gradient(found)})
+
+    return objective
+
+
+def _frozen(forward: Forward, params: PyTree, normalise: Normalise) -> attacks.LogitsFunction:
+    """The model as it predicts, of which the parameters are not differentiated."""
+    params = jax.lax.stop_gradient(params)
+    return lambda image: forward(params, normalise(image), train=False)[0]
+
+
+def _climb(
+    value: Callable[[jax.Array], jax.Array],
+    start: jax.Array,
+    image: jax.Array,
+    epsilon: float,
+    step_size: float,
+    num_steps: int,
+) -> jax.Array:
+    def step(_: int, x: jax.Array) -> jax.Array:
+        return attacks.ascend(x, image, jax.grad(value)(x), step_size, epsilon, "linf")
+
+    return jax.lax.fori_loop(0, num_steps, step, start)
+
+
+def _kl(logits: jax.Array, moved: jax.Array) -> jax.Array:
+    """KL(p || q) `[batch]` of the predictions of two sets of logits, of one logit or several."""
+    if logits.shape[-1] == 1:
+        logits, moved = (jnp.concatenate([jnp.zeros_like(x), x], -1) for x in (logits, moved))
+    log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(moved)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def _keys(key: jax.Array, part: Batch) -> jax.Array:
+    """One key an example, by its position in the whole batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, part["example"])
