@@ -2,25 +2,31 @@
 
     python scripts/seeds_table.py mnist_lenet
     python scripts/seeds_table.py "mnist_lenet --epochs 5" "mnist_cnn" --seeds 0 1 2
+    python scripts/seeds_table.py mnist_adversarial --columns robust_accuracy
 
 Finished runs under --out are not run again, so the table can be completed in pieces.
 """
 
 import argparse
 import json
+import math
 import re
 import shlex
 import statistics
 import subprocess
 import sys
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
+
+# File systems allow 255 bytes.
+MAX_NAME_LENGTH = 150
 
 
 def run(line: str, seed: int, out: Path) -> dict:
     """Runs one experiment line with one seed, unless it is finished; returns its summary."""
+    directory = run_directory(line, seed, out)
     experiment, *flags = shlex.split(line)
-    name = re.sub(r"[^\w.-]+", "_", f"{line}-seed{seed}")
-    directory = out / name
     if not (directory / "summary.json").exists():
         command = [sys.executable, "-m", f"experiments.{experiment}"]
         if (directory / "config.json").exists():
@@ -31,17 +37,43 @@ def run(line: str, seed: int, out: Path) -> dict:
     return json.loads((directory / "summary.json").read_text())
 
 
-def row(line: str, summaries: list[dict]) -> str:
+def run_directory(line: str, seed: int, out: Path) -> Path:
+    """Returns where `run` keeps the run of a line with a seed."""
+    name = re.sub(r"[^\w.-]+", "_", line)
+    if len(name) > MAX_NAME_LENGTH:
+        name = f"{name[:MAX_NAME_LENGTH]}-{zlib.crc32(line.encode()):08x}"
+    return out / f"{name}-seed{seed}"
+
+
+def half_interval(values: Sequence[float], confidence: float = 0.95) -> float:
+    """Returns half the width of Student's confidence interval of the mean; NaN for one value."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return math.nan
+    quantile = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
+    return float(quantile * statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def row(line: str, summaries: list[dict], columns: Sequence[str] = ()) -> str:
     """Returns one line of the table: mean, spread and range of the test accuracy in percent."""
-    scores = [100 * summary["test_accuracy"] for summary in summaries]
-    spread = statistics.stdev(scores) if len(scores) > 1 else float("nan")
     first = summaries[0]
     seconds = statistics.mean(summary["seconds"] for summary in summaries)
-    each = " ".join(f"{score:.2f}" for score in scores)
+    scores = " | ".join(
+        _scores([summary[f"test_{name}"] for summary in summaries])
+        for name in ("accuracy", *columns)
+    )
     return (
         f"| `{line}` | {first['model']} | {first['parameters']:,} | {first['epochs']} | "
-        f"{statistics.mean(scores):.2f} ± {spread:.2f} | {each} | {seconds:.0f} |"
+        f"{scores} | {seconds:.0f} |"
     )
+
+
+def _scores(values: list[float]) -> str:
+    scores = [100 * value for value in values]
+    spread = statistics.stdev(scores) if len(scores) > 1 else float("nan")
+    each = " ".join(f"{score:.2f}" for score in scores)
+    return f"{statistics.mean(scores):.2f} ± {spread:.2f} | {each}"
 
 
 def main() -> None:
@@ -50,14 +82,21 @@ def main() -> None:
         "lines", nargs="+", help='an experiment and its flags, such as "mnist_lenet"'
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument(
+        "--columns", nargs="+", default=[], help="further test scores, such as robust_accuracy"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
     arguments = parser.parse_args()
     rows = []
     for line in arguments.lines:
         summaries = [run(line, seed, arguments.out) for seed in arguments.seeds]
-        rows.append(row(line, summaries))
-    print("| experiment | model | parameters | epochs | test accuracy, % | each seed | seconds |")
-    print("|---|---|---|---|---|---|---|")
+        rows.append(row(line, summaries, arguments.columns))
+    titles = "".join(
+        f" test {name.replace('_', ' ')}, % | each seed |"
+        for name in ("accuracy", *arguments.columns)
+    )
+    print(f"| experiment | model | parameters | epochs |{titles} seconds |")
+    print("|---|---|---|---|" + "---|---|" * (1 + len(arguments.columns)) + "---|")
     print("\n".join(rows))
 
 

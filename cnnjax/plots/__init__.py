@@ -1,6 +1,6 @@
 """One function, one figure: each draws a PNG at `path` and returns the path."""
 
-from cnnjax.plots.curves import learning_curves
+from cnnjax.plots.curves import interval_chart, learning_curves
 from cnnjax.plots.images import filters, image_grid, prediction, worst_classified
 from cnnjax.plots.scores import confusion_matrix, reliability_diagram, roc_curves
 
@@ -8,6 +8,7 @@ __all__ = [
     "confusion_matrix",
     "filters",
     "image_grid",
+    "interval_chart",
     "learning_curves",
     "prediction",
     "reliability_diagram",

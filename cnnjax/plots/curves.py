@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnnjax.errors import UserError
-from cnnjax.plots.canvas import BLUE, GREEN, RED, new_figure, save, tidy
+from cnnjax.plots.canvas import BLUE, GREEN, GREY, RED, new_figure, save, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +57,34 @@ def learning_curves(
     for axes in (loss_axes, accuracy_axes, rate_axes):
         axes.set_xlabel(unit)
         tidy(axes)
+    return save(figure, path)
+
+
+def interval_chart(
+    names: Sequence[str],
+    means: Sequence[float],
+    half_widths: Sequence[float],
+    label: str,
+    path: Path | str,
+) -> Path:
+    """Draws a mean with its interval for each name, the first on top; the first is the yardstick.
+
+    Args:
+      names: what was compared.
+      means: one a name.
+      half_widths: half the width of each interval; NaN for a mean without one.
+      label: of the axis.
+      path: where the PNG goes.
+    """
+    figure = new_figure(6.4, 0.6 + 0.34 * len(names))
+    axes = figure.add_subplot()
+    positions = np.arange(len(names))
+    axes.errorbar(means, positions, xerr=np.nan_to_num(half_widths), fmt="o", color=BLUE, capsize=4)
+    axes.axvline(means[0], color=GREY, linestyle=":", linewidth=1)
+    axes.set_yticks(positions, names)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    tidy(axes)
     return save(figure, path)
 
 
