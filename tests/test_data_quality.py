@@ -23,7 +23,9 @@ def test_scores_by_hand():
         data_quality.el2n_score(PROBABILITIES, labels), np.linalg.norm(errors, axis=1)
     )
     order, scores = data_quality.rank("margin", [PROBABILITIES, PROBABILITIES[::-1]], labels)
-    np.testing.assert_allclose(scores, [(0.7 - 0.0 - 0.2) / 2, (0.5 + 0.5) / 2, (0.6 - 0.0) / 2])
+    np.testing.assert_allclose(
+        scores, [(-0.5 + 0.5) / 2, (0.5 + 0.5) / 2, (0 + 0.6) / 2], atol=1e-12
+    )
     assert order.tolist() == [1, 2, 0]
 
 
