@@ -88,7 +88,15 @@ MAY_IMPORT = {
     "evaluate": {"errors", "distributed", "metrics"},
     "loop": {"errors", "metrics", "state", "steps", "parallel", "evaluate", "checkpoint", "logs"},
 }
-HEAVY = {"tensorflow", "tensorflow_datasets", "matplotlib", "orbax", "PIL", "tensorboardX"}
+HEAVY = {
+    "tensorflow",
+    "tensorflow_datasets",
+    "matplotlib",
+    "orbax",
+    "PIL",
+    "tensorboardX",
+    "sklearn",
+}
 
 
 def imports(path: Path, *, top_level_only: bool) -> set[str]:
