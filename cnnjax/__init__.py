@@ -19,6 +19,7 @@ _MODULES = (
     "checkpoint",
     "convert",
     "data",
+    "data_quality",
     "distributed",
     "dropout",
     "ensemble",

@@ -183,6 +183,27 @@ def l2_penalty(params: PyTree, patterns: Sequence[str] = (".*kernel",)) -> jax.A
     return _sum_over_selected(jnp.square, params, patterns)
 
 
+def weighted(loss_fn: LossFunction, class_weights: ArrayLike) -> LossFunction:
+    """Returns the loss times the weight of the label's class; of a soft label, the mean weight.
+
+    Args:
+      loss_fn: `(logits, labels) -> [batch]`.
+      class_weights: `[classes]`, such as `data_quality.class_weights` returns.
+    """
+    weights = jnp.asarray(class_weights)
+
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        losses = loss_fn(logits, labels)
+        if labels.ndim > losses.ndim:
+            return losses * (labels @ weights)
+        if jnp.issubdtype(labels.dtype, jnp.integer):
+            return losses * weights[labels]
+        # The probability of class 1 of two.
+        return losses * (weights[0] + labels * (weights[1] - weights[0]))
+
+    return loss
+
+
 LOSSES: dict[str, Callable[..., jax.Array]] = {
     "softmax_cross_entropy": softmax_cross_entropy,
     "sigmoid_binary_cross_entropy": sigmoid_binary_cross_entropy,

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cnnjax import distributed
+from cnnjax import distributed, parallel
 from cnnjax.data.dataset import Dataset
 from cnnjax.data.streamed import StreamedDataset
 from cnnjax.rng import stream_key
 from cnnjax.sharding import Rules, placed_form, splits_parameters, state_shardings
 from cnnjax.state import TrainState, create_state
-from cnnjax.steps import EvalStep, LossFunction, TrainStep
+from cnnjax.steps import EvalStep, LossFunction, TrainStep, make_eval_step
 
 PyTree = Any
 
@@ -97,3 +97,22 @@ def new_state(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> Train
         }
     init = jax.jit(functools.partial(initial_state, recipe, seed), out_shardings=places)
     return init(variables)
+
+
+def compile_eval_steps(recipe: Recipe, mesh: Mesh) -> dict[str, EvalStep]:
+    """Returns the compiled steps for `validation` and `test`: the same, or the recipe's own."""
+    splits, make_own = ("validation", "test"), recipe.make_eval_step
+    if make_own is not None:
+        makers = {split: functools.partial(make_own, split=split) for split in splits}
+        return {split: parallel.compile_eval(make, mesh) for split, make in makers.items()}
+
+    def make(axis_name: str | None) -> EvalStep:
+        return make_eval_step(
+            recipe.model,
+            recipe.loss_fn,
+            num_classes=recipe.dataset.num_classes,
+            normalise=recipe.normalise,
+            axis_name=axis_name,
+        )
+
+    return dict.fromkeys(splits, parallel.compile_eval(make, mesh))

@@ -293,12 +293,6 @@ class TrainedModel:
         return normalise(image, self.card["mean"], self.card["std"], channel_order=order)
 
 
-def split_seed(settings: Mapping[str, Any]) -> int:
-    """Returns the seed that chose a run's validation images, from its recorded settings."""
-    own = settings.get("validation_seed", -1)
-    return settings["seed"] if own < 0 else own
-
-
 def load_trained(
     directory: str | Path, step: int | None = None, *, base: str | Path | None = None
 ) -> TrainedModel:

@@ -6,13 +6,13 @@ which a reader would. Whoever wants another order calls the same functions.
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from cnnjax import (
@@ -45,9 +45,9 @@ from cnnjax.errors import UserError
 from cnnjax.gradients import check_parts
 from cnnjax.logs import MetricsLog, ProgressBar
 from cnnjax.models.summary import format_summary, summary
-from cnnjax.recipe import Recipe, new_state, state_form
+from cnnjax.recipe import Recipe, compile_eval_steps, new_state, state_form
 from cnnjax.state import TrainState
-from cnnjax.steps import EvalStep, make_eval_step, make_predict
+from cnnjax.steps import EvalStep, make_predict
 from cnnjax.trees import count_parameters
 
 PyTree = Any
@@ -97,7 +97,7 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
 
     compiling = time.monotonic()
     train = parallel.compile_train(recipe.make_step, state, data, **how)
-    eval_steps = _compile_eval(recipe, mesh)
+    eval_steps = compile_eval_steps(recipe, mesh)
     distributed.exchange("compiled", None)
     distributed.say(f"compiled     in {time.monotonic() - compiling:.1f} s")
 
@@ -132,27 +132,6 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     test_step = eval_steps["test"]
     _finish(config, experiment, recipe, outcome, variables_of, test_step, mesh, elapsed)
     return 0
-
-
-def _compile_eval(recipe: Recipe, mesh: Mesh) -> dict[str, EvalStep]:
-    """Returns the compiled steps for `validation` and `test`: the same, or the recipe's own."""
-    make_own = recipe.make_eval_step
-    if make_own is not None:
-        return {
-            split: parallel.compile_eval(functools.partial(make_own, split=split), mesh)
-            for split in ("validation", "test")
-        }
-    plain = functools.partial(
-        make_eval_step,
-        recipe.model,
-        recipe.loss_fn,
-        num_classes=recipe.dataset.num_classes,
-        normalise=recipe.normalise,
-    )
-    return dict.fromkeys(
-        ("validation", "test"),
-        parallel.compile_eval(lambda axis_name: plain(axis_name=axis_name), mesh),
-    )
 
 
 def _mesh_and_rules(config: runs.Settings) -> tuple[Mesh, sharding.Rules]:

@@ -26,7 +26,7 @@ class Config(runs.Settings):
     """Fields of the model, such as activation=tanh pool=average."""
 
     dataset: str = "mnist"
-    """mnist (shipped), tfds:NAME, or folder:PATH with one sub-folder a class."""
+    """mnist (shipped), digits, tfds:NAME, or folder:PATH with one sub-folder a class."""
 
     classes: str = "all"
     """all; some of them, such as 3,8; or even-odd. Two classes make a binary task: one logit."""
@@ -36,7 +36,23 @@ class Config(runs.Settings):
     leaves them as they are."""
 
     validation: float = 0.1
-    """Share of the training images held out to validate on."""
+    """Share of the training images held out to validate on, or their number."""
+
+    validation_seed: int = -1
+    """Seed that chooses them, for runs that shall hold out the same ones; -1 takes --seed."""
+
+    train_examples: int = 0
+    """Train on so many of the training images only, drawn by --seed; 0 takes all."""
+
+    label_noise: float = 0.0
+    """Share of the training labels made wrong on purpose, such as 0.2."""
+
+    exclude: str = ""
+    """File with the index of a training image on each line: these are left out. See
+    experiments.inspect_labels."""
+
+    balance: str = "none"
+    """For classes of different size: weights (of the loss) or resample (repeat the rare ones)."""
 
     loss: str = "auto"
     """auto (cross-entropy: softmax, or sigmoid for one logit), softmax_cross_entropy,
@@ -53,6 +69,9 @@ class Config(runs.Settings):
 
     schedule: str = "cosine"
     """constant, step, exponential, cosine, polynomial or one_cycle."""
+
+    cycles: int = 1
+    """Restarts of the cosine schedule: so many equal cycles, such as for snapshot ensembles."""
 
     warmup_epochs: float = 1.0
     """Epochs in which the learning rate rises linearly from 0."""
@@ -131,10 +150,24 @@ def read_data(config: Config):
         data_dir=config.data_dir or None,
         classes=config.classes,
         validation=config.validation,
-        seed=config.seed,
+        seed=validation_seed(config),
         image_size=config.image_size or None,
     )
-    return cnnjax.training.shrink(dataset) if config.smoke else dataset
+    if config.smoke:
+        dataset = cnnjax.training.shrink(dataset)
+    return cnnjax.data_quality.prepare(
+        dataset,
+        train_examples=config.train_examples,
+        label_noise=config.label_noise,
+        exclude=config.exclude,
+        balance=config.balance,
+        seed=config.seed,
+    )
+
+
+def validation_seed(config: Config) -> int:
+    """Returns the seed that chooses the validation images."""
+    return config.seed if config.validation_seed < 0 else config.validation_seed
 
 
 def make_model(config: Config, name: str, arguments: dict, dataset):
@@ -157,6 +190,8 @@ def make_recipe(
     card: dict,
     *,
     wrap_optimizer=lambda optimizer, total_steps: optimizer,
+    step_factory=None,
+    updates_per_step=1,
     **start,
 ):
     """Returns what `train_classifier` needs.
@@ -166,7 +201,9 @@ def make_recipe(
       dataset: what `read_data` returned.
       model, card: what `make_model` returned; a card with `mean` and `std` replaces the dataset's.
       wrap_optimizer: `(optimizer, total_steps) -> optimizer`.
-      **start: `variables` and `base_checksum` of the recipe, and `pull` of the step.
+      step_factory: what takes the arguments of `steps.make_train_step` in its place.
+      updates_per_step: how often a step of that factory updates the parameters.
+      **start: further fields of the recipe, and `pull` of the step.
     """
 
     image_filter = cnnjax.data.make_filter(config.preprocess)
@@ -181,11 +218,13 @@ def make_recipe(
     if config.sam < 0:
         raise UserError(f"--sam {config.sam}: give a radius of 0 or more.")
     total_steps = cnnjax.training.total_steps(config, dataset)
+    updates = total_steps * updates_per_step
     schedule = cnnjax.schedules.make_schedule(
         config.schedule,
         config.learning_rate,
-        total_steps=total_steps,
-        warmup_steps=round(total_steps * config.warmup_epochs / config.epochs),
+        total_steps=updates,
+        warmup_steps=round(updates * config.warmup_epochs / config.epochs),
+        **({"cycles": config.cycles} if config.cycles != 1 else {}),
     )
     optimizer = cnnjax.optim.make_optimizer(
         config.optimizer,
@@ -197,15 +236,16 @@ def make_recipe(
     )
     optimizer = wrap_optimizer(optimizer, total_steps)
     pull = start.pop("pull", None)
+    step_factory = step_factory or cnnjax.steps.make_train_step
     averages = _stochastic_average(config, total_steps // config.epochs)
     return cnnjax.recipe.Recipe(
         dataset=dataset,
         model=model,
         optimizer=optimizer,
-        make_step=lambda axis_name: cnnjax.steps.make_train_step(
+        make_step=lambda axis_name: step_factory(
             model,
             optimizer,
-            loss_fn,
+            _balanced(config, loss_fn, dataset),
             schedule=schedule,
             normalise=normalise,
             augment=augment,
@@ -233,6 +273,16 @@ def _loss(config, num_outputs):
         name = "sigmoid_binary_cross_entropy" if num_outputs == 1 else "softmax_cross_entropy"
     options = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
     return cnnjax.losses.make_loss(name, **options)
+
+
+def _balanced(config, loss_fn, dataset):
+    """Returns the training loss: weighted by class, where that is asked for."""
+    if config.balance != "weights":
+        return loss_fn
+    if isinstance(dataset, cnnjax.data.StreamedDataset):
+        raise UserError("--balance weights counts labels in memory: use --pipeline resident.")
+    weights = cnnjax.data_quality.class_weights(dataset.train.label, dataset.num_classes)
+    return cnnjax.losses.weighted(loss_fn, weights)
 
 
 def _stochastic_average(config, steps_per_epoch):

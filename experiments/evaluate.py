@@ -16,7 +16,10 @@ import numpy as np
 
 import cnnjax
 from cnnjax import cli, runs
+from cnnjax.data.dataset import Arrays
+from cnnjax.data.filters import filter_images
 from cnnjax.errors import UserError
+from experiments import classify
 
 BATCH_SIZE = 500
 # Small enough for the gradients of small networks to stay in a CPU's cache.
@@ -44,6 +47,12 @@ class Config:
 
     tta: str = ""
     """Test-time augmentation: average over views of each image, such as flip or shift:1 or both."""
+
+    corrupt: str = ""
+    """Random changes of the images first, as of --augment, such as salt_and_pepper:0.1."""
+
+    preprocess: str = ""
+    """A filter of the (corrupted) images, such as median:3, beside the run's own."""
 
     calibrate: bool = False
     """Fit a temperature to the validation images, and report calibration with it."""
@@ -78,6 +87,12 @@ def main(config: Config) -> None:
         cnnjax.robust.check_attack(attack, dataset.image_shape)
     ensemble = cnnjax.ensemble
     logits_of = [ensemble.model_logits(member.model, member.normalise) for member in members]
+    image_filter = cnnjax.data.make_filter(config.preprocess)
+    if image_filter is not None:
+        logits_of = [
+            lambda variables, image, each=each: each(variables, filter_images(image, image_filter))
+            for each in logits_of
+        ]
     if views:
         logits_of = [ensemble.with_views(each, views) for each in logits_of]
     variables = [member.variables for member in members]
@@ -115,15 +130,15 @@ def _dataset(config, directories, cards):
     """Opens the first run's dataset, or the one asked for; all members must fit it."""
     if not directories:
         raise UserError("no run given: name one, such as --run runs/mine.")
-    settings = [runs.read_config(Path(directory))["settings"] for directory in directories]
+    settings = [_settings(directory) for directory in directories]
     first = settings[0]
     dataset = cnnjax.data.open_dataset(
-        config.dataset or first["dataset"],
-        pipeline=first.get("pipeline", "auto"),
-        data_dir=config.data_dir or first["data_dir"] or None,
-        classes=first.get("classes", "all"),
-        validation=first["validation"],
-        seed=runs.split_seed(first),
+        config.dataset or first.dataset,
+        pipeline=first.pipeline,
+        data_dir=config.data_dir or first.data_dir or None,
+        classes=first.classes,
+        validation=first.validation,
+        seed=classify.validation_seed(first),
         image_size=tuple(cards[0]["image_shape"][:2]),
     )
     for directory, card in zip(directories, cards, strict=True):
@@ -145,7 +160,33 @@ def _dataset(config, directories, cards):
             "another is validated on: train them with the same --validation-seed, or leave out "
             "--calibrate and use --split test."
         )
-    return dataset
+    return _corrupted(dataset, config)
+
+
+def _corrupted(dataset, config):
+    """Changes the images of the split that is evaluated, each by its own draw."""
+    if not config.corrupt:
+        return dataset
+    change = cnnjax.data.make_augment(config.corrupt, num_classes=dataset.num_classes)
+    if cnnjax.data.policy.parse_policy(config.corrupt).mixing:
+        raise UserError(f"--corrupt {config.corrupt}: mixed images have no label to evaluate.")
+    if isinstance(dataset, cnnjax.data.StreamedDataset):
+        raise UserError(f"--corrupt: {dataset.name} is streamed; use a dataset that fits memory.")
+    image, label = getattr(dataset, config.split)
+    key = cnnjax.rng.stream_key(0, "corrupt", 0)
+    changed = np.empty_like(image)
+    for start in range(0, len(image), BATCH_SIZE):
+        rows = slice(start, start + BATCH_SIZE)
+        batch = change(key, {"image": image[rows] / np.float32(255)}, start)
+        changed[rows] = np.round(255 * np.clip(batch["image"], 0, 1))
+    return dataclasses.replace(dataset, **{config.split: Arrays(changed, label)})
+
+
+def _settings(directory):
+    """Returns the settings of a run, of whatever experiment, as those of `classify`."""
+    settings = runs.read_config(Path(directory))["settings"]
+    known = {field.name for field in dataclasses.fields(classify.Config)}
+    return classify.Config(**{name: settings[name] for name in known & set(settings)})
 
 
 def _at_step(run):

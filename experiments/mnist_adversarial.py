@@ -22,10 +22,11 @@ from typing import Literal
 import cnnjax
 from cnnjax import cli, runs
 from cnnjax.errors import UserError
+from experiments import classify
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.Settings):
+class Config(classify.Config):
     """Adversarial training of a classifier: validates and tests it under attack too."""
 
     method: Literal["none", "fgsm_rs", "pgd", "trades", "free"] = "fgsm_rs"
@@ -47,33 +48,20 @@ class Config(runs.Settings):
     replays: int = 8
     """Updates with each batch in free training; each epoch then costs so many."""
 
-    model: str = "cnn_strided_16_32"
-    """A name that `python -m cnnjax.models` lists."""
-
-    model_arguments: tuple[str, ...] = ()
-    """Fields of the model, such as activation=tanh pool=average."""
-
-    dataset: str = "mnist"
-    """mnist (shipped), digits, tfds:NAME, or folder:PATH with one sub-folder a class."""
-
-    validation: float = 1000
-    """Training images held out to validate on: their number, or a share below 1."""
-
     validation_attack: str = "pgd:0.3:10"
     """The attack of validation: see cnnjax/robust/named.py."""
 
     test_attack: str = "pgd:0.3:20:5"
     """The attack of the test."""
 
+    model: str = "cnn_strided_16_32"
+    validation: float = 1000
     epochs: int = 15
     batch_size: int = 128
     learning_rate: float = 5e-3
     schedule: str = "one_cycle"
     warmup_epochs: float = 0.0
-    """Epochs in which the learning rate rises linearly from 0, before the schedule."""
-
     ema_decay: float = 0.999
-    """Decay of the moving average of the parameters that is validated and tested; 0 keeps none."""
 
     monitor: Literal["robust_accuracy", "accuracy", "loss"] = "robust_accuracy"  # type: ignore[assignment]
     """The validation score that says which weights are best."""
@@ -81,113 +69,91 @@ class Config(runs.Settings):
 
 def main(config: Config) -> int:
     """Trains and tests one network; returns the exit code."""
-    cnnjax.distributed.start(
-        config.coordinator,
-        config.num_processes,
-        config.process_id,
-        timeout_secs=config.join_timeout_secs,
-    )
-    cnnjax.backend.start(config.devices, config.mesh)
     robust = cnnjax.robust
-    dataset = cnnjax.data.open_dataset(
-        config.dataset,
-        pipeline=config.pipeline,
-        data_dir=config.data_dir or None,
-        validation=config.validation,
-        seed=config.seed,
-    )
     attacks = {
-        split: robust.parse_attack(text)
-        for split, text in (("validation", config.validation_attack), ("test", config.test_attack))
+        "validation": robust.parse_attack(config.validation_attack),
+        "test": robust.parse_attack(config.test_attack),
     }
+    classify.start(config)
+    dataset = classify.read_data(config)
     for attack in attacks.values():
         robust.check_attack(attack, dataset.image_shape)
-    if config.smoke:
-        dataset = cnnjax.training.shrink(dataset)
-
-    def normalise(images):
-        return cnnjax.data.normalise(images, dataset.mean, dataset.std)
-
-    num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
     arguments = cli.key_values(config.model_arguments)
-    fields = runs.computation(
-        config.model, arguments, precision=config.precision, remat=config.remat
-    )
-    model = cnnjax.models.create(config.model, num_classes=num_outputs, **fields)
-    loss_fn = robust.attacks.cross_entropy
-
-    replays = config.replays if config.method == "free" else 1
-    total_updates = cnnjax.training.total_steps(config, dataset) * replays
-    schedule = cnnjax.schedules.make_schedule(
-        config.schedule,
-        config.learning_rate,
-        total_steps=total_updates,
-        warmup_steps=round(total_updates * config.warmup_epochs / config.epochs),
-    )
-    optimizer = cnnjax.optim.make_optimizer("adam", schedule)
-    make_step = _make_step(config, model, optimizer, loss_fn, schedule, normalise)
+    model, card = classify.make_model(config, config.model, arguments, dataset)
 
     def make_eval_step(axis_name, *, split):
         return robust.make_robust_eval_step(
-            model,
-            loss_fn,
+            recipe.model,
+            recipe.loss_fn,
             attacks[split],
             num_classes=dataset.num_classes,
-            normalise=normalise,
+            normalise=recipe.normalise,
             axis_name=axis_name,
         )
 
-    recipe = cnnjax.recipe.Recipe(
-        dataset=dataset,
-        model=model,
-        optimizer=optimizer,
-        make_step=make_step,
-        loss_fn=loss_fn,
-        normalise=normalise,
-        card={"model": config.model, "num_outputs": num_outputs, "arguments": arguments},
-        ema=config.ema_decay > 0,
-        precision=config.precision,
+    free = config.method == "free"
+    factory = _free_factory(config) if free else _factory(config)
+    recipe = classify.make_recipe(
+        config,
+        dataset,
+        model,
+        card,
+        step_factory=factory,
+        updates_per_step=config.replays if free else 1,
         make_eval_step=make_eval_step,
     )
     return cnnjax.training.train_classifier(config, recipe)
 
 
-def _make_step(config, model, optimizer, loss_fn, schedule, normalise):
-    """Returns `axis_name -> training step` of the method asked for."""
-    default = {"fgsm_rs": 1.25, "free": 1.0}.get(config.method, 2.5 / max(1, config.attack_steps))
-    ball = {
-        "normalise": normalise,
-        "epsilon": config.epsilon,
-        "step_size": config.step_size or default * config.epsilon,
+def _factory(config):
+    """Returns what takes the arguments of `make_train_step` and makes the adversarial one."""
+    default = 1.25 if config.method == "fgsm_rs" else 2.5 / max(1, config.attack_steps)
+    step_size = config.step_size or default * config.epsilon
+
+    def factory(model, optimizer, loss_fn, *, normalise, **options):
+        objective = cnnjax.robust.make_objective(
+            config.method,
+            loss_fn,
+            normalise=normalise,
+            epsilon=config.epsilon,
+            step_size=step_size,
+            num_steps=config.attack_steps,
+            beta=config.beta,
+        )
+        as_float = cnnjax.steps.as_float
+        return cnnjax.steps.make_train_step(
+            model, optimizer, loss_fn, normalise=as_float, objective=objective, **options
+        )
+
+    return factory
+
+
+def _free_factory(config):
+    """Likewise for free training, which has not all of the options."""
+    missing = {
+        "--accumulate": config.accumulate > 1,
+        "--sam": config.sam > 0,
+        "--swa-from-epoch": config.swa_from_epoch > 0,
+        "--precision float16": config.precision == "float16",
     }
-    options = {"schedule": schedule, "ema_decay": config.ema_decay}
-    if config.method == "free":
-        if config.accumulate > 1 or config.precision == "float16":
-            raise UserError(
-                "--method free has neither --accumulate nor float16: leave them out, or use "
-                "another method."
-            )
-        return lambda axis_name: cnnjax.robust.make_free_step(
+    for flag in (flag for flag, is_set in missing.items() if is_set):
+        raise UserError(f"--method free has no {flag}: leave it out, or use another method.")
+    cnnjax.robust.check_numbers(replays=config.replays)
+
+    def factory(model, optimizer, loss_fn, **options):
+        for name in ("accumulate", "sam_radius", "averaging", "pull"):
+            options.pop(name)
+        return cnnjax.robust.make_free_step(
             model,
             optimizer,
             loss_fn,
+            epsilon=config.epsilon,
+            step_size=config.step_size or config.epsilon,
             replays=config.replays,
-            axis_name=axis_name,
-            **ball,
             **options,
         )
-    objective = cnnjax.robust.make_objective(
-        config.method, loss_fn, num_steps=config.attack_steps, beta=config.beta, **ball
-    )
-    return lambda axis_name: cnnjax.steps.make_train_step(
-        model,
-        optimizer,
-        loss_fn,
-        objective=objective,
-        accumulate=config.accumulate,
-        axis_name=axis_name,
-        **options,
-    )
+
+    return factory
 
 
 if __name__ == "__main__":

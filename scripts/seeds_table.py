@@ -55,6 +55,11 @@ def half_interval(values: Sequence[float], confidence: float = 0.95) -> float:
     return float(quantile * statistics.stdev(values) / math.sqrt(len(values)))
 
 
+def interval(values: Sequence[float]) -> str:
+    """Returns the mean and its 95% interval, in percent."""
+    return f"{100 * statistics.mean(values):.2f} ± {100 * half_interval(values):.2f}"
+
+
 def row(line: str, summaries: list[dict], columns: Sequence[str] = ()) -> str:
     """Returns one line of the table: mean, spread and range of the test accuracy in percent."""
     first = summaries[0]

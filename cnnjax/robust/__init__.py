@@ -22,6 +22,7 @@ from cnnjax.robust.named import (
 )
 from cnnjax.robust.training import (
     METHODS,
+    check_numbers,
     clean_objective,
     fgsm_rs_objective,
     make_free_step,
@@ -35,6 +36,7 @@ __all__ = [
     "METHODS",
     "Attack",
     "check_attack",
+    "check_numbers",
     "clean_objective",
     "fgsm",
     "fgsm_rs_objective",

@@ -1,8 +1,9 @@
 """Adversarial training: objectives for `steps.make_train_step`, and the step of free training.
 
-Each objective takes images in [0, 1] (`normalise=steps.as_float` in the step), makes adversarial ones of them within an L-infinity ball with the parameters
-of this very step, and normalises inside. No gradient flows through the making. The model is
-attacked as it predicts (`train=False`): without dropout, with the running statistics.
+Each objective takes images in [0, 1] (`normalise=steps.as_float` in the step), makes adversarial
+ones of them within an L-infinity ball with the parameters of this very step, and normalises inside.
+No gradient flows through the making. The model is attacked as it predicts (`train=False`): without
+dropout, with the running statistics.
 
 The loss and accuracy among the step's metrics are those of the adversarial images, but for TRADES
 and `none`, whose accuracy is that of the images as they are.

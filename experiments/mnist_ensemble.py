@@ -1,0 +1,155 @@
+"""An ensemble of up to five networks on MNIST: the mean of their predicted probabilities.
+
+Lakshminarayanan, Pritzel and Blundell, "Simple and Scalable Predictive Uncertainty Estimation using
+Deep Ensembles", NeurIPS 2017: members that differ by their seed alone. With `--snapshots` they are
+instead the ends of the cycles of one run whose learning rate restarts: Huang et al., "Snapshot
+Ensembles: Train 1, Get M for Free", ICLR 2017.
+
+    python -m experiments.mnist_ensemble
+    python -m experiments.mnist_ensemble --snapshots --epochs 60 --ema-decay 0
+    python -m experiments.mnist_ensemble --resume RUN     # trains the members that are missing
+
+Each member is a whole run, RUN/member-N, that validates on the same images as the others, so that
+a temperature can be fitted for the ensemble; `RUN/evaluation.json` has scores, disagreement
+and calibration. Any runs make an ensemble afterwards, of any networks:
+
+    python -m experiments.evaluate --run runs/a runs/b runs/c --tta shift:1 --calibrate
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import cnnjax
+from cnnjax import runs
+from cnnjax.errors import UserError
+from experiments import classify, evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(classify.Config):
+    """Train the members of an ensemble on MNIST, and evaluate them together."""
+
+    members: int = 5
+    """The number of networks, with the seeds SEED, SEED + 1, ..."""
+
+    snapshots: bool = False
+    """Take the members from one run, at the end of each of so many cycles of the learning rate."""
+
+    tta: str = ""
+    """Test-time augmentation: average over views of each image, such as shift:1."""
+
+    model: str = "cnn_5conv_2dense"
+    model_arguments: tuple[str, ...] = ("norm=batch",)
+    epochs: int = 20
+    learning_rate: float = 3e-3
+    ema_decay: float = 0.999
+    weight_decay: float = 0.05
+    augment: str = "rotate:10,scale:0.1,translate:2,shear:10"
+
+
+def main(config: Config) -> int:
+    """Trains what is missing, evaluates the ensemble; returns the exit code."""
+    if config.smoke:
+        config = dataclasses.replace(config, members=2, epochs=2 if config.snapshots else 1)
+    if config.members < 2:
+        raise UserError(f"--members {config.members}: an ensemble has 2 or more.")
+    if config.num_processes > 1:
+        raise UserError("--num-processes: members train one after another, in one process.")
+    if config.snapshots and (config.epochs % config.members or config.ema_decay):
+        raise UserError(
+            f"--snapshots of {config.members} cycles need --epochs that are a multiple of "
+            f"{config.members} (not {config.epochs}), and --ema-decay 0: an average would mix the "
+            "cycles."
+        )
+    directory = Path(config.run_dir)
+    cnnjax.run_directory.make_directory(directory)
+    with cnnjax.run_directory.only_writer(directory):
+        runs.write_config(config, runs.experiment_name(type(config)))
+        names = []
+        for member in _members(config, directory):
+            code = _train(member)
+            if code or not (Path(member.run_dir) / "summary.json").exists():
+                return code
+            names += _names(config, Path(member.run_dir))
+        evaluate.main(
+            evaluate.Config(
+                run=tuple(names),
+                data_dir=config.data_dir,
+                tta=config.tta,
+                calibrate=True,
+                out=str(directory),
+            )
+        )
+        _summarise(config, directory)
+    return 0
+
+
+def _members(config, directory):
+    """Returns the settings of each run to train."""
+    fields = {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(classify.Config)
+    }
+    validation_seed = runs.split_seed(fields)
+    fields |= {"validation_seed": validation_seed, "resume": "", "coordinator": "off"}
+    if config.snapshots:
+        fields |= {"cycles": config.members, "warmup_epochs": 0.0, "keep_last": 0}
+        return [classify.Config(**fields | {"run_dir": str(directory / "member-1")})]
+    return [
+        classify.Config(
+            **fields
+            | {
+                "seed": config.seed + number,
+                "run_dir": str(directory / f"member-{number + 1}"),
+            }
+        )
+        for number in range(config.members)
+    ]
+
+
+def _train(member):
+    """Starts, continues or leaves alone one run; returns the exit code."""
+    directory = Path(member.run_dir)
+    if (directory / "summary.json").exists():
+        return 0
+    if (directory / "config.json").exists():
+        member = dataclasses.replace(member, resume=member.run_dir)
+    return classify.main(member) or 0
+
+
+def _names(config, directory):
+    """Returns how `experiments.evaluate` names the members that a finished run gives."""
+    if not config.snapshots:
+        return [str(directory)]
+    step = json.loads((directory / "summary.json").read_text())["step"]
+    return [
+        f"{directory}@{step * cycle // config.members}" for cycle in range(1, config.members + 1)
+    ]
+
+
+def _summarise(config, directory):
+    """Writes the summary of the ensemble, whose presence says that it is finished."""
+    report = json.loads((directory / "evaluation.json").read_text())
+    members = [
+        json.loads(path.read_text()) for path in sorted(directory.glob("member-*/summary.json"))
+    ]
+    summary = {
+        "experiment": runs.experiment_name(type(config)),
+        "model": f"{config.members} x {config.model}",
+        "dataset": config.dataset,
+        "test_accuracy": report["accuracy"],
+        "test_loss": report["calibration"]["before"]["loss"],
+        "test_loss_calibrated": report["calibration"]["after"]["loss"],
+        "member_test_accuracies": report["ensemble"]["accuracies"],
+        "disagreement": report["ensemble"]["disagreement"]["mean"],
+        "parameters": config.members * members[0]["parameters"],
+        "seconds": sum(member["seconds"] for member in members),
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "step": sum(member["step"] for member in members),
+    }
+    cnnjax.report.write_summary(directory, summary, cnnjax.evaluate.format_report(report))
+
+
+if __name__ == "__main__":
+    runs.launch(Config, main)
