@@ -259,3 +259,18 @@ def test_bad_input_gets_one_clear_error(call, text):
     with pytest.raises(UserError, match=text) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_a_weighted_loss_is_the_loss_times_the_weight_of_the_label():
+    weighted = losses.weighted(losses.softmax_cross_entropy, [2.0, 0.5, 1.0])
+    logits, labels = jnp.asarray([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0]]), jnp.asarray([0, 1])
+    plain = losses.softmax_cross_entropy(logits, labels)
+    np.testing.assert_allclose(weighted(logits, labels), plain * jnp.asarray([2.0, 0.5]))
+    soft = jnp.asarray([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]])
+    plain = losses.softmax_cross_entropy(logits, soft)
+    np.testing.assert_allclose(weighted(logits, soft), plain * jnp.asarray([1.5, 0.5]))
+    binary = losses.weighted(losses.sigmoid_binary_cross_entropy, [3.0, 1.0])
+    one, label = jnp.asarray([[2.0], [2.0]]), jnp.asarray([0, 1])
+    plain = losses.sigmoid_binary_cross_entropy(one, label)
+    np.testing.assert_allclose(binary(one, label), plain * jnp.asarray([3.0, 1.0]))
+    np.testing.assert_allclose(binary(one, label * 1.0), plain * jnp.asarray([3.0, 1.0]))

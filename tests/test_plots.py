@@ -113,6 +113,20 @@ def test_training_below_validation_stays_in_sight(tmp_path: Path, figures: list[
     assert low < 0.9 < 0.99 < high <= 1.01
 
 
+def test_interval_chart(tmp_path: Path, figures: list[Any]) -> None:
+    path = plots.interval_chart(
+        ["none", "L2"], [96.0, 97.5], [0.5, float("nan")], "accuracy", tmp_path / "chart.png"
+    )
+    assert path.exists()
+    (axes,) = figures[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["none", "L2"]
+    (container,) = axes.containers
+    assert container.lines[0].get_xdata().tolist() == [96.0, 97.5]
+    first, second = container.lines[2][0].get_segments()
+    assert first[:, 0].tolist() == [95.5, 96.5]
+    assert second[:, 0].tolist() == [97.5, 97.5]
+
+
 def test_learning_curves_of_unusual_runs(tmp_path: Path, figures: list[Any]) -> None:
     nan = float("nan")
     diverged = [

@@ -169,3 +169,16 @@ def test_one_cycle_rises_then_falls():
     values = _values(schedules.one_cycle(1.0, total_steps=20), range(21))
     assert all(one < other for one, other in itertools.pairwise(values[:7]))
     assert all(one > other for one, other in itertools.pairwise(values[6:]))
+
+
+def test_a_cosine_of_several_cycles_is_so_many_cosines():
+    """Huang et al. 2017, equation (2): each cycle starts at the peak and falls alike."""
+    several = schedules.make_schedule("cosine", 0.1, total_steps=40, cycles=4)
+    once = schedules.make_schedule("cosine", 0.1, total_steps=10)
+    for step in range(40):
+        assert float(several(step)) == pytest.approx(float(once(step % 10)), abs=1e-9)
+    assert float(several(40)) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(UserError, match="cycles must be a whole number from 1 to 40; it is 0"):
+        schedules.make_schedule("cosine", 0.1, total_steps=40, cycles=0)
+    with pytest.raises(UserError, match="schedule 'constant' has no options"):
+        schedules.make_schedule("constant", 0.1, total_steps=40, cycles=2)

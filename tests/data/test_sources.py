@@ -18,6 +18,25 @@ def test_mnist():
     assert dataset.std[0] == pytest.approx(0.3081, abs=1e-3)
 
 
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    dataset = load("digits")
+    assert dataset.image_shape == (8, 8, 1)
+    splits = (dataset.train, dataset.validation, dataset.test)
+    assert [len(split.label) for split in splits] == [1455, 162, 180]
+    published = load_digits()
+    wanted = {
+        (image.astype(int).tobytes(), int(label))
+        for image, label in zip(published.images, published.target, strict=True)
+    }
+    for split in splits:
+        counts = np.round(split.image[..., 0] * (16 / 255)).astype(int)
+        for image, label in zip(counts, split.label, strict=True):
+            assert (image.tobytes(), int(label)) in wanted
+    assert (load("digits", seed=1).test.image == dataset.test.image).all()
+
+
 def test_image_size_pads_around_the_digit():
     dataset = load("mnist", image_size=32, classes="3,8", validation=0)
     assert dataset.image_shape == (32, 32, 1)

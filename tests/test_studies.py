@@ -1,0 +1,219 @@
+"""The experiments on robustness, ensembles and labels, from their command lines."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnjax import cli, runs
+from experiments import (
+    classify,
+    digits_mlp,
+    evaluate,
+    inspect_labels,
+    mnist_adversarial,
+    mnist_ensemble,
+)
+
+SMOKE = ["--smoke", "--devices", "1"]
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+def launch(module, *argv):
+    """Runs an experiment's command line in this process; returns its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        runs.launch(module.Config, module.main, [str(argument) for argument in argv])
+    return stop.value.code
+
+
+def command(module, *argv):
+    """Runs a command line that is no training run; returns its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        cli.run(module.Config, module.main, [str(argument) for argument in argv])
+    return stop.value.code or 0
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """Two small networks on digits with a fifth of the labels wrong, on the same validation set."""
+    root = tmp_path_factory.mktemp("runs")
+    options = ["--devices", 1, "--epochs", 12, "--validation-seed", 0, "--label-noise", 0.2]
+    for seed in (0, 1):
+        run = ["--run-dir", root / str(seed), "--seed", seed]
+        assert launch(digits_mlp, *options, *run) == 0
+    return root / "0", root / "1"
+
+
+@pytest.mark.slow
+def test_runs_are_evaluated_as_one_under_attack_and_calibrated(two_runs, tmp_path, capsys):
+    attacks = ["fgsm:0.1", "pgd:0.1:5:2"]
+    options = ["--tta", "shift:1", "--calibrate", "--attack", *attacks, "--check-masking"]
+    assert command(evaluate, "--run", *two_runs, *options, "--out", tmp_path) == 0
+    report = read(tmp_path / "evaluation.json")
+    assert report["accuracy"] > 0.5
+    assert report["ensemble"]["members"] == [str(run) for run in two_runs]
+    assert 0 < report["ensemble"]["disagreement"]["mean"] < 0.5
+    calibration = report["calibration"]
+    assert calibration["fitted_on"] == 162
+    accuracies = report["robustness"]["accuracies"]
+    assert accuracies["pgd:0.1:5:2"] <= accuracies["fgsm:0.1"] <= report["accuracy"]
+    assert set(report["robustness"]["masking"]["accuracies"]) == {
+        "attack",
+        "fgsm",
+        "noise",
+        "margin",
+        "unbounded",
+    }
+    printed = capsys.readouterr().out
+    for words in ("two members disagree", "temperature", "accuracy under attack"):
+        assert words in printed
+
+
+@pytest.mark.slow
+def test_a_checkpoint_by_its_step_is_not_the_run_s_last(two_runs, tmp_path):
+    steps = sorted(int(path.name) for path in (two_runs[0] / "checkpoints").glob("0*"))
+    losses = []
+    for name in (two_runs[0], f"{two_runs[0]}@{steps[0]}"):
+        out = tmp_path / Path(name).name
+        assert command(evaluate, "--run", name, "--calibrate", "--out", out) == 0
+        losses.append(read(out / "evaluation.json")["calibration"]["before"]["loss"])
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.slow
+def test_noise_in_the_images_costs_accuracy(two_runs, tmp_path):
+    options = ["--corrupt", "salt_and_pepper:0.5", "--out", tmp_path]
+    assert command(evaluate, "--run", two_runs[0], *options) == 0
+    noisy = read(tmp_path / "evaluation.json")["accuracy"]
+    assert noisy < read(two_runs[0] / "summary.json")["test_accuracy"] - 0.1
+
+
+@pytest.mark.slow
+def test_wrong_labels_are_found_and_left_out(two_runs, tmp_path, capsys):
+    assert command(inspect_labels, "--run", two_runs[0], "--out", tmp_path) == 0
+    found = read(tmp_path / "detection.json")
+    assert found["share"] == pytest.approx(0.2, abs=1e-3)
+    assert found["recall"] > 0.5
+    excluded = np.loadtxt(tmp_path / "exclude.txt", int)
+    assert found["excluded"] == len(excluded) == len(set(excluded))
+    ranking = (tmp_path / "ranking.csv").read_text().splitlines()
+    assert ranking[0] == "index,label,predicted,score"
+    assert len(ranking) == 1 + 1455
+    assert (tmp_path / "suspicious.png").exists()
+    cleaned = classify.Config(
+        dataset="digits",
+        validation_seed=0,
+        label_noise=0.2,
+        exclude=str(tmp_path / "exclude.txt"),
+    )
+    assert len(classify.read_data(cleaned).train.label) == 1455 - len(excluded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--attack", "pdg:0.3"], "unknown attack 'pdg': did you mean pgd"),
+        (["--attack", "pgd:0.3:3:1:0.001"], "on a linear model"),
+        (["--check-masking"], "--check-masking needs an attack"),
+        (["--tta", "turn"], "unknown view 'turn'"),
+        (["--corrupt", "mixup:0.2"], "mixed images have no label"),
+        (["--preprocess", "medium:3"], "unknown filter 'medium'"),
+    ],
+)
+def test_bad_input_is_one_line(two_runs, argv, words, capsys):
+    assert command(evaluate, "--run", two_runs[0], *argv) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_runs_that_validate_on_each_other_s_training_images_are_not_calibrated(
+    two_runs, tmp_path, capsys
+):
+    other = tmp_path / "other"
+    options = ["--devices", 1, "--epochs", 1, "--seed", 2, "--run-dir", other]
+    assert launch(digits_mlp, *options) == 0
+    assert command(evaluate, "--run", two_runs[0], other, "--calibrate") == 2
+    assert "hold out different validation images" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("snapshots", [False, True])
+def test_an_ensemble_trains_what_is_missing(tmp_path, snapshots):
+    flags = ["--ema-decay", 0, "--snapshots"] if snapshots else []
+    flags += ["--model", "lenet5", "--model-arguments", "activation=relu", "--run-dir", tmp_path]
+    assert launch(mnist_ensemble, *SMOKE, *flags) == 0
+    summary = read(tmp_path / "summary.json")
+    assert len(summary["member_test_accuracies"]) == 2
+    assert summary["test_accuracy"] == read(tmp_path / "evaluation.json")["accuracy"]
+    first = (tmp_path / "member-1" / "metrics.jsonl").read_bytes()
+    (tmp_path / "summary.json").unlink()
+    if not snapshots:
+        (tmp_path / "member-2" / "summary.json").unlink()
+    assert launch(mnist_ensemble, "--resume", tmp_path) == 0
+    assert read(tmp_path / "summary.json") == summary | {
+        "seconds": pytest.approx(summary["seconds"], abs=120)
+    }
+    assert (tmp_path / "member-1" / "metrics.jsonl").read_bytes() == first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fgsm_rs", "free"])
+def test_adversarial_runs_measure_robustness_and_resume(tmp_path, method):
+    attacks = ["--validation-attack", "pgd:0.3:3", "--test-attack", "pgd:0.3:3:2"]
+    settings = ["--method", method, "--replays", 2, *attacks, "--run-dir", tmp_path]
+    settings += ["--dataset", "digits", "--model", "mlp", "--validation", 100, "--epochs", 2]
+    assert launch(mnist_adversarial, "--devices", 1, *settings, "--stop-after-epochs", 1) == 0
+    assert launch(mnist_adversarial, "--resume", tmp_path) == 0
+    summary = read(tmp_path / "summary.json")
+    assert 0 <= summary["test_robust_accuracy"] <= summary["test_accuracy"]
+    assert "best_validation_robust_accuracy" in summary
+
+
+def test_free_training_says_what_it_lacks(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert launch(mnist_adversarial, "--method", "free", "--sam", 0.05) == 2
+    assert "--method free has no --sam" in capsys.readouterr().err
+
+
+@pytest.fixture
+def seeds_table(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    yield importlib.import_module("seeds_table")
+    sys.modules.pop("seeds_table", None)
+
+
+def test_intervals_are_student_s(seeds_table):
+    # Quantile of t at 97.5% with 4 degrees of freedom: 2.776; deviation of 1 ... 5: 1.5811.
+    assert seeds_table.half_interval([1, 2, 3, 4, 5]) == pytest.approx(
+        2.776 * 1.5811 / 5**0.5, 1e-3
+    )
+    assert np.isnan(seeds_table.half_interval([1.0]))
+
+
+def test_long_lines_have_directories_of_their_own(seeds_table, tmp_path):
+    long = "classify " + "--augment rotate:10 " * 30
+    first, second = (seeds_table.run_directory(long + end, 0, tmp_path) for end in ("a", "b"))
+    assert first != second
+    assert len(first.name) < 200
+
+
+@pytest.mark.slow
+def test_the_overfitting_study_makes_its_table_and_figure(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    study = importlib.import_module("overfitting_study")
+    flags = "--smoke --model lenet5 --model-arguments activation=relu --dataset digits"
+    argv = ["--seeds", "0", "1", "--methods", "L2", "mixup", "--out", tmp_path]
+    argv += ["--flags", f"{flags} --model mlp"]
+    monkeypatch.setattr(sys, "argv", ["overfitting_study", *map(str, argv)])
+    study.main()
+    table = (tmp_path / "table.md").read_text()
+    assert [row.split("|")[1].strip() for row in table.splitlines()[2:]] == ["none", "L2", "mixup"]
+    assert (tmp_path / "overfitting.png").exists()
