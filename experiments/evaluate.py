@@ -153,7 +153,9 @@ def _dataset(config, directories, cards):
                 f"{dataset.name} has images of {dataset.image_shape}, but {directory} takes "
                 f"{tuple(card['image_shape'])}: choose a dataset with images of that shape."
             )
-    held_out = {(each["dataset"], each["validation"], runs.split_seed(each)) for each in settings}
+    held_out = {
+        (each.dataset, each.validation, classify.validation_seed(each)) for each in settings
+    }
     if len(held_out) > 1 and (config.calibrate or config.split == "validation"):
         raise UserError(
             "these runs hold out different validation images, so that one was trained on what "

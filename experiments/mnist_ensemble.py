@@ -90,7 +90,7 @@ def _members(config, directory):
     fields = {
         field.name: getattr(config, field.name) for field in dataclasses.fields(classify.Config)
     }
-    validation_seed = runs.split_seed(fields)
+    validation_seed = classify.validation_seed(config)
     fields |= {"validation_seed": validation_seed, "resume": "", "coordinator": "off"}
     if config.snapshots:
         fields |= {"cycles": config.members, "warmup_epochs": 0.0, "keep_last": 0}
