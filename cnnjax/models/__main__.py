@@ -77,6 +77,9 @@ def _print_model(name: str, num_classes: int | None, image_shape: list[int] | No
     module = inspect.getmodule(module_class)
     arguments = [f"{field}={value!r}" for field, value in models.presets(name).items()]
     print(f"\nsource: {module_class.__module__}.{module_class.__name__}({', '.join(arguments)})")
+    print(
+        f"in {inspect.getsourcefile(module_class)}, line {inspect.getsourcelines(module_class)[1]}"
+    )
     if module is not None:
         print(f"\n{inspect.getdoc(module)}")
     print(f"\n{inspect.getdoc(module_class)}")

@@ -102,6 +102,7 @@ class GoogLeNet(nn.Module):
       norm: `batch`, `group`, `layer` or `none`.
       activation: a name from `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head; random stream `dropout`. (The paper has 0.4.)
+      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
@@ -117,6 +118,8 @@ class GoogLeNet(nn.Module):
     norm: str = "batch"
     activation: str | Activation = "relu"
     dropout_rate: float = 0.2
+    norm_epsilon: float = 1e-3
+    norm_momentum: float = 0.9
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
@@ -133,7 +136,8 @@ class GoogLeNet(nn.Module):
             dtype=self.dtype,
             axis_name=self.axis_name,
             group_size=self.norm_group_size,
-            epsilon=1e-3,
+            epsilon=self.norm_epsilon,
+            momentum=self.norm_momentum,
         )
         conv_norm = partial(ConvNorm, **layers)
         x = self._stem(image, conv_norm)

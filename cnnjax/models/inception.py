@@ -200,6 +200,7 @@ class InceptionV3(nn.Module):
       padding: `symmetric`: the modules' average pools count the zeros around the image, as in
         torchvision; `same`: they do not, as in Keras.
       norm_scale: whether the norms have scales; Keras's have none.
+      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
@@ -216,6 +217,8 @@ class InceptionV3(nn.Module):
     dropout_rate: float = 0.5
     padding: str = "symmetric"
     norm_scale: bool = True
+    norm_epsilon: float = 1e-3
+    norm_momentum: float = 0.9
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
@@ -279,7 +282,8 @@ class InceptionV3(nn.Module):
                 dtype=self.dtype,
                 axis_name=self.axis_name,
                 group_size=self.norm_group_size,
-                epsilon=1e-3,
+                epsilon=self.norm_epsilon,
+                momentum=self.norm_momentum,
                 use_scale=self.norm_scale,
             ),
             activation=activation_function(self.activation),

@@ -32,6 +32,7 @@ class SimpleCNN(nn.Module):
       norm: `batch`, `group`, `layer` or `none`, between each convolution and its activation.
       activation: a name from `blocks.ACTIVATIONS` or a function.
       pool: `max` or `average`.
+      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
@@ -50,6 +51,8 @@ class SimpleCNN(nn.Module):
     norm: str = "none"
     activation: str | Activation = "relu"
     pool: str = "max"
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.9
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
@@ -87,6 +90,8 @@ class SimpleCNN(nn.Module):
             train=train,
             axis_name=self.axis_name,
             group_size=self.norm_group_size,
+            epsilon=self.norm_epsilon,
+            momentum=self.norm_momentum,
             dtype=self.dtype,
         )
         x = ops.Conv(strides=(stride, stride), use_bias=self.norm == "none", **layer)(x)

@@ -62,6 +62,7 @@ class SqueezeNet(nn.Module):
       norm: `none` (the paper's), `batch`, `group` or `layer`.
       activation: a name from `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head; random stream `dropout`.
+      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
@@ -88,6 +89,8 @@ class SqueezeNet(nn.Module):
     norm: str = "none"
     activation: str | Activation = "relu"
     dropout_rate: float = 0.5
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.9
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
@@ -105,6 +108,8 @@ class SqueezeNet(nn.Module):
             train=train,
             axis_name=self.axis_name,
             group_size=self.norm_group_size,
+            epsilon=self.norm_epsilon,
+            momentum=self.norm_momentum,
             dtype=self.dtype,
         )
         conv = partial(conv_layer, use_bias=self.norm == "none", kernel_init=init, dtype=self.dtype)

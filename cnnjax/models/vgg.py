@@ -74,6 +74,7 @@ class VGG(nn.Module):
       norm: `none`, `batch`, `group` or `layer`.
       activation: a name from `blocks.ACTIVATIONS` or a function.
       dropout_rate: after each dense layer but the head; random stream `dropout`.
+      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
       axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
       norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
       dtype: of the computation; None: that of image and parameters.
@@ -89,6 +90,8 @@ class VGG(nn.Module):
     norm: str = "none"
     activation: str | Activation = "relu"
     dropout_rate: float = 0.5
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.9
     axis_name: str | None = None
     norm_group_size: int = 0
     dtype: Any = None
@@ -115,6 +118,8 @@ class VGG(nn.Module):
                 train=train,
                 axis_name=self.axis_name,
                 group_size=self.norm_group_size,
+                epsilon=self.norm_epsilon,
+                momentum=self.norm_momentum,
                 dtype=self.dtype,
             ),
             activation=activation,

@@ -1,5 +1,9 @@
 """Models by name, their features, their tables, and the command line."""
 
+import re
+from pathlib import Path
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +60,25 @@ def test_create_refuses(name, options, message):
 def test_unknown_names_are_refused_everywhere(function):
     with pytest.raises(UserError, match="did you mean vgg16"):
         function("vgg_16")
+
+
+@pytest.mark.parametrize(
+    "name", ["vgg11", "googlenet", "inception_v3", "squeezenet1_0", "cnn_32_64"]
+)
+def test_epsilon_and_momentum_of_norms_are_arguments(name):
+    """They are another framework's conventions, which its weights need."""
+    model = models.create(name, num_classes=10, norm="batch", norm_epsilon=0.5, norm_momentum=0.25)
+    norms = []
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, nn.BatchNorm):
+            norms.append((context.module.epsilon, context.module.momentum))
+        return call(*args, **kwargs)
+
+    image = jnp.zeros((1, *models.input_shape(name)))
+    with nn.intercept_methods(record):
+        jax.eval_shape(model.init, jax.random.key(0), image)
+    assert set(norms) == {(0.5, 0.25)}
 
 
 def test_list_models_matches_shell_patterns():
@@ -152,6 +175,8 @@ def test_command_line_prints_one_model(capsys):
     assert "dense1  Dense     64" in printed
     assert f"{64 * 26 + 26:,}" in printed
     assert "source: cnnjax.models.simple.SimpleCNN(dense_widths=(64,))" in printed
+    place = re.search(r"^in (.*simple\.py), line (\d+)$", printed, re.MULTILINE)
+    assert Path(place[1]).read_text().splitlines()[int(place[2]) - 1].startswith("class SimpleCNN(")
 
 
 @pytest.mark.parametrize(
