@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnnjax import ops
 from cnnjax.models.blocks import Activation, activation_function
@@ -96,7 +97,7 @@ def local_response_norm(
     squares = jax.lax.reduce_window(
         # Squares of float16 would overflow from 256 on.
         jnp.square(image.astype(dtype)),
-        jnp.zeros((), dtype),
+        np.zeros((), dtype),  # A constant: JAX differentiates no window of a traced start.
         jax.lax.add,
         (1, 1, 1, size),
         (1, 1, 1, 1),
