@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjax import checkpoint, cli, runs, starting, training
-from cnnjax.data import mnist
+from cnnjax import checkpoint, cli, replay, runs, starting, training
+from cnnjax.data import mnist, policy
 from cnnjax.data.dataset import Dataset
 from cnnjax.errors import UserError
 from cnnjax.logs import read_metrics
-from experiments import classify, evaluate, mnist_lenet, predict
+from cnnjax.recipe import training_key
+from cnnjax.rng import stream_key
+from experiments import classify, evaluate, mnist_lenet, predict, show_batch
 from tests.tiny import random_arrays
 
 SMOKE = ["--smoke", "--devices", "1"]
@@ -174,6 +176,14 @@ def test_predict_classifies_files_of_any_size_and_colour(finished_run, tmp_path,
             "--precision and the model argument dtype contradict each other",
         ),
         (["--model-arguments", "activation=swoosh"], "swoosh"),
+        (["--augment", "flop"], "unknown augmentation 'flop': did you mean flip"),
+        (["--augment", "crop:-4"], "'crop:-4': max_pixels=-4: give a magnitude of 0 or more"),
+        (["--preprocess", "median:4"], "window of size=4: give an odd number"),
+        (["--sam", "-0.1"], "--sam -0.1: give a radius of 0 or more"),
+        (["--max-norm", "-3"], "max_norm must be positive"),
+        (["--recalibrate", "4"], "--recalibrate 4: lenet5 has no BatchNorm"),
+        (["--swa-from-epoch", "3"], "--swa-from-epoch and --ema-decay are two averages"),
+        (["--ema-decay", "0", "--swa-from-epoch", "13"], "--swa-from-epoch 13: give an epoch"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_written(
@@ -277,6 +287,97 @@ def test_two_classes_are_one_logit_with_binary_cross_entropy(train_made, tmp_pat
     assert train_made(num_classes=2, run_dir=str(tmp_path), epochs=8) == 0
     assert final_state(tmp_path)["params"]["head"]["kernel"].shape == (84, 1)
     assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("parallel", "pipeline"),
+    [
+        ("scan", "resident"),
+        pytest.param("jit", "resident", marks=pytest.mark.slow),
+        pytest.param("jit", "stream", marks=pytest.mark.slow),
+    ],
+)
+def test_what_a_step_saw_is_made_again(train_made, tmp_path, monkeypatch, parallel, pipeline):
+    """From (seed, step) alone, against what the compiled steps of a run report."""
+    text, seen = "rotate:10,noise:0.1,mixup:0.4", {}
+
+    def reporting(augment, **options):
+        change = policy.make_augment(augment, **options)
+
+        def changed(key, batch, first_index):
+            batch = change(key, batch, first_index)
+            jax.debug.callback(report, jax.random.key_data(key), batch["image"], batch["label"])
+            return batch
+
+        return changed
+
+    def report(key, image, label):
+        seen[tuple(np.asarray(key).tolist())] = (np.asarray(image), np.asarray(label))
+
+    monkeypatch.setattr("cnnjax.data.make_augment", reporting, raising=False)
+    settings = {"seed": 5, "epochs": 2, "parallel": parallel, "pipeline": pipeline}
+    assert train_made(run_dir=str(tmp_path), augment=text, **settings) == 0
+    jax.effects_barrier()
+    assert len(seen) == 16
+    augment = policy.make_augment(text, num_classes=10)
+    for step in (0, 11):
+        stored = replay.stored_batch(
+            made_dataset(), batch_size=32, seed=5, step=step, stream=pipeline == "stream"
+        )
+        made = replay.augmented_batch(stored, augment, seed=5, step=step)
+        key = stream_key(training_key(5), "augment", step)
+        image, label = seen[tuple(np.asarray(jax.random.key_data(key)).tolist())]
+        # Where a position falls between pixels, its last bits show in the image.
+        np.testing.assert_allclose(made["image"], image, atol=2e-4)
+        np.testing.assert_allclose(made["label"], label, atol=1e-5)
+        assert np.abs(image - stored["image"] / 255.0).max() > 0.1
+
+
+def test_a_batch_is_drawn(tmp_path, capsys):
+    flags = ["--augment", "elastic:34,cutmix:1", "--step", 3, "--count", 9, "--smoke"]
+    assert drawn(show_batch, *flags, "--run-dir", tmp_path) == 0
+    names = {path.name for path in tmp_path.glob("*.png")}
+    assert names == {"step-3-stored.png", "step-3-seen.png"}
+
+
+def test_a_batch_of_a_run_is_drawn_with_its_settings(finished_run, tmp_path, capsys):
+    assert drawn(show_batch, "--run", finished_run, "--run-dir", tmp_path, "--step", 2) == 0
+    assert len(list(tmp_path.glob("step-2-*.png"))) == 2
+    assert drawn(show_batch, "--run", finished_run, "--seed", 4) == 2
+    assert "--seed 4 is not the run's 3: drop the flag, or --run" in capsys.readouterr().err
+
+
+def drawn(module, *argv):
+    """Runs the command line of an experiment that is no training run; returns its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        cli.run(module.Config, module.main, [str(argument) for argument in argv])
+    return stop.value.code or 0
+
+
+@pytest.mark.slow
+def test_averaged_weights_are_tested_with_statistics_of_their_own(tmp_path, capsys):
+    """SWA with recalibration, SAM, max-norm and a filter, from the command line and read back."""
+    flags = ["--epochs", 4, "--swa-from-epoch", 2, "--recalibrate", 4, "--sam", 0.05]
+    flags += ["--max-norm", 3, "--preprocess", "median:3", "--augment", "crop:2,cutmix:1"]
+    flags += ["--model", "cnn_32_64", "--model-arguments", "norm=batch", "widths=(8,16)"]
+    flags += ["--run-dir", tmp_path, "--devices", 1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cnnjax.data.load", lambda *a, **k: made_dataset(), raising=False)
+        assert launch(classify, *flags, "--batch-size", 64) == 0
+        trained = runs.load_trained(tmp_path)
+    saved_items = checkpoint.restore_items(tmp_path / "checkpoints", ("batch_stats", "ema"))
+    running, measured = saved_items["batch_stats"], trained.variables["batch_stats"]
+    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), running, measured)
+    assert max(jax.tree.leaves(difference)) > 1e-3
+    jax.tree.map(np.testing.assert_array_equal, trained.variables["params"], saved_items["ema"])
+    kernels = [leaf for leaf in jax.tree.leaves(final_state(tmp_path)["params"]) if leaf.ndim > 1]
+    norms = [np.linalg.norm(k.reshape(-1, k.shape[-1]), axis=0).max() for k in kernels]
+    assert max(norms) < 3 * (1 + 1e-5)
+    test = made_dataset().test
+    logits = trained.model.apply(trained.variables, trained.normalise(test.image), train=False)
+    accuracy = (np.asarray(logits).argmax(1) == test.label).mean()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["test_accuracy"] == pytest.approx(accuracy)
 
 
 def test_early_stopping_reports_the_best_weights(train_made, tmp_path):
