@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax import distributed
+
 PyTree = Any
 Statistics = Callable[[PyTree, jax.Array], PyTree]
 
@@ -68,7 +70,7 @@ def recalibrate(
       batches: with `image`; all of one size, none of it padding.
     """
     measured = [
-        jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(one))
+        jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), distributed.fetch(one))
         for one in (statistics(variables, batch["image"]) for batch in batches)
     ]
 

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "schedules": {"errors", "trees", "rng"},
     "optim": {"errors", "trees", "rng", "schedules"},
     "averaging": {"errors"},
-    "recalibrate": {"errors"},
+    "recalibrate": {"errors", "distributed"},
     "precision": {"errors"},
     "dropout": set(),
     "gradients": {"errors", "ops"},

@@ -46,6 +46,7 @@ AUGMIX_OPERATIONS = (
     "equalize",
 )
 LEVELS = 30
+AUGMIX_LEVELS = 10
 
 
 class Ranges(NamedTuple):
@@ -87,7 +88,7 @@ def rand_augment(num_operations: int = 2, magnitude: Magnitude = 9.0) -> Augment
       magnitude: `M`; 9 there.
     """
     check_magnitude(num_operations=num_operations)
-    _check_level(magnitude)
+    _check_level(magnitude=magnitude)
 
     def policy(key: jax.Array, image: jax.Array) -> jax.Array:
         for position in range(int(num_operations)):
@@ -108,7 +109,7 @@ def trivial_augment(max_magnitude: Magnitude = 30.0) -> Augment:
     Args:
       max_magnitude: the end of that scale, 30 in the paper, which has nothing to tune.
     """
-    _check_level(max_magnitude)
+    _check_level(max_magnitude=max_magnitude)
 
     def policy(key: jax.Array, image: jax.Array) -> jax.Array:
         level_key, key = jax.random.split(key)
@@ -131,7 +132,7 @@ def augmix(severity: Magnitude = 3.0, width: int = 3, depth: int = 3) -> Augment
       width: the number of chains.
       depth: the greatest length of a chain.
     """
-    check_magnitude(severity=severity)
+    _check_level(AUGMIX_LEVELS, severity=severity)
     if width < 1 or depth < 1:
         raise UserError(f"width={width}, depth={depth}: give 1 or more of each")
 
@@ -145,7 +146,7 @@ def augmix(severity: Magnitude = 3.0, width: int = 3, depth: int = 3) -> Augment
             chained = image
             for position in range(int(depth)):
                 level_key, step_key = jax.random.split(jax.random.fold_in(chain_key, position))
-                level = jax.random.uniform(level_key, minval=0.1, maxval=severity) / 10.0
+                level = jax.random.uniform(level_key, minval=0.1, maxval=severity) / AUGMIX_LEVELS
                 changed = _random_operation(step_key, chained, AUGMIX_OPERATIONS, level, AUGMIX)
                 chained = jnp.where(position < length, changed, chained)
             mixed += weights[index] * chained
@@ -278,7 +279,8 @@ def _switched_off(magnitude: Magnitude, policy: Augment) -> Augment:
     return switched
 
 
-def _check_level(magnitude: Magnitude) -> None:
-    check_magnitude(magnitude=magnitude)
-    if not isinstance(magnitude, jax.core.Tracer) and magnitude > LEVELS:
-        raise UserError(f"magnitude={magnitude}: the scale ends at {LEVELS}")
+def _check_level(largest: float = LEVELS, **magnitudes: Magnitude) -> None:
+    check_magnitude(**magnitudes)
+    for name, value in magnitudes.items():
+        if not isinstance(value, jax.core.Tracer) and value > largest:
+            raise UserError(f"{name}={value}: the scale ends at {largest}")

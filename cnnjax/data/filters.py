@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def gaussian_matrix(size: int, deviation: jax.Array | float) -> jax.Array:
     """Returns the matrix `[size, size]` that smooths a row of pixels; each row sums to 1."""
     distance = np.subtract.outer(np.arange(size), np.arange(size)).astype(np.float32)
     # A thousandth of a pixel is the identity, without a division by 0.
-    deviation = jnp.maximum(jnp.asarray(deviation, jnp.float32), 1e-3)
+    deviation = jnp.maximum(jnp.asarray(deviation, _float32_at_least(deviation)), 1e-3)
     weights = jnp.exp(-0.5 * jnp.square(distance / deviation))
     return weights / weights.sum(axis=1, keepdims=True)
 
@@ -99,6 +100,10 @@ def filter_images(images: jax.Array, function: Filter | None) -> jax.Array:
         return images
     flat = images.reshape(-1, *images.shape[-3:])
     return jax.vmap(function)(flat).reshape(images.shape)
+
+
+def _float32_at_least(value: jax.Array | float) -> Any:
+    return jnp.promote_types(jnp.result_type(value), jnp.float32)
 
 
 def _as_floats(image: jax.Array) -> tuple[jax.Array, Filter]:
