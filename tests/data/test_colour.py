@@ -85,6 +85,7 @@ def test_grey_images_have_no_colour_and_other_channels_are_refused():
         colour.adjust_hue(FLOATS[..., :2], 0.1)
 
 
+@pytest.mark.slow
 def test_operations_of_a_policy_are_equally_likely_and_have_their_strength():
     """Of a policy of one operation: each image is one of the 14 results."""
     image = jnp.asarray(GENERATOR.uniform(0.2, 0.8, (12, 12, 3)), jnp.float32)
