@@ -82,7 +82,7 @@ MAY_IMPORT = {
         "environment",
     },
     "finetune": {"errors", "trees", "rng", "models", "manifest", "checkpoint", "runs"}
-    | {"step_directories", "finetune"},
+    | {"step_directories", "finetune", "data", "losses", "optim", "schedules", "state", "steps"},
     "logs": {"errors"},
     "plots": {"errors", "metrics", "plots"},
     "evaluate": {"errors", "distributed", "metrics"},

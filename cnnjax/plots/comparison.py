@@ -1,0 +1,59 @@
+"""Methods compared by what they reach with few labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cnnjax.errors import UserError
+from cnnjax.plots.canvas import PALETTE, new_figure, save, tidy
+
+LINES = ("-", "--", ":")
+
+
+def accuracy_by_labels(
+    curves: Mapping[str, Sequence[tuple[int, float, float]]], path: Path | str
+) -> Path:
+    """Draws accuracy against the number of labels of each class, one line a method.
+
+    Args:
+      curves: method -> (labels a class, mean accuracy, half width of its interval); a width that is
+        NaN is not drawn.
+      path: where the PNG goes.
+
+    Raises:
+      UserError: there are no curves.
+    """
+    from matplotlib.ticker import NullFormatter, PercentFormatter
+
+    if not any(curves.values()):
+        raise UserError("there are no accuracies to draw: nothing was trained yet.")
+    figure = new_figure(7.5, 4.5)
+    axes = figure.subplots()
+    for index, (name, points) in enumerate(curves.items()):
+        labels, means, widths = zip(*sorted(points), strict=True)
+        # Side by side, so that the bars of one number of labels can be told apart.
+        places = [number * 1.02 ** (index - len(curves) / 2) for number in labels]
+        axes.errorbar(
+            places,
+            means,
+            yerr=[0.0 if math.isnan(width) else width for width in widths],
+            label=name,
+            color=PALETTE[index % len(PALETTE)],
+            linestyle=LINES[index // len(PALETTE) % len(LINES)],
+            marker="o",
+            markersize=3.5,
+            linewidth=1.2,
+            capsize=2,
+        )
+    ticks = sorted({number for points in curves.values() for number, _, _ in points})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [str(number) for number in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("labels of each class")
+    axes.set_ylabel("test accuracy")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    tidy(axes)
+    return save(figure, path)

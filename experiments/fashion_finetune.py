@@ -1,0 +1,31 @@
+"""Fashion-MNIST to MNIST with few labels, and back.
+
+    python scripts/prepare_data.py fashion_mnist ...      # once; see its --help
+    python -m experiments.fashion_finetune                # Fashion-MNIST to MNIST
+    python -m experiments.fashion_finetune --task back    # MNIST to Fashion-MNIST
+
+Fashion-MNIST is read through tfds; MNIST is the shipped copy.
+"""
+
+import dataclasses
+from typing import Literal
+
+from experiments import few_labels
+
+FASHION = "tfds:fashion_mnist"
+TASKS = {
+    "there": few_labels.Task(FASHION, "mnist"),
+    "back": few_labels.Task("mnist", FASHION),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(few_labels.Config):
+    """Compare ways of fine-tuning with few labels, between clothes and digits."""
+
+    task: Literal["there", "back"] = "there"
+    """there: Fashion-MNIST to MNIST; back: MNIST to Fashion-MNIST."""
+
+
+if __name__ == "__main__":
+    few_labels.launch(Config, TASKS, "fashion_finetune")

@@ -1,0 +1,27 @@
+"""MNIST digits to other digits with few labels.
+
+python -m experiments.mnist_finetune                  # MNIST 0-4 to MNIST 5-9
+python -m experiments.mnist_finetune --task digits    # MNIST to the 8x8 digits of scikit-learn
+"""
+
+import dataclasses
+from typing import Literal
+
+from experiments import few_labels
+
+TASKS = {
+    "halves": few_labels.Task("mnist", "mnist", "0,1,2,3,4", "5,6,7,8,9"),
+    "digits": few_labels.Task("mnist", "digits"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(few_labels.Config):
+    """Compare ways of fine-tuning with few labels, on digits."""
+
+    task: Literal["halves", "digits"] = "halves"
+    """halves: MNIST digits 0-4 to 5-9; digits: MNIST to the optical digits of UCI."""
+
+
+if __name__ == "__main__":
+    few_labels.launch(Config, TASKS, "mnist_finetune")
