@@ -66,6 +66,9 @@ class Config:
     check_masking: bool = False
     """Look for signs that gradients mislead the attacks: see robust.signs_of_masking."""
 
+    smoke: bool = False
+    """Evaluate as many images as a smoke run has. Scores mean little."""
+
     out: str = ""
     """Where to write evaluation.json and the figures; by default RUN/evaluation-SPLIT, of several
     runs the first one's RUN/ensemble-SPLIT."""
@@ -162,6 +165,8 @@ def _dataset(config, directories, cards):
             "another is validated on: train them with the same --validation-seed, or leave out "
             "--calibrate and use --split test."
         )
+    if config.smoke:
+        dataset = cnnjax.training.shrink(dataset)
     return _corrupted(dataset, config)
 
 

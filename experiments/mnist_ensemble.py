@@ -78,6 +78,7 @@ def main(config: Config) -> int:
                 data_dir=config.data_dir,
                 tta=config.tta,
                 calibrate=True,
+                smoke=config.smoke,
                 out=str(directory),
             )
         )

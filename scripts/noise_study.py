@@ -16,6 +16,7 @@ run again.
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def labels_study(share: float, seeds: Sequence[int], out: Path, flags: str) -> s
         line = f"{long} {noise} --exclude {exclude}"
         accuracies["cleaned"].append(run(line, seed, out)["test_accuracy"])
     recovered = [
-        (cleaned - wrong) / (right - wrong)
+        (cleaned - wrong) / (right - wrong) if right != wrong else math.nan
         for right, wrong, cleaned in zip(*accuracies.values(), strict=True)
     ]
     lines = ["| training labels | test accuracy, % |", "|---|---|"]
@@ -73,12 +74,12 @@ def inspect(directory: Path, score: str) -> dict:
     return json.loads((out / "detection.json").read_text())
 
 
-def pixels_study(seeds: Sequence[int], out: Path, flags: str) -> str:
+def pixels_study(shares: Sequence[float], seeds: Sequence[int], out: Path, flags: str) -> str:
     """Tests networks trained on clean images on noisy ones; returns a Markdown table."""
     lines = ["| pixels made black or white, % | test accuracy, % | after a median of 3x3, % |"]
     lines.append("|---|---|---|")
     long = f"{LONG} {flags}".strip()
-    for share in PIXEL_SHARES:
+    for share in shares:
         cells = []
         for preprocess in ("", "median:3"):
             values = []
@@ -109,11 +110,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--share", type=float, default=0.2, help="share of labels made wrong")
+    parser.add_argument(
+        "--shares", nargs="+", type=float, default=PIXEL_SHARES, help="shares of noisy pixels"
+    )
     parser.add_argument("--flags", default="", help="flags for every run, such as '--smoke'")
     parser.add_argument("--out", type=Path, default=Path("runs/noise"))
     arguments = parser.parse_args()
     labels = labels_study(arguments.share, arguments.seeds, arguments.out, arguments.flags)
-    pixels = pixels_study(arguments.seeds, arguments.out, arguments.flags)
+    pixels = pixels_study(arguments.shares, arguments.seeds, arguments.out, arguments.flags)
     text = f"{labels}\n\n{pixels}\n"
     print(text)
     (arguments.out / "tables.md").write_text(text)

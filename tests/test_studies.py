@@ -205,15 +205,32 @@ def test_long_lines_have_directories_of_their_own(seeds_table, tmp_path):
     assert len(first.name) < 200
 
 
-@pytest.mark.slow
-def test_the_overfitting_study_makes_its_table_and_figure(tmp_path, monkeypatch, capsys):
+def run_script(monkeypatch, name, *argv):
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    study = importlib.import_module("overfitting_study")
-    flags = "--smoke --model lenet5 --model-arguments activation=relu --dataset digits"
-    argv = ["--seeds", "0", "1", "--methods", "L2", "mixup", "--out", tmp_path]
-    argv += ["--flags", f"{flags} --model mlp"]
-    monkeypatch.setattr(sys, "argv", ["overfitting_study", *map(str, argv)])
-    study.main()
+    monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+    importlib.import_module(name).main()
+
+
+@pytest.mark.slow
+def test_the_overfitting_study_makes_its_table_and_figure(tmp_path, monkeypatch):
+    flags = "--smoke --devices 1 --dataset digits --model mlp --train-examples 200"
+    argv = ["--seeds", 0, 1, "--methods", "L2", "mixup", "--flags", flags, "--out", tmp_path]
+    run_script(monkeypatch, "overfitting_study", *argv)
     table = (tmp_path / "table.md").read_text()
     assert [row.split("|")[1].strip() for row in table.splitlines()[2:]] == ["none", "L2", "mixup"]
+    assert "nan" not in table
     assert (tmp_path / "overfitting.png").exists()
+    assert len(list(tmp_path.glob("*/summary.json"))) == 6
+
+
+@pytest.mark.slow
+def test_the_noise_study_makes_its_tables_and_does_nothing_twice(tmp_path, monkeypatch):
+    flags = "--smoke --devices 1 --dataset digits --model mlp"
+    argv = ["--seeds", 0, "--shares", 0, 0.2, "--flags", flags, "--out", tmp_path]
+    run_script(monkeypatch, "noise_study", *argv)
+    tables = (tmp_path / "tables.md").read_text()
+    for words in ("| cleaned |", "| el2n |", "| 20 |", "brings back"):
+        assert words in tables
+    monkeypatch.setattr("subprocess.run", lambda *a, **k: pytest.fail("it ran again"))
+    run_script(monkeypatch, "noise_study", *argv)
+    assert (tmp_path / "tables.md").read_text() == tables
