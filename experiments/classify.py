@@ -38,11 +38,12 @@ class Config(runs.Settings):
     validation: float = 0.1
     """Share of the training images held out to validate on, or their number."""
 
-    validation_seed: int = -1
-    """Seed that chooses them, for runs that shall hold out the same ones; -1 takes --seed."""
+    data_seed: int = -1
+    """Seed that chooses them, --train-examples and --label-noise: runs that share it share their
+    data. -1 takes --seed."""
 
     train_examples: int = 0
-    """Train on so many of the training images only, drawn by --seed; 0 takes all."""
+    """Train on so many of the training images only, drawn at random; 0 takes all."""
 
     label_noise: float = 0.0
     """Share of the training labels made wrong on purpose, such as 0.2."""
@@ -150,7 +151,7 @@ def read_data(config: Config):
         data_dir=config.data_dir or None,
         classes=config.classes,
         validation=config.validation,
-        seed=validation_seed(config),
+        seed=data_seed(config),
         image_size=config.image_size or None,
     )
     if config.smoke:
@@ -161,13 +162,13 @@ def read_data(config: Config):
         label_noise=config.label_noise,
         exclude=config.exclude,
         balance=config.balance,
-        seed=config.seed,
+        seed=data_seed(config),
     )
 
 
-def validation_seed(config: Config) -> int:
-    """Returns the seed that chooses the validation images."""
-    return config.seed if config.validation_seed < 0 else config.validation_seed
+def data_seed(config: Config) -> int:
+    """Returns the seed that chooses the data."""
+    return config.seed if config.data_seed < 0 else config.data_seed
 
 
 def make_model(config: Config, name: str, arguments: dict, dataset):

@@ -141,7 +141,7 @@ def _dataset(config, directories, cards):
         data_dir=config.data_dir or first.data_dir or None,
         classes=first.classes,
         validation=first.validation,
-        seed=classify.validation_seed(first),
+        seed=classify.data_seed(first),
         image_size=tuple(cards[0]["image_shape"][:2]),
     )
     for directory, card in zip(directories, cards, strict=True):
@@ -156,13 +156,11 @@ def _dataset(config, directories, cards):
                 f"{dataset.name} has images of {dataset.image_shape}, but {directory} takes "
                 f"{tuple(card['image_shape'])}: choose a dataset with images of that shape."
             )
-    held_out = {
-        (each.dataset, each.validation, classify.validation_seed(each)) for each in settings
-    }
+    held_out = {(each.dataset, each.validation, classify.data_seed(each)) for each in settings}
     if len(held_out) > 1 and (config.calibrate or config.split == "validation"):
         raise UserError(
             "these runs hold out different validation images, so that one was trained on what "
-            "another is validated on: train them with the same --validation-seed, or leave out "
+            "another is validated on: train them with the same --data-seed, or leave out "
             "--calibrate and use --split test."
         )
     if config.smoke:

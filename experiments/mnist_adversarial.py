@@ -11,7 +11,8 @@ Other methods by `--method`: none, pgd (Madry et al. 2018), trades (Zhang et al.
     python -m experiments.mnist_adversarial --model lenet5
 
 Validation after each epoch is under `--validation-attack` too, which shows when one-step training
-loses its robustness; the test at the end is under `--test-attack`. Then, for a closer look:
+loses its robustness: the most robust weights are kept. The test at the end is under
+`--test-attack`. Then, for a closer look:
 
     python -m experiments.evaluate --run RUN --attack fgsm:0.3 pgd:0.3:20:5 --check-masking
 """
@@ -62,6 +63,7 @@ class Config(classify.Config):
     schedule: str = "one_cycle"
     warmup_epochs: float = 0.0
     ema_decay: float = 0.999
+    patience: int = 15
 
     monitor: Literal["robust_accuracy", "accuracy", "loss"] = "robust_accuracy"  # type: ignore[assignment]
     """The validation score that says which weights are best."""

@@ -91,8 +91,8 @@ def _members(config, directory):
     fields = {
         field.name: getattr(config, field.name) for field in dataclasses.fields(classify.Config)
     }
-    validation_seed = classify.validation_seed(config)
-    fields |= {"validation_seed": validation_seed, "resume": "", "coordinator": "off"}
+    data_seed = classify.data_seed(config)
+    fields |= {"data_seed": data_seed, "resume": "", "coordinator": "off"}
     if config.snapshots:
         fields |= {"cycles": config.members, "warmup_epochs": 0.0, "keep_last": 0}
         return [classify.Config(**fields | {"run_dir": str(directory / "member-1")})]

@@ -44,7 +44,7 @@ def read(path):
 def two_runs(tmp_path_factory):
     """Two small networks on digits with a fifth of the labels wrong, on the same validation set."""
     root = tmp_path_factory.mktemp("runs")
-    options = ["--devices", 1, "--epochs", 12, "--validation-seed", 0, "--label-noise", 0.2]
+    options = ["--devices", 1, "--epochs", 12, "--data-seed", 0, "--label-noise", 0.2]
     for seed in (0, 1):
         run = ["--run-dir", root / str(seed), "--seed", seed]
         assert launch(digits_mlp, *options, *run) == 0
@@ -97,7 +97,7 @@ def test_noise_in_the_images_costs_accuracy(two_runs, tmp_path):
 
 @pytest.mark.slow
 def test_wrong_labels_are_found_and_left_out(two_runs, tmp_path, capsys):
-    assert command(inspect_labels, "--run", two_runs[0], "--out", tmp_path) == 0
+    assert command(inspect_labels, "--run", *two_runs, "--out", tmp_path) == 0
     found = read(tmp_path / "detection.json")
     assert found["share"] == pytest.approx(0.2, abs=1e-3)
     assert found["recall"] > 0.5
@@ -109,7 +109,7 @@ def test_wrong_labels_are_found_and_left_out(two_runs, tmp_path, capsys):
     assert (tmp_path / "suspicious.png").exists()
     cleaned = classify.Config(
         dataset="digits",
-        validation_seed=0,
+        data_seed=0,
         label_noise=0.2,
         exclude=str(tmp_path / "exclude.txt"),
     )

@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax import losses, robust, steps
-from cnnjax.data.pipelines import ResidentPipeline
+from cnnjax import evaluate, losses, parallel, robust, steps
+from cnnjax.data.pipelines import ResidentPipeline, evaluation_batches
 from cnnjax.errors import UserError
 from cnnjax.models.simple import MLP
-from cnnjax.parallel import compile_train, make_mesh
+from cnnjax.parallel import compile_eval, compile_train, make_mesh
 from cnnjax.state import create_state
 from tests.tiny import BatchNormNet, batch_of, random_arrays
 
@@ -160,8 +160,8 @@ def test_eight_devices_make_the_step_of_one(method, way):
             ARRAYS,
             16,
             seed=0,
-            sharding=steps_sharding(mesh)[0],
-            replicated=steps_sharding(mesh)[1],
+            sharding=parallel.batch_sharding(mesh),
+            replicated=parallel.replicated(mesh),
         )
         train = compile_train(make_step, state, data, method=how, mesh=mesh)
         state, metrics = next(iter(train(state, 0, [2])))
@@ -169,10 +169,28 @@ def test_eight_devices_make_the_step_of_one(method, way):
     jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=2e-4), *results)
 
 
-def steps_sharding(mesh):
-    from cnnjax import parallel
+def test_robust_accuracy_is_the_same_on_any_number_of_devices():
+    model = MLP(num_classes=3, dense_widths=(8,))
+    variables = model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    results = []
+    for devices in (1, 8):
+        mesh = make_mesh(devices)
 
-    return parallel.batch_sharding(mesh), parallel.replicated(mesh)
+        def make_step(axis_name):
+            return robust.make_robust_eval_step(
+                model,
+                losses.softmax_cross_entropy,
+                robust.parse_attack("pgd:0.02:3:2"),
+                num_classes=3,
+                normalise=BALL["normalise"],
+                axis_name=axis_name,
+            )
+
+        batches = evaluation_batches(ARRAYS, 16, sharding=parallel.batch_sharding(mesh))
+        results.append(evaluate.evaluate(compile_eval(make_step, mesh), variables, batches))
+    assert results[0]["robust_accuracy"] <= results[0]["accuracy"]
+    for name in ("accuracy", "robust_accuracy"):
+        assert results[0][name] == results[1][name]
 
 
 def test_training_against_pgd_makes_a_network_robust_and_plain_training_does_not():
