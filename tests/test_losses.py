@@ -38,6 +38,12 @@ CASES = [
     Case("lenet1998_map", losses.lenet1998_map, (-np.abs(LOGITS), LABELS), (0,)),
     Case("l1_penalty", losses.l1_penalty, (PARAMS,), (0,)),
     Case("l2_penalty", losses.l2_penalty, (PARAMS,), (0,)),
+    Case(
+        "weighted",
+        losses.weighted(losses.softmax_cross_entropy, [1.0, 2.0, 0.5, 3.0]),
+        (LOGITS, LABELS),
+        (0,),
+    ),
     Case("make_loss", losses.make_loss("lenet1998_map", rubbish=2.0), (LOGITS, LABELS), (0,)),
 ]
 
