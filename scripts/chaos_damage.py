@@ -65,10 +65,11 @@ DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
 def leave_debris(run: Path) -> None:
     """Adds what older kills may have left: half-written and half-deleted steps and files."""
     checkpoints = run / "checkpoints"
-    for step in sorted(checkpoints.glob("0*"))[-1:]:
+    unfinished = checkpoints / "00099998"
+    # Debris of the kill before may still be there: the one after it can come before its cleaning.
+    for step in sorted(set(checkpoints.glob("0*")) - {unfinished})[-1:]:
         for name in (".tmp-00099999", ".tmp-deleted-00000001"):
             shutil.copytree(step, checkpoints / name, dirs_exist_ok=True)
-        unfinished = checkpoints / "00099998"
         shutil.copytree(step, unfinished, dirs_exist_ok=True)
         (unfinished / MANIFEST).unlink(missing_ok=True)
     (run / "metrics.jsonl.new").write_text('{"step": 1, "ki')
