@@ -142,6 +142,10 @@ def export_run(config: Config) -> int:
             flag = "--" + field.name.replace("_", "-")
             raise UserError(f"{config.source} is a run, which knows its own settings: drop {flag}.")
     trained = runs.load_trained(config.source)
+    if "frozen" in trained.variables:
+        raise UserError(
+            f"{config.source} is a model with adapters, for which no other framework has a place."
+        )
     card = trained.card
     arrays = convert.from_cnnjax(
         trained.variables, trained.model, card["image_shape"], framework=config.framework

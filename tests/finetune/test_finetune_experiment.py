@@ -1,12 +1,13 @@
 """`experiments.finetune` from its command line: one base, and what is made of it."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from cnnjax import checkpoint, finetune, models, runs
+from cnnjax import checkpoint, cli, finetune, models, runs
 from experiments import evaluate, mnist_lenet
 from experiments import finetune as experiment
 from tests.test_experiments import SMOKE, launch, snapshot
@@ -27,7 +28,6 @@ def flags(base, directory, *more):
 
 @pytest.fixture(scope="module")
 def lora_run(base, tmp_path_factory):
-    """Stopped after its first epoch, moved with its base, and resumed for a second."""
     directory = tmp_path_factory.mktemp("runs") / "lora"
     assert launch(experiment, *flags(base, directory, "--method", "lora:2")) == 0
     return directory
@@ -50,8 +50,6 @@ def test_only_what_is_trained_is_saved_and_the_card_finds_the_rest(base, lora_ru
 
 
 def test_it_is_evaluated_like_any_run(lora_run, tmp_path, capsys):
-    from cnnjax import cli
-
     with pytest.raises(SystemExit) as stop:
         cli.run(evaluate.Config, evaluate.main, ["--run", str(lora_run), "--out", str(tmp_path)])
     assert not stop.value.code
@@ -64,14 +62,27 @@ def test_it_is_left_alone_when_finished(base, lora_run):
     assert snapshot(lora_run) == before
 
 
-def test_it_resumes_with_its_own_base_only(base, lora_run, tmp_path, capsys):
-    other = tmp_path / "other"
-    more = ["--run-dir", other, "--classes", "0,1,2", "--model-arguments", "pool=average"]
-    assert launch(mnist_lenet, *SMOKE, *more, "--seed", 1) == 0
-    capsys.readouterr()
-    line = ["--resume", lora_run, "--stop-after-epochs", "2", "--no-smoke", "--epochs", "2"]
-    assert launch(experiment, "--resume", lora_run, "--base", other, "--epochs", "2") in (0, 2)
-    del line
+def test_it_resumes_with_its_own_base_only_wherever_that_is(base, lora_run, tmp_path, capsys):
+    killed, moved, other = tmp_path / "killed", tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(lora_run, killed)
+    # As a kill just before the summary would leave it.
+    (killed / "summary.json").unlink()
+    shutil.copytree(base, moved)
+    shutil.copytree(base, other)
+    found = checkpoint.restore_items(base / "checkpoints", ["params", "batch_stats", "ema"])
+    ema = jax.tree.map(lambda leaf: leaf + np.float32(1e-3), found["ema"])
+    state = {**found, "ema": ema, "step": np.int32(found["step"])}
+    del state["progress"]
+    checkpoint.save(other / "checkpoints", state, {})
+
+    assert launch(experiment, "--resume", killed, "--base", other) == 2
+    assert "the base's weights are not those of" in capsys.readouterr().err
+    assert launch(experiment, "--resume", killed, "--base", moved) == 0
+    accuracy = [
+        json.loads((run / "summary.json").read_text())["test_accuracy"]
+        for run in (lora_run, killed)
+    ]
+    assert accuracy[0] == accuracy[1]
 
 
 @pytest.mark.parametrize(
