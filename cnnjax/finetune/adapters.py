@@ -1,6 +1,6 @@
 """Residual adapters behind the stages of a model.
 
-    x + (relu(x @ down + bias) @ up + bias)
+    x + (leaky_relu(x @ down + bias) @ up + bias)
 
 at each position, with few units in between: Houlsby et al. 2019, "Parameter-Efficient Transfer
 Learning for NLP" (arXiv 1902.00751), section 2, as 1x1 convolutions behind the stages of a
@@ -26,6 +26,9 @@ from cnnjax.rng import stream_key
 
 PyTree = Any
 NAME = "adapters"
+# What comes out of a stage is mostly positive, so that behind a plain ReLU a unit whose weights are
+# mostly negative would be silent for every image, and never learn.
+NEGATIVE_SLOPE = 0.1
 
 
 def stage_features(model: Any, image_shape: tuple[int, int, int]) -> dict[str, int]:
@@ -79,7 +82,7 @@ def adapted(params: PyTree) -> AbstractContextManager[None]:
     def change(stage: str, x: jax.Array) -> jax.Array:
         if stage not in params:
             return x
-        hidden = nn.relu(_dense(params[stage]["down"], x))
+        hidden = nn.leaky_relu(_dense(params[stage]["down"], x), NEGATIVE_SLOPE)
         return x + _dense(params[stage]["up"], hidden)
 
     return changed_stages(change)

@@ -29,7 +29,8 @@ def test_an_adapter_by_hand():
     adapter = variables["params"]["adapters"]["stage1"]
     adapter["down"] = {"kernel": jnp.array([[1.0], [0.0], [-1.0], [0.5]]), "bias": jnp.array([0.1])}
     adapter["up"] = {"kernel": jnp.array([[1.0, 2.0, 0.0, -1.0]]), "bias": jnp.full(4, 0.25)}
-    hidden = np.maximum(0, before[..., 0] - before[..., 2] + before[..., 3] / 2 + 0.1)
+    hidden = before[..., 0] - before[..., 2] + before[..., 3] / 2 + 0.1
+    hidden = np.where(hidden > 0, hidden, 0.1 * hidden)
     expected = before + hidden[..., None] * np.array([1.0, 2.0, 0.0, -1.0]) + 0.25
     after = features(model, variables, image, "stage1")["stage1"]
     np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-6)
