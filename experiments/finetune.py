@@ -83,12 +83,15 @@ def main(config: Config) -> int:
         raise UserError(f"{base.source} does not say its model: name it with --model.")
     name = config.model or base.card["model"]
     size = config.image_size or base.card.get("image_shape", (0,))[0]
-    dataset = classify.read_data(dataclasses.replace(config, image_size=size))
+    preprocess = config.preprocess or base.card.get("preprocess", "")
+    # The run's own settings stay as they were given: the base's are in its card.
+    like_base = dataclasses.replace(config, image_size=size, preprocess=preprocess)
+    dataset = classify.read_data(like_base)
     if config.labels_per_class:
         dataset = cnnjax.data.few_labels(dataset, config.labels_per_class, seed=config.seed)
     arguments = base.card["arguments"] if name == base.card.get("model") else {}
     arguments = arguments | cli.key_values(config.model_arguments)
-    model, card = classify.make_model(config, name, arguments, dataset)
+    model, card = classify.make_model(like_base, name, arguments, dataset)
 
     scratch, shape = config.method == "scratch", dataset.image_shape
     new = (".*",) if scratch else config.new
@@ -113,7 +116,7 @@ def main(config: Config) -> int:
         variables = finetune.remember_start(variables, loaded.kept)
     cnnjax.distributed.say(f"base         {base.source}\n{finetune.format_loaded(loaded)}")
     recipe = classify.make_recipe(
-        config,
+        like_base,
         dataset,
         tuned,
         card,
