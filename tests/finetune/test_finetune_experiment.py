@@ -33,6 +33,7 @@ def lora_run(base, tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_only_what_is_trained_is_saved_and_the_card_finds_the_rest(base, lora_run):
     summary = json.loads((lora_run / "summary.json").read_text())
     assert summary["trained_parameters"] < 0.1 * summary["parameters"]
@@ -49,6 +50,7 @@ def test_only_what_is_trained_is_saved_and_the_card_finds_the_rest(base, lora_ru
     )
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_like_any_run(lora_run, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.run(evaluate.Config, evaluate.main, ["--run", str(lora_run), "--out", str(tmp_path)])
@@ -56,12 +58,14 @@ def test_it_is_evaluated_like_any_run(lora_run, tmp_path, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_is_left_alone_when_finished(base, lora_run):
     before = snapshot(lora_run)
     assert launch(experiment, *flags(base, lora_run, "--method", "lora:2")) == 0
     assert snapshot(lora_run) == before
 
 
+@pytest.mark.slow
 def test_it_resumes_with_its_own_base_only_wherever_that_is(base, lora_run, tmp_path, capsys):
     killed, moved, other = tmp_path / "killed", tmp_path / "moved", tmp_path / "other"
     shutil.copytree(lora_run, killed)
@@ -85,6 +89,7 @@ def test_it_resumes_with_its_own_base_only_wherever_that_is(base, lora_run, tmp_
     assert accuracy[0] == accuracy[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -12,7 +12,7 @@ from cnnjax import checkpoint, finetune, models, parallel, runs, sharding, trees
 from cnnjax.errors import UserError
 from cnnjax.models.simple import SimpleCNN
 from cnnjax.state import create_state
-from tests.finetune.small import SHAPE, initialised, small
+from tests.finetune.small import METHODS, SHAPE, initialised, small
 from tests.models.test_families import IMAGE, MODELS, random_variables
 from tests.tiny import setup
 
@@ -35,10 +35,8 @@ def test_all_is_kept_where_all_fits():
     assert (loaded.new, loaded.dropped, loaded.checksum) == ((), (), base.checksum)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "resnet" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_every_family_takes_another_head(name):
     """From 3 classes to 5, to features alone, and from these to one logit."""
     shape = IMAGE.shape[1:]
@@ -131,7 +129,7 @@ def saved_state(directory, *, ema):
     return state, checkpoint.save(directory, state, {"epoch": 1})
 
 
-@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("ema", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_checkpoints_of_eight_devices_are_read_without_any(tmp_path, ema):
     """A directory of checkpoints, and one step of it; the average where there is one."""
     state, step = saved_state(tmp_path / "checkpoints", ema=ema)
@@ -195,7 +193,10 @@ def run_of(tmp_path, text):
     return tuned, state
 
 
-@pytest.mark.parametrize("text", ["lora:2", "adapter:2", "head", "full"])
+@pytest.mark.parametrize(
+    "text",
+    ["lora:2", *(pytest.param(text, marks=pytest.mark.slow) for text in METHODS[:-2]), "adapter:2"],
+)
 def test_a_run_holds_what_was_trained_and_finds_the_rest(tmp_path, text):
     tuned, state = run_of(tmp_path, text)
     items = checkpoint.restore_items(tmp_path / text / "checkpoints", ["params", "batch_stats"])

@@ -16,7 +16,7 @@ from tests.finetune.small import METHODS, SHAPE, initialised, small, tuned
 from tests.models.quick import quick_jit
 from tests.tiny import batch_of, random_arrays
 
-FAST = ("head", "lora:2")
+FAST = ("lora:2",)
 
 
 def assert_same(first, second):
@@ -112,6 +112,7 @@ def test_every_batch_norm_can_be_frozen(norm):
     assert_same(updated["batch_stats"], inside["batch_stats"])
 
 
+@pytest.mark.slow
 def test_frozen_norms_leave_others_to_the_batch():
     model = tuned("last:1")
     variables = initialised(model)

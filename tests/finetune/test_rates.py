@@ -95,6 +95,7 @@ def test_the_pull_by_hand():
     np.testing.assert_allclose(gradient["head"]["bias"], [0.1 * 3.0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_strong_pull_holds_what_comes_from_the_base():
     """And it leaves the loss that is reported as it is."""
     model = tuned("full")

@@ -13,16 +13,14 @@ from tests.tiny import batch_of, random_arrays, setup
 WAYS = [("pmap", "data=8"), ("scan", "data=8"), ("jit", "fsdp=8")]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [text if text == "lora:2" else pytest.param(text, marks=pytest.mark.slow) for text in METHODS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("text", METHODS)
 def test_every_way_trains_the_same_and_freezes_the_same(text):
     model = tuned(text)
     options = {"dtype": jnp.float32, "ema_decay": 0.9}
     reference = trained(model, "jit", 1, 3, **options)
     start = initialised(model)["frozen"]
-    for method, axes in WAYS if text != "lora:2" else WAYS[:1]:
+    for method, axes in WAYS:
         state, metrics = trained(model, method, axes, 3, **options)
         assert largest_difference(reference, (state, metrics)) < 1e-4, (method, axes)
         jax.tree.map(np.testing.assert_array_equal, state.frozen, reference[0].frozen)
