@@ -9,7 +9,6 @@ Finished runs under --out are not run again, so the table can be completed in pi
 
 import argparse
 import json
-import math
 import re
 import shlex
 import statistics
@@ -45,14 +44,11 @@ def run_directory(line: str, seed: int, out: Path) -> Path:
     return out / f"{name}-seed{seed}"
 
 
-def half_interval(values: Sequence[float], confidence: float = 0.95) -> float:
-    """Returns half the width of Student's confidence interval of the mean; NaN for one value."""
-    from scipy import stats
+def half_interval(values: Sequence[float]) -> float:
+    """Returns half the width of Student's 95% interval of the mean; NaN for one value."""
+    from cnnjax.finetune.comparison import mean_interval
 
-    if len(values) < 2:
-        return math.nan
-    quantile = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
-    return float(quantile * statistics.stdev(values) / math.sqrt(len(values)))
+    return mean_interval(values)[1]
 
 
 def interval(values: Sequence[float]) -> str:

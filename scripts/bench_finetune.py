@@ -1,0 +1,178 @@
+"""Time and memory of a training step by what is trained of a network.
+
+    python scripts/bench_finetune.py
+    python scripts/bench_finetune.py --workload resnet50 --methods full head --json steps.json
+    python scripts/bench_finetune.py --smoke
+
+Every method trains the same network on the same batch with Adam, one compiled step a call, on one
+device. What is measured is what bench_memory.py measures: the compiler's bytes, and medians of
+rounds in which the methods take turns; compilation is apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from bench_memory import SMOKE
+from bench_processes import machine
+from bench_workloads import LEARNING_RATE, WORKLOADS, Workload, load_data
+
+from cnnjax import finetune, losses, models, steps
+from cnnjax.cli import one_line_errors
+from cnnjax.environment import versions
+from cnnjax.errors import UserError, unknown_name
+from cnnjax.state import TrainState, create_state
+from cnnjax.trees import count_parameters
+
+METHODS = ("full", "last:3", "last:2", "last:1", "head", "bitfit", "norm", "lora:4", "adapter:8")
+
+
+@dataclasses.dataclass
+class Row:
+    """One method; bytes are the compiler's, a step's time is in milliseconds."""
+
+    method: str
+    trained_parameters: int
+    all_parameters: int
+    temporary_bytes: int
+    peak_bytes: int
+    compile_secs: float
+    ms: list[float] = dataclasses.field(default_factory=list)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    workload = SMOKE if options.smoke else WORKLOADS[options.workload]
+    with one_line_errors():
+        methods = {
+            name: finetune.make_method(name, make_model(workload), workload.image_shape)
+            for name in options.methods
+        }
+    facts = machine("cpu" if jax.default_backend() == "cpu" else "gpu")
+    print(f"{facts['processor']}; {facts['system']}\n", flush=True)
+    on_cpu = jax.default_backend() == "cpu"
+    batch_size = options.batch_size or (
+        workload.cpu_batch_size if on_cpu else workload.gpu_batch_size
+    )
+    rows = measure(workload, methods, batch_size, options.rounds)
+    print(f"### {workload.model}, batch {batch_size}\n\n{markdown(rows)}")
+    if options.json:
+        record = {"machine": facts, "versions": versions(), "batch_size": batch_size}
+        record["rows"] = [dataclasses.asdict(row) for row in rows]
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--workload", default="resnet18", help=", ".join(WORKLOADS))
+    add("--methods", nargs="+", default=list(METHODS), help="as --method of experiments.finetune")
+    add("--batch-size", type=int, help="instead of the workload's own")
+    add("--rounds", type=int, default=5, help="measurements of each method (default 5)")
+    add("--json", type=Path, help="write all measurements here")
+    add("--smoke", action="store_true", help="a tiny network, to see that everything works")
+    options = parser.parse_args(argv)
+    with one_line_errors():
+        if options.workload not in WORKLOADS:
+            raise unknown_name("workload", options.workload, WORKLOADS)
+        for flag, value in (("--rounds", options.rounds), ("--batch-size", options.batch_size)):
+            if value is not None and value < 1:
+                raise UserError(f"{flag} {value}: give 1 or more")
+        if options.json and not options.json.parent.is_dir():
+            raise UserError(f"{options.json}: there is no directory {options.json.parent}")
+    return options
+
+
+def measure(
+    workload: Workload, methods: dict[str, finetune.Method], batch_size: int, rounds: int
+) -> list[Row]:
+    """Compiles a step of every method and times them by turns."""
+    image, label = load_data(workload, batch_size)
+    batch = {
+        "image": jnp.asarray(image[:batch_size]),
+        "label": jnp.asarray(label[:batch_size]),
+        "mask": jnp.ones(batch_size, bool),
+    }
+    rows, programs, states = [], [], []
+    for name, method in methods.items():
+        state, step = make_step(workload, method)
+        started = time.perf_counter()
+        program = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+        compile_secs = time.perf_counter() - started
+        memory = program.memory_analysis()
+        assert memory is not None
+        outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        rows.append(
+            Row(
+                name,
+                count_parameters(state.params),
+                count_parameters(state.all_params),
+                memory.temp_size_in_bytes,
+                memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes,
+                compile_secs,
+            )
+        )
+        programs.append(program)
+        states.append(jax.block_until_ready(program(state, batch)[0]))
+    for _ in range(rounds):
+        for index, program in enumerate(programs):
+            started = time.perf_counter()
+            states[index], metrics = program(states[index], batch)
+            jax.block_until_ready((states[index], metrics))
+            rows[index].ms.append(1e3 * (time.perf_counter() - started))
+    return rows
+
+
+def make_model(workload: Workload):
+    """Returns the network of a workload."""
+    return models.create(workload.model, num_classes=workload.num_classes, **workload.arguments)
+
+
+def make_step(workload: Workload, method: finetune.Method) -> tuple[TrainState, steps.TrainStep]:
+    """Returns the state of step 0 and the step, not compiled."""
+    tuned = finetune.FineTuned(make_model(workload), method)
+    optimizer = optax.adam(LEARNING_RATE)
+    image = jnp.zeros((1, *workload.image_shape))
+    variables = jax.jit(lambda key: tuned.init(key, image))(jax.random.key(0))
+    step = steps.make_train_step(
+        tuned,  # type: ignore[arg-type]
+        optimizer,
+        losses.softmax_cross_entropy,
+        schedule=optax.constant_schedule(LEARNING_RATE),
+    )
+    return create_state(variables, optimizer, jax.random.key(1)), step
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Returns the rows as a table; ratios are to the first."""
+    first = rows[0]
+    lines = [
+        f"| method | trained | of all | ms a step | x {first.method} | peak MB | x {first.method} "
+        "| temporaries MB | compiled in s |",
+        "|---|" + "---:|" * 8,
+    ]
+    for row in rows:
+        ms = statistics.median(row.ms)
+        lines.append(
+            f"| `{row.method}` | {row.trained_parameters:,} "
+            f"| {row.trained_parameters / row.all_parameters:.2%} "
+            f"| {ms:,.1f} | {ms / statistics.median(first.ms):.2f} "
+            f"| {row.peak_bytes / 1e6:,.1f} | {row.peak_bytes / first.peak_bytes:.2f} "
+            f"| {row.temporary_bytes / 1e6:,.1f} | {row.compile_secs:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
