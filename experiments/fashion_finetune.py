@@ -4,7 +4,8 @@
     python -m experiments.fashion_finetune                # Fashion-MNIST to MNIST
     python -m experiments.fashion_finetune --task back    # MNIST to Fashion-MNIST
 
-Fashion-MNIST is read through tfds; MNIST is the shipped copy.
+Fashion-MNIST is read through tfds; MNIST is the shipped copy. docs/few_labels.md says what is
+compared, on which network, and what a run leaves.
 """
 
 import dataclasses

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SWEEP_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SWEEP_LABELS, SWEEP_SEEDS = 10, 3
 EVALUATION_BATCH = 500
+# Of a method that no sweep has tried on the task.
+UNTRIED_RATE = 1e-3
 
 
 class Study:
@@ -49,6 +51,7 @@ class Study:
         card = self.base.card
         self.model = make_model(card["model"], card["arguments"], target)
         self._source_model = make_model(card["model"], card["arguments"], source)
+        self._num_source_classes = source.num_classes
         self._loaded = trials.loader(self.base, self.model, target.image_shape)
         self._batches: dict[str, list] = {}
         self._splits = {
@@ -71,7 +74,7 @@ class Study:
         rates = self.task.rates
         kind = method.partition(":")[0]
         found = {name.partition(":")[0]: rate for name, rate in rates.items()}
-        return rates.get(method) or found.get(kind, 1e-3)
+        return rates.get(method) or found.get(kind, UNTRIED_RATE)
 
     def missing(self, wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Those of the wanted trials that were not made yet."""
@@ -98,7 +101,7 @@ class Study:
 
     def accuracy_before(self) -> float:
         """Of the base on its own test set."""
-        eval_step = self._eval_step(self._source_model)
+        eval_step = self._eval_step(self._source_model, self._num_source_classes)
         return trials.accuracy(eval_step, self.base.variables, self._device_batches("source"))
 
     def _runner(self, method: str, labels: int, split: str) -> Callable[[dict], dict[str, Any]]:
@@ -116,9 +119,9 @@ class Study:
         )
         few = cnnjax.data.few_labels(self.target, labels, seed=0).train
         program = trials.Program(prepared, few, config.batch_size)
-        evaluate = self._eval_step(prepared.tuned)
+        evaluate = self._eval_step(prepared.tuned, self.target.num_classes)
         old = finetune.FineTuned(self._source_model, prepared.tuned.method)
-        evaluate_old = self._eval_step(old)
+        evaluate_old = self._eval_step(old, self._num_source_classes)
         size: list[int] = []
 
         def run(trial: dict[str, Any]) -> dict[str, Any]:
@@ -142,13 +145,13 @@ class Study:
 
         return run
 
-    def _eval_step(self, model: Any) -> Callable:
+    def _eval_step(self, model: Any, num_classes: int) -> Callable:
         """Compiles the evaluation of a model."""
         return jax.jit(
             cnnjax.steps.make_eval_step(
                 model,
                 cnnjax.losses.softmax_cross_entropy,
-                num_classes=10,
+                num_classes=num_classes,
                 normalise=self.normalise,
             )
         )

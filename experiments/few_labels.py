@@ -7,7 +7,7 @@ chosen by the seed, in the same number of steps. What is done is kept: the same 
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -98,7 +98,7 @@ class Config:
     rates: tuple[str, ...] = ()
     """METHOD=RATE, in place of the learning rates that the sweep found."""
 
-    norm_statistics: str = "auto"
+    norm_statistics: Literal["auto", "frozen", "batch"] = "auto"
     """Layers of BatchNorm that keep their running statistics: auto, frozen or batch."""
 
     sweep: bool = False
@@ -120,7 +120,8 @@ def main(config: Config, tasks: dict[str, Task], name: str) -> int:
     task = tasks[config.task]
     directory = Path(config.run_dir or f"runs/{name}-{config.task}")
     cnnjax.backend.start(devices=1)
-    source, target = _open(config, task.source, task.source_classes), _target(config, task)
+    source = _open(config, task.source, task.source_classes)
+    target = _target(config, task, source.image_shape[:2])
     # What cannot be done is refused before the base is trained.
     for method in config.methods:
         model = make_model(config.model, cli.key_values(config.model_arguments), target)
@@ -181,9 +182,9 @@ def _open(config: Config, name: str, classes: str, **options: Any) -> Dataset:
     return cnnjax.training.shrink(dataset) if config.smoke else dataset
 
 
-def _target(config: Config, task: Task) -> Dataset:
+def _target(config: Config, task: Task, image_size: tuple[int, int]) -> Dataset:
     """Reads the dataset to adapt to; a small one is divided so that it has more to test on."""
-    size = {"image_size": 28, "fit": "resize"}
+    size = {"image_size": image_size, "fit": "resize"}
     dataset = _open(config, task.target, task.target_classes, **size)
     if config.smoke or len(dataset.test.label) >= SMALL_TEST:
         return dataset

@@ -2,6 +2,9 @@
 
 python -m experiments.mnist_finetune                  # MNIST 0-4 to MNIST 5-9
 python -m experiments.mnist_finetune --task digits    # MNIST to the 8x8 digits of scikit-learn
+
+docs/few_labels.md says what is compared, on which network, and what a run leaves. `--sweep` tries
+learning rates.
 """
 
 import dataclasses

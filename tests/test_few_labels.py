@@ -53,7 +53,7 @@ def test_without_fashion_mnist_it_says_how_to_get_it(task, tmp_path, capsys):
 
 
 def test_half_of_a_small_target_is_for_testing():
-    target = few_labels._target(mnist_finetune.Config(), mnist_finetune.TASKS["digits"])
+    target = few_labels._target(mnist_finetune.Config(), mnist_finetune.TASKS["digits"], (28, 28))
     sizes = [len(split.label) for split in (target.train, target.validation, target.test)]
     assert (sum(sizes), sizes[2]) == (1797, 898)
     assert target.image_shape == (28, 28, 1)

@@ -155,6 +155,8 @@ def _open_arrays(
 
 def _fitted(arrays: Arrays, size: tuple[int, int], fit: str) -> Arrays:
     found = arrays.image.shape[1:3]
+    if found == size:
+        return arrays
     if fit == "pad" and shrunk_size(found, size) == found:
         return Arrays(pad_to(arrays.image, size), arrays.label)
     images = np.empty((len(arrays.label), *size, arrays.image.shape[-1]), np.uint8)
