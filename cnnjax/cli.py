@@ -21,13 +21,22 @@ INTERRUPT_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 def parse(config_type: type, argv: Sequence[str] | None = None, default: Any = None) -> Any:
     """Returns the config that the flags in `argv` describe, on top of `default` if there is one.
 
+    A config class may have a method `implied() -> dict`: defaults that follow from the config's
+    other settings, such as those of a named recipe. Flags go before them, and so does `default`.
+
     Raises:
       UserError: an unknown flag or a value of the wrong type.
       SystemExit: after printing the help that `--help` asked for.
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config = _parsed(config_type, argv, default)
+    implied = config.implied() if default is None and hasattr(config, "implied") else {}
+    return _parsed(config_type, argv, config_type(**implied)) if implied else config
+
+
+def _parsed(config_type: type, argv: Sequence[str], default: Any) -> Any:
     import tyro
 
-    argv = list(sys.argv[1:] if argv is None else argv)
     # On top of a default that is True, the flag itself must be accepted too, not only its negation:
     # a run is resumed with the flags it was started with.
     markers = () if default is not None else (tyro.conf.FlagCreatePairsOff,)

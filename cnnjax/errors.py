@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class NotPreparedError(UserError):
+    """A known dataset whose files are not on this machine."""
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """Returns the error for a `name` that is not among the `valid` ones, nearest first."""
     valid = sorted(valid)

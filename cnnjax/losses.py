@@ -183,6 +183,32 @@ def l2_penalty(params: PyTree, patterns: Sequence[str] = (".*kernel",)) -> jax.A
     return _sum_over_selected(jnp.square, params, patterns)
 
 
+def one_vs_all_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, target_threshold: float = 0.2
+) -> jax.Array:
+    """Mean over the classes of the cross-entropy of each logit's sigmoid: is it this class or not.
+
+    Wightman et al. 2021, "ResNet strikes back" (arXiv 2110.00476), section 2.2: of a mixed image
+    all classes are present whose share is above `target_threshold`.
+
+    Args:
+      logits: float `[batch, classes]`, two classes or more.
+      labels: integers `[batch]` in `[0, classes)`, or one-hot or soft labels `[batch, classes]`.
+      target_threshold: the paper's choice is 0.2.
+
+    Returns:
+      `[batch]`, float32, or float64 for float64 logits.
+
+    Raises:
+      UserError: shapes that do not go together.
+    """
+    logits, labels = _float32_at_least(logits), jnp.asarray(labels)
+    _check_class_logits(logits, labels)
+    targets = (_distribution(labels, logits) > target_threshold).astype(logits.dtype)
+    losses = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+    return _nan_where_out_of_range(losses, labels, logits)
+
+
 def weighted(loss_fn: LossFunction, class_weights: ArrayLike) -> LossFunction:
     """Returns the loss times the weight of the label's class; of a soft label, the mean weight.
 
@@ -207,6 +233,7 @@ def weighted(loss_fn: LossFunction, class_weights: ArrayLike) -> LossFunction:
 LOSSES: dict[str, Callable[..., jax.Array]] = {
     "softmax_cross_entropy": softmax_cross_entropy,
     "sigmoid_binary_cross_entropy": sigmoid_binary_cross_entropy,
+    "one_vs_all_cross_entropy": one_vs_all_cross_entropy,
     "mean_squared_error": mean_squared_error,
     "lenet1998_map": lenet1998_map,
 }

@@ -12,7 +12,7 @@ import dataclasses
 import cnnjax
 from cnnjax import averaging, cli, runs
 from cnnjax.data.filters import filter_images
-from cnnjax.errors import UserError
+from cnnjax.errors import NotPreparedError, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,15 @@ class Config(runs.Settings):
 
     image_size: int = 0
     """Height and width that the model gets: smaller images are padded, larger ones resized; 0
-    leaves them as they are."""
+    leaves them as they are. --fit says otherwise."""
+
+    fit: str = "pad"
+    """How an image gets --image-size: pad; resize (stretched); or crop, the middle of it when it is
+    scaled to 1 / 0.875 of the size, as ImageNet is tested (crop:0.95 with another share)."""
+
+    crop_area: float = 0.0
+    """Read of each training image a random part of at least this share of its area, stretched to
+    --image-size: 0.08 is usual for ImageNet. Streamed datasets only; 0 reads whole images."""
 
     validation: float = 0.1
     """Share of the training images held out to validate on, or their number."""
@@ -57,7 +65,7 @@ class Config(runs.Settings):
 
     loss: str = "auto"
     """auto (cross-entropy: softmax, or sigmoid for one logit), softmax_cross_entropy,
-    sigmoid_binary_cross_entropy, mean_squared_error or lenet1998_map."""
+    sigmoid_binary_cross_entropy, one_vs_all_cross_entropy, mean_squared_error or lenet1998_map."""
 
     label_smoothing: float = 0.0
     """Share of each label's weight spread over all classes (softmax cross-entropy only)."""
@@ -70,6 +78,9 @@ class Config(runs.Settings):
 
     schedule: str = "cosine"
     """constant, step, exponential, cosine, polynomial or one_cycle."""
+
+    schedule_arguments: tuple[str, ...] = ()
+    """Arguments of the schedule, such as 'boundaries=(0.5, 0.75)' factor=0.1: cnnjax.schedules."""
 
     cycles: int = 1
     """Restarts of the cosine schedule: so many equal cycles, such as for snapshot ensembles."""
@@ -144,16 +155,25 @@ def train(config: Config) -> int:
 
 
 def read_data(config: Config):
-    """Opens the dataset that the settings name."""
-    dataset = cnnjax.data.open_dataset(
-        config.dataset,
-        pipeline=config.pipeline,
-        data_dir=config.data_dir or None,
-        classes=config.classes,
-        validation=config.validation,
-        seed=data_seed(config),
-        image_size=config.image_size or None,
-    )
+    """Opens the dataset that the settings name; for a smoke run without it, makes images."""
+    size = config.image_size or None
+    try:
+        dataset = cnnjax.data.open_dataset(
+            config.dataset,
+            pipeline=config.pipeline,
+            data_dir=config.data_dir or None,
+            classes=config.classes,
+            validation=config.validation,
+            seed=data_seed(config),
+            image_size=size,
+            fit=config.fit,
+            smallest_area=config.crop_area,
+        )
+    except NotPreparedError as error:
+        if not config.smoke:
+            raise
+        cnnjax.distributed.say(f"made images  in place of {config.dataset}: {error}")
+        dataset = cnnjax.data.stand_in(config.dataset, classes=config.classes, image_size=size)
     if config.smoke:
         dataset = cnnjax.training.shrink(dataset)
     return cnnjax.data_quality.prepare(
@@ -181,6 +201,7 @@ def make_model(config: Config, name: str, arguments: dict, dataset):
         "num_outputs": num_outputs,
         "arguments": arguments,
         "preprocess": config.preprocess,
+        "fit": config.fit,
     }
 
 
@@ -226,6 +247,7 @@ def make_recipe(
         total_steps=updates,
         warmup_steps=round(updates * config.warmup_epochs / config.epochs),
         **({"cycles": config.cycles} if config.cycles != 1 else {}),
+        **cli.key_values(config.schedule_arguments),
     )
     optimizer = cnnjax.optim.make_optimizer(
         config.optimizer,

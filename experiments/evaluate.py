@@ -143,6 +143,7 @@ def _dataset(config, directories, cards):
         validation=first.validation,
         seed=classify.data_seed(first),
         image_size=tuple(cards[0]["image_shape"][:2]),
+        fit=first.fit,
     )
     for directory, card in zip(directories, cards, strict=True):
         if list(dataset.class_names) != card["class_names"]:

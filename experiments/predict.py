@@ -46,8 +46,11 @@ def main(config: Config) -> None:
     trained = runs.load_trained(config.run)
     shape, class_names = tuple(trained.card["image_shape"]), trained.card["class_names"]
     digits = shape == (28, 28, 1)
+    fit = trained.card.get("fit", "resize")
+    # What was padded in training was small; a photograph of its own is stretched.
+    fit = "resize" if fit == "pad" else fit
     inputs = [
-        data.digit_from_image(original) if digits else data.image_to_shape(original, shape)
+        data.digit_from_image(original) if digits else data.image_to_shape(original, shape, fit=fit)
         for original in originals
     ]
     predict = cnnjax.parallel.compile_predict(

@@ -45,9 +45,11 @@ class Config:
     """How many images of the batch to draw, from the first."""
 
     classes: str = "all"
-    """As for experiments.classify, and so are the next four."""
+    """As for experiments.classify, and so are the next six."""
 
     image_size: int = 0
+    fit: str = "pad"
+    crop_area: float = 0.0
     validation: float = 0.1
     pipeline: Literal["auto", "resident", "stream"] = "auto"
     data_dir: str = ""
@@ -67,6 +69,8 @@ OF_THE_RUN = (
     "batch_size",
     "classes",
     "image_size",
+    "fit",
+    "crop_area",
     "validation",
     "pipeline",
     "smoke",

@@ -34,6 +34,7 @@ CASES = [
         (LOGITS[:, :1], LABELS % 2),
         (0,),
     ),
+    Case("one_vs_all_cross_entropy", losses.one_vs_all_cross_entropy, (LOGITS, LABELS), (0,)),
     Case("mean_squared_error", losses.mean_squared_error, (LOGITS, LABELS), (0,)),
     Case("lenet1998_map", losses.lenet1998_map, (-np.abs(LOGITS), LABELS), (0,)),
     Case("l1_penalty", losses.l1_penalty, (PARAMS,), (0,)),
@@ -280,3 +281,15 @@ def test_a_weighted_loss_is_the_loss_times_the_weight_of_the_label():
     plain = losses.sigmoid_binary_cross_entropy(one, label)
     np.testing.assert_allclose(binary(one, label), plain * jnp.asarray([3.0, 1.0]))
     np.testing.assert_allclose(binary(one, label * 1.0), plain * jnp.asarray([3.0, 1.0]))
+
+
+def test_one_vs_all_takes_each_class_above_the_threshold_for_present():
+    logits = jnp.array([[2.0, -1.0, 0.5]])
+    # -log sigmoid(x) = log(1 + exp(-x)) where the class is present, log(1 + exp(x)) where not.
+    one = np.log1p(np.exp([-2.0, -1.0, 0.5])).mean()
+    two = np.log1p(np.exp([-2.0, 1.0, 0.5])).mean()
+    loss = losses.make_loss("one_vs_all_cross_entropy")
+    np.testing.assert_allclose(loss(logits, jnp.array([0])), [one], rtol=1e-6)
+    np.testing.assert_allclose(loss(logits, jnp.array([[0.9, 0.1, 0.0]])), [one], rtol=1e-6)
+    np.testing.assert_allclose(loss(logits, jnp.array([[0.7, 0.3, 0.0]])), [two], rtol=1e-6)
+    assert np.isnan(loss(logits, jnp.array([3]))[0])

@@ -17,7 +17,7 @@ from cnnjax.data.dataset import (
     make_dataset,
     select_classes,
 )
-from cnnjax.data.image_files import FITS, fit_image, pad_to, shrunk_size
+from cnnjax.data.image_files import fit_image, pad_to, parse_fit, shrunk_size
 from cnnjax.errors import UserError, unknown_name
 
 # Larger datasets are streamed: see `cnnjax.data.streamed`.
@@ -58,7 +58,8 @@ def load(
       seed: chooses which images those are.
       image_size: side of the square images wanted, or (height, width); needed where files differ.
       fit: `"pad"` centres an image on black, made smaller first where it does not fit; `"resize"`
-        stretches it.
+        stretches it; `"crop"` cuts out its middle, as ImageNet is tested: see
+        `cnnjax.data.image_files.fit_image`.
 
     Returns:
       The dataset. One without a test split is tested on its validation split, or without that on a
@@ -68,8 +69,7 @@ def load(
       UserError: whatever is wrong, in one line.
     """
     check_validation(validation)
-    if fit not in FITS:
-        raise unknown_name("fit", fit, FITS)
+    parse_fit(fit)
     size = checked_size(image_size)
     source = _open(name, data_dir, size, fit)
     class_names, relabel = select_classes(source.class_names, classes)

@@ -27,7 +27,7 @@ from cnnjax.data.dataset import (
     check_validation,
     held_count,
 )
-from cnnjax.data.image_files import FITS
+from cnnjax.data.image_files import parse_fit
 from cnnjax.data.pipelines import Batch, Pipeline, ResidentPipeline, evaluation_batches
 from cnnjax.data.streaming import stream_arrays, stream_tfds, stream_tfds_evaluation
 from cnnjax.data.tfds_splits import SPLITS, Range
@@ -60,6 +60,8 @@ class StreamedDataset:
       image_size: (height, width) that images are fitted to; None where they are taken as they are.
       fit: how: see `cnnjax.data.image_files.fit_image`.
       shuffle_buffer: the number of examples shuffled at a time.
+      smallest_area: training reads random parts of at least this share of an image's area; 0 reads
+        whole images.
     """
 
     name: str
@@ -72,6 +74,7 @@ class StreamedDataset:
     image_size: tuple[int, int] | None
     fit: str
     shuffle_buffer: int
+    smallest_area: float = 0.0
 
     @property
     def num_classes(self) -> int:
@@ -102,6 +105,7 @@ def open_dataset(
     seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
     fit: str = "pad",
+    smallest_area: float = 0.0,
 ) -> Dataset | StreamedDataset:
     """Opens a labelled image dataset, in memory or on disk.
 
@@ -115,12 +119,17 @@ def open_dataset(
         image by image: it is a slice of `train` as stored, which tfds shuffles when it prepares.
         Likewise the last tenth of `train` is the test split of a dataset that has nothing else.
       seed: chooses the validation images: of a dataset on disk, where the slice starts.
+      smallest_area: of each training image of a dataset on disk a random part of at least this
+        share of its area is read, each epoch another: see
+        `cnnjax.data.decoding.random_crop_decoder`. 0 reads whole images.
 
     Raises:
       UserError: whatever is wrong, in one line, before any image is read.
     """
     if pipeline not in PIPELINES:
         raise unknown_name("pipeline", pipeline, PIPELINES)
+    if not 0.0 <= smallest_area <= 1.0:
+        raise UserError(f"smallest_area={smallest_area}: give a share from 0 to 1, such as 0.08")
     kind, _, text = name.partition(":")
     if kind == "tfds" and text and pipeline != "resident":
         size = sources.checked_size(image_size)
@@ -136,7 +145,16 @@ def open_dataset(
                     "use 'all', or pipeline 'resident', which needs the dataset to fit in memory"
                 )
             parts = {split: tfds_splits.ranges(builder, text) for split, text in splits.items()}
-            return _streamed(name, spec.name, builder, parts, data_dir, validation, seed, size, fit)
+            dataset = _streamed(
+                name, spec.name, builder, parts, data_dir, validation, seed, size, fit
+            )
+            return replace(dataset, smallest_area=smallest_area)
+    if smallest_area:
+        raise UserError(
+            f"smallest_area={smallest_area:g}: {name!r} is read into memory whole, and random "
+            "parts are those of stored images; stream it (pipeline 'stream', tfds datasets), or "
+            "cut on the device by the augmentation resized_crop"
+        )
     return cnnjax.data.load(
         name,
         data_dir=data_dir,
@@ -177,6 +195,7 @@ def training_pipeline(
             data_dir=dataset.data_dir,
             image_size=dataset.image_size,
             fit=dataset.fit,
+            smallest_area=dataset.smallest_area,
             shuffle_buffer=dataset.shuffle_buffer,
             sharding=sharding,
         )
@@ -275,8 +294,7 @@ def _streamed(
     fit: str,
 ) -> StreamedDataset:
     check_validation(validation)
-    if fit not in FITS:
-        raise unknown_name("fit", fit, FITS)
+    parse_fit(fit)
     splits = _completed(name, builder, splits, validation, seed)
     class_names = tfds_source.image_features(builder).class_names
     shape = tfds_source.image_shape(builder, image_size)

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from cnnjax.data.dataset import Arrays
-from cnnjax.data.image_files import FITS
+from cnnjax.data.decoding import HostAugment, decoder, tensorflow
+from cnnjax.data.image_files import parse_fit
 from cnnjax.data.pipelines import (
     Batch,
     HostBatch,
@@ -33,16 +34,12 @@ from cnnjax.data.tfds_source import (
     image_features,
     image_shape,
     prepared_builder,
-    tensor_fitter,
-    tensorflow,
 )
 from cnnjax.data.tfds_splits import split_size
-from cnnjax.errors import UserError, unknown_name
+from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
 
 T = TypeVar("T")
-# (image tensor [height, width, channels], seed int64 [2]) -> image tensor.
-HostAugment = Callable[[Any, Any], Any]
 # Shape and dtype of one image.
 ImageForm = tuple[tuple[int, ...], np.dtype]
 
@@ -154,6 +151,7 @@ def stream_tfds(
     data_dir: str | os.PathLike | None = None,
     image_size: tuple[int, int] | None = None,
     fit: str = "pad",
+    smallest_area: float = 0.0,
     host_augment: HostAugment | None = None,
     shuffle_buffer: int = 50_000,
     sharding: jax.sharding.Sharding | None = None,
@@ -173,10 +171,13 @@ def stream_tfds(
       seed: determines the order and the augmentation.
       data_dir: where prepared datasets are; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` by default.
       image_size: (height, width) of the batches' images; needed where they differ in size.
-      fit: `"pad"` or `"resize"`: see `cnnjax.data.image_files.fit_image`.
-      host_augment: `(image, seed) -> image` of TensorFlow operations on one uint8 image as stored,
-        before it is fitted to `image_size`. `seed` is an int64 tensor `[2]` for
-        `tf.image.stateless_random_*`, a function of the pipeline's seed, the epoch and the
+      fit: `"pad"`, `"resize"` or `"crop"`: see `cnnjax.data.image_files.fit_image`.
+      smallest_area: of each image a random part of at least this share of its area, stretched to
+        `image_size`: see `cnnjax.data.decoding.random_crop_decoder`. 0 takes the whole, by
+        `fit`.
+      host_augment: `(image, seed) -> image` of TensorFlow operations on one uint8 image as stored
+        (or its random part), before it is fitted to `image_size`. `seed` is an int64 tensor `[2]`
+        for `tf.image.stateless_random_*`, a function of the pipeline's seed, the epoch and the
         example's place in it.
       shuffle_buffer: the number of examples shuffled at a time.
       sharding: how a batch is spread over devices, along its first axis; None for the default
@@ -199,14 +200,14 @@ def stream_tfds(
         dataset = _encoded(builder, split, shuffle_seed=seeds[0])
         dataset = dataset.shuffle(shuffle_buffer, seed=seeds[1])
         dataset = dataset.take(num_used).skip(skip * batch_size)
-        transform = _decoder(builder, image_size, fit, host_augment)
+        transform = decoder(_image_feature(builder), image_size, fit, host_augment, smallest_area)
         dataset = _at_rows(dataset.enumerate(skip * batch_size), here, batch_size)
         dataset = _map_images(dataset, transform, seeds)
         yield from _host_batches(dataset, len(here))
 
     form: ImageForm = image_shape(builder, image_size), np.dtype(np.uint8)
     if host_augment is not None:
-        transform = _decoder(builder, image_size, fit, host_augment)
+        transform = decoder(_image_feature(builder), image_size, fit, host_augment, smallest_area)
         form = _image_form(transform, tensorflow().TensorSpec((), tensorflow().string))
     return StreamingPipeline(
         read_epoch, num_examples, batch_size, form, sharding=sharding, rows=here
@@ -237,7 +238,9 @@ def stream_tfds_evaluation(
     def read() -> Iterator[Batch]:
         dataset = _encoded(builder, split, shuffle_seed=None)
         dataset = _at_rows(dataset.enumerate(), here, batch_size)
-        dataset = _map_images(dataset, _decoder(builder, image_size, fit, None), (0, 0))
+        dataset = _map_images(
+            dataset, decoder(_image_feature(builder), image_size, fit, None), (0, 0)
+        )
         empty: HostBatch = {
             "image": np.zeros((0, *image_shape(builder, image_size)), np.uint8),
             "label": np.zeros(0, np.int32),
@@ -303,8 +306,7 @@ def _epoch_seeds(seed: int, epoch: int) -> tuple[int, int]:
 def _checked_builder(
     name: str, data_dir: str | os.PathLike | None, image_size: tuple[int, int] | None, fit: str
 ) -> Any:
-    if fit not in FITS:
-        raise unknown_name("fit", fit, FITS)
+    parse_fit(fit)
     builder = prepared_builder(name, data_dir)
     image_shape(builder, image_size)
     return builder
@@ -344,17 +346,8 @@ def _encoded(builder: Any, split: str, *, shuffle_seed: int | None) -> Any:
     )
 
 
-def _decoder(
-    builder: Any,
-    image_size: tuple[int, int] | None,
-    fit: str,
-    host_augment: HostAugment | None,
-) -> HostAugment:
-    feature = builder.info.features[image_features(builder).image]
-    fitted = (lambda image: image) if image_size is None else tensor_fitter(image_size, fit)
-    if host_augment is None:
-        return lambda encoded, seed: fitted(feature.decode_example(encoded))
-    return lambda encoded, seed: fitted(host_augment(feature.decode_example(encoded), seed))
+def _image_feature(builder: Any) -> Any:
+    return builder.info.features[image_features(builder).image]
 
 
 def _at_rows(dataset: Any, rows: np.ndarray, batch_size: int) -> Any:

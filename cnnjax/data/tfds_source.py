@@ -1,22 +1,19 @@
 """Datasets of TensorFlow Datasets, read from prepared files; the network is never touched here.
 
-Every function that needs TensorFlow gets it from `tensorflow()`, which hides the accelerators from
-it first: TensorFlow would otherwise take all of their memory.
+TensorFlow is imported by `cnnjax.data.decoding.tensorflow` alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cnnjax.data.dataset import Arrays, Source
-from cnnjax.data.image_files import shrunk_size
+from cnnjax.data.decoding import tensor_fitter, tensorflow
 from cnnjax.data.tfds_splits import choose_splits, parse_spec, split_size
-from cnnjax.errors import UserError, unknown_name
+from cnnjax.errors import NotPreparedError, UserError, unknown_name
 
 
 class Features(NamedTuple):
@@ -32,20 +29,6 @@ class Features(NamedTuple):
     label: str
     shape: tuple[int | None, int | None, int]
     class_names: tuple[str, ...]
-
-
-def tensorflow() -> Any:
-    """Imports TensorFlow (6 to 12 seconds the first time) and hides all accelerators from it."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # Of no use for reading data, and TensorFlow announces it at each start.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import tensorflow as tf
-
-    for kind in ("GPU", "TPU"):
-        # RuntimeError: the user's own program has initialised TensorFlow's devices already.
-        with contextlib.suppress(RuntimeError):
-            tf.config.set_visible_devices([], kind)
-    return tf
 
 
 def default_data_dir() -> str:
@@ -128,7 +111,7 @@ def prepared_builder(name: str, data_dir: str | os.PathLike | None = None) -> An
     `mnist` is prepared on the spot from the files that ship with cnnjax (about ten seconds, once).
 
     Raises:
-      UserError: at once when the dataset is not prepared, with the command that prepares it.
+      NotPreparedError: at once, with the command that prepares the dataset.
     """
     builder = find_builder(name, data_dir)
     image_features(builder)
@@ -137,7 +120,7 @@ def prepared_builder(name: str, data_dir: str | os.PathLike | None = None) -> An
     if builder.name == "mnist":
         prepare_shipped_mnist(builder)
         return builder
-    raise UserError(
+    raise NotPreparedError(
         f"tfds dataset {builder.info.full_name!r} is not prepared in {builder.data_dir_root!s}: "
         f"prepare it once by 'python scripts/prepare_data.py {name} --data-dir "
         f"{builder.data_dir_root!s} --download' (--help tells how to do it without a network), or "
@@ -280,36 +263,3 @@ def read_config() -> Any:
     import tensorflow_datasets as tfds
 
     return tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-
-
-def tensor_fitter(size: tuple[int, int], fit: str) -> Callable[[Any], Any]:
-    """`cnnjax.data.image_files.fit_image` as TensorFlow operations on one uint8 image.
-
-    Where nothing is scaled, the two are the same; scaled pixels may differ by rounding.
-    """
-    tf = tensorflow()
-    height, width = size
-
-    def fitted_size(image: Any) -> Any:
-        if fit == "resize":
-            return tf.constant([height, width])
-        found = tf.cast(tf.shape(image)[:2], tf.float32)
-        scale = tf.minimum(1.0, tf.reduce_min(tf.constant([height, width], tf.float32) / found))
-        return tf.maximum(1, tf.cast(tf.round(found * scale), tf.int32))
-
-    def fitted(image: Any) -> Any:
-        static = image.shape[:2]
-        fits_as_it_is = static.is_fully_defined() and (
-            tuple(static) == size
-            or (fit == "pad" and shrunk_size(tuple(static), size) == tuple(static))
-        )
-        if not fits_as_it_is:
-            image = tf.image.resize(image, fitted_size(image), antialias=True)
-            image = tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
-        found = tf.shape(image)
-        top, left = (height - found[0]) // 2, (width - found[1]) // 2
-        below, right = height - found[0] - top, width - found[1] - left
-        image = tf.pad(image, [[top, below], [left, right], [0, 0]])
-        return tf.ensure_shape(image, [height, width, None])
-
-    return fitted
