@@ -10,7 +10,7 @@ the learning rate; `make_optimizer` puts the rest around it, the same for all of
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +94,66 @@ def make_optimizer(
         gradient: PyTree, state: PyTree, params: PyTree | None = None
     ) -> tuple[PyTree, PyTree]:
         return chain(gradient).update(gradient, state, params)
+
+    return optax.GradientTransformation(init, update)
+
+
+class LookaheadState(NamedTuple):
+    """Of `lookahead`: the number of updates made, the optimizer's state, the slow parameters."""
+
+    num_updates: jax.Array
+    inner: PyTree
+    slow: PyTree
+
+
+def lookahead(
+    optimizer: optax.GradientTransformation,
+    decay: Callable[[jax.Array], jax.Array | float],
+    every_updates: int,
+    last_update: int | None = None,
+) -> optax.GradientTransformation:
+    """Pulls the parameters back to a slow average of themselves every few updates.
+
+    Zhang et al. 2019, "Lookahead Optimizer: k steps forward, 1 step back" (arXiv 1907.08610),
+    algorithm 1: after every `every_updates` updates the slow parameters become
+    `decay * slow + (1 - decay) * fast`, and the fast ones become the slow ones. The paper's alpha
+    is `1 - decay`.
+
+    Args:
+      optimizer: of the fast parameters.
+      decay: number of updates made -> decay, in [0, 1].
+      every_updates: the paper's k, 1 or more.
+      last_update: the number of updates after which the parameters become the slow ones; None
+        leaves them.
+
+    Raises:
+      UserError: `every_updates` below 1.
+    """
+    if every_updates < 1:
+        raise UserError(f"every_updates={every_updates}: give 1 or more")
+
+    def init(params: PyTree) -> LookaheadState:
+        # Copies, because a step may take the memory of both.
+        slow = jax.tree.map(jnp.copy, params)
+        return LookaheadState(jnp.zeros((), jnp.int32), optimizer.init(params), slow)
+
+    def update(
+        gradient: PyTree, state: LookaheadState, params: PyTree | None = None
+    ) -> tuple[PyTree, LookaheadState]:
+        updates, inner = optimizer.update(gradient, state.inner, params)
+        count = state.num_updates + 1
+        is_last = count == (-1 if last_update is None else last_update)
+        due = (count % every_updates == 0) | is_last
+        kept = jnp.where(is_last, 1.0, decay(count))
+
+        def slow_after(slow: jax.Array, param: jax.Array, update: jax.Array) -> jax.Array:
+            return jnp.where(due, slow + (1.0 - kept) * (param + update - slow), slow)
+
+        slow = jax.tree.map(slow_after, state.slow, params, updates)
+        updates = jax.tree.map(
+            lambda slow, param, update: jnp.where(due, slow - param, update), slow, params, updates
+        )
+        return updates, LookaheadState(count, inner, slow)
 
     return optax.GradientTransformation(init, update)
 

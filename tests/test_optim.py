@@ -39,6 +39,11 @@ def _two_updates(name, gradient, params, **arguments):
     return jax.tree.map(jnp.add, first, second)
 
 
+def _looked_ahead(gradient, params):
+    optimizer = optim.lookahead(optax.sgd(0.1), lambda count: 0.5, 1)
+    return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+
 CASES = [
     Case(
         f"make_optimizer {name}",
@@ -54,7 +59,8 @@ CASES = [
         lambda update, params: optim.limit_norm(2.0).update(update, optax.EmptyState(), params)[0],
         (GRADIENT["dense"], PARAMS["dense"]),
         (0, 1),
-    )
+    ),
+    Case("lookahead", _looked_ahead, (GRADIENT["dense"], PARAMS["dense"]), (0, 1)),
 ]
 
 

@@ -23,6 +23,7 @@ import flax.linen as nn
 
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.models import (
+    airbench,
     alexnet,
     convnext,
     densenet,
@@ -73,6 +74,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn_strided_16_32": simple.CNN_Strided_16_32,
     "mlp": simple.MLP,
     "dense_dropout": simple.DenseDropout,
+    # airbench.py
+    "airbench94": airbench.Airbench94,
     # alexnet.py
     "alexnet": alexnet.AlexNet,
     "alexnet_2012": alexnet.AlexNet2012,
@@ -182,6 +185,8 @@ CANONICAL: dict[str, tuple[tuple[int, int, int], int]] = {
     "cnn_strided_16_32": ((28, 28, 1), 10),
     "mlp": ((28, 28, 1), 10),
     "dense_dropout": ((28, 28, 1), 1),
+    # airbench.py
+    "airbench94": ((32, 32, 3), 10),
     # alexnet.py
     "alexnet_2012": ((227, 227, 3), 1000),
     # inception.py

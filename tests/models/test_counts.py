@@ -29,6 +29,8 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "cnn_strided_16_32": (166_406, 0, 609_384),
     "mlp": (266_610, 0, 266_200),
     "dense_dropout": (50_305, 0, 50_240),
+    # airbench.py: by hand, 288 + 24 for whitening, 9 * (24 * 64 + 64 * 64 + ...), no scales
+    "airbench94": (1_971_640, 2_304, 118_147_360),
     # alexnet.py: torchvision; Krizhevsky et al. 2012, section 3.5 ("60 million parameters")
     "alexnet": (61_100_840, 0, 714_188_480),
     "alexnet_2012": (60_965_224, 0, 724_406_816),
