@@ -151,9 +151,9 @@ def open_dataset(
             return replace(dataset, smallest_area=smallest_area)
     if smallest_area:
         raise UserError(
-            f"smallest_area={smallest_area:g}: {name!r} is read into memory whole, and random "
-            "parts are those of stored images; stream it (pipeline 'stream', tfds datasets), or "
-            "cut on the device by the augmentation resized_crop"
+            f"smallest_area={smallest_area:g} (--crop-area): {name!r} is read into memory whole, "
+            "and random parts are those of stored images; stream it (pipeline 'stream', tfds "
+            "datasets), or cut on the device by the augmentation resized_crop"
         )
     return cnnjax.data.load(
         name,

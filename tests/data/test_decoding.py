@@ -89,7 +89,7 @@ def test_a_streamed_dataset_is_trained_on_random_parts_and_tested_on_the_middle(
 
 
 def test_random_parts_of_what_is_in_memory_are_refused(tfds_dir):
-    with pytest.raises(UserError, match=r"smallest_area=0\.08.*stream"):
+    with pytest.raises(UserError, match=r"smallest_area=0\.08 .*stream"):
         open_dataset("mnist", smallest_area=0.08)
     with pytest.raises(UserError, match="smallest_area=2"):
         open_dataset("mnist", smallest_area=2)
