@@ -100,8 +100,8 @@ def test_fit():
     assert (shrunk[[0, 3]] == 0).all()
     assert (shrunk[1:3, 0] == 10).all() and (shrunk[1:3, 3] == 90).all()
     assert fit_image(flat, (3, 5), "resize").shape == (3, 5, 1)
-    with pytest.raises(UserError, match="unknown fit 'crop'"):
-        fit_image(image, (7, 7), "crop")
+    with pytest.raises(UserError, match="unknown fit 'cut'"):
+        fit_image(image, (7, 7), "cut")
 
 
 def test_channels():

@@ -159,8 +159,8 @@ def test_errors_come_before_reading(tfds_dir, tmp_path):
         stream_tfds("made_digits", "train", 9, sharding=spread(), **source)
     with pytest.raises(UserError, match="differ in size: give image_size"):
         stream_tfds("made_photos", "train", 2, **source)
-    with pytest.raises(UserError, match="unknown fit 'crop'"):
-        stream_tfds_evaluation("made_digits", "test", 2, data_dir=tfds_dir, fit="crop")
+    with pytest.raises(UserError, match="unknown fit 'cut'"):
+        stream_tfds_evaluation("made_digits", "test", 2, data_dir=tfds_dir, fit="cut")
 
 
 def test_prefetch_passes_items_and_errors_on():
