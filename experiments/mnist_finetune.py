@@ -13,7 +13,13 @@ from typing import Literal
 from experiments import few_labels
 
 TASKS = {
-    "halves": few_labels.Task("mnist", "mnist", "0,1,2,3,4", "5,6,7,8,9"),
+    "halves": few_labels.Task(
+        "mnist",
+        "mnist",
+        "0,1,2,3,4",
+        "5,6,7,8,9",
+        rates={"scratch": 0.01, "full": 0.003, "head": 0.03, "lora:2": 0.01},
+    ),
     "digits": few_labels.Task("mnist", "digits"),
 }
 
