@@ -94,7 +94,8 @@ def _members(config, directory):
     data_seed = classify.data_seed(config)
     fields |= {"data_seed": data_seed, "resume": "", "coordinator": "off"}
     if config.snapshots:
-        fields |= {"cycles": config.members, "warmup_epochs": 0.0, "keep_last": 0}
+        # The end of every cycle is kept, and the last one is not replaced by the best.
+        fields |= {"cycles": config.members, "warmup_epochs": 0.0, "keep_last": 0, "patience": 0}
         return [classify.Config(**fields | {"run_dir": str(directory / "member-1")})]
     return [
         classify.Config(
