@@ -190,12 +190,12 @@ def test_masked_gradients_show():
     attack = robust.parse_attack("pgd:0.15")
 
     def rounded(_, image):
-        return 30 * linear(jnp.round(image * 4) / 4)
+        return 30 * linear(jnp.round(image * 4) / 4 - 0.5)
 
     _, signs = robust.masking(rounded, {}, lambda: [batch], attack, **options)
     assert any("random noise" in sign for sign in signs)
     accuracies, signs = robust.masking(
-        lambda _, x: linear(x), {}, lambda: [batch], attack, **options
+        lambda _, x: linear(x - 0.5), {}, lambda: [batch], attack, **options
     )
     assert signs == []
     assert accuracies["unbounded"] == 0
