@@ -10,8 +10,9 @@ parameters is validated and tested, with BatchNorm's statistics measured anew fo
     python scripts/prepare_data.py --help        # prepares fashion_mnist from its four files
     python -m experiments.fashion_mnist_resnet
 
-A tenth of the training images is held out to validate on. The score of the whole run and its time
-are not measured yet. `--smoke` runs on made images where Fashion-MNIST is not prepared.
+A tenth of the training images is held out to validate on. A step takes 0.53 s of processor time on
+an AMD EPYC, so 30 epochs should take one to two hours on two of its cores; the whole run and its
+score are not measured. `--smoke` runs on made images where Fashion-MNIST is not prepared.
 """
 
 import dataclasses

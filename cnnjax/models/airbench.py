@@ -25,7 +25,7 @@ MINIMUM_SIZE = 9
 
 
 def partial_identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Initial kernel `[height, width, in, out]` whose first outputs are the inputs (section 3.1).
+    """Initial kernel `[height, width, in, out]` whose first outputs are the inputs (section 3.3).
 
     The others are uniform within 1 / sqrt(fan in), PyTorch's default.
     """
