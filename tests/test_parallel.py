@@ -11,6 +11,7 @@ from cnnjax.data.pipelines import ResidentPipeline, evaluation_batches
 from cnnjax.data.streaming import stream_arrays
 from cnnjax.errors import UserError
 from cnnjax.models.resnet import ResNet
+from cnnjax.models.simple import SimpleCNN
 from tests.tiny import BatchNormNet, random_arrays, setup
 
 ARRAYS = random_arrays(512)
@@ -108,6 +109,15 @@ def test_every_way_agrees_in_float32_over_5_steps(name):
     for method, axes in WAYS_OF[name]:
         other = trained(MODELS[name](), method, axes, 5, dtype=jnp.float32)
         assert largest_difference(reference, other) < 1e-4, (method, axes)
+
+
+def test_max_pools_between_divided_channels_have_their_gradient():
+    """The compiler computes the pooled values again there, and not always to the last bit."""
+    model = SimpleCNN(10, widths=(4, 6), norm="batch")
+    with jax.enable_x64(True):
+        reference = trained(model, "jit", 1, 1, dtype=jnp.float64)
+        other = trained(model, "jit", "data=4,model=2", 1, dtype=jnp.float64)
+    assert largest_difference(reference, other) < 1e-10
 
 
 @pytest.mark.slow

@@ -147,16 +147,17 @@ def _maximum_of_four(values: jax.Array) -> jax.Array:
 @_maximum_of_four.defjvp
 def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     (values,), (changes,) = primals, tangents
-    maximum = _maximum_of_four(values)
-    top_left, top_right, left, _ = _positions(values)
-    winner = jnp.where(left == maximum, 2, 3)
-    winner = jnp.where(top_right == maximum, 1, winner)
-    winner = jnp.where(top_left == maximum, 0, winner).astype(jnp.int8)
+    # By comparisons of the values, not with their maximum: see `pooling.first_maximum`.
+    top_left, top_right, left, right = _positions(values)
+    above = jnp.where(top_right > top_left, 1, 0)
+    below = jnp.where(right > left, 3, 2)
+    lower = jnp.maximum(left, right) > jnp.maximum(top_left, top_right)
+    winner = jnp.where(lower, below, above).astype(jnp.int8)
     positions = jnp.arange(4, dtype=jnp.int8).reshape(values.shape[0], -1, 2).swapaxes(1, 2)
     place = positions[:, :, None, None, :, None, None]
     won = place == jnp.expand_dims(winner, (0, 1, 4))
     # As a sum over the axes, whose transpose writes all four cotangents in one pass.
-    return maximum, jnp.sum(jnp.where(won, changes, 0), axis=(0, 1, 4))
+    return _maximum_of_four(values), jnp.sum(jnp.where(won, changes, 0), axis=(0, 1, 4))
 
 
 def _positions(values: jax.Array) -> list[jax.Array]:

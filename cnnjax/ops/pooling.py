@@ -72,11 +72,14 @@ def first_maximum(values: tuple[jax.Array, ...]) -> jax.Array:
 @first_maximum.defjvp
 def _(primals, tangents):  # type: ignore[no-untyped-def]
     (values,), (changes,) = primals, tangents
-    maximum = first_maximum(values)
-    change = changes[-1]
-    for value, candidate in zip(values[-2::-1], changes[-2::-1], strict=True):
-        change = jnp.where(value == maximum, candidate, change)
-    return maximum, change
+    # Each is compared with the largest before it, never for equality with the maximum: a compiler
+    # that computes the values again for this rule may round them otherwise, and none would be
+    # equal.
+    largest, change = values[0], changes[0]
+    for value, candidate in zip(values[1:], changes[1:], strict=True):
+        change = jnp.where(value > largest, candidate, change)
+        largest = jnp.maximum(largest, value)
+    return first_maximum(values), change
 
 
 def avg_pool(

@@ -10,7 +10,7 @@ from tests.finetune.small import METHODS, initialised, tuned
 from tests.test_parallel import largest_difference, trained
 from tests.tiny import batch_of, random_arrays, setup
 
-WAYS = [("pmap", "data=8"), ("scan", "data=8"), ("jit", "fsdp=8")]
+WAYS = [("pmap", "data=8"), ("scan", "data=8"), ("jit", "fsdp=4,model=2")]
 
 
 @pytest.mark.slow
