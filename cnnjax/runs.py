@@ -180,6 +180,13 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
             )
         known = {field.name for field in dataclasses.fields(config_type)}
         settings = {k: v for k, v in saved["settings"].items() if k in known}
+        gone = {k: v for k, v in saved["settings"].items() if k not in known and v}
+        if gone:
+            raise UserError(
+                f"{directory} was started by another version of cnnjax, with settings that this "
+                f"one does not have ({', '.join(f'{k}={v}' for k, v in gone.items())}): resume it "
+                f"with that version (`code` in its config.json)."
+            )
         default = config_type(
             # JSON has no tuples.
             **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}

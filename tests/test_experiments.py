@@ -99,6 +99,14 @@ def test_a_resumed_run_has_its_own_settings_but_does_not_stop_again(finished_run
     assert resumed.run_dir == str(tmp_path)
 
 
+def test_settings_that_are_no_more_are_not_dropped_in_silence(finished_run, tmp_path):
+    config = json.loads((finished_run / "config.json").read_text())
+    config["settings"] |= {"unheard_of": 0, "rotation": 7.0}
+    runs.write_json(tmp_path / "config.json", config)
+    with pytest.raises(UserError, match=r"does not have \(rotation=7.0\): resume it with that"):
+        runs.resolve(mnist_lenet.Config, "experiments.mnist_lenet", ["--resume", str(tmp_path)])
+
+
 def test_settings_of_a_resumed_run_are_its_own(finished_run, capsys):
     assert launch(mnist_lenet, "--resume", finished_run, "--learning-rate", "0.5") == 2
     assert "--learning-rate 0.5 differs from the resumed run's" in capsys.readouterr().err
@@ -292,7 +300,7 @@ def test_two_classes_are_one_logit_with_binary_cross_entropy(train_made, tmp_pat
 @pytest.mark.parametrize(
     ("parallel", "pipeline"),
     [
-        ("scan", "resident"),
+        pytest.param("scan", "resident", marks=pytest.mark.slow),
         pytest.param("jit", "resident", marks=pytest.mark.slow),
         pytest.param("jit", "stream", marks=pytest.mark.slow),
     ],

@@ -126,6 +126,7 @@ def compiled_step(accumulate, batch_size, num_devices=1):
     return jax.jit(make_step(), donate_argnums=0).lower(state, batch).compile()
 
 
+@pytest.mark.slow
 def test_parts_take_less_memory():
     whole, parted = (
         compiled_step(parts, 256).memory_analysis().temp_size_in_bytes for parts in (1, 8)

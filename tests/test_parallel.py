@@ -100,10 +100,8 @@ def test_every_way_agrees_in_float64_over_30_steps(name):
             assert largest_difference(reference, other) < 1e-10, (method, axes)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("lenet5", "resnet")), "batch_norm"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_every_way_agrees_in_float32_over_5_steps(name):
     reference = trained(MODELS[name](), "jit", 1, 5, dtype=jnp.float32)
     for method, axes in WAYS_OF[name]:
@@ -130,6 +128,7 @@ def test_statistics_of_groups_do_not_depend_on_the_devices():
         assert largest_difference(reference, other) < 1e-4, (method, axes)
 
 
+@pytest.mark.slow
 def test_augmentation_does_not_depend_on_the_devices():
     def augment(key, batch, first_index):
         image = batch["image"]

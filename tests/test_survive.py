@@ -86,9 +86,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "way", [way if way == "scan" else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_killed_in_the_middle_of_epochs_it_ends_with_the_same_bits(way, tmp_path, monkeypatch):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     train(straight, **WAYS[way])
@@ -279,7 +278,11 @@ def fill(disk):
     assert full.value.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize("owner", [MetricsLog, checkpoint.Saver], ids=["logging", "saving"])
+@pytest.mark.parametrize(
+    "owner",
+    [pytest.param(MetricsLog, marks=pytest.mark.slow), checkpoint.Saver],
+    ids=["logging", "saving"],
+)
 def test_a_disk_that_fills_up_stops_the_run_cleanly(
     owner, small_disk, tmp_path, monkeypatch, capsys
 ):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from cnnjax.errors import UserError
@@ -119,11 +120,16 @@ def explicit_pads(
 
 def lax_conv2d(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """The compiler's own convolution: the definition that every other form must equal."""
+    # Negative padding is cut off first: XLA:CPU reads beyond the image where it is beside positive
+    # padding of the same axis.
+    cut = [(min(low, 0), min(high, 0), 0) for low, high in geometry.pads]
+    if any(low or high for low, high, _ in cut):
+        image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *cut, (0, 0, 0)])
     return lax.conv_general_dilated(
         image,
         kernel,
         geometry.strides,
-        geometry.pads,
+        tuple((max(low, 0), max(high, 0)) for low, high in geometry.pads),
         rhs_dilation=geometry.kernel_dilation,
         dimension_numbers=NHWC,
         feature_group_count=geometry.feature_group_count,

@@ -127,6 +127,7 @@ def test_each_example_takes_one_of_several_ways():
     assert np.isin(np.asarray(mixed["image"])[~by_half], [0.25, 0.75]).all()
 
 
+@pytest.mark.slow
 def test_the_same_on_any_number_of_devices():
     arrays = random_arrays(32)
     whole = batch_of(arrays, 0, 32) | {"image": jnp.asarray(arrays.image / 255.0, jnp.float32)}

@@ -22,7 +22,7 @@ PLAIN = {
     "squeezenet": (models.create("squeezenet1_1", num_classes=3, stem="cifar"), 8),
 }
 MODELS = {name: (model, 8) for name, model in FAMILIES.items()} | PLAIN
-WITHOUT_BLOCKS = ("lenet", "simple", "alexnet")
+WITHOUT_BLOCKS = ("lenet", "simple", "alexnet", "airbench")
 
 
 def image_of(size):

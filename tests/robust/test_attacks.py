@@ -180,6 +180,7 @@ def test_one_logit_is_attacked_like_two():
     np.testing.assert_allclose(*found, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_masked_gradients_show():
     """A model that rounds its input has no gradient: noise beats PGD on it."""
     noise = jax.random.normal(KEY, (200, *SHAPE)) * 0.1

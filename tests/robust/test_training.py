@@ -149,7 +149,12 @@ def test_padding_changes_nothing(method):
 
 @pytest.mark.parametrize(
     ("method", "way"),
-    [("pgd", "scan"), ("free", "scan"), ("fgsm_rs", "jit"), ("trades", "pmap")],
+    [
+        pytest.param("pgd", "scan", marks=pytest.mark.slow),
+        pytest.param("free", "scan", marks=pytest.mark.slow),
+        ("fgsm_rs", "jit"),
+        pytest.param("trades", "pmap", marks=pytest.mark.slow),
+    ],
 )
 def test_eight_devices_make_the_step_of_one(method, way):
     results = []
@@ -193,6 +198,7 @@ def test_robust_accuracy_is_the_same_on_any_number_of_devices():
         assert results[0][name] == results[1][name]
 
 
+@pytest.mark.slow
 def test_training_against_pgd_makes_a_network_robust_and_plain_training_does_not():
     """One strong feature, and many weak ones, all right but smaller than epsilon."""
     generator = np.random.default_rng(0)
