@@ -233,7 +233,9 @@ def make_recipe(
     def normalise(images):
         # The moments of a dataset on disk take seconds: not before all settings are checked.
         mean, std = (card.get(name) or getattr(dataset, name) for name in ("mean", "std"))
-        return cnnjax.data.normalise(filter_images(images, image_filter), mean, std)
+        order = card.get("channel_order", "RGB")
+        images = filter_images(images, image_filter)
+        return cnnjax.data.normalise(images, mean, std, channel_order=order)
 
     loss_fn = _loss(config, card["num_outputs"])
     augment = cnnjax.data.make_augment(config.augment, num_classes=card["num_outputs"])

@@ -108,7 +108,8 @@ def main(config: Config) -> int:
     )
     tuned = finetune.FineTuned(model, method)
     variables = finetune.start(tuned, loaded, shape, key)
-    card |= {name: base.card[name] for name in ("mean", "std") if name in base.card}
+    pixels = ("mean", "std", "channel_order")
+    card |= {name: base.card[name] for name in pixels if name in base.card}
     card["finetune"] = finetune.describe(tuned, variables, base, new=new, drop=config.drop)
     pull = None
     if config.l2_sp:

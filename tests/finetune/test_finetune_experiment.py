@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from cnnjax import checkpoint, cli, finetune, models, runs
-from experiments import evaluate, mnist_lenet
+from cnnjax.data.dataset import Dataset
+from experiments import classify, evaluate, mnist_lenet
 from experiments import finetune as experiment
 from tests.test_experiments import SMOKE, launch, snapshot
+from tests.tiny import random_arrays
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +133,17 @@ def test_scratch_takes_the_settings_of_the_base_and_none_of_its_numbers(base, tm
     loaded = finetune.read_base(base).variables["params"]
     for a, b in zip(jax.tree.leaves(first["conv1"]), jax.tree.leaves(loaded["conv1"]), strict=True):
         assert abs(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]) < 0.9
+
+
+def test_weights_that_want_bgr_get_it_when_fine_tuned():
+    arrays = random_arrays(20, shape=(8, 8, 3))
+    moments = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}
+    names = tuple(map(str, range(10)))
+    dataset = Dataset("made", names, arrays, arrays, arrays, **moments)
+    config = classify.Config(batch_size=10)
+    model, card = classify.make_model(config, "cnn_32_dense64", {}, dataset)
+    image = arrays.image[:2]
+    plain = classify.make_recipe(config, dataset, model, card).normalise(image)
+    card |= {"mean": (0.3, 0.2, 0.1), "std": moments["std"], "channel_order": "BGR"}
+    reversed_ = classify.make_recipe(config, dataset, model, card).normalise(image)
+    np.testing.assert_array_equal(reversed_, plain[..., ::-1])
