@@ -170,10 +170,8 @@ def read_data(config: Config):
             smallest_area=config.crop_area,
         )
     except NotPreparedError as error:
-        if not config.smoke:
-            raise
-        cnnjax.distributed.say(f"made images  in place of {config.dataset}: {error}")
-        dataset = cnnjax.data.stand_in(config.dataset, classes=config.classes, image_size=size)
+        options = {"classes": config.classes, "image_size": size}
+        dataset = made_instead(config.smoke, error, config.dataset, **options)
     if config.smoke:
         dataset = cnnjax.training.shrink(dataset)
     return cnnjax.data_quality.prepare(
@@ -184,6 +182,14 @@ def read_data(config: Config):
         balance=config.balance,
         seed=data_seed(config),
     )
+
+
+def made_instead(smoke: bool, error: NotPreparedError, name: str, **options):
+    """Returns made images for a smoke run (see `cnnjax.data.stand_in`); else raises the error."""
+    if not smoke:
+        raise error
+    cnnjax.distributed.say(f"made images  in place of {name}: {error}")
+    return cnnjax.data.stand_in(name, **options)
 
 
 def data_seed(config: Config) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import cnnjax
 from cnnjax import cli, finetune, run_directory, runs
 from cnnjax.data.dataset import Arrays, Dataset, hold_out
-from cnnjax.errors import UserError, unknown_name
+from cnnjax.errors import NotPreparedError, UserError, unknown_name
 from cnnjax.finetune import trials
 from experiments import classify
 from experiments.few_label_study import Study, compare, make_model, sweep
@@ -177,8 +177,13 @@ def _checked(config: Config, tasks: dict[str, Task]) -> Config:
 
 
 def _open(config: Config, name: str, classes: str, **options: Any) -> Dataset:
-    """Reads a dataset into memory."""
-    dataset = cnnjax.data.load(name, data_dir=config.data_dir or None, classes=classes, **options)
+    """Reads a dataset into memory; for a smoke run without it, makes images."""
+    data_dir = config.data_dir or None
+    try:
+        dataset = cnnjax.data.load(name, data_dir=data_dir, classes=classes, **options)
+    except NotPreparedError as error:
+        made = {"classes": classes, "image_size": options.get("image_size")}
+        dataset = classify.made_instead(config.smoke, error, name, **made)
     return cnnjax.training.shrink(dataset) if config.smoke else dataset
 
 

@@ -52,6 +52,8 @@ def accuracy_by_labels(
     axes.set_xticks(ticks, [str(number) for number in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0.0), min(high, 1.0))
     axes.set_xlabel("labels of each class")
     axes.set_ylabel("test accuracy")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
