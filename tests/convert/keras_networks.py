@@ -41,6 +41,9 @@ def main(directory: Path, *networks: str) -> None:
         back = directory / f"{name}.back.weights.h5"
         model.load_weights(back)
         write(directory / f"{name}.back.npz", model, shape, layers)
+        # A weights file names the models within ConvNeXt by number, its archive by name.
+        if name.startswith("ConvNeXt"):
+            continue
         archive = directory / f"{name}.back.keras"
         convert.write(archive, convert.read(back), like=directory / f"{name}.keras")
         loaded = keras.models.load_model(archive)
