@@ -31,6 +31,13 @@ def stream_key(key_or_seed: "jax.Array | int", name: str, step: "jax.Array | int
     return jax.random.fold_in(jax.random.fold_in(key, _stream_number(name)), step)
 
 
+def example_keys(key: "jax.Array", examples: "jax.Array") -> "jax.Array":
+    """Derives the typed key of each example, `[batch]`, from its position in the whole batch."""
+    import jax
+
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, examples)
+
+
 def numpy_generator(seed: int, name: str, *numbers: int) -> np.random.Generator:
     """Returns a NumPy generator that depends on (seed, name, numbers) alone, for the host."""
     entropy = np.random.SeedSequence([seed, _stream_number(name), *numbers])

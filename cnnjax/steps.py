@@ -161,13 +161,15 @@ def make_train_step(
     return step
 
 
-def plain_objective(loss_fn: LossFunction) -> Objective:
-    """Returns the objective `loss_fn(logits, label)` of the images as they are."""
+def plain_objective(
+    loss_fn: LossFunction, normalise: Callable[[jax.Array], jax.Array] = lambda image: image
+) -> Objective:
+    """Returns the objective `loss_fn(logits, label)` of the images, normalised if need be."""
 
     def objective(
         forward: Forward, params: PyTree, key: jax.Array, part: Batch
     ) -> tuple[jax.Array, jax.Array, PyTree]:
-        logits, batch_stats = forward(params, part["image"], train=True)
+        logits, batch_stats = forward(params, normalise(part["image"]), train=True)
         return loss_fn(logits, part["label"]), logits, batch_stats
 
     return objective

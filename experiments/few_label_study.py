@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 import cnnjax
 from cnnjax import environment, finetune, run_directory
 from cnnjax.data.dataset import Dataset
 from cnnjax.errors import UserError
 from cnnjax.finetune import comparison, trials
+from cnnjax.models.summary import abstract_variables
 from cnnjax.trees import count_parameters
 
 if TYPE_CHECKING:
@@ -203,8 +203,7 @@ def compare(study: Study) -> None:
     study.run(wanted, "test")
     rows = comparison.summarise(study.made(wanted))
     before = study.accuracy_before()
-    image = jax.ShapeDtypeStruct((1, *study.target.image_shape), np.float32)
-    form = jax.eval_shape(lambda x: study.model.init(jax.random.key(0), x), image)
+    form = abstract_variables(study.model, study.target.image_shape)
     text = comparison.markdown(
         rows, source_accuracy=before, all_parameters=count_parameters(form["params"])
     )

@@ -14,14 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import trees
 from cnnjax.convert import layouts
 from cnnjax.convert.layouts import Layout, Shape
 from cnnjax.errors import UserError
+from cnnjax.models.summary import abstract_variables
 
 # A block of a stage, at the beginning of a path; the groups are numbers for the template.
 BLOCK = r"stage(?P<stage>\d+)/block(?P<block>\d+)/"
@@ -125,12 +124,6 @@ def entries(model: nn.Module, image_shape: Sequence[int], names: Names) -> list[
         found.append(Entry(path, shape, leaf.dtype, name, layout.their_shape(shape), layout))
     _refuse_duplicates(found, names.framework)
     return found
-
-
-def abstract_variables(model: nn.Module, image_shape: Sequence[int]) -> Any:
-    """Returns the model's variables as `jax.ShapeDtypeStruct`s."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(lambda image: model.init(jax.random.key(0), image, train=False), image)
 
 
 def _check_fields(model: nn.Module, names: Names) -> None:

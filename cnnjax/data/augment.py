@@ -27,6 +27,7 @@ import numpy as np
 
 from cnnjax.data.filters import gaussian_matrix
 from cnnjax.errors import UserError
+from cnnjax.rng import example_keys
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 Magnitude = float | jax.Array
@@ -73,7 +74,7 @@ def apply_per_image(
         of the batch gives it, and each example's draw is the same on any number of devices.
     """
     indices = first_index + jnp.arange(images.shape[0])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+    keys = example_keys(key, indices)
     return jax.vmap(function)(keys, images)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cnnjax.data.dataset import Arrays, Dataset, make_dataset, select_classes
+from cnnjax.data.sources import checked_size
 from cnnjax.data.tfds_source import find_builder, image_features, image_shape
 from cnnjax.data.tfds_splits import parse_spec
 from cnnjax.errors import UserError
@@ -34,8 +35,7 @@ def stand_in(
     if kind != "tfds" or not text:
         raise UserError(f"no images can be made for {name!r}: name a dataset as 'tfds:NAME'")
     builder = find_builder(parse_spec(text).name)
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    shape = image_shape(builder, size)
+    shape = image_shape(builder, checked_size(image_size))
     class_names, relabel = select_classes(image_features(builder).class_names, classes)
     generator = numpy_generator(0, "made images")
     stored = len(class_names) if relabel is None else len(relabel)

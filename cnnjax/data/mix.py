@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from cnnjax.data.augment import check_magnitude
 from cnnjax.data.corrupt import box
+from cnnjax.rng import example_keys
 
 Batch = dict[str, jax.Array]
 Weights = Callable[[jax.Array, int, int], jax.Array]
@@ -97,7 +98,7 @@ def mix_neighbours(
         return jnp.select([chosen == index for index in range(len(shares))], shares)
 
     indices = first_index + jnp.arange(len(image))
-    share = jax.vmap(share_of)(jax.vmap(jax.random.fold_in, (None, 0))(key, indices))
+    share = jax.vmap(share_of)(example_keys(key, indices))
     partner = _neighbours(batch["mask"])
     share = jnp.where(partner[:, None, None, None], share, 1.0).astype(image.dtype)
     of_label = share.mean(axis=(1, 2, 3)).reshape(-1, *[1] * (label.ndim - 1)).astype(label.dtype)

@@ -10,7 +10,7 @@
 optimizer state and no average exists for them. `experiments.finetune` does all this by flags.
 """
 
-from cnnjax.finetune.adapters import init_adapters, stage_features
+from cnnjax.finetune.adapters import init_adapters
 from cnnjax.finetune.base import Base, read_base, variables_checksum
 from cnnjax.finetune.groups import Group, layer_groups
 from cnnjax.finetune.load import Loaded, format_loaded, load
@@ -20,6 +20,7 @@ from cnnjax.finetune.partition import frozen_norms, join_variables, split_variab
 from cnnjax.finetune.rates import gradual_unfreezing, l2_sp, layer_wise_decay, remember_start
 from cnnjax.finetune.run import check_base, describe, read_back, replace_trained, start
 from cnnjax.finetune.wrapped import FineTuned
+from cnnjax.models.features import stage_features
 
 __all__ = [
     "METHODS",

@@ -31,25 +31,11 @@ NAME = "adapters"
 NEGATIVE_SLOPE = 0.1
 
 
-def stage_features(model: Any, image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Returns the number of features behind each stage of a model; computes nothing."""
-    features: dict[str, int] = {}
-
-    def note(name: str, x: jax.Array) -> jax.Array:
-        features[name] = x.shape[-1]
-        return x
-
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    with changed_stages(note):
-        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
-    return features
-
-
 def init_adapters(features: Mapping[str, int], width: int, key: jax.Array) -> dict[str, Any]:
     """Draws an adapter for each stage.
 
     Args:
-      features: what `stage_features` returned.
+      features: what `cnnjax.models.features.stage_features` returned.
       width: units between the two matrices.
       key: typed key; each adapter's draw depends on its stage's name alone.
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from cnnjax.finetune.adapters import NAME as ADAPTERS
 from cnnjax.models.stages import changed_stages
+from cnnjax.models.summary import abstract_variables
 from cnnjax.trees import label_by_path, named_leaves
 
 PyTree = Any
@@ -59,10 +59,8 @@ def layer_groups(model: Any, image_shape: tuple[int, int, int]) -> list[Group]:
         stages.append(name)
         return x
 
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(note), changed_stages(end):
-        variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
-    params = variables["params"]
+        params = abstract_variables(model, image_shape)["params"]
     order = sorted(params, key=lambda name: begun.get(name, len(stages)))
     members = [[n for n in order if begun.get(n, len(stages)) == i] for i in range(len(stages) + 1)]
     groups = [

@@ -14,6 +14,7 @@ import numpy as np
 
 from cnnjax.errors import UserError
 from cnnjax.finetune.base import Base, read_base
+from cnnjax.models.summary import abstract_variables
 from cnnjax.rng import stream_key
 from cnnjax.trees import count_parameters, from_named_leaves, mask_by_path, named_leaves
 
@@ -71,7 +72,7 @@ def load(
     """
     base = base if isinstance(base, Base) else read_base(base)
     image = jnp.zeros((1, *image_shape), jnp.float32)
-    form = jax.eval_shape(lambda key: model.init(key, image, train=False), key)
+    form = abstract_variables(model, image_shape)
     wanted = _leaves(form)
     found = _leaves(base.variables)
     is_new, is_dropped = mask_by_path(wanted, new), mask_by_path(found, drop)

@@ -7,12 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.finetune.groups import layer_groups
 from cnnjax.finetune.lora import Ranks
+from cnnjax.models.summary import abstract_variables
 from cnnjax.trees import named_leaves
 
 HEAD = "head/.*"
@@ -47,9 +45,7 @@ class _Target:
 
     def __init__(self, model: Any, image_shape: tuple[int, int, int]):
         self.model, self.image_shape, self.name = model, image_shape, type(model).__name__
-        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-        form = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
-        self.paths = list(named_leaves(form["params"]))
+        self.paths = list(named_leaves(abstract_variables(model, image_shape)["params"]))
 
     def patterns(self, method: str, pattern: str) -> tuple[str, ...]:
         """Returns the pattern; a UserError if it matches nothing."""

@@ -13,6 +13,7 @@ import jax
 from cnnjax.errors import UserError
 from cnnjax.finetune import adapters, lora, partition
 from cnnjax.finetune.methods import Method
+from cnnjax.models.features import stage_features
 from cnnjax.trees import from_named_leaves, named_leaves
 
 Variables = dict[str, Any]
@@ -60,7 +61,7 @@ class FineTuned:
             added = lora.init_lora(parts["frozen"]["params"], method.lora_ranks, key)
         if method.adapter_width:
             height, width, channels = image_shape
-            features = adapters.stage_features(self.model, (height, width, channels))
+            features = stage_features(self.model, (height, width, channels))
             added |= {adapters.NAME: adapters.init_adapters(features, method.adapter_width, key)}
         return parts | {"params": partition.join(parts["params"], added)}
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from cnnjax import trees
 from cnnjax.errors import unknown_name
 from cnnjax.models.stages import changed_stages, stage_name
+from cnnjax.models.summary import abstract_variables
 
 
 def features(
@@ -49,16 +49,23 @@ def stage_names(model: nn.Module, image_shape: tuple[int, int, int]) -> list[str
       model: a Linen module with the contract of `cnnjax.models`.
       image_shape: `[height, width, channels]`; nothing is computed on it.
     """
-    order: list[str] = []
+    return list(stage_features(model, image_shape))
+
+
+def stage_features(model: Any, image_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Returns the number of features behind each stage of a model, in the order of computation.
+
+    Arguments as for `stage_names`; nothing is computed.
+    """
+    found: dict[str, int] = {}
 
     def note(name: str, x: jax.Array) -> jax.Array:
-        order.append(name)
+        found[name] = x.shape[-1]
         return x
 
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with changed_stages(note):
-        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
-    return order
+        abstract_variables(model, image_shape)
+    return found
 
 
 def _outputs(

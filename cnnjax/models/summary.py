@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -45,6 +45,17 @@ class Summary(NamedTuple):
     trained: int
 
 
+def abstract_variables(model: Any, image_shape: Sequence[int]) -> Any:
+    """Returns the variables of a model as `jax.ShapeDtypeStruct`s; nothing is computed.
+
+    Args:
+      model: a Linen module with the contract of `cnnjax.models`.
+      image_shape: `[height, width, channels]`.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(lambda image: model.init(jax.random.key(0), image, train=False), image)
+
+
 def summary(model: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
     """Returns the layers of `model` for an image `[height, width, channels]`; computes nothing.
 
@@ -61,9 +72,8 @@ def summary(model: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
             calls[context.module.path] = (context.module, args[0].shape, output.shape)
         return output
 
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(record):
-        variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+        variables = abstract_variables(model, image_shape)
     frozen = variables.get("frozen", {})
     trained = trees.named_leaves(variables["params"])
     params = trees.named_leaves(frozen.get("params", {})) | trained

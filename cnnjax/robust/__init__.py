@@ -23,7 +23,6 @@ from cnnjax.robust.named import (
 from cnnjax.robust.training import (
     METHODS,
     check_numbers,
-    clean_objective,
     fgsm_rs_objective,
     make_free_step,
     make_objective,
@@ -37,7 +36,6 @@ __all__ = [
     "Attack",
     "check_attack",
     "check_numbers",
-    "clean_objective",
     "fgsm",
     "fgsm_rs_objective",
     "make_attack",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from cnnjax import evaluate, metrics
 from cnnjax.ensemble import ModelLogits, model_logits
-from cnnjax.rng import stream_key
+from cnnjax.rng import example_keys, stream_key
 from cnnjax.robust.named import Attack, make_attack, signs_of_masking
 from cnnjax.steps import Batch, LossFunction, PyTree, as_float, make_eval_step, sum_over_devices
 
@@ -36,7 +36,7 @@ def make_attack_step(
         device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
         positions = device * image.shape[0] + jnp.arange(image.shape[0])
         key = stream_key(0, "attack", 0)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+        keys = example_keys(key, positions)
 
         def logits_fn(image: jax.Array) -> jax.Array:
             return logits_of(variables, image)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cnnjax import losses, metrics
+from cnnjax import losses, metrics, rng
 from cnnjax.errors import unknown_name
 
 LogitsFunction = Callable[[jax.Array], jax.Array]
@@ -207,7 +207,7 @@ def example_keys(key: jax.Array, batch_size: int) -> jax.Array:
     """Returns typed keys `[batch]`: those given, or one for each position from a single key."""
     if key.ndim:
         return key
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+    return rng.example_keys(key, jnp.arange(batch_size))
 
 
 def check_norm(norm: str) -> None:

@@ -23,7 +23,7 @@ import optax
 from cnnjax import metrics as metrics_lib
 from cnnjax.dropout import by_example
 from cnnjax.errors import UserError, unknown_name
-from cnnjax.rng import stream_key
+from cnnjax.rng import example_keys, stream_key
 from cnnjax.robust import attacks
 from cnnjax.state import TrainState
 from cnnjax.steps import (
@@ -37,24 +37,13 @@ from cnnjax.steps import (
     as_float,
     finish_step,
     make_forward,
+    plain_objective,
     sum_over_devices,
     with_axis,
 )
 
 Normalise = Callable[[jax.Array], jax.Array]
 METHODS = ("none", "fgsm_rs", "pgd", "trades", "free")
-
-
-def clean_objective(loss_fn: LossFunction, *, normalise: Normalise) -> Objective:
-    """The loss of the images as they are: what the others are compared with."""
-
-    def objective(
-        forward: Forward, params: PyTree, key: jax.Array, part: Batch
-    ) -> tuple[jax.Array, jax.Array, PyTree]:
-        logits, batch_stats = forward(params, normalise(part["image"]), train=True)
-        return loss_fn(logits, part["label"]), logits, batch_stats
-
-    return objective
 
 
 def fgsm_rs_objective(
@@ -71,7 +60,9 @@ def fgsm_rs_objective(
         image = part["image"]
         # Not clipped to [0, 1] before the step, as in the paper's code: of a black pixel the change
         # is then spread over the ball. Clipped, it is 0 or epsilon, and robustness may collapse.
-        start = image + attacks.uniform_change(_keys(key, part), image, epsilon, "linf")
+        start = image + attacks.uniform_change(
+            example_keys(key, part["example"]), image, epsilon, "linf"
+        )
         gradient = jax.grad(lambda x: jnp.sum(loss_fn(logits_fn(x), part["label"])))(start)
         return attacks.ascend(start, image, gradient, step_size, epsilon, "linf")
 
@@ -93,7 +84,9 @@ def pgd_objective(
     """
 
     def adversary(key: jax.Array, logits_fn: attacks.LogitsFunction, part: Batch) -> jax.Array:
-        start = attacks.uniform_start(_keys(key, part), part["image"], epsilon, "linf")
+        start = attacks.uniform_start(
+            example_keys(key, part["example"]), part["image"], epsilon, "linf"
+        )
 
         def value(x: jax.Array) -> jax.Array:
             return jnp.sum(loss_fn(logits_fn(x), part["label"]))
@@ -133,7 +126,9 @@ def trades_objective(
             return jnp.sum(_kl(natural, logits_fn(x)))
 
         noise = jax.vmap(lambda key: jax.random.normal(key, image.shape[1:], image.dtype))
-        start = attacks.project(image + 1e-3 * noise(_keys(key, part)), image, epsilon, "linf")
+        start = attacks.project(
+            image + 1e-3 * noise(example_keys(key, part["example"])), image, epsilon, "linf"
+        )
         found = _climb(divergence, start, image, epsilon, step_size, num_steps)
         logits, batch_stats = forward(params, normalise(image), train=True)
         moved, _ = forward(params, normalise(jax.lax.stop_gradient(found)), train=True)
@@ -162,7 +157,7 @@ def make_objective(
         raise unknown_name("method of adversarial training", method, known)
     check_numbers(epsilon=epsilon, step_size=step_size, attack_steps=num_steps, beta=beta)
     if method == "none":
-        return clean_objective(loss_fn, normalise=normalise)
+        return plain_objective(loss_fn, normalise)
     ball: dict[str, Any] = {"normalise": normalise, "epsilon": epsilon, "step_size": step_size}
     if method == "fgsm_rs":
         return fgsm_rs_objective(loss_fn, **ball)
@@ -227,7 +222,7 @@ def make_free_step(
             batch = augment(stream_key(state.key, "augment", state.step), batch, examples[0])
         image, label, mask = batch["image"], batch["label"], batch["mask"]
         num_examples = sum_over_devices(jnp.sum(mask, dtype=jnp.int32), axis_name)
-        keys = _keys(stream_key(state.key, "objective", state.step), {"example": examples})
+        keys = example_keys(stream_key(state.key, "objective", state.step), examples)
         first_update = state.step * replays
 
         def replay(
@@ -292,7 +287,7 @@ def _adversarial(
     adversary: Callable[[jax.Array, attacks.LogitsFunction, Batch], jax.Array],
 ) -> Objective:
     """Returns the objective that is the loss of what `(key, logits_fn, part) -> image` makes."""
-    clean = clean_objective(loss_fn, normalise=normalise)
+    clean = plain_objective(loss_fn, normalise)
 
     def objective(
         forward: Forward, params: PyTree, key: jax.Array, part: Batch
@@ -329,8 +324,3 @@ def _kl(logits: jax.Array, moved: jax.Array) -> jax.Array:
         logits, moved = (jnp.concatenate([jnp.zeros_like(x), x], -1) for x in (logits, moved))
     log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(moved)
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-
-
-def _keys(key: jax.Array, part: Batch) -> jax.Array:
-    """One key an example, by its position in the whole batch."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, part["example"])

@@ -12,10 +12,10 @@ import pytest
 from cnnjax import convert, models
 from cnnjax.convert import __main__ as command
 from cnnjax.convert import keras_files, names_keras
-from cnnjax.convert.names import abstract_variables
 from cnnjax.convert.preprocessing import moments_within, preprocessing
 from cnnjax.errors import UserError
-from cnnjax.runs import TrainedModel
+from cnnjax.models.summary import abstract_variables
+from cnnjax.trained_model import TrainedModel
 
 # Trainable and other weights of keras.applications' networks at 1000 classes: `count_params()` of
 # Keras 3.15, without EfficientNet's seven numbers of its normalisation of images.

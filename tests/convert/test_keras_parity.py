@@ -16,9 +16,9 @@ import pytest
 
 from cnnjax import convert, models, trees
 from cnnjax.convert import names_keras
-from cnnjax.convert.names import abstract_variables
 from cnnjax.convert.preprocessing import moments_within, preprocessing
 from cnnjax.data.augment import normalise
+from cnnjax.models.summary import abstract_variables
 
 SCRIPT = Path(__file__).parent / "keras_networks.py"
 
