@@ -33,7 +33,7 @@ class Recipe:
       make_step: axis name -> training step of that model and optimizer.
       loss_fn: the loss for validation and test.
       normalise: stored images -> what the model expects.
-      card: what `runs.load_trained` needs to build the model again: `model` and `arguments`.
+      card: what `trained_model.load_trained` needs to build the model again: `model`, `arguments`.
       ema: whether the state keeps an average of the parameters.
       recalibrate_batches: training batches on which BatchNorm's statistics are measured anew for
         validation and test, see `cnnjax.recalibrate`; 0 takes the running ones.

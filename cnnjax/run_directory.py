@@ -114,3 +114,13 @@ def write_json(path: Path, content: Any) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)  # A full disk stays full if what was begun stays.
         raise
+
+
+def read_json(path: Path, problem: str) -> dict[str, Any]:
+    """Returns the content of a JSON file; a UserError that starts with `problem` if it has none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{problem}: there is no {path}.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{problem}: cannot read {path} ({error}).") from None

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from cnnjax import cli, distributed, run_directory
 from cnnjax.errors import UserError
-from cnnjax.run_directory import write_json
+from cnnjax.run_directory import read_json, write_json
 
 # What a resumed run may change: how long it trains, where it computes and reads, what it keeps.
 HOW_LONG = {"epochs", "stop_after_epochs"}
@@ -36,7 +36,6 @@ LAUNCH_SETTINGS = (
     "process_id",
     "join_timeout_secs",
 )
-RECALIBRATED = "recalibrated"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +238,7 @@ def experiment_name(config_type: type) -> str:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """Returns a run's `config.json`; a UserError if `directory` holds no readable one."""
-    return _read_json(directory / "config.json", f"{directory} is not a run directory")
+    return read_json(directory / "config.json", f"{directory} is not a run directory")
 
 
 def write_config(config: Settings, experiment: str, **facts: Any) -> None:
@@ -275,98 +274,6 @@ def recorded_settings(config: Settings) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in LAUNCH_SETTINGS}
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainedModel:
-    """A model read back from a run, ready to be applied.
-
-    Attributes:
-      model: the Linen module; of a run fine-tuned with adapters a `cnnjax.finetune.FineTuned`.
-      variables: `params` (averaged ones where the run kept an average) and `batch_stats`.
-      card: the content of `model.json`.
-      step: the step of the checkpoint that was read.
-    """
-
-    model: Any
-    variables: dict[str, Any]
-    card: dict[str, Any]
-    step: int
-
-    def normalise(self, image: Any) -> Any:
-        """Maps stored images to what the model expects."""
-        from cnnjax.data import filters, normalise
-
-        image = filters.filter_images(image, filters.make_filter(self.card.get("preprocess", "")))
-        order = self.card.get("channel_order", "RGB")
-        return normalise(image, self.card["mean"], self.card["std"], channel_order=order)
-
-
-def load_trained(
-    directory: str | Path, step: int | None = None, *, base: str | Path | None = None
-) -> TrainedModel:
-    """Reads the model of a run.
-
-    Args:
-      directory: the run directory.
-      step: of the checkpoint to read; None for the one that the run's summary names, or else the
-        newest good one.
-      base: where the base of a fine-tuned run is now, if it is not where it was.
-
-    Raises:
-      UserError: no run, no readable checkpoint, one that does not fit the model, or another base.
-    """
-    from cnnjax import checkpoint, models
-
-    directory = Path(directory)
-    read_config(directory)
-    card = _read_json(directory / "model.json", f"{directory} has not trained a model yet")
-    if step is None and (directory / "summary.json").exists():
-        step = _read_json(directory / "summary.json", f"{directory} is damaged")["step"]
-    items = checkpoint.restore_items(
-        directory / "checkpoints", ("params", "batch_stats", "ema"), step=step
-    )
-    fields = computation(card["model"], card["arguments"], precision=card.get("precision"))
-    model = models.create(card["model"], num_classes=card["num_outputs"], **fields)
-    params = items["ema"] or items["params"]
-    if (step := items["step"]) in checkpoint.steps(directory / RECALIBRATED):
-        items |= checkpoint.restore_items(directory / RECALIBRATED, ("batch_stats",), step=step)
-    variables = {"params": params, "batch_stats": items["batch_stats"] or {}}
-    if "finetune" in card:
-        from cnnjax import finetune
-
-        model, variables = finetune.read_back(model, card, variables, base=base)
-    return TrainedModel(model, variables, card, items["step"])
-
-
-def computation(
-    model: str, arguments: dict[str, Any], *, precision: str | None = None, remat: bool = False
-) -> dict[str, Any]:
-    """Returns a model's arguments with those that say in which precision and memory it computes.
-
-    Args:
-      model: a name of `cnnjax.models.MODELS`.
-      arguments: the model's fields that were set otherwise.
-      precision: a name of `cnnjax.precision.DTYPES`; None is float32.
-      remat: whether activations within blocks are computed again in the backward pass.
-
-    Raises:
-      UserError: an unknown precision, a model without blocks, or an argument that is set already.
-    """
-    from cnnjax import models
-    from cnnjax.precision import compute_dtype
-
-    dtype = compute_dtype(precision or "float32")
-    added = ({} if dtype is None else {"dtype": dtype}) | ({"remat": True} if remat else {})
-    if remat and "remat" not in models.model_fields(model):
-        raise UserError(
-            f"--remat: {model} has no blocks whose activations could be computed again; leave it "
-            "out, or save memory by --accumulate."
-        )
-    for name in added.keys() & arguments.keys():
-        flag = "--precision" if name == "dtype" else "--remat"
-        raise UserError(f"{flag} and the model argument {name} contradict each other: give one.")
-    return arguments | added
-
-
 def _shortened(config: Any) -> Any:
     return dataclasses.replace(config, epochs=1) if config.smoke else config
 
@@ -398,20 +305,11 @@ def _refuse_changes(saved: Settings, given: Settings) -> None:
 
 
 def _finished(directory: Path) -> str:
-    summary = _read_json(directory / "summary.json", f"{directory} is damaged")
+    summary = read_json(directory / "summary.json", f"{directory} is damaged")
     return (
         f"{directory} is finished (test accuracy {summary['test_accuracy']:.4f}, see "
         f"{directory / 'summary.md'}); nothing to do. More --epochs with --resume continues it."
     )
-
-
-def _read_json(path: Path, problem: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{problem}: there is no {path}.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{problem}: cannot read {path} ({error}).") from None
 
 
 def _unused(path: Path) -> Path:

@@ -29,6 +29,7 @@ from cnnjax import (
     runs,
     sharding,
     starting,
+    trained_model,
 )
 from cnnjax.cli import INTERRUPT_EXIT_CODES
 from cnnjax.data.dataset import Dataset
@@ -307,7 +308,7 @@ def _finish(
     variables = variables_of(state)
     if recipe.recalibrate_batches:
         statistics = {"step": state.step, "batch_stats": variables["batch_stats"]}
-        checkpoint.save(directory / runs.RECALIBRATED, statistics, {})
+        checkpoint.save(directory / trained_model.RECALIBRATED, statistics, {})
     test = _scores(eval_step, variables, dataset, "test", mesh)
     predict = parallel.compile_predict(make_predict(recipe.model, normalise=recipe.normalise), mesh)
     batches = _batches(dataset, "test", mesh)

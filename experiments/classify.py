@@ -10,7 +10,7 @@ The experiments named after a network are this one with that network's settings.
 import dataclasses
 
 import cnnjax
-from cnnjax import averaging, cli, runs
+from cnnjax import averaging, cli, runs, trained_model
 from cnnjax.data.filters import filter_images
 from cnnjax.errors import NotPreparedError, UserError
 
@@ -200,7 +200,9 @@ def data_seed(config: Config) -> int:
 def make_model(config: Config, name: str, arguments: dict, dataset):
     """Returns the model, not yet initialised, and the card by which it is built again."""
     num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
-    fields = runs.computation(name, arguments, precision=config.precision, remat=config.remat)
+    fields = trained_model.computation(
+        name, arguments, precision=config.precision, remat=config.remat
+    )
     model = cnnjax.models.create(name, num_classes=num_outputs, **fields)
     return model, {
         "model": name,

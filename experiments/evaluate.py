@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 import cnnjax
-from cnnjax import cli, runs
+from cnnjax import cli, runs, trained_model
 from cnnjax.data.dataset import Arrays
 from cnnjax.data.filters import filter_images
 from cnnjax.errors import UserError
@@ -83,7 +83,7 @@ def main(config: Config) -> None:
     if config.check_masking and not attacks:
         raise UserError("--check-masking needs an attack to check: add --attack pgd:0.3:20.")
     cnnjax.backend.start(devices=1)
-    members = [runs.load_trained(*_at_step(run)) for run in config.run]
+    members = [trained_model.load_trained(*_at_step(run)) for run in config.run]
     directories = [_at_step(run)[0] for run in config.run]
     dataset = _dataset(config, directories, [member.card for member in members])
     for attack in attacks:

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 import cnnjax
-from cnnjax import cli, data_quality, runs
+from cnnjax import cli, data_quality, runs, trained_model
 from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
 from experiments import classify
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
     if not config.run:
         raise UserError("no run given: name one, such as --run runs/mine.")
     cnnjax.backend.start(devices=1)
-    members = [runs.load_trained(run) for run in config.run]
+    members = [trained_model.load_trained(run) for run in config.run]
     truth, train = _training_data(config, config.run[0])
     for run in config.run[1:]:
         _, other = _training_data(config, run)

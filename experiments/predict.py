@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 import cnnjax
-from cnnjax import cli, runs
+from cnnjax import cli, trained_model
 from cnnjax.errors import UserError
 
 
@@ -43,7 +43,7 @@ def main(config: Config) -> None:
     data, plots = cnnjax.data, cnnjax.plots
     originals = [data.read_image(path) for path in config.images]
     cnnjax.backend.start(devices=1)
-    trained = runs.load_trained(config.run)
+    trained = trained_model.load_trained(config.run)
     shape, class_names = tuple(trained.card["image_shape"]), trained.card["class_names"]
     digits = shape == (28, 28, 1)
     fit = trained.card.get("fit", "resize")

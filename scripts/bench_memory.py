@@ -27,7 +27,7 @@ import optax
 from bench_processes import machine
 from bench_workloads import LEARNING_RATE, MOMENTUM, WORKLOADS, Workload, load_data
 
-from cnnjax import backend, losses, models, ops, runs, steps
+from cnnjax import backend, losses, models, ops, steps, trained_model
 from cnnjax.cli import one_line_errors
 from cnnjax.environment import versions
 from cnnjax.errors import UserError, unknown_name
@@ -176,7 +176,7 @@ def measure(name: str, workload: Workload, options: argparse.Namespace) -> list[
 
 def make_step(workload: Workload, variant: Variant) -> tuple[TrainState, steps.TrainStep]:
     """Returns the state of step 0 and the step, not compiled."""
-    fields = runs.computation(
+    fields = trained_model.computation(
         workload.model, workload.arguments, precision=variant.precision, remat=variant.remat
     )
     model = models.create(workload.model, num_classes=workload.num_classes, **fields)

@@ -81,7 +81,7 @@ MAY_IMPORT = {
         "step_directories",
         "environment",
     },
-    "finetune": {"errors", "trees", "rng", "models", "manifest", "checkpoint", "runs"}
+    "finetune": {"errors", "trees", "rng", "models", "manifest", "checkpoint", "trained_model"}
     | {"step_directories", "finetune", "data", "losses", "optim", "schedules", "state", "steps"},
     "logs": {"errors"},
     "plots": {"errors", "metrics", "plots"},

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjax import checkpoint, cli, replay, runs, starting, training
+from cnnjax import checkpoint, cli, replay, runs, starting, trained_model, training
 from cnnjax.data import mnist, policy
 from cnnjax.data.dataset import Dataset
 from cnnjax.errors import UserError
@@ -372,7 +372,7 @@ def test_averaged_weights_are_tested_with_statistics_of_their_own(tmp_path, caps
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cnnjax.data.load", lambda *a, **k: made_dataset(), raising=False)
         assert launch(classify, *flags, "--batch-size", 64) == 0
-        trained = runs.load_trained(tmp_path)
+        trained = trained_model.load_trained(tmp_path)
     saved_items = checkpoint.restore_items(tmp_path / "checkpoints", ("batch_stats", "ema"))
     running, measured = saved_items["batch_stats"], trained.variables["batch_stats"]
     difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), running, measured)
@@ -442,7 +442,7 @@ def test_a_float16_run_in_parts_logs_its_scale_and_is_read_back_in_float16(tmp_p
     train = [record for record in read_metrics(tmp_path) if record["kind"] == "train"]
     assert train[0]["loss_scale"] == 65536
     assert all(0 <= record["skipped"] <= 1 for record in train)
-    assert runs.load_trained(tmp_path).model.dtype == np.float16
+    assert trained_model.load_trained(tmp_path).model.dtype == np.float16
     with pytest.raises(SystemExit):
         cli.run(evaluate.Config, evaluate.main, ["--run", str(tmp_path), "--split", "validation"])
     report = json.loads((tmp_path / "evaluation-validation" / "evaluation.json").read_text())

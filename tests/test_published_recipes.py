@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cnnjax import runs, schedules
+from cnnjax import runs, schedules, trained_model
 from cnnjax.cli import key_values
 from experiments import cifar10_resnet, fashion_mnist_resnet, imagenet_resnet50
 from tests.test_experiments import launch
@@ -134,5 +134,5 @@ def test_imagenet_recipes_run_20_steps_on_jpeg_files(recipe, arguments, jpeg_dir
     assert launch(imagenet_resnet50, *words, "--model-arguments", *arguments) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["step"], summary["test_examples"]) == (20, 8)
-    trained = runs.load_trained(tmp_path / "run")
+    trained = trained_model.load_trained(tmp_path / "run")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.variables))

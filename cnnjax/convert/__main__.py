@@ -4,8 +4,8 @@
     python -m cnnjax.convert runs/mine --framework torchvision --out mine.safetensors
 
 A run directory made so is read like one that was trained here: by `experiments.predict`, by
-`experiments.evaluate`, by fine-tuning, by `cnnjax.runs.load_trained`. Its `card.json` says where
-the weights came from, and with --check how far they are from the other framework's outputs.
+`experiments.evaluate`, by fine-tuning, by `cnnjax.trained_model.load_trained`. Its `card.json` says
+where the weights came from, and with --check how far they are from the other framework's outputs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 import cnnjax
-from cnnjax import checkpoint, cli, convert, environment, run_directory, runs
+from cnnjax import checkpoint, cli, convert, environment, run_directory, runs, trained_model
 from cnnjax.convert import names_keras, parity
 from cnnjax.convert.preprocessing import moments_within, preprocessing
 from cnnjax.errors import UserError
@@ -141,7 +141,7 @@ def export_run(config: Config) -> int:
         if field.name not in FOR_EXPORT and getattr(config, field.name) != field.default:
             flag = "--" + field.name.replace("_", "-")
             raise UserError(f"{config.source} is a run, which knows its own settings: drop {flag}.")
-    trained = runs.load_trained(config.source)
+    trained = trained_model.load_trained(config.source)
     if "frozen" in trained.variables:
         raise UserError(
             f"{config.source} is a model with adapters, for which no other framework has a place."
@@ -167,7 +167,7 @@ def export_run(config: Config) -> int:
 
 
 def _model_card(config: Config) -> dict[str, Any]:
-    """Returns what `runs.load_trained` needs to build the model and to feed it."""
+    """Returns what `trained_model.load_trained` needs to build the model and to feed it."""
     height, width, channels = cnnjax.models.input_shape(config.model)
     published = preprocessing(config.model, config.framework)
     size = config.image_size or published.get("crop", height)

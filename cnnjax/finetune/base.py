@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjax import checkpoint, manifest, runs, step_directories
+from cnnjax import checkpoint, manifest, step_directories, trained_model
 from cnnjax.errors import UserError
 from cnnjax.trees import named_leaves
 
@@ -58,7 +58,7 @@ def read_base(source: str | Path) -> Base:
         )
     card: dict[str, Any] = {}
     if (directory / "model.json").exists():
-        trained = runs.load_trained(directory)
+        trained = trained_model.load_trained(directory)
         if not _is_plain(trained.variables):
             raise UserError(
                 f"{directory} is a model with adapters: fine-tune from the base of its own, "

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import weights
 
-from cnnjax import convert, models, runs
+from cnnjax import convert, models, trained_model
 from cnnjax.convert import __main__ as command
 from cnnjax.convert import parity
 from cnnjax.convert.preprocessing import preprocessing
@@ -69,7 +69,7 @@ def test_a_run_says_where_its_weights_came_from(converted, source):
 
 
 def test_a_run_is_read_as_one_that_was_trained(converted, model):
-    trained = runs.load_trained(converted)
+    trained = trained_model.load_trained(converted)
     expected = convert.to_cnnjax(theirs(model), model, IMAGE)
     jax.tree.map(np.testing.assert_array_equal, trained.variables, expected)
     assert trained.model == model
@@ -160,7 +160,7 @@ def test_a_new_head_for_other_classes(lenet, tmp_path):
             **settings,
         )
     )
-    trained = runs.load_trained(tmp_path / "run")
+    trained = trained_model.load_trained(tmp_path / "run")
     assert trained.variables["params"]["head"]["kernel"].shape == (84, 3)
     assert trained.card["class_names"] == ["cat", "dog", "newt"]
     np.testing.assert_array_equal(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from cnnjax import checkpoint, cli, finetune, models, runs
+from cnnjax import checkpoint, cli, finetune, models, trained_model
 from cnnjax.data.dataset import Dataset
 from experiments import classify, evaluate, mnist_lenet
 from experiments import finetune as experiment
@@ -42,10 +42,10 @@ def test_only_what_is_trained_is_saved_and_the_card_finds_the_rest(base, lora_ru
     assert (summary["model"], summary["step"]) == ("lenet5", 5)
     found = checkpoint.restore_items(lora_run / "checkpoints", ["params"])
     assert set(found["params"]["conv1"]) == {"lora_a", "lora_b"}
-    trained = runs.load_trained(lora_run)
+    trained = trained_model.load_trained(lora_run)
     assert isinstance(trained.model, models.lenet.LeNet5)
     assert (trained.model.pool, trained.model.num_classes) == ("average", 4)
-    whole = runs.load_trained(base)
+    whole = trained_model.load_trained(base)
     assert trained.card["mean"] == whole.card["mean"]
     np.testing.assert_array_equal(
         trained.variables["params"]["conv1"]["bias"], whole.variables["params"]["conv1"]["bias"]
@@ -122,7 +122,7 @@ def test_a_smoke_run_makes_its_own_base(tmp_path):
     more = ["--layer-decay", "0.5", "--unfreeze-epochs", "0.2", "--l2-sp", "0.1"]
     assert launch(experiment, *line, *more) == 0
     assert json.loads((tmp_path / "base" / "summary.json").read_text())["test_examples"] == 256
-    trained = runs.load_trained(tmp_path)
+    trained = trained_model.load_trained(tmp_path)
     assert trained.card["finetune"]["base"] == str(tmp_path / "base")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax import checkpoint, finetune, models, parallel, runs, sharding, trees
+from cnnjax import checkpoint, finetune, models, parallel, runs, sharding, trained_model, trees
 from cnnjax.errors import UserError
 from cnnjax.models.simple import SimpleCNN
 from cnnjax.state import create_state
@@ -202,7 +202,7 @@ def test_a_run_holds_what_was_trained_and_finds_the_rest(tmp_path, text):
     items = checkpoint.restore_items(tmp_path / text / "checkpoints", ["params", "batch_stats"])
     assert_same(items["params"], jax.device_get(state.params))
     assert "frozen" not in checkpoint.item_names(tmp_path / text / "checkpoints")
-    trained = runs.load_trained(tmp_path / text)
+    trained = trained_model.load_trained(tmp_path / text)
     image = jax.random.normal(KEY, (2, *SHAPE))
     expected = tuned.apply(state.variables(), image, train=False)
     found = trained.model.apply(trained.variables, image, train=False)
@@ -216,13 +216,13 @@ def test_another_base_is_refused_and_a_moved_one_is_found(tmp_path):
     run_of(tmp_path, "lora:2")
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"there is no directory .*base to fine-tune from"):
-        runs.load_trained(tmp_path / "lora:2")
-    runs.load_trained(tmp_path / "lora:2", base=tmp_path / "moved")
+        trained_model.load_trained(tmp_path / "lora:2")
+    trained_model.load_trained(tmp_path / "lora:2", base=tmp_path / "moved")
     state, _ = setup(models.create("cnn_32_64", num_classes=10, widths=[4, 6], norm="batch"))
     params = jax.tree.map(lambda leaf: leaf + 1e-3, state.params)
     checkpoint.save(tmp_path / "moved" / "checkpoints", state.replace(params=params), {})
     with pytest.raises(UserError, match=r"base .*moved has other weights .* than the one that was"):
-        runs.load_trained(tmp_path / "lora:2", base=tmp_path / "moved")
+        trained_model.load_trained(tmp_path / "lora:2", base=tmp_path / "moved")
 
 
 def test_a_run_with_adapters_is_no_base(tmp_path):
