@@ -5,8 +5,8 @@
     python scripts/bench_finetune.py --smoke
 
 Every method trains the same network on the same batch with Adam, one compiled step a call, on one
-device. What is measured is what bench_memory.py measures: the compiler's bytes, and medians of
-rounds in which the methods take turns; compilation is apart.
+device. Measured as by bench_memory.py: the compiler's bytes, and medians of rounds in which the
+methods take turns; compilation is apart.
 """
 
 from __future__ import annotations
@@ -15,21 +15,27 @@ import argparse
 import dataclasses
 import json
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
-from bench_memory import SMOKE
 from bench_processes import machine
-from bench_workloads import LEARNING_RATE, WORKLOADS, Workload, load_data
+from bench_steps import (
+    SMOKE,
+    check_options,
+    choose_batch_size,
+    compile_step,
+    first_batch,
+    time_by_turns,
+)
+from bench_workloads import LEARNING_RATE, WORKLOADS, Workload
 
 from cnnjax import finetune, losses, models, steps
 from cnnjax.cli import one_line_errors
 from cnnjax.environment import versions
-from cnnjax.errors import UserError, unknown_name
+from cnnjax.errors import unknown_name
 from cnnjax.state import TrainState, create_state
 from cnnjax.trees import count_parameters
 
@@ -59,10 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
     facts = machine("cpu" if jax.default_backend() == "cpu" else "gpu")
     print(f"{facts['processor']}; {facts['system']}\n", flush=True)
-    on_cpu = jax.default_backend() == "cpu"
-    batch_size = options.batch_size or (
-        workload.cpu_batch_size if on_cpu else workload.gpu_batch_size
-    )
+    batch_size = choose_batch_size(workload, options.batch_size)
     rows = measure(workload, methods, batch_size, options.rounds)
     print(f"### {workload.model}, batch {batch_size}\n\n{markdown(rows)}")
     if options.json:
@@ -86,11 +89,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     with one_line_errors():
         if options.workload not in WORKLOADS:
             raise unknown_name("workload", options.workload, WORKLOADS)
-        for flag, value in (("--rounds", options.rounds), ("--batch-size", options.batch_size)):
-            if value is not None and value < 1:
-                raise UserError(f"{flag} {value}: give 1 or more")
-        if options.json and not options.json.parent.is_dir():
-            raise UserError(f"{options.json}: there is no directory {options.json.parent}")
+        check_options(options)
     return options
 
 
@@ -98,39 +97,25 @@ def measure(
     workload: Workload, methods: dict[str, finetune.Method], batch_size: int, rounds: int
 ) -> list[Row]:
     """Compiles a step of every method and times them by turns."""
-    image, label = load_data(workload, batch_size)
-    batch = {
-        "image": jnp.asarray(image[:batch_size]),
-        "label": jnp.asarray(label[:batch_size]),
-        "mask": jnp.ones(batch_size, bool),
-    }
+    batch = first_batch(workload, batch_size)
     rows, programs, states = [], [], []
     for name, method in methods.items():
         state, step = make_step(workload, method)
-        started = time.perf_counter()
-        program = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-        compile_secs = time.perf_counter() - started
-        memory = program.memory_analysis()
-        assert memory is not None
-        outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        program = compile_step(step, state, batch)
         rows.append(
             Row(
                 name,
                 count_parameters(state.params),
                 count_parameters(state.all_params),
-                memory.temp_size_in_bytes,
-                memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes,
-                compile_secs,
+                program.temporary_bytes,
+                program.peak_bytes,
+                program.compile_secs,
             )
         )
         programs.append(program)
-        states.append(jax.block_until_ready(program(state, batch)[0]))
-    for _ in range(rounds):
-        for index, program in enumerate(programs):
-            started = time.perf_counter()
-            states[index], metrics = program(states[index], batch)
-            jax.block_until_ready((states[index], metrics))
-            rows[index].ms.append(1e3 * (time.perf_counter() - started))
+        states.append(jax.block_until_ready(program.call(state, batch)[0]))
+    for row, ms in zip(rows, time_by_turns(programs, states, batch, rounds), strict=True):
+        row.ms = ms
     return rows
 
 

@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,22 +24,21 @@ import jax
 import jax.numpy as jnp
 import optax
 from bench_processes import machine
-from bench_workloads import LEARNING_RATE, MOMENTUM, WORKLOADS, Workload, load_data
+from bench_steps import (
+    SMOKE,
+    check_options,
+    choose_batch_size,
+    compile_step,
+    first_batch,
+    time_by_turns,
+)
+from bench_workloads import LEARNING_RATE, MOMENTUM, WORKLOADS, Workload
 
 from cnnjax import backend, losses, models, ops, steps, trained_model
 from cnnjax.cli import one_line_errors
 from cnnjax.environment import versions
-from cnnjax.errors import UserError, unknown_name
+from cnnjax.errors import unknown_name
 from cnnjax.state import TrainState, create_state
-
-SMOKE = Workload(
-    "resnet18",
-    {"stem": "cifar", "stage_sizes": (1, 1), "features": 8, "stem_features": 8},
-    (16, 16, 3),
-    10,
-    8,
-    8,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,59 +116,44 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             for name in given:
                 if name not in valid:
                     raise unknown_name(kind, name, valid)
-        for flag, value in (("--rounds", options.rounds), ("--batch-size", options.batch_size)):
-            if value is not None and value < 1:
-                raise UserError(f"{flag} {value}: give 1 or more")
-        if options.json and not options.json.parent.is_dir():
-            raise UserError(f"{options.json}: there is no directory {options.json.parent}")
+        check_options(options)
     return options
 
 
 def measure(name: str, workload: Workload, options: argparse.Namespace) -> list[Row]:
     """Compiles every variant of one workload and times them by turns."""
-    on_cpu = jax.default_backend() == "cpu"
-    batch_size = workload.cpu_batch_size if on_cpu else workload.gpu_batch_size
-    batch_size = options.batch_size or batch_size
-    image, label = load_data(workload, batch_size)
-    batch = {
-        "image": jnp.asarray(image[:batch_size]),
-        "label": jnp.asarray(label[:batch_size]),
-        "mask": jnp.ones(batch_size, bool),
-    }
+    batch_size = choose_batch_size(workload, options.batch_size)
+    batch = first_batch(workload, batch_size)
     rows, programs, states = [], [], []
-    for variant in options.variants:
-        state, step = make_step(workload, VARIANTS[variant])
-        started = time.perf_counter()
-        donated = 0 if VARIANTS[variant].donate else ()
-        with ops.lowering(VARIANTS[variant].lowering):
-            lowered = jax.jit(step, donate_argnums=donated).lower(state, batch)
-        program = lowered.compile(backend.compiler_options(remat=VARIANTS[variant].remat))
-        compile_secs = time.perf_counter() - started
-        memory = program.memory_analysis()
-        assert memory is not None
-        state, metrics = program(state, batch)
+    for name_of_variant in options.variants:
+        variant = VARIANTS[name_of_variant]
+        state, step = make_step(workload, variant)
+        with ops.lowering(variant.lowering):
+            program = compile_step(
+                step,
+                state,
+                batch,
+                donate=variant.donate,
+                compiler_options=backend.compiler_options(remat=variant.remat),
+            )
+        state, metrics = program.call(state, batch)
         total, count = jax.device_get(metrics["loss"])
-        outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
         rows.append(
             Row(
                 name,
                 batch_size,
-                variant,
-                compile_secs,
-                memory.argument_size_in_bytes,
-                memory.temp_size_in_bytes,
-                memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes,
+                name_of_variant,
+                program.compile_secs,
+                program.argument_bytes,
+                program.temporary_bytes,
+                program.peak_bytes,
                 float(total / count),
             )
         )
         programs.append(program)
         states.append(state)
-    for _ in range(options.rounds):
-        for index, program in enumerate(programs):
-            started = time.perf_counter()
-            states[index], metrics = program(states[index], batch)
-            jax.block_until_ready((states[index], metrics))
-            rows[index].ms.append(1e3 * (time.perf_counter() - started))
+    for row, ms in zip(rows, time_by_turns(programs, states, batch, options.rounds), strict=True):
+        row.ms = ms
     return rows
 
 

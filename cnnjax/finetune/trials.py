@@ -166,6 +166,17 @@ def loader(
     return loaded
 
 
+def peak_bytes(compiled: Any) -> int:
+    """Returns the memory that a compiled program reserves on a device, what it donates once."""
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
 class Program:
     """The compiled run of a way on so many examples: any seed, learning rate and choice of them.
 
@@ -187,14 +198,7 @@ class Program:
         arguments = self._arguments(arrays, 0, 0.0)
         compiled = jax.jit(self._run).lower(*arguments).compile()
         self._compiled = compiled
-        memory = compiled.memory_analysis()
-        assert memory is not None
-        self.peak_bytes = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes
-        )
+        self.peak_bytes = peak_bytes(compiled)
 
     def __call__(
         self, arrays: Arrays, seed: int, learning_rate: float
