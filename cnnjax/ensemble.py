@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.errors import UserError, unknown_name
-from cnnjax.steps import as_float
+from cnnjax.steps import as_float, predicted_logits
 
 PyTree = Any
 # `(variables, image [batch, height, width, channels] in [0, 1]) -> logits [batch, classes]`.
@@ -34,8 +34,7 @@ def model_logits(model: nn.Module, normalise: Callable[[jax.Array], jax.Array]) 
     """
 
     def logits_of(variables: PyTree, image: jax.Array) -> jax.Array:
-        logits: Any = model.apply(variables, normalise(image), train=False)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return predicted_logits(model, variables, normalise(image))
 
     return logits_of
 
@@ -64,7 +63,7 @@ def ensemble_logits(
 
     def logits_of(variables: Sequence[PyTree], image: jax.Array) -> jax.Array:
         each = [
-            _columns(member(own, image)) for member, own in zip(members, variables, strict=True)
+            class_logits(member(own, image)) for member, own in zip(members, variables, strict=True)
         ]
         return mean_logits(jnp.stack(each), average)
 
@@ -83,7 +82,7 @@ def with_views(logits_of: ModelLogits, views: Sequence[View]) -> ModelLogits:
     """
 
     def averaged(variables: PyTree, image: jax.Array) -> jax.Array:
-        each = [_columns(logits_of(variables, view(image))) for view in views]
+        each = [class_logits(logits_of(variables, view(image))) for view in views]
         return mean_logits(jnp.stack(each), "probabilities")
 
     return averaged
@@ -127,7 +126,7 @@ def log_probabilities(logits_of: ModelLogits) -> Callable[[PyTree, jax.Array], j
     """Returns `(variables, image) -> log probabilities [batch, classes]`; uint8 images as well."""
 
     def predict(variables: PyTree, image: jax.Array) -> jax.Array:
-        return jax.nn.log_softmax(_columns(logits_of(variables, as_float(image))), axis=-1)
+        return jax.nn.log_softmax(class_logits(logits_of(variables, as_float(image))), axis=-1)
 
     return predict
 
@@ -167,8 +166,8 @@ def disagreement(probabilities: Any) -> dict[str, Any]:
     }
 
 
-def _columns(logits: jax.Array) -> jax.Array:
-    """One logit as two columns with the same probabilities."""
+def class_logits(logits: jax.Array) -> jax.Array:
+    """Returns logits `[batch, classes]`: one logit becomes two with the same probabilities."""
     if logits.shape[-1] > 1:
         return logits
     return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)

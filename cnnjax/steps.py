@@ -194,7 +194,7 @@ def make_forward(
         if frozen:
             variables["frozen"] = frozen
         if not train:
-            return _logits(model, variables, image), batch_stats
+            return predicted_logits(model, variables, image), batch_stats
         logits, updated = model.apply(
             variables, image, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
@@ -252,7 +252,7 @@ def make_eval_step(
 
     def eval_step(variables: PyTree, batch: Batch) -> dict[str, Any]:
         label, mask = batch["label"], batch["mask"]
-        logits = _logits(model, variables, normalise(batch["image"]))
+        logits = predicted_logits(model, variables, normalise(batch["image"]))
         predicted = metrics_lib.predicted_label(logits)
         return sum_over_devices(
             {
@@ -275,12 +275,13 @@ def make_predict(
     """
 
     def predict(variables: PyTree, image: jax.Array) -> jax.Array:
-        return metrics_lib.probabilities(_logits(model, variables, normalise(image)))
+        return metrics_lib.probabilities(predicted_logits(model, variables, normalise(image)))
 
     return predict
 
 
-def _logits(model: nn.Module, variables: PyTree, image: jax.Array) -> jax.Array:
+def predicted_logits(model: nn.Module, variables: PyTree, image: jax.Array) -> jax.Array:
+    """Returns a model's logits for images as it expects them, float32 at least."""
     logits = model.apply(variables, image, train=False)
     assert not isinstance(logits, tuple)
     return _float32_at_least(logits)

@@ -8,6 +8,7 @@ The experiments named after a network are this one with that network's settings.
 """
 
 import dataclasses
+from pathlib import Path
 
 import cnnjax
 from cnnjax import averaging, cli, runs, trained_model
@@ -190,6 +191,13 @@ def made_instead(smoke: bool, error: NotPreparedError, name: str, **options):
         raise error
     cnnjax.distributed.say(f"made images  in place of {name}: {error}")
     return cnnjax.data.stand_in(name, **options)
+
+
+def settings_of_run(directory) -> Config:
+    """Returns the settings of a run of any experiment, those that `Config` has."""
+    settings = runs.read_config(Path(directory))["settings"]
+    known = {field.name for field in dataclasses.fields(Config)}
+    return Config(**{name: settings[name] for name in known & set(settings)})
 
 
 def data_seed(config: Config) -> int:

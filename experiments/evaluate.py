@@ -133,7 +133,7 @@ def _dataset(config, directories, cards):
     """Opens the first run's dataset, or the one asked for; all members must fit it."""
     if not directories:
         raise UserError("no run given: name one, such as --run runs/mine.")
-    settings = [_settings(directory) for directory in directories]
+    settings = [classify.settings_of_run(directory) for directory in directories]
     first = settings[0]
     dataset = cnnjax.data.open_dataset(
         config.dataset or first.dataset,
@@ -186,13 +186,6 @@ def _corrupted(dataset, config):
         batch = change(key, {"image": image[rows] / np.float32(255)}, start)
         changed[rows] = np.round(255 * np.clip(batch["image"], 0, 1))
     return dataclasses.replace(dataset, **{config.split: Arrays(changed, label)})
-
-
-def _settings(directory):
-    """Returns the settings of a run, of whatever experiment, as those of `classify`."""
-    settings = runs.read_config(Path(directory))["settings"]
-    known = {field.name for field in dataclasses.fields(classify.Config)}
-    return classify.Config(**{name: settings[name] for name in known & set(settings)})
 
 
 def _at_step(run):

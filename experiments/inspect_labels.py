@@ -108,14 +108,16 @@ def main(config: Config) -> None:
 
 def _training_data(config, run):
     """Returns the labels as they were, and the images and labels that a run may exclude from."""
-    settings = runs.read_config(Path(run))["settings"]
-    known = {field.name for field in dataclasses.fields(classify.Config)}
-    unchanged = {name: value for name, value in settings.items() if name in known}
-    unchanged |= {"exclude": "", "balance": "none", "pipeline": "resident"}
-    if config.data_dir:
-        unchanged["data_dir"] = config.data_dir
-    noisy = classify.read_data(classify.Config(**unchanged))
-    clean = classify.read_data(classify.Config(**(unchanged | {"label_noise": 0.0})))
+    settings = classify.settings_of_run(run)
+    whole = dataclasses.replace(
+        settings,
+        exclude="",
+        balance="none",
+        pipeline="resident",
+        data_dir=config.data_dir or settings.data_dir,
+    )
+    noisy = classify.read_data(whole)
+    clean = classify.read_data(dataclasses.replace(whole, label_noise=0.0))
     return clean.train.label, noisy.train
 
 

@@ -22,6 +22,7 @@ import optax
 
 from cnnjax import metrics as metrics_lib
 from cnnjax.dropout import by_example
+from cnnjax.ensemble import class_logits
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.rng import example_keys, stream_key
 from cnnjax.robust import attacks
@@ -320,7 +321,5 @@ def _climb(
 
 def _kl(logits: jax.Array, moved: jax.Array) -> jax.Array:
     """KL(p || q) `[batch]` of the predictions of two sets of logits, of one logit or several."""
-    if logits.shape[-1] == 1:
-        logits, moved = (jnp.concatenate([jnp.zeros_like(x), x], -1) for x in (logits, moved))
-    log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(moved)
+    log_p, log_q = (jax.nn.log_softmax(class_logits(x)) for x in (logits, moved))
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
