@@ -259,13 +259,13 @@ def prefetch(items: Iterator[T], ahead: int = _BATCHES_AHEAD) -> Iterator[T]:
     """Yields `items`, computed up to `ahead` in advance by a background thread.
 
     An exception of `items` is raised where the consumer asks for the item. The thread ends when
-    the items do, or when the returned generator is closed or forgotten.
+    the items do, when the returned generator is closed or forgotten, or with the program.
     """
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()
 
     def put(kind: str, value: Any) -> bool:
-        while not stopped.is_set():
+        while not stopped.is_set() and threading.main_thread().is_alive():
             try:
                 ready.put((kind, value), timeout=0.1)
             except queue.Full:
@@ -283,7 +283,8 @@ def prefetch(items: Iterator[T], ahead: int = _BATCHES_AHEAD) -> Iterator[T]:
             put("error", error)
 
     def consume() -> Iterator[T]:
-        threading.Thread(target=work, name="prefetch", daemon=True).start()
+        # Not a daemon: Python would end it within TensorFlow as it exits, which aborts the process.
+        threading.Thread(target=work, name="prefetch", daemon=False).start()
         try:
             while True:
                 kind, value = ready.get()

@@ -1,6 +1,8 @@
 """Streamed batches: the same contract as resident ones, from memory and from tfds files."""
 
 import itertools
+import subprocess
+import sys
 import threading
 import time
 
@@ -194,3 +196,18 @@ def test_prefetch_runs_ahead_and_stops_when_closed():
     while any(thread.name == "prefetch" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_pipeline_left_open_ends_with_the_program():
+    """Nothing may run in TensorFlow when Python takes itself apart: that aborts the process."""
+    program = (
+        "import atexit, itertools, threading\n"
+        "from cnnjax.data.streaming import prefetch\n"
+        "left_open = prefetch(itertools.count())\n"
+        "assert next(left_open) == 0\n"
+        "assert threading.active_count() == 2\n"
+        "atexit.register(lambda: print(threading.active_count()))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "1\n"
