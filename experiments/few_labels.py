@@ -77,8 +77,11 @@ class Config:
     )
     """Fields of the model."""
 
-    base_epochs: int = 3
+    base_epochs: int = 6
     """Epochs in which the base is trained."""
+
+    base_augment: str = "rotate:10,scale:0.1,translate:2,shear:10"
+    """Changes of the base's training images, as --augment of experiments.classify."""
 
     methods: tuple[str, ...] = METHODS
     """scratch, layer-decay, gradual, l2-sp, or what --method of experiments.finetune takes."""
@@ -210,6 +213,8 @@ def _train_base(config: Config, task: Task, directory: Path) -> int:
         classes=task.source_classes,
         data_dir=config.data_dir,
         epochs=config.base_epochs,
+        augment=config.base_augment,
+        ema_decay=0.999,
         run_dir=str(directory),
         resume=str(directory) if (directory / "config.json").exists() else "",
         devices=1,
@@ -218,7 +223,7 @@ def _train_base(config: Config, task: Task, directory: Path) -> int:
     if not (directory / "summary.json").exists():
         return classify.train(settings)
     saved = runs.read_config(directory)["settings"]
-    for name in ("model", "model_arguments", "dataset", "classes", "epochs", "smoke"):
+    for name in ("model", "model_arguments", "dataset", "classes", "epochs", "augment", "smoke"):
         given = getattr(settings, name)
         if saved[name] != (list(given) if isinstance(given, tuple) else given):
             raise UserError(
