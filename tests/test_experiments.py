@@ -264,7 +264,8 @@ def assert_same_bits(first, second):
     assert (first / "metrics.jsonl").read_text() == (second / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize("parallel", [pytest.param("jit", marks=pytest.mark.slow), "scan"])
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["jit", "scan"])
 def test_same_seed_same_bits_and_stopped_runs_resume_to_the_same_bits(
     train_made, tmp_path, parallel
 ):
@@ -388,6 +389,7 @@ def test_averaged_weights_are_tested_with_statistics_of_their_own(tmp_path, caps
     assert summary["test_accuracy"] == pytest.approx(accuracy)
 
 
+@pytest.mark.slow
 def test_early_stopping_reports_the_best_weights(train_made, tmp_path):
     # A learning rate that is far too high: validation soon stops improving.
     train_made(

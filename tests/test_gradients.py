@@ -73,6 +73,7 @@ def test_parts_equal_the_whole_batch_in_float32_whatever_is_masked(soft):
     assert largest_difference((whole, metrics), (parted, parted_metrics)) < 1e-5
 
 
+@pytest.mark.slow
 def test_batch_norm_is_sequential_as_defined():
     """Each part by its own statistics; the running ones updated part after part; one update."""
     with jax.enable_x64(True):
@@ -134,6 +135,7 @@ def test_parts_take_less_memory():
     assert parted < whole / 3
 
 
+@pytest.mark.slow
 def test_parts_move_no_example_between_devices():
     text = compiled_step(4, 64, num_devices=8).as_text()
     assert "all-reduce" in text

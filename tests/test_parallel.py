@@ -84,13 +84,8 @@ CHUNK_WAYS = [("scan", "data=1"), ("scan", "data=8"), ("scan", "fsdp=4,model=2")
 WAYS_OF = {"lenet5": ONE_STEP_WAYS, "resnet": ONE_STEP_WAYS, "batch_norm": CHUNK_WAYS}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name == "batch_norm" else pytest.param(name, marks=pytest.mark.slow)
-        for name in MODELS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_every_way_agrees_in_float64_over_30_steps(name):
     with jax.enable_x64(True):
         reference = trained(MODELS[name](), "jit", 1, 30, dtype=jnp.float64)
@@ -153,7 +148,14 @@ def test_grouping_of_steps_changes_no_bit(method):
 
 @pytest.mark.parametrize(
     ("batch_size", "axes"),
-    [(7, 1), (128, 1), (512, 1), (64, 8), (512, 8), (512, "data=2,fsdp=2,model=2")],
+    [
+        pytest.param(7, 1, marks=pytest.mark.slow),
+        (128, 1),
+        (512, 1),
+        pytest.param(64, 8, marks=pytest.mark.slow),
+        (512, 8),
+        pytest.param(512, "data=2,fsdp=2,model=2", marks=pytest.mark.slow),
+    ],
 )
 def test_evaluation_counts_exactly_whatever_the_batch(batch_size, axes):
     model = models.create("lenet5", num_classes=10)

@@ -65,6 +65,7 @@ def test_the_scale_halves_at_once_and_doubles_after_an_interval(outcomes, expone
         )
 
 
+@pytest.mark.slow
 def test_a_step_that_overflows_is_skipped_whole():
     state, make_step = float16_setup(scale=2.0**24)
     step, batch = jax.jit(make_step()), batch_of(ARRAYS, 0, 16)

@@ -38,9 +38,8 @@ def test_one_sgd_step_is_the_formula():
     assert metrics["learning_rate"] == (pytest.approx(0.1), 1)
 
 
-@pytest.mark.parametrize(
-    ("accumulate", "masked"), [(1, False), pytest.param(4, True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("accumulate", "masked"), [(1, False), (4, True)])
 def test_sharpness_aware_minimisation_is_the_formula(accumulate, masked):
     """Foret et al. 2021, algorithm 1: the gradient at `w + rho g / |g|` updates `w`."""
     model = models.create("lenet5", num_classes=10)

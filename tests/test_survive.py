@@ -177,6 +177,7 @@ def test_what_cannot_be_kept_is_refused(settings, message, tmp_path):
 # One line for every start
 
 
+@pytest.mark.slow
 def test_one_command_line_starts_goes_on_and_is_done(tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     line = ["--run-dir", run, "--resume", run, "--augment", "flip"]
@@ -278,11 +279,8 @@ def fill(disk):
     assert full.value.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize(
-    "owner",
-    [pytest.param(MetricsLog, marks=pytest.mark.slow), checkpoint.Saver],
-    ids=["logging", "saving"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("owner", [MetricsLog, checkpoint.Saver], ids=["logging", "saving"])
 def test_a_disk_that_fills_up_stops_the_run_cleanly(
     owner, small_disk, tmp_path, monkeypatch, capsys
 ):

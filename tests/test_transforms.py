@@ -108,7 +108,14 @@ AUGMENT_CASES = [
 
 
 # What other steps are made of too: the cases of `make_train_step` call each of them.
-PARTS = ("plain_objective", "make_forward", "finish_step", "with_axis", "sum_over_devices")
+PARTS = (
+    "plain_objective",
+    "make_forward",
+    "finish_step",
+    "with_axis",
+    "sum_over_devices",
+    "predicted_logits",
+)
 
 
 def test_no_public_function_is_left_out():

@@ -82,6 +82,7 @@ def gradient(model, variables, image, target):
     return jax.grad(loss)(variables["params"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_gradient_reaches_every_parameter(name):
     """With given statistics: the batch's own would undo any shift in front of them."""

@@ -122,6 +122,7 @@ def check_against_lax(case, dtype):
             assert_close(value_and_gradients(ours, image, kernel), expected, dtype)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(any_convolutions)
 def test_equals_lax_in_float64(case):

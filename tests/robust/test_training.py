@@ -147,14 +147,10 @@ def test_padding_changes_nothing(method):
     assert int(metrics["loss"][1]) == (15 if method == "free" else 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "way"),
-    [
-        pytest.param("pgd", "scan", marks=pytest.mark.slow),
-        pytest.param("free", "scan", marks=pytest.mark.slow),
-        ("fgsm_rs", "jit"),
-        pytest.param("trades", "pmap", marks=pytest.mark.slow),
-    ],
+    [("pgd", "scan"), ("free", "scan"), ("fgsm_rs", "jit"), ("trades", "pmap")],
 )
 def test_eight_devices_make_the_step_of_one(method, way):
     results = []
