@@ -77,11 +77,13 @@ def batch_may_be_sharded() -> bool:
 
 # Measured on two AVX-512 cores with scripts/bench_ops.py. Winograd's transforms are paid back by
 # this many channels, and its many small products by this many output positions. Batch-last patches
-# pay while they and the output fit the cache. `lax` is never chosen, although in a single call it
-# is up to 1.5 times faster than patches on some shapes: in a loop it is fifty times slower.
+# pay while they and the output fit the cache, taps-first patches while they do. `lax` is never
+# chosen, although in a single call it is up to 1.5 times faster than patches on some shapes: in a
+# loop it is fifty times slower.
 WINOGRAD_CHANNELS = 32
 WINOGRAD_POSITIONS = 1024
 BATCH_LAST_BYTES = 12 * 2**20
+TAPS_FIRST_CHANNELS, TAPS_FIRST_BYTES = 4, 16 * 2**20
 FUSED_CHANNELS, FUSED_FEATURES_PER_TAP = 16, 16
 
 
@@ -104,6 +106,15 @@ def winograd_fits(kernel: jax.Array, geometry: Geometry) -> bool:
         and geometry.kernel_dilation == (1, 1)
         and geometry.feature_group_count == 1
     )
+
+
+def taps_first(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
+    """Whether patches are copied faster as rows of the image than as its channels."""
+    channels = image.shape[3]
+    positions = image.shape[0] * math.prod(geometry.output_size(image, kernel))
+    patch_bytes = positions * math.prod(kernel.shape[:2]) * channels * image.dtype.itemsize
+    few = geometry.feature_group_count == 1 and channels <= TAPS_FIRST_CHANNELS
+    return few and math.prod(kernel.shape[:2]) > 1 and patch_bytes <= TAPS_FIRST_BYTES
 
 
 def batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:

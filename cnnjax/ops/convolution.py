@@ -11,7 +11,7 @@ from jax import lax
 
 from cnnjax.ops import choice
 from cnnjax.ops.geometry import Geometry, lax_conv2d, make_geometry
-from cnnjax.ops.im2col import conv2d_batch_last, conv2d_channels_last
+from cnnjax.ops.im2col import conv2d_channels_last, conv2d_taps_first
 from cnnjax.ops.taps import depthwise_taps
 from cnnjax.ops.winograd import conv2d_winograd
 
@@ -68,8 +68,8 @@ def _convolve(image: jax.Array, kernel: jax.Array, geometry: Geometry, name: str
     if name == "auto":
         name = choice.for_convolution(image, kernel, geometry)
     if name == "im2col":
-        if choice.batch_last(image, kernel, geometry):
-            return conv2d_batch_last(image, kernel, geometry)
+        if choice.taps_first(image, kernel, geometry):
+            return conv2d_taps_first(image, kernel, geometry)
         return conv2d_channels_last(image, kernel, geometry)
     if name == "winograd" and choice.winograd_fits(kernel, geometry):
         return conv2d_winograd(image, kernel, geometry)

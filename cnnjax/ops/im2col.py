@@ -1,10 +1,12 @@
-"""Convolution as one matrix product over patches (im2col), in two memory layouts.
+"""Convolution as one matrix product over patches (im2col), in three memory layouts.
 
 Channels-last patches are `[batch * rows * columns, taps * channels]`. With few channels their copy
-moves a few floats at a time; batch-last patches `[taps * channels, rows * columns * batch]` move
-`batch` floats at a time instead, several times faster for the first layers of small networks.
+moves a few floats at a time. Taps-first patches `[taps * channels, batch * rows * columns]` move a
+row of the image at a time; batch-last patches `[taps * channels, rows * columns * batch]` move
+`batch` floats at a time, but what is made of them has the batch innermost: only `fused` uses them,
+which makes the output four times smaller before it is laid out as others want it.
 
-Both are written so that plain autodiff gives fast gradients. The image is first split into its
+All are written so that plain autodiff gives fast gradients. The image is first split into its
 stride phases, so each tap of the window is a contiguous slice and the gradient of the image is a
 sum of shifted pads, never a scatter. All of JAX's transforms therefore work, at any order.
 """
@@ -23,23 +25,25 @@ from cnnjax.ops.geometry import Geometry
 from cnnjax.ops.once import computed_once
 
 
-def conv2d_batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Convolution `[batch, height, width, channels]` by patches with the batch innermost."""
-    groups, features = geometry.feature_group_count, kernel.shape[3]
+def conv2d_taps_first(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Ungrouped convolution of few channels `[batch, height, width, channels]`.
+
+    Patches `[taps * channels, batch * rows * columns]` are copied a row of the image at a time, and
+    the product contracts their leading axis, so that the output has its channels innermost.
+    """
+    features = kernel.shape[3]
 
     def product(block: Geometry, image_block: jax.Array, kernel: jax.Array) -> jax.Array:
-        height, width = block.output_size(image_block, kernel)
-        batch_last = computed_once(image_block.transpose(3, 1, 2, 0))
-        patches = patches_batch_last(batch_last, kernel.shape[:2], block, (height, width))
-        if groups == 1:
-            matrix = kernel.reshape(-1, features).T
-            result = multiply_batch_last(matrix, patches, geometry)
-        else:
-            taps = kernel.shape[0] * kernel.shape[1]
-            patches = patches.reshape(taps, groups, -1, *patches.shape[1:])
-            matrix = kernel.reshape(taps, -1, groups, features // groups)
-            result = multiply_groups("tigo,tgihwn->gohwn", matrix, patches, geometry)
-        return result.reshape(features, height, width, -1).transpose(3, 1, 2, 0)
+        window, output_size = kernel.shape[:2], block.output_size(image_block, kernel)
+
+        def plane_taps(plane: jax.Array) -> jax.Array:
+            return jnp.stack(window_taps(plane[..., None], window, block, output_size))
+
+        patches = jax.vmap(plane_taps, in_axes=3, out_axes=1)(image_block)
+        patches = computed_once(patches.reshape(kernel.size // features, -1))
+        matrix = kernel.reshape(-1, features)
+        result = multiply(patches, matrix, geometry, contracted_axis=0)
+        return result.reshape(-1, *output_size, features)
 
     return in_row_blocks(product, image, kernel, geometry)
 
@@ -160,13 +164,17 @@ def split_phases(
     )
 
 
-def multiply(left: jax.Array, right: jax.Array, geometry: Geometry) -> jax.Array:
-    """Contracts the last axis of `left` with the first of `right`, in float32 or wider.
+def multiply(
+    left: jax.Array, right: jax.Array, geometry: Geometry, *, contracted_axis: int = -1
+) -> jax.Array:
+    """Contracts an axis of `left` with the first of `right`, in float32 or wider.
 
     The other axes stay apart, since flattening would hide along which of them a batch is sharded;
     the compiler makes one matrix product of it all the same. The result has the operands' dtype.
     """
-    product = jnp.tensordot(widened(left), widened(right), axes=1, precision=geometry.precision)
+    product = jnp.tensordot(
+        widened(left), widened(right), axes=((contracted_axis,), (0,)), precision=geometry.precision
+    )
     return product.astype(left.dtype)
 
 

@@ -244,7 +244,7 @@ def test_derivatives_agree_with_finite_differences(arrays, lowering):
 
 
 SHARDED = {
-    "batch last": ("im2col", {}, (128, 9, 9, 3), (3, 3, 3, 4)),
+    "taps first": ("im2col", {}, (128, 9, 9, 3), (3, 3, 3, 4)),
     "channels last": ("im2col", {}, (512, 9, 9, 40), (3, 3, 40, 4)),
     "winograd": ("winograd", {}, (128, 9, 9, 3), (3, 3, 3, 4)),
     "depthwise": ("taps", {"feature_group_count": 4}, (16, 9, 9, 4), (3, 3, 1, 4)),
@@ -325,9 +325,9 @@ def test_row_blocks_change_nothing(monkeypatch, strides):
     for bound in (row_bytes // 2, 3 * row_bytes):
         monkeypatch.setattr(blocks, "MAX_PATCH_BYTES", bound)
         monkeypatch.setattr(blocks, "MAX_SAVED_PATCH_BYTES", bound)
-        for convolve in (im2col.conv2d_batch_last, im2col.conv2d_channels_last):
+        for convolve in (im2col.conv2d_taps_first, im2col.conv2d_channels_last):
             monkeypatch.setattr("cnnjax.ops.convolution.conv2d_channels_last", convolve)
-            monkeypatch.setattr("cnnjax.ops.convolution.conv2d_batch_last", convolve)
+            monkeypatch.setattr("cnnjax.ops.convolution.conv2d_taps_first", convolve)
             ours = lambda *arrays: ops.conv2d(*arrays, strides=strides, lowering="im2col")  # noqa: E731
             assert_close(value_and_gradients(ours, image, kernel), expected)
 
@@ -361,7 +361,7 @@ def test_parts_of_a_batch_divide_it(monkeypatch, sharded):
 @pytest.mark.parametrize("lowering", ["im2col", "winograd"])
 def test_parts_of_a_batch_change_nothing(monkeypatch, lowering, sharded):
     monkeypatch.setattr(choice, "batch_may_be_sharded", lambda: sharded)
-    monkeypatch.setattr(choice, "BATCH_LAST_BYTES", 0)
+    monkeypatch.setattr(choice, "TAPS_FIRST_BYTES", 0)
     monkeypatch.setattr(blocks, "PRODUCT_ROWS", 8 * 7 * 7)
     image, kernel = normal(9, (48, 7, 7, 3)), normal(10, (3, 3, 3, 4))
     ours = functools.partial(ops.conv2d, lowering=lowering)
