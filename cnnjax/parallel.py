@@ -94,9 +94,9 @@ def compile_train(
       state: a state of arrays or `jax.ShapeDtypeStruct`s that lie on the mesh as `state_shardings`
         says, or whole on each device; training keeps them there. No values are used.
       data: the pipeline that the trainer will read.
-      method: `jit` (one call a step, XLA divides batch and parameters), `pmap` (one call a step,
-        one program a device) or `scan` (one call a chunk; where the mesh divides the batch alone,
-        one program a device), or `auto`.
+      method: `jit` (one call a step), `scan` (one call a chunk of steps), `pmap` (one call a step,
+        by `jax.pmap`), or `auto`. Where the mesh divides the batch alone, each device has a program
+        of its own; where it divides parameters too (`jit` only), XLA divides the whole.
       mesh: the devices.
       compiler_options: XLA's, such as those of `cnnjax.backend.compiler_options`.
     """
@@ -136,8 +136,12 @@ def lower_train(
         batch = jax.eval_shape(lambda batch: _split(batch, mesh), data.batch_shapes)
         return _mapped(make_step, mesh).lower(arguments, batch)
     places = _places(state), replicated(mesh)
-    step = jax.jit(make_step(None), donate_argnums=0, out_shardings=places)
-    return step.lower(state, data.batch_shapes)
+    if _one_program_each(mesh):
+        step = _on_each_device(make_step(AXIS), mesh, (PartitionSpec(), batch_spec(mesh)))
+    else:
+        step = make_step(None)
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=places)
+    return compiled.lower(state, data.batch_shapes)
 
 
 def compile_eval(
@@ -148,15 +152,8 @@ def compile_eval(
         return _one_at_a_time(jax.jit(make_step(None), out_shardings=replicated(mesh)), mesh)
     if mesh.size == 1:
         return jax.jit(make_step(None))
-    return jax.jit(
-        jax.shard_map(
-            make_step(AXIS),
-            mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
-            out_specs=PartitionSpec(),
-            check_vma=False,
-        )
-    )
+    in_specs = PartitionSpec(), PartitionSpec(AXIS)
+    return jax.jit(_on_each_device(make_step(AXIS), mesh, in_specs))
 
 
 def compile_predict(
@@ -235,13 +232,12 @@ def _chunk_trainer(compiled, data: ResidentPipeline, mesh: Mesh) -> Train:
 def _lower_scan(
     make_step, state: TrainState, data: ResidentPipeline, mesh: Mesh
 ) -> jax.stages.Lowered:
-    one_program_each = mesh.size > 1 and not splits_parameters(mesh)
-    step = make_step(AXIS if one_program_each else None)
+    step = make_step(AXIS if _one_program_each(mesh) else None)
     capacity = data.steps_per_epoch
 
     def batch_of(arrays: dict, indices: jax.Array) -> dict:
         batch = gather(arrays, indices)
-        if one_program_each:
+        if _one_program_each(mesh):
             return batch
         return jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
 
@@ -258,20 +254,29 @@ def _lower_scan(
         # so the bits of a run do not depend on how its steps are grouped.
         return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
 
-    if one_program_each:
+    if _one_program_each(mesh):
         whole = PartitionSpec()
-        run = jax.shard_map(
-            run,
-            mesh=mesh,
-            in_specs=(whole, whole, _by_step(mesh).spec, whole),
-            out_specs=whole,
-            check_vma=False,
-        )
+        run = _on_each_device(run, mesh, (whole, whole, _by_step(mesh).spec, whole))
     indices = jax.ShapeDtypeStruct((capacity, data.batch_size), np.int32, sharding=_by_step(mesh))
     num_steps = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
     places = _places(state), replicated(mesh)
     return jax.jit(run, donate_argnums=0, out_shardings=places).lower(
         state, _abstract(data.arrays, mesh), indices, num_steps
+    )
+
+
+def _one_program_each(mesh: Mesh) -> bool:
+    """Whether each device runs a step of its own on its examples, and meets the others to sum.
+
+    Where the compiler divides the batch it cannot fix the layout of arrays: see `ops.once`.
+    """
+    return mesh.size > 1 and not splits_parameters(mesh)
+
+
+def _on_each_device(function: Callable, mesh: Mesh, in_specs: tuple) -> Callable:
+    """Returns the function over a divided batch, whose results are the same on each device."""
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec(), check_vma=False
     )
 
 

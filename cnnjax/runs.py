@@ -72,7 +72,7 @@ class Settings:
     datasets from disk, so that they may be larger than memory). auto is resident where they fit."""
 
     devices: int = 0
-    """Devices to use; 0 is all accelerators, or the CPU as one device. More on a CPU divide it."""
+    """Devices to use; 0 is all accelerators or, on a CPU, one a core up to 4; see the README."""
 
     mesh: str = ""
     """Axes of devices, such as data=4,model=2: data divides the batch, fsdp the batch and the

@@ -8,6 +8,7 @@ are BatchNorm's statistics.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from cnnjax import metrics as metrics_lib
 from cnnjax.averaging import Averaging, exponential, mix_in
@@ -34,6 +36,9 @@ Forward = Callable[..., tuple[jax.Array, PyTree]]
 Objective = Callable[[Forward, PyTree, jax.Array, Batch], tuple[jax.Array, jax.Array, PyTree]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[PyTree, Batch], dict[str, Any]]
+
+# Of a leaf that is summed over devices together with others.
+MAX_PACKED_BYTES = 2**18
 
 
 def as_float(image: jax.Array) -> jax.Array:
@@ -112,8 +117,7 @@ def make_train_step(
             batch = augment(stream_key(state.key, "augment", state.step), batch, first_index)
         examples = first_index + jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
         batch = {**batch, "image": normalise(batch["image"]), "example": examples}
-        num_examples = jnp.sum(batch["mask"], dtype=jnp.int32)
-        num_examples = sum_over_devices(num_examples, axis_name)
+        batch_size = num_devices * batch["image"].shape[0]
         dropout_key = stream_key(state.key, "dropout", state.step)
         objective_key = stream_key(state.key, "objective", state.step)
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
@@ -127,12 +131,8 @@ def make_train_step(
             def total(params: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
                 with by_example(part["example"]):
                     losses, logits, updated = objective(forward, params, objective_key, part)
-                # This part's share of the mean over all examples: the shares are summed.
-                share = jnp.sum(jnp.where(mask, losses, 0.0)) / num_examples
-                if penalty is not None:
-                    share = share + penalty(params) / (num_devices * accumulate)
-                if pull is not None:
-                    share = share + pull(params, state.frozen) / (num_devices * accumulate)
+                # This part's share of the mean over the batch: the shares are summed.
+                share = jnp.sum(jnp.where(mask, losses, 0.0)) / batch_size
                 metrics = {
                     "loss": metrics_lib.mean(losses, mask),
                     "accuracy": metrics_lib.accuracy(logits, label, mask),
@@ -146,8 +146,16 @@ def make_train_step(
             compute = functools.partial(part_gradient, params)
             sums, batch_stats = in_parts(compute, state.batch_stats, batch, accumulate)
             gradient, metrics = sum_over_devices(sums, axis_name)
-            if state.loss_scale is not None:
-                gradient = jax.tree.map(lambda leaf: leaf / scale, gradient)
+            # The mean is over the examples that are not masked. How many there are on all devices
+            # is known only now: to ask before the gradient would be one more wait for the others.
+            _, num_examples = metrics["loss"]
+            gradient = jax.tree.map(
+                lambda leaf: leaf * (batch_size / num_examples.astype(leaf.dtype)) / scale, gradient
+            )
+            if penalty is not None:
+                gradient = jax.tree.map(jnp.add, gradient, jax.grad(penalty)(params))
+            if pull is not None:
+                gradient = jax.tree.map(jnp.add, gradient, jax.grad(pull)(params, state.frozen))
             return gradient, metrics, batch_stats
 
         gradient, metrics, batch_stats = whole_gradient(state.params)
@@ -300,7 +308,22 @@ def with_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
 
 
 def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+    """Returns the sum over the mapped axis of each leaf; the tree as it is for no axis.
+
+    Small leaves are summed as one array: the devices of a CPU wait for each other once an array,
+    which for a small network's many would take longer than its gradient. Integers among them, which
+    count examples of a batch, are exact up to 2^24.
+    """
+    if axis_name is None:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    small = [leaf.size * leaf.dtype.itemsize <= MAX_PACKED_BYTES for leaf in leaves]
+    packed, unpack = ravel_pytree(list(itertools.compress(leaves, small)))
+    large = [leaf for leaf, packs in zip(leaves, small, strict=True) if not packs]
+    packed_leaves = iter(unpack(jax.lax.psum(packed, axis_name)))
+    # Each by itself, so that a compiler may begin with the first while it computes the next.
+    large_leaves = iter([jax.lax.psum(leaf, axis_name) for leaf in large])
+    return structure.unflatten(next(packed_leaves if packs else large_leaves) for packs in small)
 
 
 def _updated(

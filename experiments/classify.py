@@ -144,7 +144,8 @@ def start(config: Config) -> None:
         config.process_id,
         timeout_secs=config.join_timeout_secs,
     )
-    cnnjax.backend.start(config.devices, config.mesh)
+    batch_size = config.batch_size // max(config.accumulate, 1)
+    cnnjax.backend.start(config.devices, config.mesh, batch_size=batch_size)
 
 
 def train(config: Config) -> int:

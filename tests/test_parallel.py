@@ -1,5 +1,7 @@
 """One device, eight under jit, eight under pmap, divided parameters, whole chunks: same numbers."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +104,33 @@ def test_every_way_agrees_in_float32_over_5_steps(name):
     for method, axes in WAYS_OF[name]:
         other = trained(MODELS[name](), method, axes, 5, dtype=jnp.float32)
         assert largest_difference(reference, other) < 1e-4, (method, axes)
+
+
+def test_the_devices_of_a_small_network_wait_for_each_other_once_a_step():
+    mesh = parallel.make_mesh("data=8")
+    state, make_step = setup(models.create("lenet5", num_classes=10))
+    lowered = parallel.lower_train(
+        make_step, placed(state, mesh), resident(mesh), method="scan", mesh=mesh
+    )
+    program = lowered.compile().as_text()
+    assert re.findall(r" (all-\w+|collective-\w+|reduce-scatter)", program) == ["all-reduce"]
+
+
+def test_sums_over_devices_are_those_of_each_leaf():
+    key = jax.random.key(0)
+    tree = {
+        "large": jax.random.normal(key, (4, steps.MAX_PACKED_BYTES // 4 + 1)),
+        "small": [jax.random.normal(key, (4, 3, 2)), jax.random.normal(key, (4,))],
+        "count": jnp.array([2**23, 1, 5, 2**22]),
+        "none": None,
+        "half": jnp.ones((4, 2), jnp.bfloat16),
+    }
+    sums = jax.vmap(lambda tree: steps.sum_over_devices(tree, "i"), axis_name="i")(tree)
+    for own, expected in zip(jax.tree.leaves(sums), jax.tree.leaves(tree), strict=True):
+        assert own.dtype == expected.dtype
+        np.testing.assert_allclose(own[0], expected.sum(0), rtol=1e-6)
+    assert sums["count"][0] == 2**23 + 2**22 + 6
+    assert steps.sum_over_devices(tree, None) is tree
 
 
 def test_max_pools_between_divided_channels_have_their_gradient():

@@ -1,5 +1,7 @@
 """Meshes as they are written, and where on them the arrays of a state lie."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -45,6 +47,30 @@ def test_a_mesh_may_not_contradict_the_devices_nor_the_batch():
     sharding.check_batch_size(4, mesh)
     with pytest.raises(UserError, match=r"30 .* by the 4 parts of data=2,fsdp=2,model=2: use 32"):
         sharding.check_batch_size(30, mesh)
+
+
+@pytest.mark.parametrize(
+    ("cores", "batch_size", "devices"),
+    [
+        (2, 64, 2),
+        (8, 64, 4),
+        (8, 48, 3),
+        (16, 100, 4),
+        (4, 30, 1),
+        (4, 33, 1),
+        (1, 64, 1),
+        (8, 1, 1),
+    ],
+)
+def test_a_cpu_is_divided_by_its_cores_into_parts_of_enough_examples(
+    monkeypatch, cores, batch_size, devices
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setattr("jax.devices", lambda: [])
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    monkeypatch.setattr(backend, "enable_compilation_cache", lambda: None)
+    backend.start(0, batch_size=batch_size)
+    assert f"{backend.DEVICE_COUNT_FLAG}={devices} " in os.environ["XLA_FLAGS"]
 
 
 def test_meshes_are_made_and_described_as_written():
