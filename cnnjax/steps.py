@@ -323,7 +323,8 @@ def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
     packed_leaves = iter(unpack(jax.lax.psum(packed, axis_name)))
     # Each by itself, so that a compiler may begin with the first while it computes the next.
     large_leaves = iter([jax.lax.psum(leaf, axis_name) for leaf in large])
-    return structure.unflatten(next(packed_leaves if packs else large_leaves) for packs in small)
+    totals = [next(packed_leaves if packs else large_leaves) for packs in small]
+    return jax.tree.unflatten(structure, totals)
 
 
 def _updated(

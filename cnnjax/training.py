@@ -72,7 +72,7 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     experiment = runs.experiment_name(type(config))
     config = starting.agree(runs.place(config, experiment))
     directory = Path(config.run_dir)
-    mesh, rules = _mesh_and_rules(config)
+    mesh, rules = _mesh_and_rules(config, recipe)
     starting.check_retention(config, recipe.dataset)
     data = _pipeline(recipe.dataset, config, mesh)
     method = parallel.choose_method(config.parallel, data, mesh)
@@ -135,9 +135,10 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     return 0
 
 
-def _mesh_and_rules(config: runs.Settings) -> tuple[Mesh, sharding.Rules]:
+def _mesh_and_rules(config: runs.Settings, recipe: Recipe) -> tuple[Mesh, sharding.Rules]:
     sharding.count_devices(config.mesh, config.devices)
-    mesh = parallel.make_mesh(config.mesh or config.devices or None)
+    macs = config.batch_size * summary(recipe.model, recipe.dataset.image_shape).macs
+    mesh = parallel.choose_mesh(config.mesh or config.devices, macs)
     return mesh, sharding.parse_rules(config.sharding)
 
 

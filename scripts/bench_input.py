@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with one_line_errors(), contextlib.ExitStack() as stack:
         check(options)
-        backend.start(options.devices)
+        backend.start(options.devices, batch_size=options.batch_size)
         setting = open_setting(options, stack)
         print(f"{backend.describe()}; {setting.model}, {setting.dataset.name}, ", end="")
         print(f"batch {setting.batch_size}, images {setting.dataset.image_shape}\n", flush=True)
@@ -108,8 +108,9 @@ def check(options: argparse.Namespace) -> None:
 
 def open_setting(options: argparse.Namespace, stack: contextlib.ExitStack) -> Setting:
     """Loads the data, and prepares MNIST for tfds where nobody has."""
-    from cnnjax import data, parallel
+    from cnnjax import data, models, parallel
     from cnnjax.data import tfds_source
+    from cnnjax.models.summary import summary
 
     dataset = data.load(
         options.dataset, data_dir=options.data_dir, image_size=options.image_size, fit="resize"
@@ -122,7 +123,9 @@ def open_setting(options: argparse.Namespace, stack: contextlib.ExitStack) -> Se
         data_dir = stack.enter_context(tempfile.TemporaryDirectory())
         print("preparing mnist for tfds ...", flush=True)
         tfds_source.prepare_shipped_mnist(tfds_source.find_builder(tfds_name, data_dir))
-    mesh = parallel.make_mesh(options.devices or None)
+    model = models.create(options.model, num_classes=dataset.num_classes)
+    macs = options.batch_size * summary(model, dataset.image_shape).macs
+    mesh = parallel.choose_mesh(options.devices, macs)
     parallel.check_batch_size(options.batch_size, mesh)
     size = (options.image_size, options.image_size) if options.image_size else None
     return Setting(dataset, tfds_name, data_dir, size, options.model, options.batch_size, mesh)

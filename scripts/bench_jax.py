@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +32,7 @@ def build(task: Task, image: Images, label: Labels) -> Program:
 
     ours = task.contender.startswith("cnnjax")
     if ours:
-        backend.start(_num_devices(task))
+        backend.start(_num_devices(task), batch_size=task.batch_size)
     import flax
     import jax
     import optax
@@ -42,32 +41,27 @@ def build(task: Task, image: Images, label: Labels) -> Program:
         jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION[task.precision])
     # Times of compilation are those of a first run.
     jax.config.update("jax_enable_compilation_cache", False)
-    num_parameters, prepare = (_cnnjax if ours else _flax)(task, image, label)
+    num_parameters, num_devices, prepare = (_cnnjax if ours else _flax)(task, image, label)
     return Program(
         num_parameters=num_parameters,
         platform=jax.devices()[0].platform,
         versions={module.__name__: module.__version__ for module in (jax, flax, optax)},
         variants={
-            mode: {_form(task, mode): functools.partial(prepare, mode)}
+            mode: {_form(task, mode, num_devices): functools.partial(prepare, mode)}
             for mode in ("train", "infer")
         },
     )
 
 
-def _form(task: Task, mode: str) -> str:
-    import jax
-
+def _form(task: Task, mode: str, num_devices: int) -> str:
     looped = mode == "infer" or task.contender in ("cnnjax-jit", "flax-loop")
     form = "a step a call" if looped else "one call"
-    count = _num_devices(task) or len(jax.devices())
-    return f"{form}, {count} device{'s' * (count > 1)}"
+    return f"{form}, {num_devices} device{'s' * (num_devices > 1)}"
 
 
 def _num_devices(task: Task) -> int:
-    """Returns the devices to use; 0 is all accelerators, or the CPU as one."""
-    if task.contender == "cnnjax-split" and task.device == "cpu":
-        return max(n for n in range(1, (os.cpu_count() or 1) + 1) if task.batch_size % n == 0)
-    return 1 if task.contender == "cnnjax-jit" else 0
+    """Returns the devices to use; 0 is all accelerators, or what suits the CPU."""
+    return 0 if task.contender == "cnnjax" else 1
 
 
 def _dtype(task: Task) -> Any:
@@ -82,18 +76,20 @@ def _count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def _cnnjax(task: Task, image: Images, label: Labels) -> tuple[int, Callable[[str], Run]]:
+def _cnnjax(task: Task, image: Images, label: Labels) -> tuple[int, int, Callable[[str], Run]]:
     import jax
 
     from cnnjax import data, losses, models, optim, parallel, schedules, steps
     from cnnjax.data.dataset import channel_moments
+    from cnnjax.models.summary import summary
     from cnnjax.state import create_state
 
     workload = task.workload
-    mesh = parallel.make_mesh(_num_devices(task) or None)
     model = models.create(
         workload.model, num_classes=workload.num_classes, dtype=_dtype(task), **workload.arguments
     )
+    macs = task.batch_size * summary(model, workload.image_shape).macs
+    mesh = parallel.choose_mesh(_num_devices(task), macs)
     mean, std = channel_moments(image)
     normalise = functools.partial(data.normalise, mean=mean, std=std)
     key = jax.random.key(0)
@@ -148,7 +144,7 @@ def _cnnjax(task: Task, image: Images, label: Labels) -> tuple[int, Callable[[st
 
         return run
 
-    return _count(variables["params"]), prepare
+    return _count(variables["params"]), mesh.size, prepare
 
 
 def _inference(predict: Callable[[Any], Any], batches: list[Any]) -> Run:
@@ -163,7 +159,7 @@ def _inference(predict: Callable[[Any], Any], batches: list[Any]) -> Run:
     return run
 
 
-def _flax(task: Task, image: Images, label: Labels) -> tuple[int, Callable[[str], Run]]:
+def _flax(task: Task, image: Images, label: Labels) -> tuple[int, int, Callable[[str], Run]]:
     import jax
     import optax
 
@@ -205,7 +201,7 @@ def _flax(task: Task, image: Images, label: Labels) -> tuple[int, Callable[[str]
             return _in_one_loop(step, state, images, labels)
         return _in_a_python_loop(step, state, list(images), list(labels))
 
-    return _count(variables["params"]), prepare
+    return _count(variables["params"]), 1, prepare
 
 
 def _in_a_python_loop(step: Callable, state: Any, images: list, labels: list) -> Run:

@@ -25,6 +25,7 @@ import optax
 from cnnjax import backend, checkpoint, losses, models, parallel, state, steps
 from cnnjax.data.dataset import Arrays
 from cnnjax.data.pipelines import ResidentPipeline
+from cnnjax.models.summary import summary
 
 OPTIMIZERS = {"sgd": optax.sgd, "momentum": lambda rate: optax.sgd(rate, 0.9), "adam": optax.adam}
 
@@ -52,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         options.model, options.batch_size, options.steps, options.rounds = "lenet5", 2, 2, 1
-    backend.start(options.devices)
+    backend.start(options.devices, batch_size=options.batch_size)
     train, train_state = prepare(options)
     size = checkpoint.state_bytes(train_state) / 1e6
     print(
@@ -67,11 +68,14 @@ def main() -> None:
 
 def prepare(options: argparse.Namespace) -> tuple[parallel.Train, state.TrainState]:
     """Returns a compiled trainer over random images, and its first state."""
-    mesh = parallel.make_mesh(options.devices or None)
     generator = np.random.default_rng(0)
     shape = (options.steps * options.batch_size, options.size, options.size, 3)
     image = generator.integers(0, 256, shape, np.uint8)
     arrays = Arrays(image, generator.integers(0, 10, shape[0]).astype(np.int32))
+    arguments = {"stem": "cifar"} if options.model.startswith("resnet") else {}
+    model = models.create(options.model, num_classes=10, **arguments)
+    macs = options.batch_size * summary(model, image.shape[1:]).macs
+    mesh = parallel.choose_mesh(options.devices, macs)
     data = ResidentPipeline(
         arrays,
         options.batch_size,
@@ -79,8 +83,6 @@ def prepare(options: argparse.Namespace) -> tuple[parallel.Train, state.TrainSta
         sharding=parallel.batch_sharding(mesh),
         replicated=parallel.replicated(mesh),
     )
-    arguments = {"stem": "cifar"} if options.model.startswith("resnet") else {}
-    model = models.create(options.model, num_classes=10, **arguments)
     optimizer = OPTIMIZERS[options.optimizer](1e-3)
     variables = jax.jit(lambda key: model.init(key, image[:1] / 255.0, train=False))(
         jax.random.key(0)

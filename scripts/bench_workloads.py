@@ -53,9 +53,7 @@ CONTENDERS = {
     "cnnjax": Contender(
         "bench_jax", "jax", MODES, "cnnjax as its experiments run: an epoch a call"
     ),
-    "cnnjax-split": Contender(
-        "bench_jax", "jax", MODES, "the same over one host device a core of the CPU"
-    ),
+    "cnnjax-one": Contender("bench_jax", "jax", MODES, "the same on one device"),
     "cnnjax-jit": Contender("bench_jax", "jax", MODES, "a step a call, one device"),
     "flax-loop": Contender(
         "bench_jax", "flax", MODES, "plain Flax (nn.Conv, nn.max_pool), a step a jitted call"

@@ -116,6 +116,14 @@ def test_the_devices_of_a_small_network_wait_for_each_other_once_a_step():
     assert re.findall(r" (all-\w+|collective-\w+|reduce-scatter)", program) == ["all-reduce"]
 
 
+def test_large_networks_have_one_device_of_a_cpu_unless_more_are_asked_for():
+    size = parallel.MOST_DIVIDED_MACS
+    assert parallel.choose_mesh(0, size).size == parallel.choose_mesh("", 0).size == 8
+    assert parallel.choose_mesh(0, size + 1).size == 1
+    assert parallel.choose_mesh(4, size + 1).size == 4
+    assert parallel.choose_mesh("data=2,fsdp=4", size + 1).size == 8
+
+
 def test_sums_over_devices_are_those_of_each_leaf():
     key = jax.random.key(0)
     tree = {
