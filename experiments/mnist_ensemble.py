@@ -62,6 +62,7 @@ def main(config: Config) -> int:
             f"{config.members} (not {config.epochs}), and --ema-decay 0: an average would mix the "
             "cycles."
         )
+    classify.start(dataclasses.replace(config, coordinator="off"))
     directory = Path(config.run_dir)
     cnnjax.run_directory.make_directory(directory)
     with cnnjax.run_directory.only_writer(directory):
