@@ -61,7 +61,7 @@ def conv2d_channels_last(image: jax.Array, kernel: jax.Array, geometry: Geometry
             result = multiply_channels_last(patches, matrix.reshape(-1, features), geometry)
         else:
             patches = jnp.stack(taps).reshape(len(taps), *taps[0].shape[:3], groups, -1)
-            result = multiply_groups("tnhwgi,tigo->nhwgo", patches, matrix, geometry)
+            result = multiply_groups(patches, matrix, geometry)
         return result.reshape(-1, height, width, features)
 
     def in_blocks(examples: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -199,11 +199,11 @@ def multiply_batch_last(left: jax.Array, right: jax.Array, geometry: Geometry) -
     return flat.reshape(left.shape[0], *right.shape[1:])
 
 
-def multiply_groups(
-    equation: str, left: jax.Array, right: jax.Array, geometry: Geometry
-) -> jax.Array:
-    """`multiply` for grouped operands, by an einsum equation."""
-    product = jnp.einsum(equation, widened(left), widened(right), precision=geometry.precision)
+def multiply_groups(left: jax.Array, right: jax.Array, geometry: Geometry) -> jax.Array:
+    """`multiply` of taps `[taps, batch, rows, columns, groups, inner]`, a matrix for each group."""
+    product = jnp.einsum(
+        "tnhwgi,tigo->nhwgo", widened(left), widened(right), precision=geometry.precision
+    )
     return product.astype(left.dtype)
 
 
