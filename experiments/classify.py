@@ -69,7 +69,8 @@ class Config(runs.Settings):
     sigmoid_binary_cross_entropy, one_vs_all_cross_entropy, mean_squared_error or lenet1998_map."""
 
     label_smoothing: float = 0.0
-    """Share of each label's weight spread over all classes (softmax cross-entropy only)."""
+    """Share of each label's weight spread over all classes in training (softmax cross-entropy
+    only); validation and test are of the labels as they are."""
 
     optimizer: str = "adam"
     """sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, lamb, lion or muon."""
@@ -254,8 +255,10 @@ def make_recipe(
         images = filter_images(images, image_filter)
         return cnnjax.data.normalise(images, mean, std, channel_order=order)
 
-    loss_fn = _loss(config, card["num_outputs"])
-    augment = cnnjax.data.make_augment(config.augment, num_classes=card["num_outputs"])
+    num_outputs = card["num_outputs"]
+    smoothing = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
+    loss_fn = _balanced(config, _loss(config, num_outputs, **smoothing), dataset)
+    augment = cnnjax.data.make_augment(config.augment, num_classes=num_outputs)
     if config.sam < 0:
         raise UserError(f"--sam {config.sam}: give a radius of 0 or more.")
     total_steps = cnnjax.training.total_steps(config, dataset)
@@ -287,7 +290,7 @@ def make_recipe(
         make_step=lambda axis_name: step_factory(
             model,
             optimizer,
-            _balanced(config, loss_fn, dataset),
+            loss_fn,
             schedule=schedule,
             normalise=normalise,
             augment=augment,
@@ -299,7 +302,8 @@ def make_recipe(
             accumulate=config.accumulate,
             axis_name=axis_name,
         ),
-        loss_fn=loss_fn,
+        # Of the labels as they are and all classes alike, whatever training weighs.
+        loss_fn=_loss(config, num_outputs),
         normalise=normalise,
         card=card,
         ema=config.ema_decay > 0 or averages is not None,
@@ -309,11 +313,10 @@ def make_recipe(
     )
 
 
-def _loss(config, num_outputs):
+def _loss(config, num_outputs, **options):
     name = config.loss
     if name == "auto":
         name = "sigmoid_binary_cross_entropy" if num_outputs == 1 else "softmax_cross_entropy"
-    options = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
     return cnnjax.losses.make_loss(name, **options)
 
 

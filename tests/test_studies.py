@@ -5,10 +5,12 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from cnnjax import cli, runs
+from cnnjax import recipe as recipe_lib
 from experiments import (
     classify,
     digits_mlp,
@@ -164,6 +166,27 @@ def test_an_ensemble_trains_what_is_missing(tmp_path, snapshots):
         "seconds": pytest.approx(summary["seconds"], abs=120)
     }
     assert (tmp_path / "member-1" / "metrics.jsonl").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "settings", [{"label_smoothing": 0.5}, {"balance": "weights", "exclude": "nines.txt"}]
+)
+def test_runs_are_judged_by_one_loss_whatever_training_weighs(tmp_path, monkeypatch, settings):
+    """Else the test losses of two remedies could not be compared."""
+    monkeypatch.chdir(tmp_path)
+    labels = classify.read_data(classify.Config(dataset="digits")).train.label
+    Path("nines.txt").write_text("\n".join(map(str, np.flatnonzero(labels == 9)[:100])))
+    config = classify.Config(dataset="digits", **settings)
+    dataset = classify.read_data(config)
+    recipe = classify.make_recipe(config, dataset, *classify.make_model(config, "mlp", {}, dataset))
+    state = recipe_lib.initial_state(recipe, seed=0)
+    image, label = dataset.train.image[:32], dataset.train.label[:32]
+    batch = {"image": image, "label": label, "mask": np.ones(32, bool)}
+    _, metrics = recipe.make_step(None)(state, batch)
+    logits = recipe.model.apply(state.variables(), recipe.normalise(image), train=False)
+    by_hand = -jax.nn.log_softmax(logits)[np.arange(32), label]
+    np.testing.assert_allclose(recipe.loss_fn(logits, label), by_hand, rtol=1e-5)
+    assert float(metrics["loss"][0]) / 32 != pytest.approx(float(by_hand.mean()), abs=1e-3)
 
 
 @pytest.mark.slow
