@@ -32,8 +32,10 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]
 LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
 # `(params, image, *, train) -> (logits, batch_stats)`: the model as a step applies it.
 Forward = Callable[..., tuple[jax.Array, PyTree]]
-# `(forward, params, key, part) -> (losses [batch], logits, batch_stats)`.
-Objective = Callable[[Forward, PyTree, jax.Array, Batch], tuple[jax.Array, jax.Array, PyTree]]
+# `(forward, params, key, part, update) -> (losses [batch], logits, batch_stats)`.
+Objective = Callable[
+    [Forward, PyTree, jax.Array, Batch, jax.Array], tuple[jax.Array, jax.Array, PyTree]
+]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[PyTree, Batch], dict[str, Any]]
 
@@ -84,10 +86,11 @@ def make_train_step(
         each example's draw does not depend on the number of devices.
       penalty: `params -> scalar` added to the objective, such as an L2 term.
       pull: `(params, state.frozen) -> scalar` added likewise, such as `cnnjax.finetune.l2_sp`.
-      objective: `(forward, params, key, part) -> (losses [batch], logits, batch_stats)` in place of
-        `loss_fn` on the model's logits, for losses that apply the model otherwise, such as those of
-        `cnnjax.robust`. `forward(params, image, train=...)` is the model, `key` the step's key of
-        the stream `objective`, and `part` a batch whose `example` are the positions in the whole.
+      objective: `(forward, params, key, part, update) -> (losses [batch], logits, batch_stats)` in
+        place of `loss_fn` on the model's logits, for losses that apply the model otherwise, such as
+        those of `cnnjax.robust`. `forward(params, image, train=...)` is the model, `key` the step's
+        key of the stream `objective`, `part` a batch whose `example` are the positions in the
+        whole, and `update` the number of updates so far, for what changes as training goes on.
       ema_decay: decay of the parameters' moving average, see `averaging.exponential`; used where
         `state.ema` is not None.
       averaging: another average for `state.ema`, such as `averaging.stochastic` returns.
@@ -119,7 +122,7 @@ def make_train_step(
         batch = {**batch, "image": normalise(batch["image"]), "example": examples}
         batch_size = num_devices * batch["image"].shape[0]
         dropout_key = stream_key(state.key, "dropout", state.step)
-        objective_key = stream_key(state.key, "objective", state.step)
+        key, update = stream_key(state.key, "objective", state.step), state.num_updates
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
 
         def part_gradient(
@@ -130,7 +133,7 @@ def make_train_step(
 
             def total(params: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
                 with by_example(part["example"]):
-                    losses, logits, updated = objective(forward, params, objective_key, part)
+                    losses, logits, updated = objective(forward, params, key, part, update)
                 # This part's share of the mean over the batch: the shares are summed.
                 share = jnp.sum(jnp.where(mask, losses, 0.0)) / batch_size
                 metrics = {
@@ -161,9 +164,8 @@ def make_train_step(
         gradient, metrics, batch_stats = whole_gradient(state.params)
         if sam_radius:
             gradient, _, _ = whole_gradient(ascend(state.params, gradient, sam_radius))
-        learning_rate = schedule(state.num_updates)
         return finish_step(
-            state, optimizer, gradient, batch_stats, metrics, learning_rate, ema_decay, averaging
+            state, optimizer, gradient, batch_stats, metrics, schedule(update), ema_decay, averaging
         )
 
     return step
@@ -175,7 +177,7 @@ def plain_objective(
     """Returns the objective `loss_fn(logits, label)` of the images, normalised if need be."""
 
     def objective(
-        forward: Forward, params: PyTree, key: jax.Array, part: Batch
+        forward: Forward, params: PyTree, key: jax.Array, part: Batch, update: jax.Array
     ) -> tuple[jax.Array, jax.Array, PyTree]:
         logits, batch_stats = forward(params, normalise(part["image"]), train=True)
         return loss_fn(logits, part["label"]), logits, batch_stats

@@ -20,6 +20,8 @@ loses its robustness: the most robust weights are kept. The test at the end is u
 import dataclasses
 from typing import Literal
 
+import optax
+
 import cnnjax
 from cnnjax import cli, runs
 from cnnjax.errors import UserError
@@ -35,6 +37,9 @@ class Config(classify.Config):
 
     epsilon: float = 0.3
     """Radius of the L-infinity ball in which training attacks; white is 1."""
+
+    epsilon_epochs: float = 0.0
+    """Epochs in which the radius, and the step with it, grow linearly from 0."""
 
     step_size: float = 0.0
     """Step of training's attack; 0 takes 1.25 epsilon for fgsm_rs, epsilon for free, and
@@ -94,20 +99,28 @@ def main(config: Config) -> int:
         )
 
     free = config.method == "free"
-    factory = _free_factory(config) if free else _factory(config)
+    updates_per_step = config.replays if free else 1
+    steps_per_epoch = cnnjax.training.total_steps(config, dataset) // config.epochs
+    growth = round(config.epsilon_epochs * steps_per_epoch * updates_per_step)
+    factory = _free_factory(config, growth) if free else _factory(config, growth)
     recipe = classify.make_recipe(
         config,
         dataset,
         model,
         card,
         step_factory=factory,
-        updates_per_step=config.replays if free else 1,
+        updates_per_step=updates_per_step,
         make_eval_step=make_eval_step,
     )
     return cnnjax.training.train_classifier(config, recipe)
 
 
-def _factory(config):
+def _growing(length, num_updates):
+    """Returns the length as a schedule that grows from 0 in the first updates."""
+    return optax.linear_schedule(0.0, length, num_updates) if num_updates else length
+
+
+def _factory(config, growth):
     """Returns what takes the arguments of `make_train_step` and makes the adversarial one."""
     default = 1.25 if config.method == "fgsm_rs" else 2.5 / max(1, config.attack_steps)
     step_size = config.step_size or default * config.epsilon
@@ -117,8 +130,8 @@ def _factory(config):
             config.method,
             loss_fn,
             normalise=normalise,
-            epsilon=config.epsilon,
-            step_size=step_size,
+            epsilon=_growing(config.epsilon, growth),
+            step_size=_growing(step_size, growth),
             num_steps=config.attack_steps,
             beta=config.beta,
         )
@@ -130,7 +143,7 @@ def _factory(config):
     return factory
 
 
-def _free_factory(config):
+def _free_factory(config, growth):
     """Likewise for free training, which has not all of the options."""
     missing = {
         "--accumulate": config.accumulate > 1,
@@ -149,8 +162,8 @@ def _free_factory(config):
             model,
             optimizer,
             loss_fn,
-            epsilon=config.epsilon,
-            step_size=config.step_size or config.epsilon,
+            epsilon=_growing(config.epsilon, growth),
+            step_size=_growing(config.step_size or config.epsilon, growth),
             replays=config.replays,
             **options,
         )

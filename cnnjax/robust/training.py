@@ -5,6 +5,9 @@ ones of them within an L-infinity ball with the parameters of this very step, an
 No gradient flows through the making. The model is attacked as it predicts (`train=False`): without
 dropout, with the running statistics.
 
+Radii and step sizes are numbers or schedules, update -> number: a radius that grows from 0 leads a
+network that would never leave chance under the full one to where it can learn against it.
+
 The loss and accuracy among the step's metrics are those of the adversarial images, but for TRADES
 and `none`, whose accuracy is that of the images as they are.
 """
@@ -44,11 +47,13 @@ from cnnjax.steps import (
 )
 
 Normalise = Callable[[jax.Array], jax.Array]
+Number = float | jax.Array
+Length = float | Callable[[jax.Array], jax.Array]
 METHODS = ("none", "fgsm_rs", "pgd", "trades", "free")
 
 
 def fgsm_rs_objective(
-    loss_fn: LossFunction, *, normalise: Normalise, epsilon: float, step_size: float
+    loss_fn: LossFunction, *, normalise: Normalise, epsilon: Length, step_size: Length
 ) -> Objective:
     """One signed gradient step from a random start within the ball: the price of two steps.
 
@@ -57,25 +62,29 @@ def fgsm_rs_objective(
     collapse within an epoch ("catastrophic overfitting"), which validation under PGD shows.
     """
 
-    def adversary(key: jax.Array, logits_fn: attacks.LogitsFunction, part: Batch) -> jax.Array:
+    def adversary(
+        keys: jax.Array,
+        logits_fn: attacks.LogitsFunction,
+        part: Batch,
+        epsilon: Number,
+        step_size: Number,
+    ) -> jax.Array:
         image = part["image"]
         # Not clipped to [0, 1] before the step, as in the paper's code: of a black pixel the change
         # is then spread over the ball. Clipped, it is 0 or epsilon, and robustness may collapse.
-        start = image + attacks.uniform_change(
-            example_keys(key, part["example"]), image, epsilon, "linf"
-        )
+        start = image + attacks.uniform_change(keys, image, epsilon, "linf")
         gradient = jax.grad(lambda x: jnp.sum(loss_fn(logits_fn(x), part["label"])))(start)
         return attacks.ascend(start, image, gradient, step_size, epsilon, "linf")
 
-    return _adversarial(loss_fn, normalise, adversary)
+    return _adversarial(loss_fn, normalise, adversary, epsilon, step_size)
 
 
 def pgd_objective(
     loss_fn: LossFunction,
     *,
     normalise: Normalise,
-    epsilon: float,
-    step_size: float,
+    epsilon: Length,
+    step_size: Length,
     num_steps: int,
 ) -> Objective:
     """The last image of `num_steps` projected steps from a random start.
@@ -84,25 +93,29 @@ def pgd_objective(
     for MNIST they take 40 steps of 0.01 with `epsilon` 0.3. Costs `num_steps` + 1 plain steps.
     """
 
-    def adversary(key: jax.Array, logits_fn: attacks.LogitsFunction, part: Batch) -> jax.Array:
-        start = attacks.uniform_start(
-            example_keys(key, part["example"]), part["image"], epsilon, "linf"
-        )
+    def adversary(
+        keys: jax.Array,
+        logits_fn: attacks.LogitsFunction,
+        part: Batch,
+        epsilon: Number,
+        step_size: Number,
+    ) -> jax.Array:
+        start = attacks.uniform_start(keys, part["image"], epsilon, "linf")
 
         def value(x: jax.Array) -> jax.Array:
             return jnp.sum(loss_fn(logits_fn(x), part["label"]))
 
         return _climb(value, start, part["image"], epsilon, step_size, num_steps)
 
-    return _adversarial(loss_fn, normalise, adversary)
+    return _adversarial(loss_fn, normalise, adversary, epsilon, step_size)
 
 
 def trades_objective(
     loss_fn: LossFunction,
     *,
     normalise: Normalise,
-    epsilon: float,
-    step_size: float,
+    epsilon: Length,
+    step_size: Length,
     num_steps: int,
     beta: float,
 ) -> Objective:
@@ -117,9 +130,9 @@ def trades_objective(
     """
 
     def objective(
-        forward: Forward, params: PyTree, key: jax.Array, part: Batch
+        forward: Forward, params: PyTree, key: jax.Array, part: Batch, update: jax.Array
     ) -> tuple[jax.Array, jax.Array, PyTree]:
-        image = part["image"]
+        image, radius = part["image"], _at(epsilon, update)
         logits_fn = _frozen(forward, params, normalise)
         natural = jax.lax.stop_gradient(logits_fn(image))
 
@@ -128,9 +141,9 @@ def trades_objective(
 
         noise = jax.vmap(lambda key: jax.random.normal(key, image.shape[1:], image.dtype))
         start = attacks.project(
-            image + 1e-3 * noise(example_keys(key, part["example"])), image, epsilon, "linf"
+            image + 1e-3 * noise(example_keys(key, part["example"])), image, radius, "linf"
         )
-        found = _climb(divergence, start, image, epsilon, step_size, num_steps)
+        found = _climb(divergence, start, image, radius, _at(step_size, update), num_steps)
         logits, batch_stats = forward(params, normalise(image), train=True)
         moved, _ = forward(params, normalise(jax.lax.stop_gradient(found)), train=True)
         return loss_fn(logits, part["label"]) + beta * _kl(logits, moved), logits, batch_stats
@@ -143,8 +156,8 @@ def make_objective(
     loss_fn: LossFunction,
     *,
     normalise: Normalise,
-    epsilon: float,
-    step_size: float,
+    epsilon: Length,
+    step_size: Length,
     num_steps: int = 10,
     beta: float = 6.0,
 ) -> Objective:
@@ -174,8 +187,8 @@ def make_free_step(
     *,
     schedule: Callable[[jax.Array], jax.Array],
     normalise: Normalise,
-    epsilon: float,
-    step_size: float,
+    epsilon: Length,
+    step_size: Length,
     replays: int,
     augment: Callable[[jax.Array, Batch, jax.Array], Batch] | None = None,
     penalty: Callable[[PyTree], jax.Array] | None = None,
@@ -256,12 +269,12 @@ def make_free_step(
             )
             # All replays are one step, which is one batch.
             new_state = dataclasses.replace(new_state, step=state.step)
-            return (
-                new_state,
-                attacks.ascend(x, image, ascent, step_size, epsilon, "linf"),
-            ), metrics
+            moved = attacks.ascend(
+                x, image, ascent, _at(step_size, update), _at(epsilon, update), "linf"
+            )
+            return (new_state, moved), metrics
 
-        start = image + attacks.uniform_change(keys, image, epsilon, "linf")
+        start = image + attacks.uniform_change(keys, image, _at(epsilon, first_update), "linf")
         (state, _), metrics = jax.lax.scan(replay, (state, start), jnp.arange(replays))
         metrics = jax.tree.map(lambda values: jnp.sum(values, axis=0), metrics)
         return dataclasses.replace(state, step=state.step + 1), metrics
@@ -269,9 +282,14 @@ def make_free_step(
     return step
 
 
-def check_numbers(**numbers: float) -> None:
-    """Raises a UserError unless radii and step sizes are positive and counts whole from 1 on."""
+def check_numbers(**numbers: Length) -> None:
+    """Raises a UserError unless radii and step sizes are positive and counts whole from 1 on.
+
+    What a schedule returns is not checked.
+    """
     for name, number in numbers.items():
+        if callable(number):
+            continue
         if name in ("attack_steps", "replays"):
             if number < 1 or number != int(number):
                 raise UserError(f"{name} {number} must be a whole number from 1 on.")
@@ -285,16 +303,21 @@ def check_numbers(**numbers: float) -> None:
 def _adversarial(
     loss_fn: LossFunction,
     normalise: Normalise,
-    adversary: Callable[[jax.Array, attacks.LogitsFunction, Batch], jax.Array],
+    adversary: Callable[[jax.Array, attacks.LogitsFunction, Batch, Number, Number], jax.Array],
+    epsilon: Length,
+    step_size: Length,
 ) -> Objective:
-    """Returns the objective that is the loss of what `(key, logits_fn, part) -> image` makes."""
+    """The loss of what `(keys, logits_fn, part, epsilon, step_size) -> image` makes."""
     clean = plain_objective(loss_fn, normalise)
 
     def objective(
-        forward: Forward, params: PyTree, key: jax.Array, part: Batch
+        forward: Forward, params: PyTree, key: jax.Array, part: Batch, update: jax.Array
     ) -> tuple[jax.Array, jax.Array, PyTree]:
-        found = adversary(key, _frozen(forward, params, normalise), part)
-        return clean(forward, params, key, {**part, "image": jax.lax.stop_gradient(found)})
+        keys = example_keys(key, part["example"])
+        logits_fn = _frozen(forward, params, normalise)
+        found = adversary(keys, logits_fn, part, _at(epsilon, update), _at(step_size, update))
+        found_part = {**part, "image": jax.lax.stop_gradient(found)}
+        return clean(forward, params, key, found_part, update)
 
     return objective
 
@@ -309,14 +332,18 @@ def _climb(
     value: Callable[[jax.Array], jax.Array],
     start: jax.Array,
     image: jax.Array,
-    epsilon: float,
-    step_size: float,
+    epsilon: Number,
+    step_size: Number,
     num_steps: int,
 ) -> jax.Array:
     def step(_: int, x: jax.Array) -> jax.Array:
         return attacks.ascend(x, image, jax.grad(value)(x), step_size, epsilon, "linf")
 
     return jax.lax.fori_loop(0, num_steps, step, start)
+
+
+def _at(length: Length, update: jax.Array) -> Number:
+    return length(update) if callable(length) else length
 
 
 def _kl(logits: jax.Array, moved: jax.Array) -> jax.Array:

@@ -86,6 +86,36 @@ def test_fgsm_rs_by_hand():
     assert float(total / count) == pytest.approx(float(mean_loss(state.params, attacked)), 1e-5)
 
 
+@pytest.mark.parametrize("method", ["fgsm_rs", "pgd", "trades", "free"])
+def test_a_radius_may_be_a_schedule_of_the_update(method):
+    """At update n it is the training under the number of that update; free's n are replays."""
+    replays = 3 if method == "free" else 1
+    grows = {
+        "epsilon": lambda update: 0.1 * (update // replays),
+        "step_size": lambda update: 0.05 * (update // replays),
+    }
+    batch = batch_of(ARRAYS, 0, 8)
+    state, make_step = setup(method, **grows)
+    step = jax.jit(make_step())
+    state, first = step(state, batch)
+    state, _ = step(state, batch)
+    by_schedule, last = step(state, batch)
+    ball = {"epsilon": 0.2, "step_size": 0.1}
+    by_number, wanted = jax.jit(setup(method, **ball)[1]())(state, batch)
+    jax.tree.map(
+        lambda one, two: np.testing.assert_allclose(one, two, atol=1e-6),
+        (by_schedule.params, last),
+        (by_number.params, wanted),
+    )
+    # Of radius 0 at first: the plain loss, with which training under an attack does not begin.
+    plain_state, make_plain = setup("none")
+    _, plain = jax.jit(make_plain())(plain_state, batch)
+    _, attacked = jax.jit(setup(method, **ball)[1]())(plain_state, batch)
+    if method != "free":
+        assert float(first["loss"][0]) == pytest.approx(float(plain["loss"][0]), 1e-5)
+    assert float(attacked["loss"][0]) > float(first["loss"][0])
+
+
 def test_trades_without_its_second_term_is_plain_training_and_with_it_penalises_change():
     batch = batch_of(ARRAYS, 0, 8)
     plain_state, make_plain = setup("none")
