@@ -72,7 +72,10 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     experiment = runs.experiment_name(type(config))
     config = starting.agree(runs.place(config, experiment))
     directory = Path(config.run_dir)
-    mesh, rules = _mesh_and_rules(config, recipe)
+    sharding.count_devices(config.mesh, config.devices)
+    sizes = summary(recipe.model, recipe.dataset.image_shape)
+    mesh = parallel.choose_mesh(config.mesh or config.devices, config.batch_size * sizes.macs)
+    rules = sharding.parse_rules(config.sharding)
     starting.check_retention(config, recipe.dataset)
     data = _pipeline(recipe.dataset, config, mesh)
     method = parallel.choose_method(config.parallel, data, mesh)
@@ -94,7 +97,8 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     state = distributed.put(state, parallel.state_shardings(state, mesh, rules))
     if distributed.is_first():
         _record_facts(config, experiment, recipe)
-    _print_header(config, recipe, mesh, data, method)
+    _print_header(config, recipe.dataset, mesh, data, method)
+    distributed.say(format_summary(sizes))
 
     compiling = time.monotonic()
     train = parallel.compile_train(recipe.make_step, state, data, **how)
@@ -133,13 +137,6 @@ def _train(config: runs.Settings, recipe: Recipe, held: contextlib.ExitStack) ->
     test_step = eval_steps["test"]
     _finish(config, experiment, recipe, outcome, variables_of, test_step, mesh, elapsed)
     return 0
-
-
-def _mesh_and_rules(config: runs.Settings, recipe: Recipe) -> tuple[Mesh, sharding.Rules]:
-    sharding.count_devices(config.mesh, config.devices)
-    macs = config.batch_size * summary(recipe.model, recipe.dataset.image_shape).macs
-    mesh = parallel.choose_mesh(config.mesh or config.devices, macs)
-    return mesh, sharding.parse_rules(config.sharding)
 
 
 def total_steps(config: runs.Settings, dataset: Dataset | StreamedDataset) -> int:
@@ -386,10 +383,13 @@ def _record_facts(config: runs.Settings, experiment: str, recipe: Recipe) -> Non
 
 
 def _print_header(
-    config: runs.Settings, recipe: Recipe, mesh: Mesh, data: Pipeline, method: str
+    config: runs.Settings,
+    dataset: Dataset | StreamedDataset,
+    mesh: Mesh,
+    data: Pipeline,
+    method: str,
 ) -> None:
-    dataset = recipe.dataset
-    sizes = ", ".join(
+    splits = ", ".join(
         f"{split_size(dataset, split):,} {name}" if split_size(dataset, split) else f"no {name}"
         for name, split in (("training", "train"), ("validation", "validation"), ("test", "test"))
     )
@@ -397,7 +397,6 @@ def _print_header(
     distributed.say(
         f"run          {config.run_dir}\n"
         f"devices      {backend.describe()}; {sharding.describe(mesh)} in use, step by {method}\n"
-        f"data         {dataset.name}, {kept}: {sizes} images of "
-        f"{'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes\n"
-        f"{format_summary(summary(recipe.model, dataset.image_shape))}"
+        f"data         {dataset.name}, {kept}: {splits} images of "
+        f"{'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes"
     )
