@@ -35,11 +35,12 @@ class Config(classify.Config):
     method: Literal["none", "fgsm_rs", "pgd", "trades", "free"] = "fgsm_rs"
     """How training attacks: see the top of experiments/mnist_adversarial.py."""
 
-    epsilon: float = 0.3
-    """Radius of the L-infinity ball in which training attacks; white is 1."""
+    epsilon: float = 0.32
+    """Radius of the L-infinity ball in which training attacks, here a little more than that of the
+    test; white is 1."""
 
-    epsilon_epochs: float = 0.0
-    """Epochs in which the radius, and the step with it, grow linearly from 0."""
+    epsilon_warmup_epochs: float = 5.0
+    """Epochs in which that radius, and the step with it, grow linearly from 0."""
 
     step_size: float = 0.0
     """Step of training's attack; 0 takes 1.25 epsilon for fgsm_rs, epsilon for free, and
@@ -81,6 +82,8 @@ def main(config: Config) -> int:
         "validation": robust.parse_attack(config.validation_attack),
         "test": robust.parse_attack(config.test_attack),
     }
+    if not 0 <= config.epsilon_warmup_epochs < float("inf"):
+        raise UserError(f"--epsilon-warmup-epochs {config.epsilon_warmup_epochs}: give 0 or more.")
     classify.start(config)
     dataset = classify.read_data(config)
     for attack in attacks.values():
@@ -101,7 +104,7 @@ def main(config: Config) -> int:
     free = config.method == "free"
     updates_per_step = config.replays if free else 1
     steps_per_epoch = cnnjax.training.total_steps(config, dataset) // config.epochs
-    growth = round(config.epsilon_epochs * steps_per_epoch * updates_per_step)
+    growth = round(config.epsilon_warmup_epochs * steps_per_epoch * updates_per_step)
     factory = _free_factory(config, growth) if free else _factory(config, growth)
     recipe = classify.make_recipe(
         config,

@@ -202,6 +202,12 @@ def test_adversarial_runs_measure_robustness_and_resume(tmp_path, method):
     assert "best_validation_robust_accuracy" in summary
 
 
+def test_a_negative_time_to_grow_is_one_clear_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert launch(mnist_adversarial, "--epsilon-warmup-epochs", -1) == 2
+    assert "--epsilon-warmup-epochs -1.0: give 0 or more" in capsys.readouterr().err
+
+
 def test_free_training_says_what_it_lacks(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert launch(mnist_adversarial, "--method", "free", "--sam", 0.05) == 2
