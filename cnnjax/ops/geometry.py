@@ -120,18 +120,45 @@ def explicit_pads(
 
 def lax_conv2d(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """The compiler's own convolution: the definition that every other form must equal."""
-    # Negative padding is cut off first: XLA:CPU reads beyond the image where it is beside positive
-    # padding of the same axis.
-    cut = [(min(low, 0), min(high, 0), 0) for low, high in geometry.pads]
-    if any(low or high for low, high, _ in cut):
-        image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *cut, (0, 0, 0)])
+    rows, columns = (
+        _split_padding(*axis)
+        for axis in zip(
+            image.shape[1:3],
+            kernel.shape[:2],
+            geometry.kernel_dilation,
+            geometry.strides,
+            geometry.pads,
+            strict=True,
+        )
+    )
+    before = [(*rows[0], 0), (*columns[0], 0)]
+    if any(low or high for low, high, _ in before):
+        image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *before, (0, 0, 0)])
     return lax.conv_general_dilated(
         image,
         kernel,
         geometry.strides,
-        tuple((max(low, 0), max(high, 0)) for low, high in geometry.pads),
+        (rows[1], columns[1]),
         rhs_dilation=geometry.kernel_dilation,
         dimension_numbers=NHWC,
         feature_group_count=geometry.feature_group_count,
         precision=geometry.precision,
     )
+
+
+def _split_padding(
+    size: int, taps: int, dilation: int, stride: int, pads: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Splits one axis's padding into what is done before the convolution and what it does itself.
+
+    XLA:CPU reads beyond the image where padding is negative at one end of an axis and positive at
+    the other. So none is negative in the convolution, and none in its gradients: that of the image
+    pads by window - 1 - padding, that of the kernel at the far end by what the last window reaches.
+    """
+    low, high = pads
+    reach = (taps - 1) * dilation
+    unread = max(0, size + low + high - reach - 1) % stride
+    if low > 0 and high < unread:
+        high -= unread
+    inside = tuple(min(max(pad, 0), reach) for pad in (low, high))
+    return (low - inside[0], high - inside[1]), (inside[0], inside[1])
