@@ -3,6 +3,8 @@
 Wong, Rice and Kolter, "Fast is better than free: Revisiting adversarial training", ICLR 2020: one
 signed gradient step from a random start, in training, gives a network that PGD does not break, at
 the price of two plain steps. Table 1 there reports 98.5% clean and 88.8% under PGD for MNIST.
+Here the radius grows from 0 in the first epochs: under the whole of it from the start two of three
+seeds lost more than half of their robustness (docs/robust.md).
 Other methods by `--method`: none, pgd (Madry et al. 2018), trades (Zhang et al. 2019) and free
 (Shafahi et al. 2019).
 
