@@ -11,9 +11,9 @@ parameters is validated and tested, with BatchNorm's statistics measured anew fo
     python -m experiments.fashion_mnist_resnet
 
 A tenth of the training images is held out to validate on. On MNIST, which has as many images of
-that size (`--dataset mnist --epochs 2`), two cores of an AMD EPYC train on 640 to 650 images/s and
-the two epochs, with validation and test, take 3.8 minutes: 60 should take one and a half to two
-hours. The run on Fashion-MNIST and its score are not measured. `--smoke` runs on made images where
+that size (`--dataset mnist --epochs 2`), two cores of an AMD EPYC train on 840 images/s and the two
+epochs, with validation and test, take 3 minutes: 60 should take 75 to 90.
+The run on Fashion-MNIST and its score are not measured. `--smoke` runs on made images where
 it is not prepared.
 """
 
