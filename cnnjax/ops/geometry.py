@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,18 +26,24 @@ class Geometry(NamedTuple):
     feature_group_count: int
     precision: Any
 
+    def axes(
+        self, image: Shaped, kernel: Shaped
+    ) -> Iterator[tuple[int, int, int, int, tuple[int, int]]]:
+        """Yields (size, taps, dilation, stride, pads) of the rows and of the columns."""
+        return zip(
+            image.shape[1:3],
+            kernel.shape[:2],
+            self.kernel_dilation,
+            self.strides,
+            self.pads,
+            strict=True,
+        )
+
     def output_size(self, image: Shaped, kernel: Shaped) -> tuple[int, int]:
         """Returns (output height, output width), zero where the window does not fit."""
         height, width = (
-            max(0, (size + low + high - (window - 1) * dilation - 1) // stride + 1)
-            for size, window, (low, high), dilation, stride in zip(
-                image.shape[1:3],
-                kernel.shape[:2],
-                self.pads,
-                self.kernel_dilation,
-                self.strides,
-                strict=True,
-            )
+            max(0, (size + low + high - (taps - 1) * dilation - 1) // stride + 1)
+            for size, taps, dilation, stride, (low, high) in self.axes(image, kernel)
         )
         return height, width
 
@@ -120,17 +126,7 @@ def explicit_pads(
 
 def lax_conv2d(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """The compiler's own convolution: the definition that every other form must equal."""
-    rows, columns = (
-        _split_padding(*axis)
-        for axis in zip(
-            image.shape[1:3],
-            kernel.shape[:2],
-            geometry.kernel_dilation,
-            geometry.strides,
-            geometry.pads,
-            strict=True,
-        )
-    )
+    rows, columns = (_split_padding(*axis) for axis in geometry.axes(image, kernel))
     before = [(*rows[0], 0), (*columns[0], 0)]
     if any(low or high for low, high, _ in before):
         image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *before, (0, 0, 0)])

@@ -20,6 +20,7 @@ from cnnjax.errors import unknown_name
 
 LogitsFunction = Callable[[jax.Array], jax.Array]
 LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
+Number = jax.Array | float
 NORMS = ("linf", "l2")
 
 
@@ -152,8 +153,8 @@ def ascend(
     x: jax.Array,
     image: jax.Array,
     gradient: jax.Array,
-    step_size: jax.Array | float,
-    epsilon: jax.Array | float,
+    step_size: Number,
+    epsilon: Number,
     norm: str,
 ) -> jax.Array:
     """One step of `step_size` from `x` in the steepest direction of the norm, projected back."""
@@ -163,7 +164,7 @@ def ascend(
     return project(x + step_size * gradient / length, image, epsilon, norm)
 
 
-def project(x: jax.Array, image: jax.Array, epsilon: jax.Array | float, norm: str) -> jax.Array:
+def project(x: jax.Array, image: jax.Array, epsilon: Number, norm: str) -> jax.Array:
     """Moves `x` into the ball around `image`, and into [0, 1]."""
     if norm == "linf":
         low, high = jnp.maximum(image - epsilon, 0.0), jnp.minimum(image + epsilon, 1.0)
@@ -174,9 +175,7 @@ def project(x: jax.Array, image: jax.Array, epsilon: jax.Array | float, norm: st
     return jnp.clip(image + change * jnp.minimum(factor, 1.0), 0.0, 1.0)
 
 
-def uniform_start(
-    keys: jax.Array, image: jax.Array, epsilon: jax.Array | float, norm: str
-) -> jax.Array:
+def uniform_start(keys: jax.Array, image: jax.Array, epsilon: Number, norm: str) -> jax.Array:
     """Draws an image uniformly from each ball, then clips it to [0, 1].
 
     Args:
@@ -188,9 +187,7 @@ def uniform_start(
     return project(image + uniform_change(keys, image, epsilon, norm), image, epsilon, norm)
 
 
-def uniform_change(
-    keys: jax.Array, image: jax.Array, epsilon: jax.Array | float, norm: str
-) -> jax.Array:
+def uniform_change(keys: jax.Array, image: jax.Array, epsilon: Number, norm: str) -> jax.Array:
     """Draws a change of each image uniformly from the ball; arguments as for `uniform_start`."""
 
     def change(key: jax.Array) -> jax.Array:

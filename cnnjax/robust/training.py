@@ -47,7 +47,6 @@ from cnnjax.steps import (
 )
 
 Normalise = Callable[[jax.Array], jax.Array]
-Number = float | jax.Array
 Length = float | Callable[[jax.Array], jax.Array]
 METHODS = ("none", "fgsm_rs", "pgd", "trades", "free")
 
@@ -62,21 +61,12 @@ def fgsm_rs_objective(
     collapse within an epoch ("catastrophic overfitting"), which validation under PGD shows.
     """
 
-    def adversary(
-        keys: jax.Array,
-        logits_fn: attacks.LogitsFunction,
-        part: Batch,
-        epsilon: Number,
-        step_size: Number,
-    ) -> jax.Array:
-        image = part["image"]
+    def start(keys: jax.Array, image: jax.Array, epsilon: attacks.Number) -> jax.Array:
         # Not clipped to [0, 1] before the step, as in the paper's code: of a black pixel the change
         # is then spread over the ball. Clipped, it is 0 or epsilon, and robustness may collapse.
-        start = image + attacks.uniform_change(keys, image, epsilon, "linf")
-        gradient = jax.grad(lambda x: jnp.sum(loss_fn(logits_fn(x), part["label"])))(start)
-        return attacks.ascend(start, image, gradient, step_size, epsilon, "linf")
+        return image + attacks.uniform_change(keys, image, epsilon, "linf")
 
-    return _adversarial(loss_fn, normalise, adversary, epsilon, step_size)
+    return _adversarial(loss_fn, normalise, start, epsilon, step_size, num_steps=1)
 
 
 def pgd_objective(
@@ -93,21 +83,10 @@ def pgd_objective(
     for MNIST they take 40 steps of 0.01 with `epsilon` 0.3. Costs `num_steps` + 1 plain steps.
     """
 
-    def adversary(
-        keys: jax.Array,
-        logits_fn: attacks.LogitsFunction,
-        part: Batch,
-        epsilon: Number,
-        step_size: Number,
-    ) -> jax.Array:
-        start = attacks.uniform_start(keys, part["image"], epsilon, "linf")
+    def start(keys: jax.Array, image: jax.Array, epsilon: attacks.Number) -> jax.Array:
+        return attacks.uniform_start(keys, image, epsilon, "linf")
 
-        def value(x: jax.Array) -> jax.Array:
-            return jnp.sum(loss_fn(logits_fn(x), part["label"]))
-
-        return _climb(value, start, part["image"], epsilon, step_size, num_steps)
-
-    return _adversarial(loss_fn, normalise, adversary, epsilon, step_size)
+    return _adversarial(loss_fn, normalise, start, epsilon, step_size, num_steps)
 
 
 def trades_objective(
@@ -303,19 +282,25 @@ def check_numbers(**numbers: Length) -> None:
 def _adversarial(
     loss_fn: LossFunction,
     normalise: Normalise,
-    adversary: Callable[[jax.Array, attacks.LogitsFunction, Batch, Number, Number], jax.Array],
+    start: Callable[[jax.Array, jax.Array, attacks.Number], jax.Array],
     epsilon: Length,
     step_size: Length,
+    num_steps: int,
 ) -> Objective:
-    """The loss of what `(keys, logits_fn, part, epsilon, step_size) -> image` makes."""
+    """The loss of the image that so many steps reach from `start(keys, image, epsilon)`."""
     clean = plain_objective(loss_fn, normalise)
 
     def objective(
         forward: Forward, params: PyTree, key: jax.Array, part: Batch, update: jax.Array
     ) -> tuple[jax.Array, jax.Array, PyTree]:
-        keys = example_keys(key, part["example"])
+        image, radius = part["image"], _at(epsilon, update)
         logits_fn = _frozen(forward, params, normalise)
-        found = adversary(keys, logits_fn, part, _at(epsilon, update), _at(step_size, update))
+
+        def value(x: jax.Array) -> jax.Array:
+            return jnp.sum(loss_fn(logits_fn(x), part["label"]))
+
+        first = start(example_keys(key, part["example"]), image, radius)
+        found = _climb(value, first, image, radius, _at(step_size, update), num_steps)
         found_part = {**part, "image": jax.lax.stop_gradient(found)}
         return clean(forward, params, key, found_part, update)
 
@@ -332,8 +317,8 @@ def _climb(
     value: Callable[[jax.Array], jax.Array],
     start: jax.Array,
     image: jax.Array,
-    epsilon: Number,
-    step_size: Number,
+    epsilon: attacks.Number,
+    step_size: attacks.Number,
     num_steps: int,
 ) -> jax.Array:
     def step(_: int, x: jax.Array) -> jax.Array:
@@ -342,7 +327,7 @@ def _climb(
     return jax.lax.fori_loop(0, num_steps, step, start)
 
 
-def _at(length: Length, update: jax.Array) -> Number:
+def _at(length: Length, update: jax.Array) -> attacks.Number:
     return length(update) if callable(length) else length
 
 
