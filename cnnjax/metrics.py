@@ -153,7 +153,7 @@ def merge(first: PyTree, second: PyTree) -> PyTree:
     return jax.tree.map(operator.add, first, second)
 
 
-def finalise(metrics: Mapping[str, Any]) -> dict[str, float]:
+def finalize(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Divides each `(sum, count)` pair, in float64 on the host; NaN where nothing was counted.
 
     Entries that are no pairs, such as confusion counts, are left out. Under a JAX transformation

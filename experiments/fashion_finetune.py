@@ -11,7 +11,7 @@ compared, on which network, and what a run leaves.
 import dataclasses
 from typing import Literal
 
-from experiments import few_labels, mnist_finetune
+from cnnjax.studies import few_labels, mnist_finetune
 
 FASHION = "tfds:fashion_mnist"
 # No sweep was made on clothes; --sweep makes one.

@@ -10,7 +10,7 @@ learning rates.
 import dataclasses
 from typing import Literal
 
-from experiments import few_labels
+from cnnjax.studies import few_labels
 
 TASKS = {
     "halves": few_labels.Task(

@@ -23,7 +23,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from cnnjax import backend  # noqa: E402
+from cnnjax.devices import backend  # noqa: E402
 
 backend.enable_compilation_cache()
 

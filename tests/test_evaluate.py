@@ -15,7 +15,7 @@ import sklearn.metrics
 
 from cnnjax import metrics
 from cnnjax.errors import UserError
-from cnnjax.evaluate import (
+from cnnjax.train.evaluate import (
     confusion,
     evaluate,
     format_report,

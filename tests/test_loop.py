@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnjax import loop
-from cnnjax.state import TrainState
+from cnnjax.train import loop
+from cnnjax.train.state import TrainState
 
 
 def state_at(step):

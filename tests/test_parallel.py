@@ -7,13 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnjax import evaluate, losses, models, parallel, sharding, steps
+from cnnjax import losses, models
 from cnnjax.data import mnist
 from cnnjax.data.pipelines import ResidentPipeline, evaluation_batches
 from cnnjax.data.streaming import stream_arrays
+from cnnjax.devices import sharding
 from cnnjax.errors import UserError
 from cnnjax.models.resnet import ResNet
 from cnnjax.models.simple import SimpleCNN
+from cnnjax.train import compile as parallel
+from cnnjax.train import evaluate
+from cnnjax.train import step as steps
 from tests.tiny import BatchNormNet, random_arrays, setup
 
 ARRAYS = random_arrays(512)

@@ -9,12 +9,15 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnjax import checkpoint, loop, losses, models, parallel, precision, steps
+from cnnjax import checkpoint, losses, models
 from cnnjax.data import mnist
 from cnnjax.data.pipelines import ResidentPipeline
 from cnnjax.errors import UserError
-from cnnjax.precision import LossScale
-from cnnjax.state import create_state
+from cnnjax.train import compile as parallel
+from cnnjax.train import loop, precision
+from cnnjax.train import step as steps
+from cnnjax.train.precision import LossScale
+from cnnjax.train.state import create_state
 from tests.tiny import batch_of, random_arrays, setup
 
 ARRAYS = random_arrays(128)

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax import losses, models, steps
+from cnnjax import losses, models
+from cnnjax.train import step as steps
 from tests.tiny import BatchNormNet, batch_of, random_arrays, setup
 
 ARRAYS = random_arrays(64)
@@ -40,7 +41,7 @@ def test_one_sgd_step_is_the_formula():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("accumulate", "masked"), [(1, False), (4, True)])
-def test_sharpness_aware_minimisation_is_the_formula(accumulate, masked):
+def test_sharpness_aware_minimization_is_the_formula(accumulate, masked):
     """Foret et al. 2021, algorithm 1: the gradient at `w + rho g / |g|` updates `w`."""
     model = models.create("lenet5", num_classes=10)
     options = {"sam_radius": 0.5, "accumulate": accumulate, "optimizer": optax.sgd(0.1)}

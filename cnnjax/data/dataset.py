@@ -254,8 +254,8 @@ def channel_moments(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, 
         for chunk in np.array_split(image[..., channel], max(1, len(image) // 4096)):
             histogram += np.bincount(chunk.ravel(), minlength=256)
         share = histogram / histogram.sum()
-        centre = float(share @ levels)
-        deviation = float(np.sqrt(share @ (levels - centre) ** 2))
-        mean.append(centre)
+        center = float(share @ levels)
+        deviation = float(np.sqrt(share @ (levels - center) ** 2))
+        mean.append(center)
         std.append(deviation if np.count_nonzero(histogram) > 1 else 1.0)
     return tuple(mean), tuple(std)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnnjax.errors import UserError
-from cnnjax.plots.canvas import BLUE, GREEN, GREY, RED, new_figure, save, tidy
+from cnnjax.plots.canvas import BLUE, GRAY, GREEN, RED, new_figure, save, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ def learning_curves(
     that is nearly perfect is not a line at the top; the best validation accuracy is marked.
 
     Args:
-      records: what `cnnjax.logs.read_metrics` returns: dicts with `step`, `kind` (`train`,
+      records: what `cnnjax.run.logs.read_metrics` returns: dicts with `step`, `kind` (`train`,
         `validation` or `test`) and any of `loss`, `accuracy`, `learning_rate`.
       path: where the PNG goes.
       steps_per_epoch: turns steps into epochs; without it the axis counts steps, unless every
@@ -80,7 +80,7 @@ def interval_chart(
     axes = figure.add_subplot()
     positions = np.arange(len(names))
     axes.errorbar(means, positions, xerr=np.nan_to_num(half_widths), fmt="o", color=BLUE, capsize=4)
-    axes.axvline(means[0], color=GREY, linestyle=":", linewidth=1)
+    axes.axvline(means[0], color=GRAY, linestyle=":", linewidth=1)
     axes.set_yticks(positions, names)
     axes.invert_yaxis()
     axes.set_xlabel(label)

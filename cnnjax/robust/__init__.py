@@ -1,7 +1,7 @@
 """Robustness to adversarial examples: attacks, accuracy under them, adversarial training.
 
 Attacks are pure functions on images in [0, 1]; `parse_attack("pgd:0.3:20:5")` names one.
-Adversarial training is an objective of `cnnjax.steps.make_train_step`, or `make_free_step`.
+Adversarial training is an objective of `cnnjax.train.step.make_train_step`, or `make_free_step`.
 """
 
 from cnnjax.robust.accuracy import (

@@ -10,11 +10,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax import evaluate, metrics
-from cnnjax.ensemble import ModelLogits, model_logits
+from cnnjax import metrics
+from cnnjax.evaluation.ensemble import ModelLogits, model_logits
 from cnnjax.rng import example_keys, stream_key
 from cnnjax.robust.named import Attack, make_attack, signs_of_masking
-from cnnjax.steps import Batch, LossFunction, PyTree, as_float, make_eval_step, sum_over_devices
+from cnnjax.train import evaluate
+from cnnjax.train.step import (
+    Batch,
+    LossFunction,
+    PyTree,
+    as_float,
+    make_eval_step,
+    sum_over_devices,
+)
 
 
 def make_attack_step(
@@ -54,14 +62,14 @@ def make_robust_eval_step(
     attack: Attack,
     *,
     num_classes: int,
-    normalise: Callable[[jax.Array], jax.Array],
+    normalize: Callable[[jax.Array], jax.Array],
     axis_name: str | None = None,
 ) -> Callable[[PyTree, Batch], dict[str, Any]]:
     """Returns `steps.make_eval_step` with one more metric, `robust_accuracy` under the attack."""
     plain = make_eval_step(
-        model, loss_fn, num_classes=num_classes, normalise=normalise, axis_name=axis_name
+        model, loss_fn, num_classes=num_classes, normalize=normalize, axis_name=axis_name
     )
-    attacked = make_attack_step(model_logits(model, normalise), attack, axis_name=axis_name)
+    attacked = make_attack_step(model_logits(model, normalize), attack, axis_name=axis_name)
 
     def eval_step(variables: PyTree, batch: Batch) -> dict[str, Any]:
         return plain(variables, batch) | attacked(variables, batch)

@@ -1,7 +1,7 @@
 """Adversarial training: objectives for `steps.make_train_step`, and the step of free training.
 
-Each objective takes images in [0, 1] (`normalise=steps.as_float` in the step), makes adversarial
-ones of them within an L-infinity ball with the parameters of this very step, and normalises inside.
+Each objective takes images in [0, 1] (`normalize=steps.as_float` in the step), makes adversarial
+ones of them within an L-infinity ball with the parameters of this very step, and normalizes inside.
 No gradient flows through the making. The model is attacked as it predicts (`train=False`): without
 dropout, with the running statistics.
 
@@ -24,13 +24,13 @@ import jax.numpy as jnp
 import optax
 
 from cnnjax import metrics as metrics_lib
-from cnnjax.dropout import by_example
-from cnnjax.ensemble import class_logits
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.evaluation.ensemble import class_logits
 from cnnjax.rng import example_keys, stream_key
 from cnnjax.robust import attacks
-from cnnjax.state import TrainState
-from cnnjax.steps import (
+from cnnjax.train.dropout import by_example
+from cnnjax.train.state import TrainState
+from cnnjax.train.step import (
     Batch,
     Forward,
     LossFunction,
@@ -46,13 +46,13 @@ from cnnjax.steps import (
     with_axis,
 )
 
-Normalise = Callable[[jax.Array], jax.Array]
+Normalize = Callable[[jax.Array], jax.Array]
 Length = float | Callable[[jax.Array], jax.Array]
 METHODS = ("none", "fgsm_rs", "pgd", "trades", "free")
 
 
 def fgsm_rs_objective(
-    loss_fn: LossFunction, *, normalise: Normalise, epsilon: Length, step_size: Length
+    loss_fn: LossFunction, *, normalize: Normalize, epsilon: Length, step_size: Length
 ) -> Objective:
     """One signed gradient step from a random start within the ball: the price of two steps.
 
@@ -66,13 +66,13 @@ def fgsm_rs_objective(
         # is then spread over the ball. Clipped, it is 0 or epsilon, and robustness may collapse.
         return image + attacks.uniform_change(keys, image, epsilon, "linf")
 
-    return _adversarial(loss_fn, normalise, start, epsilon, step_size, num_steps=1)
+    return _adversarial(loss_fn, normalize, start, epsilon, step_size, num_steps=1)
 
 
 def pgd_objective(
     loss_fn: LossFunction,
     *,
-    normalise: Normalise,
+    normalize: Normalize,
     epsilon: Length,
     step_size: Length,
     num_steps: int,
@@ -86,13 +86,13 @@ def pgd_objective(
     def start(keys: jax.Array, image: jax.Array, epsilon: attacks.Number) -> jax.Array:
         return attacks.uniform_start(keys, image, epsilon, "linf")
 
-    return _adversarial(loss_fn, normalise, start, epsilon, step_size, num_steps)
+    return _adversarial(loss_fn, normalize, start, epsilon, step_size, num_steps)
 
 
 def trades_objective(
     loss_fn: LossFunction,
     *,
-    normalise: Normalise,
+    normalize: Normalize,
     epsilon: Length,
     step_size: Length,
     num_steps: int,
@@ -105,14 +105,14 @@ def trades_objective(
     Zhang et al. 2019, "Theoretically Principled Trade-off between Robustness and Accuracy",
     equation (5) and algorithm 1: the search starts at the image plus normal noise of deviation
     0.001, because at the image itself the divergence has no gradient. With BatchNorm both images
-    are normalised by statistics of their own; the running ones are updated by the originals.
+    are normalized by statistics of their own; the running ones are updated by the originals.
     """
 
     def objective(
         forward: Forward, params: PyTree, key: jax.Array, part: Batch, update: jax.Array
     ) -> tuple[jax.Array, jax.Array, PyTree]:
         image, radius = part["image"], _at(epsilon, update)
-        logits_fn = _frozen(forward, params, normalise)
+        logits_fn = _frozen(forward, params, normalize)
         natural = jax.lax.stop_gradient(logits_fn(image))
 
         def divergence(x: jax.Array) -> jax.Array:
@@ -123,8 +123,8 @@ def trades_objective(
             image + 1e-3 * noise(example_keys(key, part["example"])), image, radius, "linf"
         )
         found = _climb(divergence, start, image, radius, _at(step_size, update), num_steps)
-        logits, batch_stats = forward(params, normalise(image), train=True)
-        moved, _ = forward(params, normalise(jax.lax.stop_gradient(found)), train=True)
+        logits, batch_stats = forward(params, normalize(image), train=True)
+        moved, _ = forward(params, normalize(jax.lax.stop_gradient(found)), train=True)
         return loss_fn(logits, part["label"]) + beta * _kl(logits, moved), logits, batch_stats
 
     return objective
@@ -134,7 +134,7 @@ def make_objective(
     method: str,
     loss_fn: LossFunction,
     *,
-    normalise: Normalise,
+    normalize: Normalize,
     epsilon: Length,
     step_size: Length,
     num_steps: int = 10,
@@ -150,8 +150,8 @@ def make_objective(
         raise unknown_name("method of adversarial training", method, known)
     check_numbers(epsilon=epsilon, step_size=step_size, attack_steps=num_steps, beta=beta)
     if method == "none":
-        return plain_objective(loss_fn, normalise)
-    ball: dict[str, Any] = {"normalise": normalise, "epsilon": epsilon, "step_size": step_size}
+        return plain_objective(loss_fn, normalize)
+    ball: dict[str, Any] = {"normalize": normalize, "epsilon": epsilon, "step_size": step_size}
     if method == "fgsm_rs":
         return fgsm_rs_objective(loss_fn, **ball)
     if method == "pgd":
@@ -165,7 +165,7 @@ def make_free_step(
     loss_fn: LossFunction,
     *,
     schedule: Callable[[jax.Array], jax.Array],
-    normalise: Normalise,
+    normalize: Normalize,
     epsilon: Length,
     step_size: Length,
     replays: int,
@@ -187,7 +187,7 @@ def make_free_step(
       model, optimizer, loss_fn, augment, penalty, ema_decay, axis_name: as for
         `steps.make_train_step`.
       schedule: update -> learning rate; there are `replays` updates a step.
-      normalise: images in [0, 1] -> what the model expects.
+      normalize: images in [0, 1] -> what the model expects.
       epsilon: the radius of the L-infinity ball.
       step_size: of the perturbation; `epsilon` in the paper.
       replays: the paper's `m`.
@@ -228,7 +228,7 @@ def make_free_step(
 
             def total(params: PyTree, x: jax.Array) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
                 with by_example(examples):
-                    logits, batch_stats = forward(params, normalise(x), train=True)
+                    logits, batch_stats = forward(params, normalize(x), train=True)
                 losses = loss_fn(logits, label)
                 share = jnp.sum(jnp.where(mask, losses, 0.0)) / num_examples
                 if penalty is not None:
@@ -281,20 +281,20 @@ def check_numbers(**numbers: Length) -> None:
 
 def _adversarial(
     loss_fn: LossFunction,
-    normalise: Normalise,
+    normalize: Normalize,
     start: Callable[[jax.Array, jax.Array, attacks.Number], jax.Array],
     epsilon: Length,
     step_size: Length,
     num_steps: int,
 ) -> Objective:
     """The loss of the image that so many steps reach from `start(keys, image, epsilon)`."""
-    clean = plain_objective(loss_fn, normalise)
+    clean = plain_objective(loss_fn, normalize)
 
     def objective(
         forward: Forward, params: PyTree, key: jax.Array, part: Batch, update: jax.Array
     ) -> tuple[jax.Array, jax.Array, PyTree]:
         image, radius = part["image"], _at(epsilon, update)
-        logits_fn = _frozen(forward, params, normalise)
+        logits_fn = _frozen(forward, params, normalize)
 
         def value(x: jax.Array) -> jax.Array:
             return jnp.sum(loss_fn(logits_fn(x), part["label"]))
@@ -307,10 +307,10 @@ def _adversarial(
     return objective
 
 
-def _frozen(forward: Forward, params: PyTree, normalise: Normalise) -> attacks.LogitsFunction:
+def _frozen(forward: Forward, params: PyTree, normalize: Normalize) -> attacks.LogitsFunction:
     """The model as it predicts, of which the parameters are not differentiated."""
     params = jax.lax.stop_gradient(params)
-    return lambda image: forward(params, normalise(image), train=False)[0]
+    return lambda image: forward(params, normalize(image), train=False)[0]
 
 
 def _climb(

@@ -16,10 +16,12 @@ import optax
 import pytest
 import weights
 
-from cnnjax import convert, losses, models, state, steps
+from cnnjax import convert, losses, models
 from cnnjax.convert import mapping
 from cnnjax.models import googlenet, inception
 from cnnjax.models.blocks import ConvNorm, layer_factories
+from cnnjax.train import state
+from cnnjax.train import step as steps
 from tests.models.quick import quick_jit
 
 REFERENCES = Path(__file__).parent / "references"

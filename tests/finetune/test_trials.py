@@ -7,11 +7,11 @@ import pytest
 from cnnjax import finetune, losses
 from cnnjax.data.pipelines import ResidentPipeline, evaluation_batches
 from cnnjax.errors import UserError
-from cnnjax.finetune import trials
 from cnnjax.models.simple import MLP
 from cnnjax.rng import stream_key
-from cnnjax.state import create_state
-from cnnjax.steps import as_float, make_eval_step
+from cnnjax.studies import trials
+from cnnjax.train.state import create_state
+from cnnjax.train.step import as_float, make_eval_step
 from tests.tiny import random_arrays
 
 SHAPE = (28, 28, 1)
@@ -34,7 +34,7 @@ def prepared(base, name, **options):
     model = MLP(4, dense_widths=(6, 5))
     loaded = trials.loader(base, model, SHAPE)
     way = trials.find_way(name)
-    return trials.prepare(way, model, SHAPE, loaded, num_steps=STEPS, normalise=as_float, **options)
+    return trials.prepare(way, model, SHAPE, loaded, num_steps=STEPS, normalize=as_float, **options)
 
 
 @pytest.mark.parametrize(
