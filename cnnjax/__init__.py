@@ -33,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "run",
         "schedules",
         "studies",
+        "tasks",
         "train",
         "trees",
     ),
@@ -60,5 +61,6 @@ if TYPE_CHECKING:
     from cnnjax import run as run
     from cnnjax import schedules as schedules
     from cnnjax import studies as studies
+    from cnnjax import tasks as tasks
     from cnnjax import train as train
     from cnnjax import trees as trees

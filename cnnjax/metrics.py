@@ -20,19 +20,24 @@ PyTree = Any
 Pair = tuple[jax.Array, jax.Array]
 
 
-def mean(values: ArrayLike, mask: ArrayLike | None = None) -> Pair:
-    """Returns the pair whose quotient is the mean over the unmasked examples.
+def mean(values: ArrayLike, weights: ArrayLike | None = None) -> Pair:
+    """Returns the pair whose quotient is the weighted mean.
 
     Args:
-      values: `[batch]`, such as a loss; summed in float32 at least.
-      mask: bool `[batch]`, or None.
+      values: `[batch, ...]`, such as a loss; summed in float32 at least.
+      weights: of the same shape: a mask (bool, counted exactly), numbers of at least 0, or None
+        for 1 each. A value of weight 0 may be anything, NaN too.
 
     Returns:
-      `(sum, count)`: scalars, float32 (or float64) and int32.
+      `(sum, count)`: scalars, float32 (or float64) and int32; the dtype of the weights where they
+      are numbers.
     """
     values = jnp.asarray(values)
-    mask = _mask_like(values, mask)
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    if weights is not None and jnp.asarray(weights).dtype != jnp.bool_:
+        weights = jnp.asarray(weights)
+        return jnp.sum(jnp.where(weights != 0, values * weights, 0)), jnp.sum(weights)
+    mask = _mask_like(values, weights)
     # Selected, not multiplied: a NaN in the padding must not reach the sum.
     return jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask, dtype=jnp.int32)
 

@@ -13,7 +13,7 @@ from typing import Literal
 from cnnjax.studies import few_labels
 
 TASKS = {
-    "halves": few_labels.Task(
+    "halves": few_labels.Transfer(
         "mnist",
         "mnist",
         "0,1,2,3,4",
@@ -32,7 +32,7 @@ TASKS = {
             "adapter:4": 0.03,
         },
     ),
-    "digits": few_labels.Task(
+    "digits": few_labels.Transfer(
         "mnist",
         "digits",
         rates={

@@ -44,7 +44,7 @@ class Study:
     def __init__(
         self,
         config: few_labels.Config,
-        task: few_labels.Task,
+        task: few_labels.Transfer,
         directory: Path,
         source: Dataset,
         target: Dataset,

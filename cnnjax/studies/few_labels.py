@@ -38,7 +38,7 @@ SMALL_TEST = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Transfer:
     """From where to where.
 
     Attributes:
@@ -113,12 +113,12 @@ class Config:
     """Shrink everything to seconds: few images, steps and methods. The scores mean nothing."""
 
 
-def launch(config_type: type, tasks: dict[str, Task], name: str) -> None:
+def launch(config_type: type, tasks: dict[str, Transfer], name: str) -> None:
     """The command line of an experiment on such tasks."""
     cli.run(config_type, lambda config: main(config, tasks, name))
 
 
-def main(config: Config, tasks: dict[str, Task], name: str) -> int:
+def main(config: Config, tasks: dict[str, Transfer], name: str) -> int:
     """Makes the runs that are missing, then the tables and the figure; returns the exit code."""
     config = _checked(config, tasks)
     task = tasks[config.task]
@@ -145,7 +145,7 @@ def main(config: Config, tasks: dict[str, Task], name: str) -> int:
     return 0
 
 
-def _checked(config: Config, tasks: dict[str, Task]) -> Config:
+def _checked(config: Config, tasks: dict[str, Transfer]) -> Config:
     """Returns the settings, smaller for a smoke run; a UserError for those of no use."""
     if config.task not in tasks:
         raise unknown_name("task", config.task, tasks)
@@ -195,7 +195,7 @@ def _open(config: Config, name: str, classes: str, **options: Any) -> Dataset:
     return small
 
 
-def _target(config: Config, task: Task, image_size: tuple[int, int]) -> Dataset:
+def _target(config: Config, task: Transfer, image_size: tuple[int, int]) -> Dataset:
     """Reads the dataset to adapt to; a small one is divided so that it has more to test on."""
     size = {"image_size": image_size, "fit": "resize"}
     dataset = _open(config, task.target, task.target_classes, **size)
@@ -209,7 +209,7 @@ def _target(config: Config, task: Task, image_size: tuple[int, int]) -> Dataset:
     return dataclasses.replace(dataset, train=train, validation=validation, test=test)
 
 
-def _train_base(config: Config, task: Task, directory: Path) -> int:
+def _train_base(config: Config, task: Transfer, directory: Path) -> int:
     """Trains the base, unless it is there; returns the exit code."""
     settings = classifier.Config(
         model=config.model,
