@@ -15,10 +15,9 @@ from typing import Literal
 import numpy as np
 
 import cnnjax
-from cnnjax.augment.filters import filter_images
 from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, load
+from cnnjax.run import load
 from cnnjax.run import settings as runs
 
 BATCH_SIZE = 500
@@ -128,6 +127,8 @@ def main(config: Config) -> None:
 
 def _dataset(config, directories, cards):
     """Opens the first run's dataset, or the one asked for; all members must fit it."""
+    from cnnjax.run import classifier
+
     if not directories:
         raise UserError("no run given: name one, such as --run runs/mine.")
     settings = [classifier.settings_of_run(directory) for directory in directories]
@@ -186,6 +187,8 @@ def _corrupted(dataset, config):
 
 
 def _of_filtered(logits_of, image_filter):
+    from cnnjax.augment.filters import filter_images
+
     return lambda variables, image: logits_of(variables, filter_images(image, image_filter))
 
 

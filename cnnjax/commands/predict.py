@@ -12,7 +12,6 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -63,7 +62,7 @@ def main(config: Config) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     for path, original, image in zip(config.images, originals, inputs, strict=True):
-        probabilities = np.asarray(predict(trained.variables, jnp.asarray(image[None]))[0])
+        probabilities = np.asarray(predict(trained.variables, image[None])[0])
         likeliest = probabilities.argsort()[::-1][: config.top]
         answers = "  ".join(f"{class_names[i]} {probabilities[i]:.2%}" for i in likeliest)
         # The whole name, so that digit.png and digit.jpg get pictures of their own.

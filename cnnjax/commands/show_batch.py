@@ -16,7 +16,6 @@ import numpy as np
 import cnnjax
 from cnnjax import plots
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, replay
 from cnnjax.run import settings as runs
 
 
@@ -80,6 +79,8 @@ OF_THE_RUN = (
 
 def main(config: Config) -> None:
     """Draws one batch."""
+    from cnnjax.run import classifier, replay
+
     if config.count < 1:
         raise UserError(f"--count {config.count}: give 1 image or more.")
     cnnjax.devices.backend.start(devices=1)
