@@ -214,7 +214,7 @@ def weighted(loss_fn: LossFunction, class_weights: ArrayLike) -> LossFunction:
 
     Args:
       loss_fn: `(logits, labels) -> [batch]`.
-      class_weights: `[classes]`, such as `data_quality.class_weights` returns.
+      class_weights: `[classes]`, such as `evaluation.label_quality.class_weights` returns.
     """
     weights = jnp.asarray(class_weights)
 

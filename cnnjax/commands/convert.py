@@ -167,7 +167,7 @@ def export_run(config: Config) -> int:
 
 
 def _model_card(config: Config) -> dict[str, Any]:
-    """Returns what `trained_model.load_trained` needs to build the model and to feed it."""
+    """Returns what `run.load.load_trained` needs to build the model and to feed it."""
     height, width, channels = cnnjax.models.input_shape(config.model)
     published = convert.preprocessing.preprocessing(config.model, config.framework)
     size = config.image_size or published.get("crop", height)

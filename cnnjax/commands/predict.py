@@ -39,6 +39,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Classifies each file."""
+    import jax.numpy as jnp
+
     if not config.images:
         raise UserError("no image files given: name at least one, such as digit.png.")
     data, plots = cnnjax.data, cnnjax.plots
@@ -62,7 +64,7 @@ def main(config: Config) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     for path, original, image in zip(config.images, originals, inputs, strict=True):
-        probabilities = np.asarray(predict(trained.variables, image[None])[0])
+        probabilities = np.asarray(predict(trained.variables, jnp.asarray(image[None]))[0])
         likeliest = probabilities.argsort()[::-1][: config.top]
         answers = "  ".join(f"{class_names[i]} {probabilities[i]:.2%}" for i in likeliest)
         # The whole name, so that digit.png and digit.jpg get pictures of their own.

@@ -65,7 +65,7 @@ def make_robust_eval_step(
     normalize: Callable[[jax.Array], jax.Array],
     axis_name: str | None = None,
 ) -> Callable[[PyTree, Batch], dict[str, Any]]:
-    """Returns `steps.make_eval_step` with one more metric, `robust_accuracy` under the attack."""
+    """Returns `train.step.make_eval_step` with one more metric, `robust_accuracy`."""
     plain = make_eval_step(
         model, loss_fn, num_classes=num_classes, normalize=normalize, axis_name=axis_name
     )

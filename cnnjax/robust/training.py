@@ -1,9 +1,9 @@
-"""Adversarial training: objectives for `steps.make_train_step`, and the step of free training.
+"""Adversarial training: objectives for `train.step.make_train_step`, and the free training step.
 
-Each objective takes images in [0, 1] (`normalize=steps.as_float` in the step), makes adversarial
-ones of them within an L-infinity ball with the parameters of this very step, and normalizes inside.
-No gradient flows through the making. The model is attacked as it predicts (`train=False`): without
-dropout, with the running statistics.
+Each objective takes images in [0, 1] (`normalize=train.step.as_float` in the step), makes
+adversarial ones of them within an L-infinity ball with the parameters of this step, and normalizes
+inside. No gradient flows through the making. The model is attacked as it predicts
+(`train=False`): without dropout, with the running statistics.
 
 Radii and step sizes are numbers or schedules, update -> number: a radius that grows from 0 leads a
 network that would never leave chance under the full one to where it can learn against it.
@@ -185,7 +185,7 @@ def make_free_step(
 
     Args:
       model, optimizer, loss_fn, augment, penalty, ema_decay, axis_name: as for
-        `steps.make_train_step`.
+        `train.step.make_train_step`.
       schedule: update -> learning rate; there are `replays` updates a step.
       normalize: images in [0, 1] -> what the model expects.
       epsilon: the radius of the L-infinity ball.

@@ -237,7 +237,7 @@ def make_recipe(
       dataset: what `read_data` returned.
       model, card: what `make_model` returned; a card with `mean` and `std` replaces the dataset's.
       wrap_optimizer: `(optimizer, total_steps) -> optimizer`.
-      step_factory: what takes the arguments of `steps.make_train_step` in its place.
+      step_factory: what takes the arguments of `train.step.make_train_step` in its place.
       updates_per_step: how often a step of that factory updates the parameters.
       **start: further fields of the recipe, and `pull` of the step.
     """

@@ -34,7 +34,7 @@ class Recipe:
       make_step: axis name -> training step of that model and optimizer.
       loss_fn: the loss for validation and test.
       normalize: stored images -> what the model expects.
-      card: what `trained_model.load_trained` needs to build the model again: `model`, `arguments`.
+      card: what `run.load.load_trained` needs to build the model again: `model`, `arguments`.
       ema: whether the state keeps an average of the parameters.
       recalibrate_batches: training batches on which BatchNorm's statistics are measured anew for
         validation and test, see `cnnjax.train.batch_stats`; 0 takes the running ones.
@@ -44,7 +44,7 @@ class Recipe:
       base_checksum: digest of the weights that `variables` come from, without which no checkpoint
         of the run is read; "" where it starts from none.
       make_eval_step: `(axis_name, split=...)` -> evaluation step, where there is more to measure on
-        `validation` or `test` than `steps.make_eval_step` does.
+        `validation` or `test` than `train.step.make_eval_step` does.
     """
 
     dataset: Dataset | StreamedDataset
