@@ -1,4 +1,4 @@
-"""Time augmentation policies beside the training step that they feed, and print a Markdown table.
+"""Time augmentation policies against the training step that they feed, and print a Markdown table.
 
     python benchmarks/augmentation.py
     python benchmarks/augmentation.py --model resnet18 --model-arguments stem=cifar \

@@ -1,4 +1,4 @@
-"""Times each stage of the input beside the training step, and says which of them starves it.
+"""Times each stage of the input against the training step, and says which of them starves it.
 
     python benchmarks/input_pipelines.py
     python benchmarks/input_pipelines.py --model cnn_32_64 --batch-size 128 --rounds 5
@@ -42,7 +42,7 @@ STAGES_OF = {
     "stream_tfds": (READ, DECODE, TRANSFER),
 }
 
-# Runs for about so many seconds and returns (images, seconds).
+# Runs for about this many seconds and returns (images, seconds).
 Measure = Callable[[float], tuple[int, float]]
 
 

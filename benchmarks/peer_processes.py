@@ -1,4 +1,4 @@
-"""The processes of `bench.py`: its workers, the machine they run on, and the MNIST experiment."""
+"""The processes of `peers.py`: its workers, the machine they run on, and the MNIST experiment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of `bench.py`, as a Markdown table and as a figure."""
+"""The rows of `peers.py`, as a Markdown table and as a figure."""
 
 from __future__ import annotations
 

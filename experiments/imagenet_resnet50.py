@@ -19,7 +19,7 @@ ImageNet must be prepared by tfds from its two archives (`python scripts/prepare
 it is streamed from disk, and of each file only the part that is seen is decoded. `test` is its
 validation split, and nothing is held out. It cannot be had without an account, so neither score nor
 time is measured here: the tests run both recipes for 20 steps on made JPEG files (the second with
-fewer blocks). Where it is not prepared, `--smoke` runs on made images of 32x32 pixels, and says so.
+fewer blocks). Where it is not prepared, `--smoke` runs on synthetic images of 32x32, and says so.
 """
 
 import dataclasses

@@ -194,7 +194,7 @@ def random_resized_crop(
 ) -> Augment:
     """Stretches a random part of the image to the whole size, with bilinear interpolation.
 
-    Szegedy et al. 2015 (arXiv 1409.4842), section 6: the part's share of the area is uniform
+    Szegedy et al. 2015 (arXiv 1409.4842), section 6: the part's fraction of the area is uniform
     between the two given (8% and 100% there), the logarithm of width / height is uniform between
     those of `1 / aspect` and `aspect`, and the place is uniform. A part that would be wider or
     higher than the image is cut to it.

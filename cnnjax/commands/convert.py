@@ -1,4 +1,4 @@
-"""Make a run of a file of weights, or a file of weights of a run.
+"""Convert a file of weights into a run, or a run into a file of weights.
 
     cnnjax convert resnet50.safetensors --model resnet50 --out runs/resnet50
     cnnjax convert runs/mine --framework torchvision --out mine.safetensors
@@ -25,7 +25,7 @@ from cnnjax.errors import UserError
 from cnnjax.run import cli, files, load
 from cnnjax.run import settings as runs
 
-# What a file of weights says of its model, beside the classes.
+# What a file of weights says of its model, besides the classes.
 IN_FILES = ("model", "arguments", "image_shape", "mean", "std", "channel_order")
 # The settings that mean something when a run is made into a file.
 FOR_EXPORT = ("source", "out", "framework", "like")
@@ -59,7 +59,7 @@ class Config:
     """Height and width of the images; 0: as published."""
 
     new_head: bool = False
-    """Leave out the file's head and draw a new one: for another number of classes."""
+    """Drop the file's head and initialize a new one: for another number of classes."""
 
     seed: int = 0
     """Of the new head."""
@@ -78,10 +78,10 @@ class Config:
     """Largest relative error that --check lets pass."""
 
     class_names: str = ""
-    """A text file with the name of one class a line."""
+    """A text file with one class name per line."""
 
     mean: tuple[float, ...] = ()
-    """Of the images that the model expects, a channel; default: the published weights'."""
+    """Per channel, of the images that the model expects; default: the published weights'."""
 
     std: tuple[float, ...] = ()
     """The standard deviation, likewise."""

@@ -51,7 +51,7 @@ class Config:
     """Random changes of the images first, as of --augment, such as salt_and_pepper:0.1."""
 
     preprocess: str = ""
-    """A filter of the (corrupted) images, such as median:3, beside the run's own."""
+    """A filter of the (corrupted) images, such as median:3, besides the run's own."""
 
     calibrate: bool = False
     """Fit a temperature to the validation images, and report calibration with it."""
@@ -60,7 +60,7 @@ class Config:
     """Attacks to report the accuracy under, such as fgsm:0.3 pgd:0.3:20:5."""
 
     attack_examples: int = 0
-    """Attack only so many of the first images; 0 attacks all."""
+    """Attack only the first N images; 0 attacks all."""
 
     check_masking: bool = False
     """Look for signs that gradients mislead the attacks: see robust.signs_of_masking."""

@@ -1,4 +1,4 @@
-"""A few labelled examples of each class, as a training split."""
+"""A few labeled examples of each class, as a training split."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     fit: str = "pad",
 ) -> Dataset:
-    """Loads a labelled image dataset into memory, as uint8.
+    """Loads a labeled image dataset into memory, as uint8.
 
     Nothing is downloaded: `mnist` ships with cnnjax, and other tfds datasets are prepared once by
     `python scripts/prepare_data.py`. Everything that can be checked is checked before the pixels

@@ -13,7 +13,7 @@ DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 # XLA ends the process when one CPU device waits longer for another, 40 s by default: on a busy or
 # suspended machine that happens.
 PATIENCE_FLAG = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-# Measured on 2 cores: a device a core is faster for small networks; large ones leave all but one
+# Measured on 2 cores: a device per core is faster for small networks; large ones leave all but one
 # idle (see `train.compile.choose_mesh`). Each holds the parameters and resident data, and a small
 # part of a batch keeps no core busy.
 MOST_CPU_DEVICES = 4

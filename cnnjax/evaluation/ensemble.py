@@ -138,7 +138,7 @@ def disagreement(probabilities: Any) -> dict[str, Any]:
       probabilities: `[members, examples, classes]`.
 
     Returns:
-      `pairs`, a list `[members][members]` of the share of examples that two members classify
+      `pairs`, a list `[members][members]` of the fraction of examples that two members classify
       differently; `mean`, its mean over the pairs of two; `any`, the share on which not all agree;
       `mutual_information`, the mean over examples of the entropy of the average minus the average
       entropy, in nats: what the members' differing adds to the uncertainty (Smith and Gal 2018,

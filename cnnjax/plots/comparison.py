@@ -1,4 +1,4 @@
-"""Methods compared by what they reach with few labels."""
+"""Accuracy of fine-tuning methods against the number of labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's curves against time."""
+"""Learning curves of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def learning_curves(
     records: Sequence[Mapping[str, Any]], path: Path | str, *, steps_per_epoch: int | None = None
 ) -> Path:
-    """Draws loss, accuracy and learning rate of a run, training beside validation.
+    """Draws loss, accuracy and learning rate of a run, training and validation.
 
     The loss axis is logarithmic where all losses are positive. The accuracy axis leaves
     out what is far below the lowest validation and the median training accuracy, so that a network

@@ -131,8 +131,8 @@ def filters(kernel: Any, path: Path | str, *, max_out: int = 64, max_in: int = 1
     Args:
       kernel: `[height, width, channels_in, channels_out]`.
       path: where the PNG goes.
-      max_out: draw at most so many filters.
-      max_in: draw at most so many input channels.
+      max_out: draw at most this many filters.
+      max_in: draw at most this many input channels.
     """
     kernel = np.asarray(kernel, np.float32)
     if kernel.ndim != 4:

@@ -25,7 +25,7 @@ class Config(runs.Settings):
     """Fields of the model, such as activation=tanh pool=average."""
 
     dataset: str = "mnist"
-    """mnist (shipped), digits, tfds:NAME, or folder:PATH with one sub-folder a class."""
+    """mnist (shipped), digits, tfds:NAME, or folder:PATH with one sub-folder per class."""
 
     classes: str = "all"
     """all; some of them, such as 3,8; or even-odd. Two classes make a binary task: one logit."""
@@ -36,28 +36,28 @@ class Config(runs.Settings):
 
     fit: str = "pad"
     """How an image gets --image-size: pad; resize (stretched); or crop, the middle of it when it is
-    scaled to 1 / 0.875 of the size, as ImageNet is tested (crop:0.95 with another share)."""
+    scaled to 1 / 0.875 of the size, as ImageNet is tested (crop:0.95 with another fraction)."""
 
     crop_area: float = 0.0
-    """Read of each training image a random part of at least this share of its area, stretched to
+    """Read of each training image a random part of at least this fraction of its area, stretched to
     --image-size: 0.08 is usual for ImageNet. Streamed datasets only; 0 reads whole images."""
 
     validation: float = 0.1
-    """Share of the training images held out to validate on, or their number."""
+    """Fraction of the training images held out to validate on, or their number."""
 
     data_seed: int = -1
     """Seed that chooses them, --train-examples and --label-noise: runs that share it share their
     data. -1 takes --seed."""
 
     train_examples: int = 0
-    """Train on so many of the training images only, drawn at random; 0 takes all."""
+    """Train on N of the training images only, drawn at random; 0 takes all."""
 
     label_noise: float = 0.0
-    """Share of the training labels made wrong on purpose, such as 0.2."""
+    """Fraction of the training labels made wrong on purpose, such as 0.2."""
 
     exclude: str = ""
     """File with the index of a training image on each line: these are left out. See
-    cnnjax.commands.inspect_labels."""
+    cnnjax inspect-labels."""
 
     balance: str = "none"
     """For classes of different size: weights (of the loss) or resample (repeat the rare ones)."""
@@ -67,7 +67,7 @@ class Config(runs.Settings):
     sigmoid_binary_cross_entropy, one_vs_all_cross_entropy, mean_squared_error or lenet1998_map."""
 
     label_smoothing: float = 0.0
-    """Share of each label's weight spread over all classes in training (softmax cross-entropy
+    """Fraction of each label's weight spread over all classes in training (softmax cross-entropy
     only); validation and test are of the labels as they are."""
 
     optimizer: str = "adam"
@@ -83,7 +83,7 @@ class Config(runs.Settings):
     """Arguments of the schedule, such as 'boundaries=(0.5, 0.75)' factor=0.1: cnnjax.schedules."""
 
     cycles: int = 1
-    """Restarts of the cosine schedule: so many equal cycles, such as for snapshot ensembles."""
+    """Restarts of the cosine schedule: N equal cycles, such as for snapshot ensembles."""
 
     warmup_epochs: float = 1.0
     """Epochs in which the learning rate rises linearly from 0."""
@@ -118,7 +118,7 @@ class Config(runs.Settings):
     weight averaging) instead of a moving average; 0 does not."""
 
     recalibrate: int = 0
-    """Training batches on which BatchNorm's statistics are measured anew for each validation and
+    """Training batches on which BatchNorm's statistics are recomputed for each validation and
     for the test: averaged parameters need it. 0 takes the running ones."""
 
     preprocess: str = ""
@@ -126,7 +126,7 @@ class Config(runs.Settings):
 
     augment: str = ""
     """Random changes of the training images, in order, such as crop:4,flip,rotate:15,mixup:0.2:
-    names and numbers of cnnjax.augment.policy. cnnjax.commands.show_batch shows what they do."""
+    names and numbers of cnnjax.augment.policy. `cnnjax show-batch` shows what they do."""
 
 
 def main(config: Config) -> int:
@@ -156,7 +156,7 @@ def train(config: Config) -> int:
 
 
 def read_data(config: Config):
-    """Opens the dataset that the settings name; for a smoke run without it, makes images."""
+    """Opens the dataset that the settings name; for a smoke run without it, synthetic images."""
     size = config.image_size or None
     try:
         dataset = cnnjax.data.open_dataset(
@@ -186,10 +186,10 @@ def read_data(config: Config):
 
 
 def made_instead(smoke: bool, error: NotPreparedError, name: str, **options):
-    """Returns made images for a smoke run (see `cnnjax.data.stand_in`); else raises the error."""
+    """Returns synthetic images for a smoke run (`cnnjax.data.stand_in`); else raises the error."""
     if not smoke:
         raise error
-    cnnjax.devices.processes.say(f"made images  in place of {name}: {error}")
+    cnnjax.devices.processes.say(f"synthetic    images in place of {name}: {error}")
     return cnnjax.data.stand_in(name, **options)
 
 
@@ -206,7 +206,7 @@ def data_seed(config: Config) -> int:
 
 
 def make_model(config: Config, name: str, arguments: dict, dataset):
-    """Returns the model, not yet initialized, and the card by which it is built again."""
+    """Returns the model, not yet initialized, and the metadata by which it is built again."""
     num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
     fields = load.computation(name, arguments, precision=config.precision, remat=config.remat)
     model = cnnjax.models.create(name, num_classes=num_outputs, **fields)
@@ -235,7 +235,7 @@ def make_recipe(
     Args:
       config: the settings.
       dataset: what `read_data` returned.
-      model, card: what `make_model` returned; a card with `mean` and `std` replaces the dataset's.
+      model, card: what `make_model` returned; `mean` and `std` in it replace the dataset's.
       wrap_optimizer: `(optimizer, total_steps) -> optimizer`.
       step_factory: what takes the arguments of `train.step.make_train_step` in its place.
       updates_per_step: how often a step of that factory updates the parameters.

@@ -1,9 +1,9 @@
-"""What a run says while it runs: a progress line, metrics as JSON lines, TensorBoard events.
+"""Logs of a run: a progress bar, metrics as JSON lines, TensorBoard events.
 
 `metrics.jsonl` is the record of a run: one JSON object a line, in the order in which they were
 written, the same after a resume as without one. TensorBoard shows the same numbers.
 
-The bar is drawn by tqdm: unlike rich it needs no thread of its own beside the training loop, and
+The bar is drawn by tqdm: unlike rich it needs no thread of its own besides the training loop, and
 it is already installed wherever TensorFlow Datasets is.
 """
 

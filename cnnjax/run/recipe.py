@@ -1,4 +1,4 @@
-"""What an experiment decides, and the state that training starts with."""
+"""What an experiment chooses (model, loss, optimizer, step), and the initial training state."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ class Recipe:
       normalize: stored images -> what the model expects.
       card: what `run.load.load_trained` needs to build the model again: `model`, `arguments`.
       ema: whether the state keeps an average of the parameters.
-      recalibrate_batches: training batches on which BatchNorm's statistics are measured anew for
+      recalibrate_batches: training batches on which BatchNorm's statistics are recomputed for
         validation and test, see `cnnjax.train.batch_stats`; 0 takes the running ones.
       precision: what the model computes in; float16 gives the state a loss scale.
       variables: what training starts from, on the host: `params`, `batch_stats` and `frozen` of
@@ -86,7 +86,7 @@ def state_form(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> Trai
 
 
 def new_state(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> TrainState:
-    """Returns the state of step 0; where the mesh divides it, it is made in parts, on the mesh."""
+    """Returns the state of step 0; where the mesh divides it, each device makes its part."""
     variables = recipe.variables
     if not splits_parameters(mesh):
         # Copies, because the step takes the memory of its input.

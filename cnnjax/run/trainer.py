@@ -1,4 +1,4 @@
-"""The whole line for a classifier: mesh, pipeline, state, compiled steps, loop, report.
+"""The whole chain for a classifier: mesh, pipeline, state, compiled steps, loop, report.
 
 An experiment decides data, model, optimizer and step; this module connects them in the order in
 which a reader would. Whoever wants another order calls the same functions.

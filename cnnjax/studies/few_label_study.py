@@ -1,4 +1,4 @@
-"""The runs of a study with few labels: made where they are missing, kept, and set as tables."""
+"""The runs of a few-label study: run where missing, kept, and summarized in tables."""
 
 from __future__ import annotations
 

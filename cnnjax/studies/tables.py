@@ -1,4 +1,4 @@
-"""Ways of fine-tuning side by side: means and intervals of many small runs, as tables.
+"""Methods of fine-tuning side by side: means and intervals of many small runs, as tables.
 
 A trial is a dict: `method`, `labels` (a class), `seed`, `learning_rate`, `accuracy` on the new
 task, `source_accuracy` on the old one afterwards (None from scratch), `trained_parameters`,

@@ -1,4 +1,4 @@
-"""The ways to compile one training step: jit over a mesh, pmap, or a whole chunk of steps at once.
+"""Compile modes of one training step: jit over a mesh, pmap, or a chunk of steps in one call.
 
 A compiled trainer is a generator function `train(state, first_step, chunks)`: for each number in
 `chunks` it makes that many steps and yields `(state, metrics)`, where every metric is a pair of
@@ -82,7 +82,7 @@ def choose_method(method: str, data: Pipeline, mesh: Mesh) -> str:
     over the mesh are not small.
     """
     if method not in METHODS:
-        raise unknown_name("way to compile a step", method, METHODS)
+        raise unknown_name("compile mode", method, METHODS)
     resident = isinstance(data, ResidentPipeline)
     if method == "scan" and not resident:
         raise UserError("'scan' needs resident data, but this pipeline streams: use 'jit'.")

@@ -1,4 +1,4 @@
-"""A whole dataset -> metrics, predictions, and the table of scores.
+"""Evaluation over a whole dataset: metrics, predictions, the table of scores.
 
 Sums and counts are added up on the host, counts as integers and sums in float64, so that the
 result does not depend on how the data were cut into batches. Batches are dispatched ahead of the

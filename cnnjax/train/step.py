@@ -96,7 +96,7 @@ def make_train_step(
       averaging: another average for `state.ema`, such as `averaging.stochastic` returns.
       sam_radius: `rho` of sharpness-aware minimization, see `gradients.ascend`: the update's
         gradient is taken at parameters that far uphill, which costs a second pass. 0 does not.
-      accumulate: the batch is computed in so many equal parts, one after another, whose gradients
+      accumulate: the number of microbatches, computed one after another, whose gradients
         are summed for one update: the objective is the same, the activations in memory are those of
         one part. BatchNorm's statistics are sequential, not pooled: each part (over all devices) is
         normalized by its own, and updates the running ones in its turn. See `gradients.in_parts`
@@ -134,7 +134,7 @@ def make_train_step(
             def total(params: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
                 with by_example(part["example"]):
                     losses, logits, updated = objective(forward, params, key, part, update)
-                # This part's share of the mean over the batch: the shares are summed.
+                # This microbatch's part of the mean over the batch: the parts are summed.
                 share = jnp.sum(jnp.where(mask, losses, 0.0)) / batch_size
                 metrics = {
                     "loss": metrics_lib.mean(losses, mask),
