@@ -95,7 +95,7 @@ def _whole(method: Any, batch_size: int, *arrays: Any) -> Run:
 
 
 def _by_batch(method: Any, batch_size: int, *arrays: Any) -> Run:
-    """Steps by `train_on_batch` or `predict_on_batch`: one call a step."""
+    """Steps by `train_on_batch` or `predict_on_batch`: one call per step."""
     starts = itertools.cycle(range(0, len(arrays[0]), batch_size))
 
     def run(num_steps: int) -> float:

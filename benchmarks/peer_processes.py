@@ -56,7 +56,7 @@ class Worker:
         return facts
 
     def measure(self, mode: str, seconds: float) -> dict[str, Any]:
-        """Returns one measurement: seconds a step, wall and CPU."""
+        """Returns one measurement: seconds per step, wall and CPU."""
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):

@@ -2,7 +2,7 @@
 
 The task is the first argument, as JSON. The first line that it prints says how the preparation
 went: `{"ready": ...}`, `{"missing": reason}` or `{"failed": reason}`. After that each line read,
-such as `{"mode": "train", "seconds": 2}`, is answered by one line: wall and CPU seconds a step.
+such as `{"mode": "train", "seconds": 2}`, is answered by one line: wall and CPU seconds per step.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ def made_dataset(num_classes=10, data_seed=0):
 
 @pytest.fixture
 def train_made(monkeypatch, capsys):
-    """Returns `train(**settings) -> exit code` for the `classify` experiment on synthetic images."""
+    """Returns `train(**settings) -> exit code` for `classify` on synthetic images."""
 
     def train(num_classes=10, data_seed=0, **settings):
         dataset = made_dataset(num_classes, data_seed)

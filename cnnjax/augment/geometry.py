@@ -47,7 +47,7 @@ def normalize(
     Args:
       images: `[..., height, width, channels]`; uint8 is divided by 255 first, floats are taken as
         they are.
-      mean, std: one number, or one a channel of the result, in units where white is 1.
+      mean, std: one number, or one per channel of the result, in units where white is 1.
       channel_order: `"BGR"` reverses the channels first, for weights that came from Caffe.
 
     Returns:

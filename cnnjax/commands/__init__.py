@@ -1,4 +1,4 @@
-"""The program `cnnjax`, a file a command: what acts on a run, a model or a file of weights.
+"""The program `cnnjax`, a file per command: what acts on a run, a model or a file of weights.
 
     cnnjax COMMAND [FLAG ...]
     python -m cnnjax COMMAND [FLAG ...]

@@ -81,7 +81,7 @@ def normalization(
 
     Args:
       arrays: of `from_cnnjax`; `{}` is returned where they have no normalization of images.
-      mean, std: one number, or one a channel, in units where white is 1.
+      mean, std: one number, or one per channel, in units where white is 1.
     """
     if "normalization/mean" not in arrays:
         return {}

@@ -63,8 +63,8 @@ def open_folder(
     class_names = tuple(sorted(child.name for child in _subdirectories(directories["train"])))
     if len(class_names) < 2:
         raise UserError(
-            f"{str(directories['train'])!r} has {len(class_names)} sub-directories: one a class is "
-            "needed, two at least"
+            f"{str(directories['train'])!r} has {len(class_names)} sub-directories: one per class "
+            "is needed, two at least"
         )
     files = {name: _labelled_files(where, class_names) for name, where in directories.items()}
     shape = _common_shape([file for split in files.values() for file, _ in split], image_size)

@@ -42,7 +42,7 @@ def model_logits(model: nn.Module, normalize: Callable[[jax.Array], jax.Array]) 
 def ensemble_logits(
     members: Sequence[ModelLogits], *, average: str = "probabilities"
 ) -> ModelLogits:
-    """Returns the logits of an ensemble; its variables are a sequence, one a member.
+    """Returns the logits of an ensemble; its variables are a sequence, one per member.
 
     Args:
       members: the models' logits functions; each is applied to the same image.

@@ -232,14 +232,14 @@ def prepare(
 
 
 def read_indices(path: str | Path, num_examples: int) -> np.ndarray:
-    """Reads indices of examples, one a line; a UserError for anything else."""
+    """Reads indices of examples, one per line; a UserError for anything else."""
     try:
         lines = Path(path).read_text().split()
         indices = np.array([int(line) for line in lines], np.int64)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the indices of examples in {path}: {error}") from None
     except ValueError as error:
-        raise UserError(f"{path} must hold one whole number a line: {error}") from None
+        raise UserError(f"{path} must hold one whole number per line: {error}") from None
     outside = indices[(indices < 0) | (indices >= num_examples)]
     if outside.size:
         raise UserError(

@@ -49,7 +49,7 @@ def worst_classified(
       images: `[examples, height, width, channels]`, as for `image_grid`.
       labels: integers `[examples]`.
       probabilities: `[examples, classes]`.
-      class_names: one a class.
+      class_names: one per class.
       path: where the PNG goes.
       count: how many images at most.
     """
@@ -90,7 +90,7 @@ def prediction(
       original: `[height, width]` or `[height, width, channels]`, uint8, or float in [0, 1].
       network_input: `[height, width, channels]`, likewise.
       probabilities: `[classes]`.
-      class_names: one a class.
+      class_names: one per class.
       path: where the PNG goes.
       count: how many classes at most.
     """

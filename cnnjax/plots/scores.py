@@ -27,7 +27,7 @@ def confusion_matrix(confusion: Any, class_names: Sequence[str], path: Path | st
 
     Args:
       confusion: counts `[classes, classes]`.
-      class_names: one a class.
+      class_names: one per class.
       path: where the PNG goes.
     """
     from matplotlib.colors import PowerNorm
@@ -135,7 +135,7 @@ def roc_curves(
     Args:
       probabilities: `[examples, classes]`.
       labels: integers `[examples]`.
-      class_names: one a class.
+      class_names: one per class.
       path: where the PNG goes.
     """
     from cnnjax.metrics import roc_auc_one_vs_rest

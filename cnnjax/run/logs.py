@@ -158,7 +158,7 @@ def read_metrics(run_directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _scalar(name: str, value: Any) -> int | float:
     array = np.asarray(value)
     if array.size != 1:
-        raise UserError(f"metric {name!r} has shape {array.shape}: log one number a name.")
+        raise UserError(f"metric {name!r} has shape {array.shape}: log one number per name.")
     number = array.reshape(()).item()
     return int(number) if isinstance(number, int) else float(number)
 

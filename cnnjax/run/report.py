@@ -29,7 +29,7 @@ def write_figures(
       params: the model's parameters; the first convolution's kernel is drawn, if there is one.
       test: the test images and labels.
       probabilities: `[test images, classes]`, the model's.
-      class_names: one a class.
+      class_names: one per class.
       steps_per_epoch: the scale of the learning curves.
     """
     curves = functools.partial(plots.learning_curves, steps_per_epoch=steps_per_epoch)

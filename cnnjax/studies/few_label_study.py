@@ -100,7 +100,7 @@ class Study:
                 self.results["trials"].append(trial | runner(trial))
                 files.write_json(self.path, self.results)
                 done += 1
-            print(f"{done:4d} of {total}  {method}, {labels} labels a class", flush=True)
+            print(f"{done:4d} of {total}  {method}, {labels} labels per class", flush=True)
 
     def accuracy_before(self) -> float:
         """Of the base on its own test set."""

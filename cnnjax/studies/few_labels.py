@@ -107,7 +107,7 @@ class Config:
 
     sweep: bool = False
     """Try learning rates of three decades on the validation split instead, for every method and for
-    scratch alike, with 10 labels a class and 3 seeds."""
+    scratch alike, with 10 labels per class and 3 seeds."""
 
     smoke: bool = False
     """Shrink everything to seconds: few images, steps and methods. The scores mean nothing."""

@@ -207,7 +207,7 @@ class Program:
         """Makes a run.
 
         Returns:
-          The state without what is frozen; all variables; seconds a step.
+          The state without what is frozen; all variables; seconds per step.
         """
         arguments = jax.block_until_ready(self._arguments(arrays, seed, learning_rate))
         started = time.perf_counter()

@@ -114,8 +114,8 @@ def compile_train(
       state: a state of arrays or `jax.ShapeDtypeStruct`s that lie on the mesh as `state_shardings`
         says, or whole on each device; training keeps them there. No values are used.
       data: the pipeline that the trainer will read.
-      method: `jit` (one call a step), `scan` (one call a chunk of steps), `pmap` (one call a step,
-        by `jax.pmap`), or `auto`. Where the mesh divides the batch alone, each device has a program
+      method: `jit` (one call per step), `scan` (one call per chunk of steps), `pmap` (one call per
+        step, by `jax.pmap`), or `auto`. Where the mesh divides the batch alone, each device has a program
         of its own; where it divides parameters too (`jit` only), XLA divides the whole.
       mesh: the devices.
       compiler_options: XLA's, such as those of `cnnjax.devices.backend.compiler_options`.

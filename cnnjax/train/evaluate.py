@@ -113,7 +113,7 @@ def report(probabilities: Any, labels: Any, class_names: Sequence[str]) -> dict[
     Args:
       probabilities: `[examples, classes]`.
       labels: integers `[examples]`.
-      class_names: one a class.
+      class_names: one per class.
 
     Returns:
       Plain Python values, ready for JSON, None where a score is not defined (such as the ROC AUC
