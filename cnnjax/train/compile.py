@@ -115,8 +115,8 @@ def compile_train(
         says, or whole on each device; training keeps them there. No values are used.
       data: the pipeline that the trainer will read.
       method: `jit` (one call per step), `scan` (one call per chunk of steps), `pmap` (one call per
-        step, by `jax.pmap`), or `auto`. Where the mesh divides the batch alone, each device has a program
-        of its own; where it divides parameters too (`jit` only), XLA divides the whole.
+        step, by `jax.pmap`), or `auto`. Where the mesh divides the batch alone, each device
+        has a program of its own; where it divides parameters too (`jit` only), XLA divides it.
       mesh: the devices.
       compiler_options: XLA's, such as those of `cnnjax.devices.backend.compiler_options`.
     """
