@@ -1,10 +1,10 @@
-"""Time augmentation policies beside the training step that they feed, and print a Markdown table.
+"""Time augmentation policies against the training step that they feed, and print a Markdown table.
 
     python benchmarks/augmentation.py
     python benchmarks/augmentation.py --model resnet18 --model-arguments stem=cifar \
         --shape 32 32 3 --policies crop:4,flip randaugment:2:9
 
-Each policy is timed alone, as one compiled call a batch on images that wait on the device, and
+Each policy is timed alone, as one compiled call per batch on images that wait on the device, and
 within the training step; all take turns, and the fastest round counts. The last column is the time
 of the step with the policy over that of the step without.
 """

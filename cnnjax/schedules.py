@@ -192,7 +192,7 @@ def polynomial(
     power: float = 1.0,
     end_factor: float = 0.0,
 ) -> Schedule:
-    """A power of the share of steps left; a straight line by default.
+    """A power of the fraction of steps left; a straight line by default.
 
         learning_rate * (end_factor + (1 - end_factor) * (1 - t / T)^power)
 

@@ -22,8 +22,8 @@ epochs, 3.29 s on one A100, mean of many runs. What makes it fast, each switched
 Of the paper's: 10 epochs instead of 9.9, a rate that rises from 0 instead of a fifth of its peak,
 no decay of biases, and at the test 18 crops of equal weight instead of 6. The paper's rates are for
 the sum over a batch, those here for the mean: 1.5 is 11.5 of its units. Neither score nor time is
-measured here: CIFAR-10 cannot be had without a network. `--smoke` runs on made images where it is
-not prepared.
+measured here: CIFAR-10 cannot be had without a network. `--smoke` runs on synthetic images where it
+is not prepared.
 """
 
 import dataclasses

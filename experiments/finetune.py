@@ -36,13 +36,13 @@ class Config(classifier.Config):
     base is used but its settings."""
 
     new: tuple[str, ...] = ("head/.*",)
-    """Patterns of parameters that are drawn anew instead of taken from the base; none keeps all."""
+    """Patterns of parameters reinitialized instead of loaded from the base; none keeps all."""
 
     drop: tuple[str, ...] = ()
     """Patterns of the base's parameters that the model does not have."""
 
     also_train: tuple[str, ...] = ()
-    """Patterns of parameters that are trained beside those of the method."""
+    """Patterns of parameters that are trained besides those of the method."""
 
     lora_ranks: tuple[str, ...] = ()
     """Ranks of some kernels, before lora's own: PATTERN=RANK, such as 'stage4/.*=16'."""
@@ -58,7 +58,7 @@ class Config(classifier.Config):
     """Factor of the learning rate for each stage further from the head."""
 
     unfreeze_epochs: float = 0.0
-    """Train the head alone at first, and one more stage every so many epochs; 0: all at once."""
+    """Train the head alone at first, and one more stage every N epochs; 0: all at once."""
 
     l2_sp: float = 0.0
     """Strength of the pull of parameters to where the base has them (L2-SP)."""
@@ -67,7 +67,7 @@ class Config(classifier.Config):
     """With --l2-sp: strength of the pull of new parameters to 0."""
 
     labels_per_class: int = 0
-    """Train on so many images of each class, chosen by the seed; 0: on all."""
+    """Train on N images of each class, chosen by the seed; 0: on all."""
 
 
 def main(config: Config) -> int:
@@ -86,7 +86,7 @@ def main(config: Config) -> int:
     name = config.model or base.card["model"]
     size = config.image_size or base.card.get("image_shape", (0,))[0]
     preprocess = config.preprocess or base.card.get("preprocess", "")
-    # The run's own settings stay as they were given: the base's are in its card.
+    # The run's own settings stay as they were given: the base's are in its metadata.
     like_base = dataclasses.replace(config, image_size=size, preprocess=preprocess)
     dataset = classifier.read_data(like_base)
     if config.labels_per_class:

@@ -54,7 +54,7 @@ class Config(classifier.Config):
     """Weight of the divergence in trades."""
 
     replays: int = 8
-    """Updates with each batch in free training; each epoch then costs so many."""
+    """Updates with each batch in free training; each epoch then costs that many."""
 
     validation_attack: str = "pgd:0.3:10"
     """The attack of validation: see cnnjax/robust/named.py."""

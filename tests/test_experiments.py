@@ -232,7 +232,7 @@ def test_predict_refuses_what_is_no_image(finished_run, tmp_path, content, capsy
     assert str(path) in capsys.readouterr().err
 
 
-# What follows trains on a few hundred made images, through the same line as every experiment.
+# What follows trains on a few hundred synthetic images, through the same line as every experiment.
 
 
 def made_dataset(num_classes=10, data_seed=0):
@@ -245,7 +245,7 @@ def made_dataset(num_classes=10, data_seed=0):
 
 @pytest.fixture
 def train_made(monkeypatch, capsys):
-    """Returns `train(**settings) -> exit code` for the `classify` experiment on made images."""
+    """Returns `train(**settings) -> exit code` for `classify` on synthetic images."""
 
     def train(num_classes=10, data_seed=0, **settings):
         dataset = made_dataset(num_classes, data_seed)

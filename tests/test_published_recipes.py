@@ -75,9 +75,9 @@ def test_a_smoke_run_without_the_data_says_that_its_images_are_made(tmp_path, ca
     flags = ["--smoke", "--devices", 1, "--data-dir", tmp_path / "data"]
     flags += ["--model", "cnn_32_dense64", "--run-dir", tmp_path / "run"]
     assert launch(cifar10_resnet, *flags) == 0
-    assert "made images  in place of tfds:" in capsys.readouterr().out
+    assert "synthetic    images in place of tfds:" in capsys.readouterr().out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["dataset"].endswith("(made images)")
+    assert summary["dataset"].endswith("(synthetic images)")
 
 
 @pytest.fixture(scope="module")

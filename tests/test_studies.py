@@ -257,7 +257,7 @@ def test_the_noise_study_makes_its_tables_and_does_nothing_twice(tmp_path, monke
     argv = ["--seeds", 0, "--shares", 0, 0.2, "--flags", flags, "--out", tmp_path]
     run_script(monkeypatch, "noise_study", *argv)
     tables = (tmp_path / "tables.md").read_text()
-    for words in ("| cleaned |", "| el2n |", "| 20 |", "brings back"):
+    for words in ("| cleaned |", "| el2n |", "| 20 |", "Cleaning recovers"):
         assert words in tables
     monkeypatch.setattr("subprocess.run", lambda *a, **k: pytest.fail("it ran again"))
     run_script(monkeypatch, "noise_study", *argv)

@@ -38,7 +38,7 @@ def adjust_saturation(image: jax.Array, factor: Magnitude) -> jax.Array:
 
 
 def adjust_hue(image: jax.Array, turns: Magnitude) -> jax.Array:
-    """Turns the hue of the hexcone model by so many turns: 1/3 makes red green, 1 is the image."""
+    """Rotates the hue of the hexcone model: 1/3 of a turn makes red green, 1 is the image."""
     if is_gray(image):
         return image
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]

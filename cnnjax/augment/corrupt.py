@@ -84,7 +84,7 @@ def random_erase(
 
     Args:
       probability: of erasing anything; the paper uses 0.5.
-      largest_area, smallest_area: bounds of the rectangle's share of the image.
+      largest_area, smallest_area: bounds of the rectangle's fraction of the image.
       aspect: height / width is between `1 / aspect` and `aspect`.
     """
     check_probability(probability=probability)

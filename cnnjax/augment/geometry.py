@@ -47,7 +47,7 @@ def normalize(
     Args:
       images: `[..., height, width, channels]`; uint8 is divided by 255 first, floats are taken as
         they are.
-      mean, std: one number, or one a channel of the result, in units where white is 1.
+      mean, std: one number, or one per channel of the result, in units where white is 1.
       channel_order: `"BGR"` reverses the channels first, for weights that came from Caffe.
 
     Returns:
@@ -194,7 +194,7 @@ def random_resized_crop(
 ) -> Augment:
     """Stretches a random part of the image to the whole size, with bilinear interpolation.
 
-    Szegedy et al. 2015 (arXiv 1409.4842), section 6: the part's share of the area is uniform
+    Szegedy et al. 2015 (arXiv 1409.4842), section 6: the part's fraction of the area is uniform
     between the two given (8% and 100% there), the logarithm of width / height is uniform between
     those of `1 / aspect` and `aspect`, and the place is uniform. A part that would be wider or
     higher than the image is cut to it.

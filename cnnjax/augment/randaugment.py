@@ -55,7 +55,7 @@ class Ranges(NamedTuple):
     Attributes:
       degrees: of rotation.
       shear: the tangent of the angle.
-      translation: as a share of the image's width or height.
+      translation: as a fraction of the image's width or height.
       translation_pixels: or in pixels, where it is not 0.
       enhancement: distance of the factors of brightness, color, contrast and sharpness from 1.
       lost_bits: of the 8 that posterize leaves at a strength of 0.

@@ -15,10 +15,9 @@ from typing import Literal
 import numpy as np
 
 import cnnjax
-from cnnjax.augment.filters import filter_images
 from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, load
+from cnnjax.run import load
 from cnnjax.run import settings as runs
 from cnnjax.tasks import classification
 
@@ -53,7 +52,7 @@ class Config:
     """Random changes of the images first, as of --augment, such as salt_and_pepper:0.1."""
 
     preprocess: str = ""
-    """A filter of the (corrupted) images, such as median:3, beside the run's own."""
+    """A filter of the (corrupted) images, such as median:3, besides the run's own."""
 
     calibrate: bool = False
     """Fit a temperature to the validation images, and report calibration with it."""
@@ -62,7 +61,7 @@ class Config:
     """Attacks to report the accuracy under, such as fgsm:0.3 pgd:0.3:20:5."""
 
     attack_examples: int = 0
-    """Attack only so many of the first images; 0 attacks all."""
+    """Attack only the first N images; 0 attacks all."""
 
     check_masking: bool = False
     """Look for signs that gradients mislead the attacks: see robust.signs_of_masking."""
@@ -130,6 +129,8 @@ def main(config: Config) -> None:
 
 def _dataset(config, directories, cards):
     """Opens the first run's dataset, or the one asked for; all members must fit it."""
+    from cnnjax.run import classifier
+
     if not directories:
         raise UserError("no run given: name one, such as --run runs/mine.")
     settings = [classifier.settings_of_run(directory) for directory in directories]
@@ -188,6 +189,8 @@ def _corrupted(dataset, config):
 
 
 def _of_filtered(logits_of, image_filter):
+    from cnnjax.augment.filters import filter_images
+
     return lambda variables, image: logits_of(variables, filter_images(image, image_filter))
 
 

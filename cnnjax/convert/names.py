@@ -1,4 +1,4 @@
-"""The names that another framework gives to a model's leaves, as a table, and what it comes to.
+"""The names that another framework gives to a model's leaves, as a table.
 
 A table is a list of rules: a regular expression over our path, and a template for theirs. All
 variants of a family share one; what differs between them, such as the running number of a block, is

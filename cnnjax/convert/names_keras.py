@@ -10,7 +10,7 @@ with odd sides otherwise.
 
 EfficientNet, MobileNet v3 and ConvNeXt prepare their images within the model over there. Here the
 images are normalized before the model; the numbers of EfficientNet's `normalization` are no leaves
-of ours, and `from_cnnjax` writes the identity for them. The command reads them into the card
+of ours, and `from_cnnjax` writes the identity for them. The command reads them into the metadata
 (`preprocessing.moments_within`) and writes them from it (`normalization`).
 """
 
@@ -77,11 +77,11 @@ NORMALIZATION: dict[str, Callable[[int], np.ndarray]] = {
 def normalization(
     arrays: Mapping[str, np.ndarray], mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays by which Keras's network normalizes images as our card says.
+    """Returns the arrays by which Keras's network normalizes images as our metadata says.
 
     Args:
       arrays: of `from_cnnjax`; `{}` is returned where they have no normalization of images.
-      mean, std: one number, or one a channel, in units where white is 1.
+      mean, std: one number, or one per channel, in units where white is 1.
     """
     if "normalization/mean" not in arrays:
         return {}

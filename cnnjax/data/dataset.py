@@ -1,4 +1,4 @@
-"""A labelled image dataset in memory: its splits, its classes, its moments."""
+"""A labeled image dataset in memory: its splits, its classes, its moments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cnnjax.data.fields import Field, Image, Label, check_examples
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.rng import numpy_generator
 
-# A dataset without a test split is tested on this share of its training images.
+# A dataset without a test split is tested on this fraction of its training images.
 TEST_SHARE = 0.1
 
 
@@ -184,7 +184,7 @@ def make_dataset(
         `validation` is the test split, as is usual for ImageNet; without both, a tenth of `train`
         is: the same tenth for every seed, so that the scores of different seeds compare.
       relabel: int32 `[old classes]`, the new label of each old one, -1 to leave the class out.
-      validation: a share of the training images below 1, or their number; used where the dataset
+      validation: a fraction of the training images below 1, or their number; used where the dataset
         has no validation split left. 0 trains on all images and leaves `validation` empty.
       seed: chooses the validation images.
 
@@ -245,8 +245,8 @@ def check_validation(validation: float) -> None:
     """Raises UserError unless `validation` is a share below 1 or a whole number of images."""
     if not (0 <= validation < 1 or (validation >= 1 and float(validation).is_integer())):
         raise UserError(
-            f"validation={validation}: give a share of the training images below 1, such as 0.1, "
-            "or a whole number of images, such as 5000"
+            f"validation={validation}: give a fraction of the training images below 1, such as 0.1,"
+            " or a whole number of images, such as 5000"
         )
 
 

@@ -1,4 +1,4 @@
-"""A person's own image files, and images of other sizes, as what a network expects."""
+"""Image files of any size, converted to what a network expects."""
 
 from __future__ import annotations
 

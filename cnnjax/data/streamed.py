@@ -1,4 +1,4 @@
-"""Datasets that are read as they are needed, and what training asks of any dataset.
+"""Streamed datasets, and the interface that training uses for any dataset.
 
 `open_dataset` returns a `Dataset` (in memory) or a `StreamedDataset` (prepared by tfds, on disk,
 never read whole). Both have a name, classes, an image shape, moments and a checksum; their examples
@@ -74,8 +74,8 @@ class StreamedDataset:
       image_size: (height, width) that images are fitted to; None where they are taken as they are.
       fit: how: see `cnnjax.data.image_files.fit_image`.
       shuffle_buffer: the number of examples shuffled at a time.
-      smallest_area: training reads random parts of at least this share of an image's area; 0 reads
-        whole images.
+      smallest_area: training reads random parts of at least this fraction of an image's area; 0
+        reads whole images.
     """
 
     name: str
@@ -148,7 +148,7 @@ def open_dataset(
         Likewise the last tenth of `train` is the test split of a dataset that has nothing else.
       seed: chooses the validation images: of a dataset on disk, where the slice starts.
       smallest_area: of each training image of a dataset on disk a random part of at least this
-        share of its area is read, each epoch another: see
+        fraction of its area is read, each epoch another: see
         `cnnjax.data.decoding.random_crop_decoder`. 0 reads whole images.
 
     Raises:

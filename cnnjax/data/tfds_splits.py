@@ -1,4 +1,4 @@
-"""Which part of a tfds dataset is used for training, validation and testing."""
+"""The training, validation and test splits of a tfds dataset."""
 
 from __future__ import annotations
 

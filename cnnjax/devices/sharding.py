@@ -1,4 +1,4 @@
-"""The mesh of devices, and where on it the arrays of training lie.
+"""The device mesh, and how training arrays are sharded over it.
 
 A mesh is written as axes with sizes, such as `data=4,model=2`:
 

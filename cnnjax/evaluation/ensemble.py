@@ -42,7 +42,7 @@ def model_logits(model: nn.Module, normalize: Callable[[jax.Array], jax.Array]) 
 def ensemble_logits(
     members: Sequence[ModelLogits], *, average: str = "probabilities"
 ) -> ModelLogits:
-    """Returns the logits of an ensemble; its variables are a sequence, one a member.
+    """Returns the logits of an ensemble; its variables are a sequence, one per member.
 
     Args:
       members: the models' logits functions; each is applied to the same image.
@@ -141,7 +141,7 @@ def disagreement(probabilities: Any) -> dict[str, Any]:
       probabilities: `[members, examples, classes]`.
 
     Returns:
-      `pairs`, a list `[members][members]` of the share of examples that two members classify
+      `pairs`, a list `[members][members]` of the fraction of examples that two members classify
       differently; `mean`, its mean over the pairs of two; `any`, the share on which not all agree;
       `mutual_information`, the mean over examples of the entropy of the average minus the average
       entropy, in nats: what the members' differing adds to the uncertainty (Smith and Gal 2018,

@@ -1,4 +1,4 @@
-"""What is trained of a model, by the name of a method or by patterns."""
+"""Which parameters are trained, by the name of a method or by patterns."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _head(target: _Target, count: int) -> Method:
 
 
 def _last(target: _Target, count: int) -> Method:
-    """The last so many stages, and all that comes behind them."""
+    """The last `count` stages, and all that comes behind them."""
     groups = layer_groups(target.model, target.image_shape)
     stages = [number for number, group in enumerate(groups) if group.name not in ("stem", "head")]
     if not 1 <= count <= len(stages):

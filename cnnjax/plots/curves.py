@@ -1,4 +1,4 @@
-"""A run's curves against time."""
+"""Learning curves of a run."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def interval_chart(
 
     Args:
       names: what was compared.
-      means: one a name.
+      means: one per name.
       half_widths: half the width of each interval; NaN for a mean without one.
       label: of the axis.
       path: where the PNG goes.

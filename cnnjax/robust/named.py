@@ -1,4 +1,4 @@
-"""Attacks by name, such as `pgd:0.3:20:5`, and the checks that tell a broken one.
+"""Attacks by name, such as `pgd:0.3:20:5`, and the checks that reject a broken one.
 
 | text | attack |
 |---|---|
@@ -33,7 +33,7 @@ KINDS = {
     "pgd_margin": ("linf", attacks.margin, 4),
     "noise": ("linf", attacks.cross_entropy, 2),
 }
-# The share of the best possible that a sound attack reaches on a linear model.
+# The fraction of the best possible that a sound attack reaches on a linear model.
 SOUND = 0.95
 
 
@@ -203,7 +203,7 @@ def signs_of_masking(accuracies: dict[str, float], num_classes: int) -> list[str
     Returns:
       One sentence a sign; none where all is well.
     """
-    # A share of the images by which sound attacks differ too.
+    # A fraction of the images by which sound attacks differ too.
     slack = 0.02
     attack = accuracies["attack"]
     signs = []

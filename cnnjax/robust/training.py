@@ -189,7 +189,7 @@ def make_free_step(
     which the next replay starts from. So `replays` updates cost as many plain steps; train for
     `replays` times fewer epochs. Where theirs starts from the perturbation of the batch before,
     this one draws it uniformly: it is the start's not being zero that counts (Wong, Rice and Kolter
-    2020, section 4.1), and a run then needs no state beside the usual one.
+    2020, section 4.1), and a run then needs no state besides the usual one.
 
     Args:
       model, optimizer, task, augment, penalty, ema_decay, axis_name: as for

@@ -31,7 +31,7 @@ class Config(Training, LabelledImages):
     sigmoid_binary_cross_entropy, one_vs_all_cross_entropy, mean_squared_error or lenet1998_map."""
 
     label_smoothing: float = 0.0
-    """Share of each label's weight spread over all classes in training (softmax cross-entropy
+    """Fraction of each label's weight spread over all classes in training (softmax cross-entropy
     only); validation and test are of the labels as they are."""
 
     monitor: Literal["accuracy", "loss"] = "accuracy"  # type: ignore[assignment]
@@ -53,7 +53,7 @@ def train(config: Config) -> int:
 
 
 def read_data(config: Config):
-    """Opens the dataset that the settings name; for a smoke run without it, makes images."""
+    """Opens the dataset that the settings name; for a smoke run without it, synthetic images."""
     size = config.image_size or None
     try:
         dataset = cnnjax.data.open_dataset(
@@ -83,10 +83,10 @@ def read_data(config: Config):
 
 
 def made_instead(smoke: bool, error: NotPreparedError, name: str, **options):
-    """Returns made images for a smoke run (see `cnnjax.data.stand_in`); else raises the error."""
+    """Returns synthetic images for a smoke run (`cnnjax.data.stand_in`); else raises the error."""
     if not smoke:
         raise error
-    cnnjax.devices.processes.say(f"made images  in place of {name}: {error}")
+    cnnjax.devices.processes.say(f"synthetic    images in place of {name}: {error}")
     return cnnjax.data.stand_in(name, **options)
 
 
@@ -103,7 +103,7 @@ def data_seed(config: Config) -> int:
 
 
 def make_model(config: Config, name: str, arguments: dict, dataset):
-    """Returns the model, not yet initialized, and the card by which it is built again."""
+    """Returns the model, not yet initialized, and the metadata by which it is built again."""
     num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
     fields = load.computation(name, arguments, precision=config.precision, remat=config.remat)
     model = cnnjax.models.create(name, num_classes=num_outputs, **fields)

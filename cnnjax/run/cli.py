@@ -1,5 +1,6 @@
 """A command line from a frozen dataclass: typed flags, a quick `--help`, one line per error."""
 
+import argparse
 import ast
 import contextlib
 import io
@@ -7,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from cnnjax.devices import processes
 from cnnjax.devices.channel import PEER_LOST_EXIT_CODE, PeerLost
@@ -23,10 +24,12 @@ def parse(
     argv: Sequence[str] | None = None,
     default: Any = None,
     program: str | None = None,
+    description: str | None = None,
 ) -> Any:
     """Returns the config that the flags in `argv` describe, on top of `default` if there is one.
 
-    `program` is what help calls the program: by default, how it was started.
+    `program` is what help calls the program: by default, how it was started. `description` is what
+    help says first: by default, the docstring of `config_type`.
 
     A config class may have a method `implied() -> dict`: defaults that follow from the config's
     other settings, such as those of a named recipe. Flags go before them, and so does `default`.
@@ -36,12 +39,18 @@ def parse(
       SystemExit: after printing the help that `--help` asked for.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    config = _parsed(config_type, argv, default, program)
+    config = _parsed(config_type, argv, default, program, description)
     implied = config.implied() if default is None and hasattr(config, "implied") else {}
     return _parsed(config_type, argv, config_type(**implied), program) if implied else config
 
 
-def _parsed(config_type: type, argv: Sequence[str], default: Any, program: str | None) -> Any:
+def _parsed(
+    config_type: type,
+    argv: Sequence[str],
+    default: Any,
+    program: str | None,
+    description: str | None = None,
+) -> Any:
     import tyro
 
     # On top of a default that is True, the flag itself must be accepted too, not only its negation:
@@ -56,6 +65,7 @@ def _parsed(config_type: type, argv: Sequence[str], default: Any, program: str |
             return tyro.cli(
                 config_type,
                 prog=program,
+                description=description,
                 args=argv,
                 default=default,
                 config=markers,
@@ -76,6 +86,13 @@ def run(
     """
     with one_line_errors():
         sys.exit(main(parse(config_type, argv, **parsing)))
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are a `UserError` on one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def key_values(words: Sequence[str]) -> dict[str, Any]:
@@ -111,10 +128,17 @@ def one_line_errors():
 
 
 def _one_line(boxed: str) -> str:
-    """Returns the sense of one of tyro's boxed messages without its frame."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("╭╮╰╯│ ") for line in boxed.splitlines()]
-    sentences: list[str] = []
-    for line in lines[1:]:
-        if line.strip("─") and not line.startswith(("Argument helptext", "For full helptext")):
-            sentences.append(line)
-    return " ".join(sentences) + " (see --help)"
+    """Returns the sense of one of tyro's boxed messages without its frame and the flags' help."""
+    sections: list[list[str]] = [[]]
+    for line in boxed.splitlines()[1:]:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", line).strip("╭╮╰╯│+|")
+        if re.fullmatch("[─-]{3,}", text.strip()):
+            sections.append([])
+        # Deeper than a flag stands what the flag means.
+        elif not text.startswith(" " * 9):
+            sections[-1].append(text.strip())
+    sentences = [" ".join(lines).strip(" .") for lines in sections]
+    skipped = ("Argument helptext", "For full helptext")
+    return "; ".join(each for each in sentences if each and not each.startswith(skipped)) + (
+        " (see --help)"
+    )

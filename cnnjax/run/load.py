@@ -1,4 +1,4 @@
-"""A trained model: how a run's, or a converted one, is read back."""
+"""Load a trained or converted model from its run directory."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from cnnjax.run.settings import read_config
 if TYPE_CHECKING:
     from cnnjax.finetune import Base
 
-# The folder of BatchNorm's statistics of the tested step, where a run measured them anew.
+# The folder of BatchNorm's statistics of the tested step, where a run recomputed them.
 RECALIBRATED = "recalibrated"
 # What Orbax calls the file that describes the arrays of a directory.
 ORBAX_METADATA = "_METADATA"

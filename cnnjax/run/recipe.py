@@ -1,4 +1,4 @@
-"""What an experiment decides, and the state that training starts with."""
+"""What an experiment chooses (model, loss, optimizer, step), and the initial training state."""
 
 import dataclasses
 import functools
@@ -240,7 +240,7 @@ def state_form(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> Trai
 
 
 def new_state(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> TrainState:
-    """Returns the state of step 0; where the mesh divides it, it is made in parts, on the mesh."""
+    """Returns the state of step 0; where the mesh divides it, each device makes its part."""
     variables = recipe.variables
     if not splits_parameters(mesh):
         # Copies, because the step takes the memory of its input.

@@ -1,4 +1,4 @@
-"""What a finished run leaves: figures, `summary.json` and `summary.md`."""
+"""The outputs of a finished run: figures, `summary.json` and `summary.md`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -19,7 +19,7 @@ class Diverged(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best validation so far: what the loop remembers beside the state, saved with it.
+    """The best validation so far: what the loop remembers besides the state, saved with it.
 
     Attributes:
       value: the best monitored value, or None before the first validation.
@@ -78,7 +78,7 @@ def fit(
       first_step: the number of steps already made; 0 for a new run.
       last_step: the total number of steps.
       steps_per_epoch: steps in one pass over the training data.
-      log_every_steps: training metrics are averaged over so many steps, counted from the start of
+      log_every_steps: training metrics are averaged over this many steps, counted from the start of
         each epoch.
       record: `(step, kind, values)`, called with kind `train` or `validation`.
       evaluate: `state -> values`, called after every `evaluate_every_epochs` epochs and at the end.

@@ -1,7 +1,4 @@
-"""Models by name, their features, their tables, and the command line."""
-
-import re
-from pathlib import Path
+"""Models by name, their features and their tables."""
 
 import flax.linen as nn
 import jax
@@ -10,7 +7,6 @@ import numpy as np
 import pytest
 
 from cnnjax import models
-from cnnjax.commands.models import main
 from cnnjax.errors import UserError
 
 
@@ -159,38 +155,3 @@ def test_summary_counts_running_statistics_apart():
 def test_summary_runs_nothing_and_leaves_the_model_usable():
     model = models.create("vgg19", num_classes=1000)
     assert models.summary(model, (224, 224, 3)) == models.summary(model, (224, 224, 3))
-
-
-def test_command_line_lists(capsys):
-    assert main(["lenet5*"]) == 0
-    printed = capsys.readouterr().out
-    assert "lenet5_1998" in printed
-    assert "60,000" in printed
-    assert "281,640" in printed
-
-
-def test_command_line_prints_one_model(capsys):
-    assert main(["cnn_32_64_dense64", "--num-classes", "26"]) == 0
-    printed = capsys.readouterr().out
-    assert "dense1  Dense     64" in printed
-    assert f"{64 * 26 + 26:,}" in printed
-    assert "source: cnnjax.models.simple.SimpleCNN(dense_widths=(64,))" in printed
-    place = re.search(r"^in (.*simple\.py), line (\d+)$", printed, re.MULTILINE)
-    assert Path(place[1]).read_text().splitlines()[int(place[2]) - 1].startswith("class SimpleCNN(")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["vgg61"], "unknown model 'vgg61': did you mean vgg"),
-        (["zzz*"], "no model matches 'zzz*'"),
-        (["lenet5", "--image-shape", "8", "8", "1"], "at least 16x16 pixels, got 8x8"),
-    ],
-)
-def test_command_line_errors_are_one_line(arguments, message, capsys):
-    assert main(arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("error: ")
-    assert message in printed.err
-    assert printed.err.count("\n") == 1
