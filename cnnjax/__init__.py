@@ -1,68 +1,66 @@
 """cnnjax: convolutional networks as pure functions, in JAX and Flax Linen.
 
-    data -> model -> step -> loop -> checkpoint
+    data -> model -> task -> step -> loop -> checkpoint
 
-Each of these is a module of pure functions, usable without the others. Nothing is imported before
-it is used: `import cnnjax` costs nothing, `cnnjax.steps` imports JAX, and TensorFlow, Matplotlib
+Each of these is a room of pure functions, usable without the others. Nothing is imported before it
+is used: `import cnnjax` costs nothing, `cnnjax.train.step` imports JAX, and TensorFlow, Matplotlib
 and Orbax are imported by the functions that need them.
 """
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from cnnjax import lazy
 
-_MODULES = (
-    "averaging",
-    "backend",
-    "calibration",
-    "checkpoint",
-    "convert",
-    "data",
-    "data_quality",
-    "distributed",
-    "dropout",
-    "ensemble",
-    "environment",
-    "errors",
-    "evaluate",
-    "finetune",
-    "gradients",
-    "logs",
-    "loop",
-    "losses",
-    "metrics",
-    "models",
-    "ops",
-    "optim",
-    "parallel",
-    "plan",
-    "plots",
-    "precision",
-    "recalibrate",
-    "recipe",
-    "replay",
-    "report",
-    "rng",
-    "robust",
-    "run_comparison",
-    "run_directory",
-    "runs",
-    "schedules",
-    "sharding",
-    "starting",
-    "state",
-    "steps",
-    "training",
-    "trees",
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    (
+        "augment",
+        "checkpoint",
+        "convert",
+        "data",
+        "devices",
+        "errors",
+        "evaluation",
+        "finetune",
+        "losses",
+        "metrics",
+        "models",
+        "ops",
+        "optim",
+        "plots",
+        "rng",
+        "robust",
+        "run",
+        "schedules",
+        "studies",
+        "tasks",
+        "train",
+        "trees",
+    ),
 )
 
+__version__ = "0.2.0"
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*_MODULES, "__version__"]
+if TYPE_CHECKING:
+    from cnnjax import augment as augment
+    from cnnjax import checkpoint as checkpoint
+    from cnnjax import convert as convert
+    from cnnjax import data as data
+    from cnnjax import devices as devices
+    from cnnjax import errors as errors
+    from cnnjax import evaluation as evaluation
+    from cnnjax import finetune as finetune
+    from cnnjax import losses as losses
+    from cnnjax import metrics as metrics
+    from cnnjax import models as models
+    from cnnjax import ops as ops
+    from cnnjax import optim as optim
+    from cnnjax import plots as plots
+    from cnnjax import rng as rng
+    from cnnjax import robust as robust
+    from cnnjax import run as run
+    from cnnjax import schedules as schedules
+    from cnnjax import studies as studies
+    from cnnjax import tasks as tasks
+    from cnnjax import train as train
+    from cnnjax import trees as trees

@@ -20,19 +20,24 @@ PyTree = Any
 Pair = tuple[jax.Array, jax.Array]
 
 
-def mean(values: ArrayLike, mask: ArrayLike | None = None) -> Pair:
-    """Returns the pair whose quotient is the mean over the unmasked examples.
+def mean(values: ArrayLike, weights: ArrayLike | None = None) -> Pair:
+    """Returns the pair whose quotient is the weighted mean.
 
     Args:
-      values: `[batch]`, such as a loss; summed in float32 at least.
-      mask: bool `[batch]`, or None.
+      values: `[batch, ...]`, such as a loss; summed in float32 at least.
+      weights: of the same shape: a mask (bool, counted exactly), numbers of at least 0, or None
+        for 1 each. A value of weight 0 may be anything, NaN too.
 
     Returns:
-      `(sum, count)`: scalars, float32 (or float64) and int32.
+      `(sum, count)`: scalars, float32 (or float64) and int32; the dtype of the weights where they
+      are numbers.
     """
     values = jnp.asarray(values)
-    mask = _mask_like(values, mask)
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    if weights is not None and jnp.asarray(weights).dtype != jnp.bool_:
+        weights = jnp.asarray(weights)
+        return jnp.sum(jnp.where(weights != 0, values * weights, 0)), jnp.sum(weights)
+    mask = _mask_like(values, weights)
     # Selected, not multiplied: a NaN in the padding must not reach the sum.
     return jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask, dtype=jnp.int32)
 
@@ -153,17 +158,22 @@ def merge(first: PyTree, second: PyTree) -> PyTree:
     return jax.tree.map(operator.add, first, second)
 
 
-def finalise(metrics: Mapping[str, Any]) -> dict[str, float]:
+def pairs(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries that are `(sum, count)` pairs, without arrays of counts."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if isinstance(value, tuple | list) and len(value) == 2
+    }
+
+
+def finalize(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Divides each `(sum, count)` pair, in float64 on the host; NaN where nothing was counted.
 
     Entries that are no pairs, such as confusion counts, are left out. Under a JAX transformation
     the quotients are arrays instead of floats.
     """
-    return {
-        name: _quotient(*value)
-        for name, value in metrics.items()
-        if isinstance(value, tuple | list) and len(value) == 2
-    }
+    return {name: _quotient(*value) for name, value in pairs(metrics).items()}
 
 
 def precision_recall_f1(confusion: ArrayLike) -> dict[str, jax.Array]:

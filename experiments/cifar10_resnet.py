@@ -20,13 +20,12 @@ the same end. Time and score are not measured here: CIFAR-10 cannot be had witho
 
 import dataclasses
 
-from cnnjax import runs
-from experiments import classify
-from experiments.classify import main
+from cnnjax.run import classifier, settings
+from cnnjax.run.classifier import main
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(classify.Config):
+class Config(classifier.Config):
     """A residual network on CIFAR-10 by the recipe of its paper: trains, tests at the end."""
 
     model: str = "cifar_resnet20"
@@ -43,4 +42,4 @@ class Config(classify.Config):
 
 
 if __name__ == "__main__":
-    runs.launch(Config, main)
+    settings.launch(Config, main)

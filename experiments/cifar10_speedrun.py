@@ -7,7 +7,7 @@ epochs, 3.29 s on one A100, mean of many runs. What makes it fast, each switched
   scaled to unit variance, and their negatives; they are never trained, their bias for 3 epochs
   (section 3.2)
 - identity: the other convolutions start by handing their input on (section 3.3)
-- bias rate: the biases of the normalisations learn 64 times as fast as the kernels (section 3.4)
+- bias rate: the biases of the normalizations learn 64 times as fast as the kernels (section 3.4)
 - lookahead: every 5 steps the parameters are pulled to a slow average of themselves, ever more
   weakly, until at the end they are it (section 3.4)
 - alternating flip: an image that an epoch shows mirrored, the next shows as it is; random flips
@@ -17,7 +17,7 @@ epochs, 3.29 s on one A100, mean of many runs. What makes it fast, each switched
 
     python scripts/prepare_data.py cifar10 --download
     python -m experiments.cifar10_speedrun --precision bfloat16
-    python -m experiments.evaluate --run RUN --tta flip,shift:1     # section 3.5: several crops
+    cnnjax evaluate --run RUN --tta flip,shift:1     # section 3.5: several crops
 
 Of the paper's: 10 epochs instead of 9.9, a rate that rises from 0 instead of a fifth of its peak,
 no decay of biases, and at the test 18 crops of equal weight instead of 6. The paper's rates are for
@@ -35,9 +35,9 @@ import numpy as np
 import optax
 
 import cnnjax
-from cnnjax import cli, runs, trees
+from cnnjax import trees
 from cnnjax.errors import UserError
-from experiments import classify
+from cnnjax.run import classifier, cli, settings
 
 WHITENED_IMAGES = 5000
 WHITENING_EPSILON = 5e-4
@@ -46,7 +46,7 @@ LOOKAHEAD_STEPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(classify.Config):
+class Config(classifier.Config):
     """The network of airbench on CIFAR-10 in 10 epochs: trains, tests at the end."""
 
     model: str = "airbench94"
@@ -74,14 +74,14 @@ class Config(classify.Config):
 
 def main(config: Config) -> int:
     """Trains and tests the network; returns the exit code."""
-    classify.start(config)
-    dataset = classify.read_data(config)
+    classifier.start(config)
+    dataset = classifier.read_data(config)
     arguments = cli.key_values(config.model_arguments)
-    model, card = classify.make_model(config, config.model, arguments, dataset)
-    steps_per_epoch = cnnjax.training.total_steps(config, dataset) // config.epochs
-    images = cnnjax.data.first_examples(dataset, "train", WHITENED_IMAGES).image
-    images = cnnjax.data.normalise(jnp.asarray(images), dataset.mean, dataset.std)
-    recipe = classify.make_recipe(
+    model, card = classifier.make_model(config, config.model, arguments, dataset)
+    steps_per_epoch = cnnjax.run.recipe.total_steps(config, dataset) // config.epochs
+    stored = cnnjax.data.first_examples(dataset, "train", WHITENED_IMAGES).image
+    images = cnnjax.augment.normalize(jnp.asarray(stored), dataset.mean, dataset.std)
+    recipe = classifier.make_recipe(
         config,
         dataset,
         model,
@@ -90,15 +90,15 @@ def main(config: Config) -> int:
             optimizer, total_steps, round(config.whitening_bias_epochs * steps_per_epoch)
         ),
         step_factory=lambda *args, **options: alternating_flip(
-            cnnjax.steps.make_train_step(*args, **options), steps_per_epoch
+            cnnjax.train.step.make_step(*args, **options), steps_per_epoch
         ),
         variables=initial_variables(model, images, config.seed),
     )
-    return cnnjax.training.train_classifier(config, recipe)
+    return cnnjax.run.trainer.train(config, recipe)
 
 
 def initial_variables(model, images: jax.Array, seed: int) -> dict:
-    """Returns the model's variables with the whitening of these normalised images."""
+    """Returns the model's variables with the whitening of these normalized images."""
     key = cnnjax.rng.stream_key(jax.random.key(seed), "init", 0)
     variables = jax.jit(model.init)(key, images[:1])
     named = trees.named_leaves(variables["params"])
@@ -181,11 +181,11 @@ def _coin(images: jax.Array) -> jax.Array:
     pixels = images.reshape(len(images), -1).astype(jnp.uint32)
     weights = np.random.default_rng(0).integers(2**32, size=pixels.shape[1], dtype=np.uint32)
     mixed = jnp.sum(pixels * weights, axis=1, dtype=jnp.uint32)
-    # The finaliser of MurmurHash3: each bit of the sum reaches the one that is kept.
+    # The finalizer of MurmurHash3: each bit of the sum reaches the one that is kept.
     mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
     return (mixed >> 31).astype(jnp.int32)
 
 
 if __name__ == "__main__":
-    runs.launch(Config, main)
+    settings.launch(Config, main)

@@ -11,13 +11,12 @@ a radial kernel, is right on 97% of its half.
 
 import dataclasses
 
-from cnnjax import runs
-from experiments import classify
-from experiments.classify import main
+from cnnjax.run import classifier, settings
+from cnnjax.run.classifier import main
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(classify.Config):
+class Config(classifier.Config):
     """An MLP on scikit-learn's digits: trains, validates after each epoch, tests at the end."""
 
     dataset: str = "digits"
@@ -31,4 +30,4 @@ class Config(classify.Config):
 
 
 if __name__ == "__main__":
-    runs.launch(Config, main)
+    settings.launch(Config, main)

@@ -11,14 +11,15 @@ compared, on which network, and what a run leaves.
 import dataclasses
 from typing import Literal
 
-from experiments import few_labels, mnist_finetune
+from cnnjax.studies import few_labels
+from experiments import mnist_finetune
 
 FASHION = "tfds:fashion_mnist"
 # No sweep was made on clothes; --sweep makes one.
 RATES = mnist_finetune.TASKS["halves"].rates
 TASKS = {
-    "there": few_labels.Task(FASHION, "mnist", rates=RATES),
-    "back": few_labels.Task("mnist", FASHION, rates=RATES),
+    "there": few_labels.Transfer(FASHION, "mnist", rates=RATES),
+    "back": few_labels.Transfer("mnist", FASHION, rates=RATES),
 }
 
 

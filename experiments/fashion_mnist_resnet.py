@@ -19,13 +19,12 @@ it is not prepared.
 
 import dataclasses
 
-from cnnjax import runs
-from experiments import classify
-from experiments.classify import main
+from cnnjax.run import classifier, settings
+from cnnjax.run.classifier import main
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(classify.Config):
+class Config(classifier.Config):
     """A residual network on Fashion-MNIST: trains, validates each epoch, tests at the end."""
 
     model: str = "cifar_resnet20"
@@ -44,4 +43,4 @@ class Config(classify.Config):
 
 
 if __name__ == "__main__":
-    runs.launch(Config, main)
+    settings.launch(Config, main)

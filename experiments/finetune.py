@@ -4,8 +4,8 @@
     python -m experiments.finetune --base runs/low --classes 5,6,7,8,9 --labels-per-class 10 \\
         --batch-size 50 --method lora:4
 
-`--base` is a run, a checkpoint directory, or weights converted by `python -m cnnjax.convert`; the
-model, image size and normalisation are its own. docs/finetune.md says what each method trains.
+`--base` is a run, a checkpoint directory, or weights converted by `cnnjax convert`; the
+model, image size and normalization are its own. docs/finetune.md says what each method trains.
 """
 
 import dataclasses
@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 import cnnjax
-from cnnjax import cli, finetune, runs
+from cnnjax import finetune
 from cnnjax.errors import UserError
-from experiments import classify
+from cnnjax.run import classifier, cli
+from cnnjax.run import settings as runs
+from cnnjax.run.load import read_base
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(classify.Config):
+class Config(classifier.Config):
     """Fine-tune a classifier: validates after each epoch, tests at the end, keeps everything."""
 
     base: str = ""
@@ -27,7 +29,7 @@ class Config(classify.Config):
     --smoke and no base, a small one is trained first, in RUN/base."""
 
     model: str = ""
-    """A name that `python -m cnnjax.models` lists; by default the base's, with its arguments."""
+    """A name that `cnnjax models` lists; by default the base's, with its arguments."""
 
     method: str = "full"
     """full, head, last:STAGES, bitfit, norm, lora:RANK, adapter:UNITS; or scratch: nothing of the
@@ -49,7 +51,7 @@ class Config(classify.Config):
     """LoRA's change of a kernel is multiplied by alpha / rank."""
 
     norm_statistics: Literal["auto", "frozen", "batch"] = "auto"
-    """Layers of BatchNorm that keep their running statistics and normalise by them: auto, those
+    """Layers of BatchNorm that keep their running statistics and normalize by them: auto, those
     whose scale and bias are frozen; frozen, all; batch, none."""
 
     layer_decay: float = 1.0
@@ -70,7 +72,7 @@ class Config(classify.Config):
 
 def main(config: Config) -> int:
     """Fine-tunes and tests one network; returns the exit code."""
-    classify.start(config)
+    classifier.start(config)
     directory = Path(config.base or Path(config.run_dir) / "base")
     if not config.base:
         if not config.smoke:
@@ -78,7 +80,7 @@ def main(config: Config) -> int:
         code = _train_small_base(config, directory)
         if code:
             return code
-    base = finetune.read_base(directory)
+    base = read_base(directory)
     if not (config.model or base.card):
         raise UserError(f"{base.source} does not say its model: name it with --model.")
     name = config.model or base.card["model"]
@@ -86,12 +88,12 @@ def main(config: Config) -> int:
     preprocess = config.preprocess or base.card.get("preprocess", "")
     # The run's own settings stay as they were given: the base's are in its card.
     like_base = dataclasses.replace(config, image_size=size, preprocess=preprocess)
-    dataset = classify.read_data(like_base)
+    dataset = classifier.read_data(like_base)
     if config.labels_per_class:
         dataset = cnnjax.data.few_labels(dataset, config.labels_per_class, seed=config.seed)
     arguments = base.card["arguments"] if name == base.card.get("model") else {}
     arguments = arguments | cli.key_values(config.model_arguments)
-    model, card = classify.make_model(like_base, name, arguments, dataset)
+    model, card = classifier.make_model(like_base, name, arguments, dataset)
 
     scratch, shape = config.method == "scratch", dataset.image_shape
     new = (".*",) if scratch else config.new
@@ -115,8 +117,8 @@ def main(config: Config) -> int:
     if config.l2_sp:
         pull = finetune.l2_sp(config.l2_sp, config.l2_sp_new)
         variables = finetune.remember_start(variables, loaded.kept)
-    cnnjax.distributed.say(f"base         {base.source}\n{finetune.format_loaded(loaded)}")
-    recipe = classify.make_recipe(
+    cnnjax.devices.processes.say(f"base         {base.source}\n{finetune.format_loaded(loaded)}")
+    recipe = classifier.make_recipe(
         like_base,
         dataset,
         tuned,
@@ -128,7 +130,7 @@ def main(config: Config) -> int:
         base_checksum=base.checksum,
         pull=pull,
     )
-    return cnnjax.training.train_classifier(config, recipe)
+    return cnnjax.run.trainer.train(config, recipe)
 
 
 def _by_group(config, groups, optimizer, total_steps):
@@ -146,17 +148,17 @@ def _train_small_base(config, directory):
     if (directory / "summary.json").exists():
         return 0
     settings = {
-        field.name: getattr(config, field.name) for field in dataclasses.fields(classify.Config)
+        field.name: getattr(config, field.name) for field in dataclasses.fields(classifier.Config)
     }
     settings |= {
-        "model": config.model or classify.Config.model,
+        "model": config.model or classifier.Config.model,
         "classes": "even-odd",
         "run_dir": str(directory),
         "resume": str(directory) if (directory / "config.json").exists() else "",
         "stop_after_epochs": 0,
         "plan": False,
     }
-    return classify.train(classify.Config(**settings))
+    return classifier.train(classifier.Config(**settings))
 
 
 if __name__ == "__main__":

@@ -25,9 +25,8 @@ fewer blocks). Where it is not prepared, `--smoke` runs on made images of 32x32 
 import dataclasses
 from typing import Any, Literal
 
-from cnnjax import runs
-from experiments import classify
-from experiments.classify import main
+from cnnjax.run import classifier, settings
+from cnnjax.run.classifier import main
 
 RECIPES: dict[str, dict[str, Any]] = {
     "90": {},
@@ -50,7 +49,7 @@ SMOKE = {"image_size": 32, "batch_size": 64, "warmup_epochs": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(classify.Config):
+class Config(classifier.Config):
     """ResNet-50 on ImageNet: trains, tests on the validation split at the end."""
 
     recipe: Literal["90", "300"] = "90"
@@ -81,4 +80,4 @@ class Config(classify.Config):
 
 
 if __name__ == "__main__":
-    runs.launch(Config, main)
+    settings.launch(Config, main)

@@ -16,7 +16,7 @@ Validation after each epoch is under `--validation-attack` too, which shows when
 loses its robustness: the most robust weights are kept. The test at the end is under
 `--test-attack`. Then, for a closer look:
 
-    python -m experiments.evaluate --run RUN --attack fgsm:0.3 pgd:0.3:20:5 --check-masking
+    cnnjax evaluate --run RUN --attack fgsm:0.3 pgd:0.3:20:5 --check-masking
 """
 
 import dataclasses
@@ -25,13 +25,12 @@ from typing import Literal
 import optax
 
 import cnnjax
-from cnnjax import cli, runs
 from cnnjax.errors import UserError
-from experiments import classify
+from cnnjax.run import classifier, cli, settings
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(classify.Config):
+class Config(classifier.Config):
     """Adversarial training of a classifier: validates and tests it under attack too."""
 
     method: Literal["none", "fgsm_rs", "pgd", "trades", "free"] = "fgsm_rs"
@@ -86,29 +85,28 @@ def main(config: Config) -> int:
     }
     if not 0 <= config.epsilon_warmup_epochs < float("inf"):
         raise UserError(f"--epsilon-warmup-epochs {config.epsilon_warmup_epochs}: give 0 or more.")
-    classify.start(config)
-    dataset = classify.read_data(config)
+    classifier.start(config)
+    dataset = classifier.read_data(config)
     for attack in attacks.values():
         robust.check_attack(attack, dataset.image_shape)
     arguments = cli.key_values(config.model_arguments)
-    model, card = classify.make_model(config, config.model, arguments, dataset)
+    model, card = classifier.make_model(config, config.model, arguments, dataset)
 
     def make_eval_step(axis_name, *, split):
         return robust.make_robust_eval_step(
             recipe.model,
-            recipe.loss_fn,
+            recipe.task,
             attacks[split],
-            num_classes=dataset.num_classes,
-            normalise=recipe.normalise,
+            normalize=recipe.normalize,
             axis_name=axis_name,
         )
 
     free = config.method == "free"
     updates_per_step = config.replays if free else 1
-    steps_per_epoch = cnnjax.training.total_steps(config, dataset) // config.epochs
+    steps_per_epoch = cnnjax.run.recipe.total_steps(config, dataset) // config.epochs
     growth = round(config.epsilon_warmup_epochs * steps_per_epoch * updates_per_step)
     factory = _free_factory(config, growth) if free else _factory(config, growth)
-    recipe = classify.make_recipe(
+    recipe = classifier.make_recipe(
         config,
         dataset,
         model,
@@ -117,7 +115,7 @@ def main(config: Config) -> int:
         updates_per_step=updates_per_step,
         make_eval_step=make_eval_step,
     )
-    return cnnjax.training.train_classifier(config, recipe)
+    return cnnjax.run.trainer.train(config, recipe)
 
 
 def _growing(length, num_updates):
@@ -126,24 +124,22 @@ def _growing(length, num_updates):
 
 
 def _factory(config, growth):
-    """Returns what takes the arguments of `make_train_step` and makes the adversarial one."""
+    """Returns what takes the arguments of `make_step` and makes the adversarial one."""
     default = 1.25 if config.method == "fgsm_rs" else 2.5 / max(1, config.attack_steps)
     step_size = config.step_size or default * config.epsilon
 
-    def factory(model, optimizer, loss_fn, *, normalise, **options):
-        objective = cnnjax.robust.make_objective(
+    def factory(model, optimizer, task, *, normalize, **options):
+        attacked = cnnjax.robust.adversarial(
+            task,
             config.method,
-            loss_fn,
-            normalise=normalise,
+            normalize=normalize,
             epsilon=_growing(config.epsilon, growth),
             step_size=_growing(step_size, growth),
             num_steps=config.attack_steps,
             beta=config.beta,
         )
-        as_float = cnnjax.steps.as_float
-        return cnnjax.steps.make_train_step(
-            model, optimizer, loss_fn, normalise=as_float, objective=objective, **options
-        )
+        step = cnnjax.train.step
+        return step.make_step(model, optimizer, attacked, normalize=step.as_float, **options)
 
     return factory
 
@@ -160,13 +156,13 @@ def _free_factory(config, growth):
         raise UserError(f"--method free has no {flag}: leave it out, or use another method.")
     cnnjax.robust.check_numbers(replays=config.replays)
 
-    def factory(model, optimizer, loss_fn, **options):
+    def factory(model, optimizer, task, **options):
         for name in ("accumulate", "sam_radius", "averaging", "pull"):
             options.pop(name)
         return cnnjax.robust.make_free_step(
             model,
             optimizer,
-            loss_fn,
+            task,
             epsilon=_growing(config.epsilon, growth),
             step_size=_growing(config.step_size or config.epsilon, growth),
             replays=config.replays,
@@ -177,4 +173,4 @@ def _free_factory(config, growth):
 
 
 if __name__ == "__main__":
-    runs.launch(Config, main)
+    settings.launch(Config, main)

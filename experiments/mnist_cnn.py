@@ -13,9 +13,9 @@ The README has the scores of five seeds:
 
 import dataclasses
 
-from cnnjax import runs
+from cnnjax.run import settings
+from cnnjax.run.classifier import main
 from experiments import mnist_lenet
-from experiments.classify import main
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,4 +26,4 @@ class Config(mnist_lenet.Config):
 
 
 if __name__ == "__main__":
-    runs.launch(Config, main)
+    settings.launch(Config, main)

@@ -13,7 +13,7 @@ Each member is a whole run, RUN/member-N, that validates on the same images as t
 a temperature can be fitted for the ensemble; `RUN/evaluation.json` has scores, disagreement
 and calibration. Any runs make an ensemble afterwards, of any networks:
 
-    python -m experiments.evaluate --run runs/a runs/b runs/c --tta shift:1 --calibrate
+    cnnjax evaluate --run runs/a runs/b runs/c --tta shift:1 --calibrate
 """
 
 import dataclasses
@@ -21,13 +21,14 @@ import json
 from pathlib import Path
 
 import cnnjax
-from cnnjax import runs
+from cnnjax.commands import evaluate
 from cnnjax.errors import UserError
-from experiments import classify, evaluate
+from cnnjax.run import classifier, settings
+from cnnjax.tasks import class_scores
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(classify.Config):
+class Config(classifier.Config):
     """Train the members of an ensemble on MNIST, and evaluate them together."""
 
     members: int = 5
@@ -62,11 +63,11 @@ def main(config: Config) -> int:
             f"{config.members} (not {config.epochs}), and --ema-decay 0: an average would mix the "
             "cycles."
         )
-    classify.start(dataclasses.replace(config, coordinator="off"))
+    classifier.start(dataclasses.replace(config, coordinator="off"))
     directory = Path(config.run_dir)
-    cnnjax.run_directory.make_directory(directory)
-    with cnnjax.run_directory.only_writer(directory):
-        runs.write_config(config, runs.experiment_name(type(config)))
+    cnnjax.run.files.make_directory(directory)
+    with cnnjax.run.files.only_writer(directory):
+        settings.write_config(config, settings.experiment_name(type(config)))
         names = []
         for member in _members(config, directory):
             code = _train(member)
@@ -83,23 +84,23 @@ def main(config: Config) -> int:
                 out=str(directory),
             )
         )
-        _summarise(config, directory)
+        _summarize(config, directory)
     return 0
 
 
 def _members(config, directory):
     """Returns the settings of each run to train."""
     fields = {
-        field.name: getattr(config, field.name) for field in dataclasses.fields(classify.Config)
+        field.name: getattr(config, field.name) for field in dataclasses.fields(classifier.Config)
     }
-    data_seed = classify.data_seed(config)
+    data_seed = classifier.data_seed(config)
     fields |= {"data_seed": data_seed, "resume": "", "coordinator": "off"}
     if config.snapshots:
         # The end of every cycle is kept, and the last one is not replaced by the best.
         fields |= {"cycles": config.members, "warmup_epochs": 0.0, "keep_last": 0, "patience": 0}
-        return [classify.Config(**fields | {"run_dir": str(directory / "member-1")})]
+        return [classifier.Config(**fields | {"run_dir": str(directory / "member-1")})]
     return [
-        classify.Config(
+        classifier.Config(
             **fields
             | {
                 "seed": config.seed + number,
@@ -117,11 +118,11 @@ def _train(member):
         return 0
     if (directory / "config.json").exists():
         member = dataclasses.replace(member, resume=member.run_dir)
-    return classify.main(member) or 0
+    return classifier.main(member) or 0
 
 
 def _names(config, directory):
-    """Returns how `experiments.evaluate` names the members that a finished run gives."""
+    """Returns how `cnnjax.commands.evaluate` names the members that a finished run gives."""
     if not config.snapshots:
         return [str(directory)]
     step = json.loads((directory / "summary.json").read_text())["step"]
@@ -130,14 +131,14 @@ def _names(config, directory):
     ]
 
 
-def _summarise(config, directory):
+def _summarize(config, directory):
     """Writes the summary of the ensemble, whose presence says that it is finished."""
     report = json.loads((directory / "evaluation.json").read_text())
     members = [
         json.loads(path.read_text()) for path in sorted(directory.glob("member-*/summary.json"))
     ]
     summary = {
-        "experiment": runs.experiment_name(type(config)),
+        "experiment": settings.experiment_name(type(config)),
         "model": f"{config.members} x {config.model}",
         "dataset": config.dataset,
         "test_accuracy": report["accuracy"],
@@ -151,8 +152,8 @@ def _summarise(config, directory):
         "epochs": config.epochs,
         "step": sum(member["step"] for member in members),
     }
-    cnnjax.report.write_summary(directory, summary, cnnjax.evaluate.format_report(report))
+    cnnjax.run.report.write_summary(directory, summary, class_scores.format_report(report))
 
 
 if __name__ == "__main__":
-    runs.launch(Config, main)
+    settings.launch(Config, main)

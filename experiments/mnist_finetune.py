@@ -10,10 +10,10 @@ learning rates.
 import dataclasses
 from typing import Literal
 
-from experiments import few_labels
+from cnnjax.studies import few_labels
 
 TASKS = {
-    "halves": few_labels.Task(
+    "halves": few_labels.Transfer(
         "mnist",
         "mnist",
         "0,1,2,3,4",
@@ -32,7 +32,7 @@ TASKS = {
             "adapter:4": 0.03,
         },
     ),
-    "digits": few_labels.Task(
+    "digits": few_labels.Transfer(
         "mnist",
         "digits",
         rates={

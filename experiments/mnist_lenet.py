@@ -15,13 +15,12 @@ the moving average of its parameters. `--model lenet5_1998` is the network of th
 
 import dataclasses
 
-from cnnjax import runs
-from experiments import classify
-from experiments.classify import main
+from cnnjax.run import classifier, settings
+from cnnjax.run.classifier import main
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(classify.Config):
+class Config(classifier.Config):
     """LeNet-5 on MNIST: trains, validates after each epoch, tests at the end."""
 
     model: str = "lenet5"
@@ -33,4 +32,4 @@ class Config(classify.Config):
 
 
 if __name__ == "__main__":
-    runs.launch(Config, main)
+    settings.launch(Config, main)

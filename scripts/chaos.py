@@ -40,9 +40,10 @@ sys.path.insert(0, str(HERE.parent))
 
 from chaos_damage import DAMAGES, leave_debris  # noqa: E402
 
-from cnnjax import checkpoint, step_directories  # noqa: E402
+from cnnjax import checkpoint  # noqa: E402
+from cnnjax.checkpoint import directories  # noqa: E402
 from cnnjax.errors import UserError  # noqa: E402
-from cnnjax.run_comparison import compare_runs, compare_states  # noqa: E402
+from cnnjax.run.compare import compare_runs, compare_states  # noqa: E402
 
 COMMON = ["--smoke", "--devices", "1", "--batch-size", "8", "--save-every-steps", "4"]
 EXPERIMENTS = {
@@ -266,7 +267,7 @@ def spoil(
 
 def unspoiled(run: Path) -> dict[int, Path]:
     """Returns the saved steps, but for those that `spoil` damaged."""
-    found = step_directories.whole(run / "checkpoints")
+    found = directories.whole(run / "checkpoints")
     return {step: path for step, path in found.items() if not (path / SPOILED).exists()}
 
 

@@ -28,9 +28,9 @@ IMPORTED = (
     "tyro",
     "matplotlib.pyplot",
     "tensorboardX.event_file_writer",
-    "cnnjax.training",
+    "cnnjax.run.trainer",
     "cnnjax.models",
-    "cnnjax.data.augment",
+    "cnnjax.augment.geometry",
     "cnnjax.data.sources",
 )
 
@@ -60,12 +60,12 @@ def run(request: dict[str, Any]) -> None:
         os.dup2(log.fileno(), 2)
     status: Any = 1
     try:
-        from cnnjax import runs
+        from cnnjax.run import settings
 
         module = importlib.import_module(request["module"])
         sys.argv = [str(module.__file__), *request["argv"]]
         # `python -m` would have made it the main module, whose name runs find in its spec.
-        runs.launch(module.Config, module.main, request["argv"])
+        settings.launch(module.Config, module.main, request["argv"])
     except SystemExit as stop:
         status = stop.code or 0
     except BaseException:

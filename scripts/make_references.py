@@ -131,7 +131,7 @@ def build(network: Network) -> Any:
 
 
 def create(network: Network, *, num_classes: int) -> Any:
-    """Returns a network of a library, as it is initialised there."""
+    """Returns a network of a library, as it is initialized there."""
     if network.library == "timm":
         import timm
 

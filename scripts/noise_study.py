@@ -3,7 +3,7 @@
     python scripts/noise_study.py
 
 Labels: LeNet-5 on MNIST with 20% of the training labels made wrong, trained for 20 epochs without
-any regularisation, learns many of them by heart. A run of 3 epochs ranks the training images; those
+any regularization, learns many of them by heart. A run of 3 epochs ranks the training images; those
 that it would label otherwise are left out, and the long training is repeated. Validation and test
 labels are right throughout.
 

@@ -26,8 +26,8 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from cnnjax.cli import one_line_errors
 from cnnjax.errors import UserError
+from cnnjax.run.cli import one_line_errors
 
 _PROBE_TIMEOUT_SECS = 10.0
 # The published .gz carry in their headers the original file's name and time (seconds since 1970).

@@ -46,7 +46,7 @@ def run_directory(line: str, seed: int, out: Path) -> Path:
 
 def half_interval(values: Sequence[float]) -> float:
     """Returns half the width of Student's 95% interval of the mean; NaN for one value."""
-    from cnnjax.finetune.comparison import mean_interval
+    from cnnjax.studies.tables import mean_interval
 
     return mean_interval(values)[1]
 

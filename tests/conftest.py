@@ -39,7 +39,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from cnnjax import backend  # noqa: E402
+from cnnjax.devices import backend  # noqa: E402
 
 backend.enable_compilation_cache()
 # Small programs too: a thousand of them are compiled in every module anew, after the one before

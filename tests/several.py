@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from cnnjax import checkpoint, distributed, models, parallel
+from cnnjax import checkpoint, models
 from cnnjax.data.pipelines import ResidentPipeline
 from cnnjax.data.streaming import stream_arrays
+from cnnjax.devices import processes
 from cnnjax.models.resnet import ResNet
+from cnnjax.train import compile as parallel
 from tests.tiny import random_arrays, setup
 
 MODELS = {
@@ -38,11 +40,11 @@ def trained(name, dtype, *, stream=False):
         data = ResidentPipeline(arrays, 32, seed=3, sharding=sharding, replicated=replicated)
     with jax.enable_x64(dtype == "float64"):
         state, make_step = setup(MODELS[name](), dtype=jnp.dtype(dtype))
-        state = distributed.put(state, parallel.replicated(mesh))
+        state = processes.put(state, parallel.replicated(mesh))
         train = parallel.compile_train(make_step, state, data, method="jit", mesh=mesh)
         state, metrics = next(train(state, 0, [STEPS[dtype]]))
         leaves = jax.tree_util.tree_flatten_with_path((state.params, state.batch_stats))[0]
-        result = {jax.tree_util.keystr(path): distributed.fetch(leaf) for path, leaf in leaves}
+        result = {jax.tree_util.keystr(path): processes.fetch(leaf) for path, leaf in leaves}
     return result | {"loss": metrics["loss"][0] / metrics["loss"][1]}
 
 
@@ -65,8 +67,8 @@ def sharded_state():
         "blocks": (generator.normal(size=(8, 4)).astype(jnp.bfloat16), spread("data", "model")),
     }
     with jax.enable_x64(True):
-        params = {name: distributed.put(*value) for name, value in values.items()}
-    key = distributed.put(jax.random.key(7), spread())
+        params = {name: processes.put(*value) for name, value in values.items()}
+    key = processes.put(jax.random.key(7), spread())
     return {"step": jnp.int32(3), "params": params, "key": key}
 
 
@@ -90,19 +92,19 @@ def restore(out):
         for name, leaf in state["params"].items():
             found = restored["params"][name]
             assert (found.dtype, found.sharding) == (leaf.dtype, leaf.sharding), name
-            np.testing.assert_array_equal(distributed.fetch(found), distributed.fetch(leaf))
+            np.testing.assert_array_equal(processes.fetch(found), processes.fetch(leaf))
         keys = [jax.random.key_data(each["key"]) for each in (state, restored)]
         np.testing.assert_array_equal(*keys)
 
 
 def agree(out):
     """What processes tell each other."""
-    me, count = distributed.index(), distributed.count()
-    assert distributed.exchange("squares", [me, me**2]) == [[n, n**2] for n in range(count)]
-    assert distributed.from_first("name", f"run {me}") == "run 0"
-    stop = distributed.agreed("stop", lambda: "SIGTERM" if me == count - 1 else None)
+    me, count = processes.index(), processes.count()
+    assert processes.exchange("squares", [me, me**2]) == [[n, n**2] for n in range(count)]
+    assert processes.from_first("name", f"run {me}") == "run 0"
+    stop = processes.agreed("stop", lambda: "SIGTERM" if me == count - 1 else None)
     assert stop() == "SIGTERM"
-    total = jax.jit(jnp.sum)(distributed.put(np.arange(8.0), sharded_state()["key"].sharding))
+    total = jax.jit(jnp.sum)(processes.put(np.arange(8.0), sharded_state()["key"].sharding))
     assert float(total) == 28
     assert jax.device_count() == count * jax.local_device_count()
 
@@ -117,19 +119,19 @@ class Config:
 
 
 def main(config):
-    distributed.start(config.coordinator, config.num_processes, config.process_id, timeout_secs=120)
+    processes.start(config.coordinator, config.num_processes, config.process_id, timeout_secs=120)
     if config.task == "train":
         for name in MODELS:
             for dtype in STEPS:
                 result = trained(name, dtype)
-                if distributed.is_first():
+                if processes.is_first():
                     np.savez(config.out / f"{name}-{dtype}.npz", **result)
         streamed = trained("resnet", "float32", stream=True)
         for name, leaf in streamed.items():
             np.testing.assert_array_equal(leaf, result[name])
     else:
         {"agree": agree, "save": save, "restore": restore}[config.task](config.out)
-    distributed.end(0)
+    processes.end(0)
 
 
 if __name__ == "__main__":

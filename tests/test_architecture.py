@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,81 +14,34 @@ MODULES = {
     for folder in ("cnnjax", "experiments")
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
-MAY_IMPORT = {
-    "errors": set(),
-    "trees": {"errors"},
-    "rng": {"errors"},
-    "ops": {"errors", "trees", "rng", "ops"},
-    "models": {"errors", "trees", "rng", "ops", "models"},
-    "data": {"errors", "rng", "data"},
-    "losses": {"errors", "trees", "rng"},
-    "metrics": {"errors", "trees", "rng"},
-    "schedules": {"errors", "trees", "rng"},
-    "optim": {"errors", "trees", "rng", "schedules"},
-    "averaging": {"errors"},
-    "recalibrate": {"errors", "distributed"},
-    "precision": {"errors"},
-    "dropout": set(),
-    "gradients": {"errors", "ops"},
-    "state": {"errors", "trees", "rng", "precision"},
-    "steps": {
-        "errors",
-        "trees",
-        "rng",
-        "losses",
-        "metrics",
-        "state",
-        "averaging",
-        "precision",
-        "dropout",
-        "gradients",
-    },
-    "ensemble": {"errors", "steps"},
-    "calibration": {"errors"},
-    "robust": {
-        "errors",
-        "ensemble",
-        "rng",
-        "losses",
-        "metrics",
-        "dropout",
-        "state",
-        "steps",
-        "evaluate",
-        "robust",
-    },
-    "channel": {"errors"},
-    "distributed": {"errors", "channel"},
-    "sharding": {"errors", "trees"},
-    "parallel": {
-        "errors",
-        "distributed",
-        "trees",
-        "rng",
-        "state",
-        "steps",
-        "data",
-        "ops",
-        "sharding",
-    },
-    "plan": {"errors", "distributed", "state", "steps", "data", "sharding", "parallel"},
-    "checkpoint": {
-        "errors",
-        "distributed",
-        "trees",
-        "state",
-        "manifest",
-        "storage",
-        "step_directories",
-        "environment",
-    },
-    "finetune": {"errors", "trees", "rng", "models", "manifest", "checkpoint", "trained_model"}
-    | {"step_directories", "finetune", "data", "losses", "optim", "schedules", "state", "steps"},
-    "logs": {"errors"},
-    "plots": {"errors", "metrics", "plots"},
-    "evaluate": {"errors", "distributed", "metrics"},
-    "loop": {"errors", "metrics", "state", "steps", "parallel", "evaluate", "checkpoint", "logs"},
-}
+# From the ground up: a room imports rooms that stand before it, and itself.
+ROOMS = (
+    "errors",
+    "lazy",
+    "trees",
+    "rng",
+    "losses",
+    "metrics",
+    "schedules",
+    "optim",
+    "ops",
+    "models",
+    "augment",
+    "data",
+    "devices",
+    "plots",
+    "tasks",
+    "train",
+    "checkpoint",
+    "evaluation",
+    "robust",
+    "convert",
+    "finetune",
+    "run",
+    "studies",
+    "commands",
+    "__main__",
+)
 HEAVY = {
     "tensorflow",
     "tensorflow_datasets",
@@ -111,21 +65,45 @@ def imports(path: Path, *, top_level_only: bool) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("module", MODULES)
+def room_of(name: str) -> str | None:
+    """Returns the room of a module of cnnjax, None of another."""
+    package, _, rest = name.partition(".")
+    room = rest.partition(".")[0]
+    return room if package == "cnnjax" and room and f"cnnjax.{room}" in MODULES else None
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("cnnjax.")])
 def test_imports_point_one_way(module):
-    parts = module.split(".")
-    room = parts[1] if len(parts) > 1 and parts[0] == "cnnjax" else None
-    inside = {
-        name.split(".")[1]
-        for name in imports(MODULES[module], top_level_only=False)
-        if name.startswith("cnnjax.")
-    }
-    rooms = {name for name in inside if f"cnnjax.{name}" in MODULES}
-    assert parts[0] == "experiments" or "experiments" not in {
-        name.split(".")[0] for name in imports(MODULES[module], top_level_only=False)
-    }
-    if room in MAY_IMPORT:
-        assert rooms <= MAY_IMPORT[room]
+    room = module.split(".")[1]
+    assert room in ROOMS, f"{module} is in no room of DESIGN: put it into one, or list its room"
+    imported = imports(MODULES[module], top_level_only=False)
+    assert "experiments" not in {name.partition(".")[0] for name in imported}
+    below = {name for name in imported if room_of(name) in ROOMS[ROOMS.index(room) + 1 :]}
+    assert not below
+
+
+def test_every_room_that_is_listed_is_there():
+    assert {room_of(name) for name in MODULES} - {None} == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("experiments.")])
+def test_experiments_use_nothing_private_of_each_other(module):
+    tree = ast.parse(MODULES[module].read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("experiments"):
+            assert not [alias.name for alias in node.names if alias.name.startswith("_")]
+
+
+def test_only_the_package_itself_is_installed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["tool"]["setuptools"]["packages"]["find"]["include"] == ["cnnjax*"]
+
+
+def test_rooms_are_no_halls():
+    for room in ROOMS:
+        modules = [name for name in MODULES if name.rpartition(".")[0] == f"cnnjax.{room}"]
+        # A family of networks or of names a file: these two are lists.
+        assert room in ("models", "convert") or len(modules) <= 16, modules
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -156,8 +134,8 @@ def test_functions_fit_on_a_screen(module):
 
 def test_importing_the_package_loads_nothing_heavy():
     program = (
-        "import sys, time, jax; start = time.perf_counter(); import cnnjax; "
-        "[getattr(cnnjax, name) for name in ('steps', 'models', 'parallel', 'loop', 'data')]; "
+        "import sys, time, jax; start = time.perf_counter(); import cnnjax, cnnjax.run.trainer; "
+        "[getattr(cnnjax, name) for name in ('train', 'models', 'devices', 'data', 'run')]; "
         "print(time.perf_counter() - start, *sorted({name.split('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run(

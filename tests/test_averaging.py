@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax import averaging, recalibrate
 from cnnjax.errors import UserError
 from cnnjax.models.norms import norm_layer
-from cnnjax.steps import as_float
+from cnnjax.train import averaging, batch_stats
+from cnnjax.train.step import as_float
 from tests.tiny import BatchNormNet, batch_of, random_arrays, setup
 
 ARRAYS = random_arrays(96)
@@ -81,14 +81,14 @@ def first_convolution(variables, image):
 def test_recalibrated_statistics_are_those_of_all_images():
     state, _ = setup(BatchNormNet())
     variables = state.variables()
-    statistics = jax.jit(recalibrate.make_statistics(BatchNormNet(), normalise=as_float))
-    found = recalibrate.recalibrate(statistics, variables, batches())
+    statistics = jax.jit(batch_stats.make_statistics(BatchNormNet(), normalize=as_float))
+    found = batch_stats.recalibrate(statistics, variables, batches())
     # The first layer's are those of all examples at once, however they are cut into batches.
     out = first_convolution(variables, jnp.asarray(ARRAYS.image))
     np.testing.assert_allclose(found["conv1_norm"]["mean"], out.mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(found["conv1_norm"]["var"], out.var((0, 1, 2)), rtol=1e-4)
-    # Of one batch, those by which training normalises it: evaluation then equals training.
-    one = recalibrate.recalibrate(statistics, variables, batches()[:1])
+    # Of one batch, those by which training normalizes it: evaluation then equals training.
+    one = batch_stats.recalibrate(statistics, variables, batches()[:1])
     image = as_float(batches()[0]["image"])
     trained, _ = BatchNormNet().apply(variables, image, train=True, mutable=["batch_stats"])
     evaluated = BatchNormNet().apply({**variables, "batch_stats": one}, image, train=False)
@@ -106,8 +106,8 @@ def test_recalibration_of_frozen_and_grouped_norms():
 
     state, _ = setup(Wrapped())
     variables = state.variables()
-    statistics = jax.jit(recalibrate.make_statistics(Wrapped(), normalise=as_float))
-    found = recalibrate.recalibrate(statistics, variables, batches())
+    statistics = jax.jit(batch_stats.make_statistics(Wrapped(), normalize=as_float))
+    found = batch_stats.recalibrate(statistics, variables, batches())
     jax.tree.map(
         np.testing.assert_array_equal,
         found["frozen_norm"],

@@ -15,19 +15,19 @@ import pytest
 from cnnjax import models
 from cnnjax.trees import count_parameters
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-import bench  # noqa: E402
-import bench_input  # noqa: E402
-import bench_jax  # noqa: E402
-import bench_processes  # noqa: E402
-import bench_report  # noqa: E402
-import bench_worker  # noqa: E402
-import bench_workloads  # noqa: E402
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import input_pipelines  # noqa: E402
+import peer_jax  # noqa: E402
+import peer_processes  # noqa: E402
+import peer_report  # noqa: E402
+import peer_worker  # noqa: E402
+import peers  # noqa: E402
+import workloads  # noqa: E402
 
-sys.path.remove(str(SCRIPTS))
+sys.path.remove(str(BENCHMARKS))
 
-WORKLOADS = bench_workloads.WORKLOADS
+WORKLOADS = workloads.WORKLOADS
 
 
 class Clock:
@@ -62,7 +62,7 @@ class Clock:
 )
 def test_bad_arguments_are_refused_in_one_line(flags, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        bench.main(["--device", "cpu", *flags])
+        peers.main(["--device", "cpu", *flags])
     printed = capsys.readouterr()
     assert stop.value.code == 2
     assert printed.err.startswith(f"error: {message}") and printed.err.count("\n") == 1
@@ -71,7 +71,7 @@ def test_bad_arguments_are_refused_in_one_line(flags, message, capsys):
 
 def test_input_benchmark_refuses_what_it_cannot_stream(capsys):
     with pytest.raises(SystemExit) as stop:
-        bench_input.main(["--dataset", "folder:photos", "--devices", "1"])
+        input_pipelines.main(["--dataset", "folder:photos", "--devices", "1"])
     assert stop.value.code == 2
     assert "--dataset 'folder:photos': give mnist or tfds:NAME" in capsys.readouterr().err
 
@@ -79,14 +79,14 @@ def test_input_benchmark_refuses_what_it_cannot_stream(capsys):
 @pytest.mark.parametrize("call_secs", [0.0, 0.2])
 def test_a_measurement_fills_its_time_with_steps(monkeypatch, call_secs):
     run = Clock(monkeypatch).work(call_secs, 0.001)
-    timing = bench_worker.measure(run, 2.0)
+    timing = peer_worker.measure(run, 2.0)
     elapsed = call_secs + 0.001 * timing.num_steps
     assert 1.0 <= elapsed <= 2.5
     assert timing.wall_secs == pytest.approx(elapsed / timing.num_steps)
 
 
 def test_a_step_longer_than_the_time_is_measured_once(monkeypatch):
-    timing = bench_worker.measure(Clock(monkeypatch).work(0.0, 5.0), 2.0)
+    timing = peer_worker.measure(Clock(monkeypatch).work(0.0, 5.0), 2.0)
     assert (timing.num_steps, timing.wall_secs) == (1, 5.0)
 
 
@@ -100,7 +100,7 @@ def test_the_fastest_way_is_chosen_whatever_its_preparation_takes(monkeypatch):
     def broken():
         raise RuntimeError("no compiler\nmore")
 
-    prepared = bench_worker.prepare(
+    prepared = peer_worker.prepare(
         {"eager": lambda: clock.work(0.0, 0.002), "broken": broken, "compiled": slow_to_prepare},
         1.0,
     )
@@ -112,28 +112,28 @@ def test_the_fastest_way_is_chosen_whatever_its_preparation_takes(monkeypatch):
         "broken": "RuntimeError: no compiler",
     }
     with pytest.raises(RuntimeError, match="no compiler"):
-        bench_worker.prepare({"broken": broken}, 1.0)
+        peer_worker.prepare({"broken": broken}, 1.0)
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(bench_worker.importlib.util, "find_spec", lambda name: None)
-    task = bench_workloads.Task(WORKLOADS["lenet5"], "torch", "float32", "cpu", 8)
+    monkeypatch.setattr(peer_worker.importlib.util, "find_spec", lambda name: None)
+    task = workloads.Task(WORKLOADS["lenet5"], "torch", "float32", "cpu", 8)
     with pytest.raises(ModuleNotFoundError) as missing:
-        bench_worker.build(task)
+        peer_worker.build(task)
     assert missing.value.name == "torch"
 
 
 def row(contender, ms=(), **fields):
-    return bench_report.Row("lenet5", "train", "float32", 64, contender, ms=list(ms), **fields)
+    return peer_report.Row("lenet5", "train", "float32", 64, contender, ms=list(ms), **fields)
 
 
 def test_ratios_are_taken_round_by_round():
     # The second round was disturbed: both took ten times as long.
     fast, slow = row("cnnjax", [1.0, 10.0, 1.0]), row("torch", [3.0, 30.0, 3.0])
-    assert bench_report.speed_ratio(fast, slow) == pytest.approx(3.0)
-    assert math.isnan(bench_report.speed_ratio(fast, row("torch")))
-    assert math.isnan(bench_report.speed_ratio(fast, None))
-    assert bench_report.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2.0)
+    assert peer_report.speed_ratio(fast, slow) == pytest.approx(3.0)
+    assert math.isnan(peer_report.speed_ratio(fast, row("torch")))
+    assert math.isnan(peer_report.speed_ratio(fast, None))
+    assert peer_report.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2.0)
 
 
 def test_the_table_shows_ratios_and_what_is_missing():
@@ -142,7 +142,7 @@ def test_the_table_shows_ratios_and_what_is_missing():
         row("torch", [6.0, 12.0, 9.0], cpu_ms=[6.0, 6.0, 6.0], num_parameters=44426),
         row("keras-jax", trouble="missing: needs the package keras"),
     ]
-    lines = bench_report.markdown(rows).splitlines()
+    lines = peer_report.markdown(rows).splitlines()
     assert lines[0] == "### lenet5: training step, batch 64, float32, 44,426 parameters in each"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
     header, _, ours, torch, keras = cells
@@ -159,16 +159,16 @@ def test_the_table_shows_ratios_and_what_is_missing():
     [(0.0123, "0.0123"), (1.0, "1.00"), (43.21, "43.2"), (1234.5, "1,234"), (math.nan, "-")],
 )
 def test_numbers_have_three_digits(value, text):
-    assert bench_report.figure(value) == text
+    assert peer_report.figure(value) == text
 
 
 def test_other_networks_and_devices_are_not_compared():
     facts = {"platform": "cpu", "num_parameters": 44426}
-    bench.check_comparable(facts, "cpu", [row("cnnjax", num_parameters=44426), row("torch")])
-    with pytest.raises(bench.WorkerError, match="has 44,426 parameters, the others 44,427"):
-        bench.check_comparable(facts, "cpu", [row("cnnjax", num_parameters=44427)])
-    with pytest.raises(bench.WorkerError, match="runs on the cpu"):
-        bench.check_comparable(facts, "gpu", [])
+    peers.check_comparable(facts, "cpu", [row("cnnjax", num_parameters=44426), row("torch")])
+    with pytest.raises(peers.WorkerError, match="has 44,426 parameters, the others 44,427"):
+        peers.check_comparable(facts, "cpu", [row("cnnjax", num_parameters=44427)])
+    with pytest.raises(peers.WorkerError, match="runs on the cpu"):
+        peers.check_comparable(facts, "gpu", [])
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -183,7 +183,7 @@ def test_plain_flax_has_the_parameters_of_our_models(name):
         return count_parameters(variables["params"])
 
     ours = models.create(workload.model, num_classes=workload.num_classes, **workload.arguments)
-    assert count(ours) == count(bench_jax.plain_flax_model(workload.model, workload.num_classes))
+    assert count(ours) == count(peer_jax.plain_flax_model(workload.model, workload.num_classes))
 
 
 @pytest.mark.parametrize("name", ["lenet5", "cnn_32_64_dense64"])
@@ -199,17 +199,17 @@ def test_plain_flax_computes_what_our_models_compute(name):
     }
     dense = sum(key.startswith("Dense") for key in renamed)
     renamed[f"Dense_{dense}"] = params["head"]
-    theirs = bench_jax.plain_flax_model(name, 10).apply({"params": renamed}, image, train=False)
+    theirs = peer_jax.plain_flax_model(name, 10).apply({"params": renamed}, image, train=False)
     np.testing.assert_allclose(theirs, ours.apply({"params": params}, image), atol=1e-5)
 
 
 def test_data_are_whole_batches():
-    image, label = bench_workloads.load_data(WORKLOADS["resnet18"], 16)
-    assert image.shape == (16 * bench_workloads.SYNTHETIC_BATCHES, 32, 32, 3)
+    image, label = workloads.load_data(WORKLOADS["resnet18"], 16)
+    assert image.shape == (16 * workloads.SYNTHETIC_BATCHES, 32, 32, 3)
     assert image.dtype == np.uint8 and set(label) <= set(range(10))
-    image, label = bench_workloads.load_data(WORKLOADS["lenet5"], 64)
+    image, label = workloads.load_data(WORKLOADS["lenet5"], 64)
     assert len(image) == len(label) == 60_000 // 64 * 64
-    floats = bench_workloads.standardise(image)
+    floats = workloads.standardise(image)
     assert floats.dtype == np.float32
     assert floats.mean() == pytest.approx(0.0, abs=1e-3)
     assert floats.std() == pytest.approx(1.0, abs=1e-3)
@@ -217,21 +217,21 @@ def test_data_are_whole_batches():
 
 def test_verdicts_name_the_stage_that_starves_the_step():
     stages = {
-        bench_input.READ: [50.0],
-        bench_input.DECODE: [5.0],
-        bench_input.HOST_AUGMENT: [20.0],
-        bench_input.TRANSFER: [900.0],
+        input_pipelines.READ: [50.0],
+        input_pipelines.DECODE: [5.0],
+        input_pipelines.HOST_AUGMENT: [20.0],
+        input_pipelines.TRANSFER: [900.0],
     }
     trained = {
-        bench_input.STEP_ALONE: [10.0],
-        bench_input.WHOLE_EPOCH: [12.0],
+        input_pipelines.STEP_ALONE: [10.0],
+        input_pipelines.WHOLE_EPOCH: [12.0],
         "resident": [8.0],
         "stream_arrays": [9.5],
         "stream_tfds": [4.0],
         "stream_arrays, augmented on the host": [6.0],
     }
     alone = {"resident": [99.0], "stream_arrays": [80.0], "stream_tfds": [5.0]}
-    step, resident, arrays, tfds, augmented = bench_input.verdicts(stages, alone, trained)
+    step, resident, arrays, tfds, augmented = input_pipelines.verdicts(stages, alone, trained)
     assert "eats 10 images/s" in step
     assert "resident: starves the step (80%" in resident and "an epoch a call saves" in resident
     assert arrays == "stream_arrays: feeds the step (95% of its speed)."
@@ -248,8 +248,8 @@ def state_of(process_id):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_worker_that_waits_is_stopped_and_ends_with_its_context():
-    task = bench_workloads.Task(WORKLOADS["lenet5"], "flax-loop", "float32", "cpu", 8)
-    with bench_processes.Worker(task, ["infer"], 0.05, 300.0) as worker:
+    task = workloads.Task(WORKLOADS["lenet5"], "flax-loop", "float32", "cpu", 8)
+    with peer_processes.Worker(task, ["infer"], 0.05, 300.0) as worker:
         facts = worker.ready()
         assert facts["num_parameters"] == 44426 and facts["platform"] == "cpu"
         process_id = worker._process.pid
@@ -262,7 +262,7 @@ def test_a_worker_that_waits_is_stopped_and_ends_with_its_context():
 
 @pytest.mark.slow
 def test_a_tiny_run_writes_table_json_and_figure(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "bench.py"), "--device", "cpu", "--rounds", "2"]
+    command = [sys.executable, str(BENCHMARKS / "peers.py"), "--device", "cpu", "--rounds", "2"]
     command += ["--workloads", "lenet5", "--contenders", "cnnjax", "flax-loop", "flax-scan"]
     command += ["--seconds", "0.05", "--batch-size", "8", "--no-mnist"]
     command += ["--json", str(tmp_path / "b.json"), "--figure", str(tmp_path / "b.png")]
@@ -276,7 +276,7 @@ def test_a_tiny_run_writes_table_json_and_figure(tmp_path):
     for each in rows.values():
         assert each["trouble"] == "" and len(each["ms"]) == len(each["cpu_ms"]) == 2
         assert min(each["ms"]) > 0
-        assert set(each) == {field.name for field in dataclasses.fields(bench_report.Row)}
+        assert set(each) == {field.name for field in dataclasses.fields(peer_report.Row)}
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -289,19 +289,19 @@ def test_peers_have_the_parameters_of_our_models(peer, name):
     ours = models.create(workload.model, num_classes=workload.num_classes, **workload.arguments)
     image = jax.ShapeDtypeStruct((2, *workload.image_shape), np.float32)
     variables = jax.eval_shape(ours.init, jax.random.key(0), image)
-    sys.path.insert(0, str(SCRIPTS))
+    sys.path.insert(0, str(BENCHMARKS))
     try:
         if peer == "torch":
-            from bench_torch import torch_model
+            from peer_torch import torch_model
 
             weights = torch_model(workload.model, workload.num_classes).parameters()
         else:
-            from bench_keras import keras_model
+            from peer_keras import keras_model
 
             model = keras_model(workload.model, workload.image_shape, workload.num_classes)
             weights = model.trainable_weights
     finally:
-        sys.path.remove(str(SCRIPTS))
+        sys.path.remove(str(BENCHMARKS))
     assert sum(math.prod(weight.shape) for weight in weights) == count_parameters(
         variables["params"]
     )
@@ -309,7 +309,7 @@ def test_peers_have_the_parameters_of_our_models(peer, name):
 
 @pytest.mark.slow
 def test_a_tiny_run_of_the_input_benchmark():
-    command = [sys.executable, str(SCRIPTS / "bench_input.py"), "--rounds", "1"]
+    command = [sys.executable, str(BENCHMARKS / "input_pipelines.py"), "--rounds", "1"]
     command += ["--seconds", "0.05", "--batch-size", "32"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     for name in ("decode", "transfer to the device", "stream_tfds, augmented on the host"):
@@ -321,7 +321,7 @@ def test_a_tiny_run_of_the_input_benchmark():
 @pytest.mark.slow
 def test_the_cost_of_saving_is_measured():
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "bench_saving.py"), "--smoke", "--devices", "1"],
+        [sys.executable, str(BENCHMARKS / "saving.py"), "--smoke", "--devices", "1"],
         capture_output=True,
         text=True,
         check=True,

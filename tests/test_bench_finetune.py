@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-import bench_finetune  # noqa: E402
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import fine_tuning  # noqa: E402
 
-sys.path.remove(str(SCRIPTS))
+sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.mark.slow
 def test_less_is_kept_in_memory_the_less_is_trained(tmp_path, capsys):
     path = tmp_path / "steps.json"
     methods = ["full", "last:1", "head"]
-    bench_finetune.main(["--smoke", "--rounds", "2", "--methods", *methods, "--json", str(path)])
+    fine_tuning.main(["--smoke", "--rounds", "2", "--methods", *methods, "--json", str(path)])
     rows = json.loads(path.read_text())["rows"]
     assert [row["method"] for row in rows] == methods
     for name in ("trained_parameters", "temporary_bytes", "peak_bytes"):
@@ -39,6 +39,6 @@ def test_less_is_kept_in_memory_the_less_is_trained(tmp_path, capsys):
 )
 def test_flags_of_no_use_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        bench_finetune.main(flags)
+        fine_tuning.main(flags)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-import bench_memory  # noqa: E402
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import step_memory  # noqa: E402
 
-sys.path.remove(str(SCRIPTS))
+sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.mark.slow
 def test_the_small_table_has_every_variant_and_its_order_of_memory(tmp_path, capsys):
     path = tmp_path / "memory.json"
-    bench_memory.main(["--smoke", "--rounds", "2", "--json", str(path)])
+    step_memory.main(["--smoke", "--rounds", "2", "--json", str(path)])
     rows = {row["variant"]: row for row in json.loads(path.read_text())["rows"]}
-    assert list(rows) == list(bench_memory.VARIANTS)
+    assert list(rows) == list(step_memory.VARIANTS)
     printed = capsys.readouterr().out
     assert "### smoke, batch 8" in printed
     assert printed.count("\n| ") == 1 + len(rows)
@@ -44,6 +44,6 @@ def test_the_small_table_has_every_variant_and_its_order_of_memory(tmp_path, cap
 )
 def test_flags_of_no_use_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        bench_memory.main(flags)
+        step_memory.main(flags)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnjax import calibration, metrics
+from cnnjax import metrics
 from cnnjax.errors import UserError
+from cnnjax.evaluation import calibration
 
 
 def drawn(temperature, seed, examples=20_000, classes=4):

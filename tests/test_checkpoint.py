@@ -20,9 +20,11 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax import checkpoint, environment, step_directories, storage
+from cnnjax import checkpoint
+from cnnjax.checkpoint import arrays, directories
+from cnnjax.devices import environment
 from cnnjax.errors import UserError
-from cnnjax.state import create_state
+from cnnjax.train.state import create_state
 
 ROOT = Path(__file__).parent.parent
 
@@ -286,7 +288,7 @@ def _set_format(path):
 
 def _forge_digest(path):
     """The files are whole and the manifest is too, but they are not of the same arrays."""
-    from cnnjax import manifest
+    from cnnjax.checkpoint import manifest
 
     content = manifest.read(path)
     content["items"]["params"]["head/bias"]["sha256"] = "0" * 64
@@ -480,8 +482,8 @@ def test_a_step_saved_again_replaces_the_first(tmp_path):
 def test_the_copy_is_made_before_save_returns(tmp_path, monkeypatch):
     """The next step may reuse the buffers, and the loop may change its meta."""
     go = threading.Event()
-    write_item = storage.write_item
-    monkeypatch.setattr(storage, "write_item", lambda *a: go.wait(10) and write_item(*a))
+    write_item = arrays.write_item
+    monkeypatch.setattr(arrays, "write_item", lambda *a: go.wait(10) and write_item(*a))
     host = np.arange(3)
     state = {"step": jnp.int32(1), "params": {"a": jnp.arange(1e5)}, "position": {"order": host}}
     meta = {"position": [1]}
@@ -507,7 +509,7 @@ def test_background_errors_are_raised_by_the_next_call(tmp_path, monkeypatch):
     saver.save(SMALL, {})
     saver.wait()
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "write_item", broken)
+        patch.setattr(arrays, "write_item", broken)
         saver.save({**SMALL, "step": jnp.int32(1)}, {})
         with pytest.raises(RuntimeError, match="the writer broke"):
             saver.save({**SMALL, "step": jnp.int32(2)}, {})
@@ -543,7 +545,7 @@ def test_deleting_takes_the_step_from_the_list_before_its_first_file(saved, monk
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            step_directories.delete(directory / "00000002")
+            directories.delete(directory / "00000002")
     assert checkpoint.steps(directory) == [1]
     messages = []
     restored, _ = checkpoint.restore(directory, states[1], warn=messages.append)

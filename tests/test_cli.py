@@ -3,8 +3,8 @@ from typing import Literal
 
 import pytest
 
-from cnnjax import cli
 from cnnjax.errors import UserError
+from cnnjax.run import cli
 
 
 @dataclasses.dataclass(frozen=True)

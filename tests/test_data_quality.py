@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnjax import data_quality
 from cnnjax.data.dataset import Arrays, make_dataset
 from cnnjax.errors import UserError
+from cnnjax.evaluation import label_quality
 
 PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.0, 0.5, 0.5]])
 
@@ -15,14 +15,14 @@ PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.0, 0.5, 0.5]])
 def test_scores_by_hand():
     labels = [0, 1, 2]
     np.testing.assert_allclose(
-        data_quality.loss_score(PROBABILITIES, labels), -np.log([0.7, 0.2, 0.5])
+        label_quality.loss_score(PROBABILITIES, labels), -np.log([0.7, 0.2, 0.5])
     )
-    np.testing.assert_allclose(data_quality.margin_score(PROBABILITIES, labels), [-0.5, 0.5, 0])
+    np.testing.assert_allclose(label_quality.margin_score(PROBABILITIES, labels), [-0.5, 0.5, 0])
     errors = [[-0.3, 0.2, 0.1], [0.7, -0.8, 0.1], [0, 0.5, -0.5]]
     np.testing.assert_allclose(
-        data_quality.el2n_score(PROBABILITIES, labels), np.linalg.norm(errors, axis=1)
+        label_quality.el2n_score(PROBABILITIES, labels), np.linalg.norm(errors, axis=1)
     )
-    order, scores = data_quality.rank("margin", [PROBABILITIES, PROBABILITIES[::-1]], labels)
+    order, scores = label_quality.rank("margin", [PROBABILITIES, PROBABILITIES[::-1]], labels)
     np.testing.assert_allclose(
         scores, [(-0.5 + 0.5) / 2, (0.5 + 0.5) / 2, (0 + 0.6) / 2], atol=1e-12
     )
@@ -30,16 +30,16 @@ def test_scores_by_hand():
 
 
 def test_a_label_without_probability_has_a_finite_loss():
-    assert np.isfinite(data_quality.loss_score([[1.0, 0.0]], [1])).all()
+    assert np.isfinite(label_quality.loss_score([[1.0, 0.0]], [1])).all()
 
 
 def test_detection_by_hand():
     is_wrong = np.array([True, False, True, False, False, True, False, False])
-    found = data_quality.detection([0, 2, 1, 5, 3, 4, 6, 7], is_wrong, precision=0.75)
+    found = label_quality.detection([0, 2, 1, 5, 3, 4, 6, 7], is_wrong, precision=0.75)
     assert (found["count"], found["recall"], found["precision_at_count"]) == (4, 1.0, 0.75)
     assert found["average_precision"] == pytest.approx((1 + 1 + 0.75) / 3)
     assert found["share"] == 3 / 8
-    nothing = data_quality.detection([1, 0], [True, False], precision=0.9)
+    nothing = label_quality.detection([1, 0], [True, False], precision=0.9)
     assert (nothing["count"], nothing["recall"]) == (0, 0.0)
 
 
@@ -47,17 +47,17 @@ def test_detection_by_hand():
 @given(share=st.floats(0, 1), num_classes=st.integers(2, 12), seed=st.integers(0, 9))
 def test_exactly_the_share_is_flipped_and_never_to_itself(share, num_classes, seed):
     labels = np.random.default_rng(seed).integers(0, num_classes, 301)
-    noisy, is_flipped = data_quality.flip_labels(labels, share, num_classes, seed)
+    noisy, is_flipped = label_quality.flip_labels(labels, share, num_classes, seed)
     assert is_flipped.sum() == round(share * 301)
     np.testing.assert_array_equal(noisy != labels, is_flipped)
     assert noisy.dtype == np.int32
     assert ((noisy >= 0) & (noisy < num_classes)).all()
-    again, _ = data_quality.flip_labels(labels, share, num_classes, seed)
+    again, _ = label_quality.flip_labels(labels, share, num_classes, seed)
     np.testing.assert_array_equal(noisy, again)
 
 
 def test_flipped_labels_are_uniform_over_the_other_classes():
-    noisy, is_flipped = data_quality.flip_labels(np.zeros(9000, int), 1.0, 4, 0)
+    noisy, is_flipped = label_quality.flip_labels(np.zeros(9000, int), 1.0, 4, 0)
     assert is_flipped.all()
     np.testing.assert_allclose(np.bincount(noisy) / 9000, [0, 1 / 3, 1 / 3, 1 / 3], atol=0.02)
 
@@ -66,7 +66,7 @@ def test_class_weights_are_scikit_learns():
     from sklearn.utils.class_weight import compute_class_weight
 
     labels = np.repeat([0, 1, 3], [50, 30, 5])
-    weights = data_quality.class_weights(labels, 4)
+    weights = label_quality.class_weights(labels, 4)
     wanted = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
     np.testing.assert_allclose(weights, [wanted[0], wanted[1], 0, wanted[2]], rtol=1e-6)
     assert weights[labels].mean() == pytest.approx(1, rel=1e-6)
@@ -74,7 +74,7 @@ def test_class_weights_are_scikit_learns():
 
 def test_resampling_makes_classes_equal_and_leaves_nobody_out():
     labels = np.array([0] * 7 + [1] * 3 + [2])
-    chosen = data_quality.balanced_indices(labels, seed=0)
+    chosen = label_quality.balanced_indices(labels, seed=0)
     assert np.bincount(labels[chosen]).tolist() == [7, 7, 7]
     times = np.bincount(chosen)
     assert times[:7].tolist() == [1] * 7
@@ -92,13 +92,13 @@ def made(examples=40):
 
 def test_training_data_are_changed_in_order_and_nothing_else(tmp_path):
     dataset = made()
-    assert data_quality.prepare(dataset) is dataset
-    fewer = data_quality.prepare(dataset, train_examples=20, seed=1)
-    noisy = data_quality.prepare(dataset, train_examples=20, label_noise=0.25, seed=1)
+    assert label_quality.prepare(dataset) is dataset
+    fewer = label_quality.prepare(dataset, train_examples=20, seed=1)
+    noisy = label_quality.prepare(dataset, train_examples=20, label_noise=0.25, seed=1)
     np.testing.assert_array_equal(fewer.train.image, noisy.train.image)
     assert (fewer.train.label != noisy.train.label).sum() == 5
     (tmp_path / "exclude.txt").write_text("0\n3\n")
-    clean = data_quality.prepare(
+    clean = label_quality.prepare(
         dataset, train_examples=20, label_noise=0.25, exclude=tmp_path / "exclude.txt", seed=1
     )
     kept = np.delete(np.arange(20), [0, 3])
@@ -107,7 +107,7 @@ def test_training_data_are_changed_in_order_and_nothing_else(tmp_path):
     for changed in (fewer, noisy, clean):
         assert changed.test is dataset.test and changed.validation is dataset.validation
         assert changed.checksum != dataset.checksum
-    even = data_quality.prepare(clean, balance="resample")
+    even = label_quality.prepare(clean, balance="resample")
     assert len(set(np.bincount(even.train.label))) == 1
 
 
@@ -122,7 +122,7 @@ def test_training_data_are_changed_in_order_and_nothing_else(tmp_path):
 )
 def test_bad_settings_are_one_clear_error(settings, words):
     with pytest.raises(UserError, match=words):
-        data_quality.prepare(made(), **settings)
+        label_quality.prepare(made(), **settings)
 
 
 @pytest.mark.parametrize(
@@ -131,9 +131,9 @@ def test_bad_settings_are_one_clear_error(settings, words):
 def test_bad_index_files_are_one_clear_error(tmp_path, text, words):
     (tmp_path / "exclude.txt").write_text(text)
     with pytest.raises(UserError, match=words):
-        data_quality.prepare(made(), exclude=tmp_path / "exclude.txt")
+        label_quality.prepare(made(), exclude=tmp_path / "exclude.txt")
 
 
 def test_streamed_data_are_refused():
     with pytest.raises(UserError, match="is streamed from disk"):
-        data_quality.prepare(type("Streamed", (), {"name": "x"})(), label_noise=0.1)
+        label_quality.prepare(type("Streamed", (), {"name": "x"})(), label_noise=0.1)

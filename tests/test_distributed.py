@@ -16,10 +16,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from cnnjax import channel, checkpoint, distributed
-from cnnjax.channel import PEER_LOST_EXIT_CODE
+from cnnjax import checkpoint
+from cnnjax.devices import channel
+from cnnjax.devices import processes as distributed
+from cnnjax.devices.channel import PEER_LOST_EXIT_CODE
 from cnnjax.errors import UserError
-from cnnjax.logs import read_metrics
+from cnnjax.run.logs import read_metrics
 from tests import several
 
 ROOT = Path(__file__).parent.parent

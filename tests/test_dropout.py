@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnjax import dropout
 from cnnjax.models.blocks import StochasticDepth
+from cnnjax.train import dropout
 
 KEY = jax.random.key(0)
 NUMBERS = jnp.arange(2000, dtype=jnp.int32)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnjax import ensemble, metrics
+from cnnjax import metrics
 from cnnjax.errors import UserError
+from cnnjax.evaluation import ensemble
 
 IMAGE = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 4, 5, 1)), jnp.float32)
 
@@ -33,7 +34,7 @@ def test_members_of_one_logit_become_two_columns():
     np.testing.assert_allclose(found, np.repeat(np.mean(each, axis=0), 3, axis=0), rtol=1e-5)
 
 
-def test_views_are_the_image_and_its_neighbours():
+def test_views_are_the_image_and_its_neighbors():
     views = ensemble.parse_views("shift:1,flip")
     assert len(views) == 18
     seen = [np.asarray(view(IMAGE)) for view in views]

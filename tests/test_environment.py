@@ -6,7 +6,7 @@ import subprocess
 import jax
 import pytest
 
-from cnnjax import environment
+from cnnjax.devices import environment
 
 
 def test_it_is_json_and_names_what_matters(monkeypatch):

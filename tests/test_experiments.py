@@ -15,14 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjax import checkpoint, cli, replay, runs, starting, trained_model, training
-from cnnjax.data import mnist, policy
+from cnnjax import checkpoint
+from cnnjax.augment import policy
+from cnnjax.commands import evaluate, predict, show_batch
+from cnnjax.data import mnist
 from cnnjax.data.dataset import Dataset
 from cnnjax.errors import UserError
-from cnnjax.logs import read_metrics
-from cnnjax.recipe import training_key
 from cnnjax.rng import stream_key
-from experiments import classify, evaluate, mnist_lenet, predict, show_batch
+from cnnjax.run import cli, load, replay, resume, trainer
+from cnnjax.run import settings as runs
+from cnnjax.run.logs import read_metrics
+from cnnjax.run.recipe import training_key
+from experiments import classify, mnist_lenet
 from tests.tiny import random_arrays
 
 SMOKE = ["--smoke", "--devices", "1"]
@@ -141,7 +145,7 @@ def test_evaluate_agrees_with_the_run(finished_run, tmp_path, capsys):
     assert len(list((tmp_path / "figures").glob("*.png"))) == 4
 
 
-def test_predict_classifies_files_of_any_size_and_colour(finished_run, tmp_path, capsys):
+def test_predict_classifies_files_of_any_size_and_color(finished_run, tmp_path, capsys):
     digit = mnist.read()["test"].image[0, :, :, 0]
     light = Image.fromarray(255 - digit).resize((90, 120)).convert("RGB")
     dark = Image.fromarray(digit).resize((300, 260))
@@ -323,7 +327,7 @@ def test_what_a_step_saw_is_made_again(train_made, tmp_path, monkeypatch, parall
     def report(key, image, label):
         seen[tuple(np.asarray(key).tolist())] = (np.asarray(image), np.asarray(label))
 
-    monkeypatch.setattr("cnnjax.data.make_augment", reporting, raising=False)
+    monkeypatch.setattr("cnnjax.augment.make_augment", reporting, raising=False)
     settings = {"seed": 5, "epochs": 2, "parallel": parallel, "pipeline": pipeline}
     assert train_made(run_dir=str(tmp_path), augment=text, **settings) == 0
     jax.effects_barrier()
@@ -373,7 +377,7 @@ def test_averaged_weights_are_tested_with_statistics_of_their_own(tmp_path, caps
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cnnjax.data.load", lambda *a, **k: made_dataset(), raising=False)
         assert launch(classify, *flags, "--batch-size", 64) == 0
-        trained = trained_model.load_trained(tmp_path)
+        trained = load.load_trained(tmp_path)
     saved_items = checkpoint.restore_items(tmp_path / "checkpoints", ("batch_stats", "ema"))
     running, measured = saved_items["batch_stats"], trained.variables["batch_stats"]
     difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), running, measured)
@@ -383,7 +387,7 @@ def test_averaged_weights_are_tested_with_statistics_of_their_own(tmp_path, caps
     norms = [np.linalg.norm(k.reshape(-1, k.shape[-1]), axis=0).max() for k in kernels]
     assert max(norms) < 3 * (1 + 1e-5)
     test = made_dataset().test
-    logits = trained.model.apply(trained.variables, trained.normalise(test.image), train=False)
+    logits = trained.model.apply(trained.variables, trained.normalize(test.image), train=False)
     accuracy = (np.asarray(logits).argmax(1) == test.label).mean()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["test_accuracy"] == pytest.approx(accuracy)
@@ -444,7 +448,7 @@ def test_a_float16_run_in_parts_logs_its_scale_and_is_read_back_in_float16(tmp_p
     train = [record for record in read_metrics(tmp_path) if record["kind"] == "train"]
     assert train[0]["loss_scale"] == 65536
     assert all(0 <= record["skipped"] <= 1 for record in train)
-    assert trained_model.load_trained(tmp_path).model.dtype == np.float16
+    assert load.load_trained(tmp_path).model.dtype == np.float16
     with pytest.raises(SystemExit):
         cli.run(evaluate.Config, evaluate.main, ["--run", str(tmp_path), "--split", "validation"])
     report = json.loads((tmp_path / "evaluation-validation" / "evaluation.json").read_text())
@@ -477,7 +481,7 @@ def test_sigterm_saves_and_exits_with_143_and_the_resumed_run_has_the_same_bits(
 
 def test_every_setting_is_read():
     source = "".join(
-        Path(module.__file__).read_text() for module in (classify, training, starting, runs)
+        Path(module.__file__).read_text() for module in (classify, trainer, resume, runs)
     )
     for field in dataclasses.fields(classify.Config):
         assert f"config.{field.name}" in source, f"--{field.name} is read nowhere"

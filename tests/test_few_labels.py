@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from cnnjax import cli, data
+from cnnjax import data
 from cnnjax.data.dataset import Dataset
-from experiments import fashion_finetune, few_labels, mnist_finetune
+from cnnjax.run import cli
+from cnnjax.studies import few_labels
+from experiments import fashion_finetune, mnist_finetune
 from tests.tiny import random_arrays
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax import gradients, losses, models, parallel
-from cnnjax.data.augment import apply_per_image
+from cnnjax import losses, models
+from cnnjax.augment.geometry import apply_per_image
 from cnnjax.errors import UserError
+from cnnjax.train import compile as parallel
+from cnnjax.train import gradients
 from tests.test_parallel import largest_difference, trained
 from tests.tiny import BatchNormNet, batch_of, random_arrays, setup
 

@@ -14,7 +14,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from cnnjax.errors import UserError
-from cnnjax.logs import MetricsLog, ProgressBar, read_metrics
+from cnnjax.run.logs import MetricsLog, ProgressBar, read_metrics
 
 
 def write_run(directory: Path, last_step: int) -> None:

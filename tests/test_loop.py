@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnjax import loop
-from cnnjax.state import TrainState
+from cnnjax.train import loop
+from cnnjax.train.state import TrainState
 
 
 def state_at(step):
@@ -113,7 +113,11 @@ def test_stops_after_patience_and_remembers_the_best():
 
 def test_lower_is_better_for_the_loss():
     losses = {10: 0.7, 20: 0.9}
-    outcome, _, _ = run(evaluate=lambda state: {"loss": losses[int(state.step)]}, monitor="loss")
+    outcome, _, _ = run(
+        evaluate=lambda state: {"loss": losses[int(state.step)]},
+        monitor="loss",
+        lower_is_better=True,
+    )
     assert outcome.best == loop.Best(0.7, 10, 1)
 
 

@@ -38,7 +38,8 @@ CASES = [
         (LABELS, LABELS[::-1], MASK),
     ),
     Case("merge", metrics.merge, (PAIRS, PAIRS)),
-    Case("finalise", metrics.finalise, (PAIRS,)),
+    Case("pairs", metrics.pairs, (PAIRS,)),
+    Case("finalize", metrics.finalize, (PAIRS,)),
     Case("precision_recall_f1", metrics.precision_recall_f1, (CONFUSION,)),
     Case("macro_average", metrics.macro_average, (CONFUSION,)),
     Case("micro_average", metrics.micro_average, (CONFUSION,)),
@@ -155,8 +156,8 @@ def test_merged_batches_are_the_whole(cut):
     jax.tree.map(np.testing.assert_array_equal, merged, whole)
 
 
-def test_finalise_divides_exactly_and_says_nan_of_nothing():
-    result = metrics.finalise(
+def test_finalize_divides_exactly_and_says_nan_of_nothing():
+    result = metrics.finalize(
         {
             "accuracy": (np.int32(9912), np.int32(10000)),
             "loss": (jnp.float32(0.0), jnp.int32(0)),

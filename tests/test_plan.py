@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cnnjax import parallel, plan
 from cnnjax.data.pipelines import ResidentPipeline
 from cnnjax.data.streaming import stream_arrays
 from cnnjax.errors import UserError
+from cnnjax.train import compile as parallel
+from cnnjax.train import memory
 from tests.tiny import BatchNormNet, random_arrays, setup
 
 ARRAYS = random_arrays(64)
@@ -38,7 +39,7 @@ def planned(axes, *, stream=False, method="jit", rules=((".*kernel", (("fsdp", -
         jax.eval_shape(lambda: state),
         parallel.state_shardings(state, mesh, rules),
     )
-    return plan.memory_plan(make_step, form, data, method=method, mesh=mesh)
+    return memory.memory_plan(make_step, form, data, method=method, mesh=mesh)
 
 
 def test_the_parts_of_a_plan_are_counted_from_shapes():
@@ -55,7 +56,7 @@ def test_the_parts_of_a_plan_are_counted_from_shapes():
     # The first convolution's output, which the gradient needs, is 14 x 14 x 4.
     assert whole.workspace > 32 * 14 * 14 * 4 * 4
     assert divided.workspace < whole.workspace
-    assert whole.available == plan.host_bytes()
+    assert whole.available == memory.host_bytes()
     assert divided.available == whole.available // 2
 
 
@@ -64,20 +65,20 @@ def test_a_plan_of_chunks_holds_the_examples_once():
 
 
 def test_what_does_not_fit_is_an_error_that_says_what_to_do():
-    small = plan.MemoryPlan(*[10**6] * 6, available=10**6, title="one device")
-    assert "does not fit" in plan.format_plan(small)
+    small = memory.MemoryPlan(*[10**6] * 6, available=10**6, title="one device")
+    assert "does not fit" in memory.format_plan(small)
     with pytest.raises(UserError, match=r"needs 6\.00 MB on each device, and 1\.00 MB are avail"):
-        plan.check_fits(small)
+        memory.check_fits(small)
     unknown = dataclasses.replace(small, available=None)
-    plan.check_fits(unknown)
-    assert plan.format_plan(unknown).endswith("unknown")
+    memory.check_fits(unknown)
+    assert memory.format_plan(unknown).endswith("unknown")
 
 
 def test_bytes_of_a_tree_are_those_of_one_device():
     place = jax.sharding.NamedSharding(parallel.make_mesh(8), jax.sharding.PartitionSpec("data"))
     tree = {"a": jnp.zeros((8, 3)), "b": jax.device_put(jnp.zeros((16, 2), jnp.bfloat16), place)}
-    assert plan.device_bytes(tree) == 8 * 3 * 4 + 2 * 2 * 2
-    assert plan.device_bytes({"key": jax.random.key(0), "none": None}) == 0
+    assert memory.device_bytes(tree) == 8 * 3 * 4 + 2 * 2 * 2
+    assert memory.device_bytes({"key": jax.random.key(0), "none": None}) == 0
 
 
 @pytest.mark.slow

@@ -212,9 +212,9 @@ def test_filters_of_one_channel_share_a_scale(tmp_path: Path, figures: list[Any]
     assert image.get_clim() == (-limit, limit)
 
 
-def test_filters_of_colours_and_of_many_channels(tmp_path: Path, figures: list[Any]) -> None:
+def test_filters_of_colors_and_of_many_channels(tmp_path: Path, figures: list[Any]) -> None:
     kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 4))
-    plots.filters(kernel, tmp_path / "colour.png")
+    plots.filters(kernel, tmp_path / "color.png")
     first = figures[0].axes[0].images[0].get_array()[:3, :3]
     expected = (kernel[..., 0] - kernel[..., 0].min()) / np.ptp(kernel[..., 0])
     np.testing.assert_allclose(first, expected, rtol=1e-5)
@@ -239,8 +239,8 @@ def test_image_grid(tmp_path: Path, figures: list[Any]) -> None:
         *[f"image {n}" for n in range(7)],
         "",
     ]
-    normalised = np.array([-1.0, 0.0, 3.0, 1.0]).reshape(2, 2, 1, 1) * np.ones(3)
-    plots.image_grid(normalised, (), tmp_path / "float.png")
+    normalized = np.array([-1.0, 0.0, 3.0, 1.0]).reshape(2, 2, 1, 1) * np.ones(3)
+    plots.image_grid(normalized, (), tmp_path / "float.png")
     stretched = [axes.images[0].get_array()[..., 0].ravel().tolist() for axes in figures[1].axes]
     assert stretched == [[0.0, 0.25], [1.0, 0.5]]
 

@@ -6,15 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from cnnjax import runs, schedules, trained_model
-from cnnjax.cli import key_values
+from cnnjax import schedules
+from cnnjax.run import load, settings
+from cnnjax.run.cli import key_values
 from experiments import cifar10_resnet, fashion_mnist_resnet, imagenet_resnet50
 from tests.test_experiments import launch
 
 
 def parsed(module, *argv, tmp_path):
     name = module.__name__
-    return runs.resolve(module.Config, name, [*map(str, argv), "--run-dir", str(tmp_path / "run")])
+    return settings.resolve(
+        module.Config, name, [*map(str, argv), "--run-dir", str(tmp_path / "run")]
+    )
 
 
 def learning_rates(config, steps_per_epoch, epochs):
@@ -134,5 +137,5 @@ def test_imagenet_recipes_run_20_steps_on_jpeg_files(recipe, arguments, jpeg_dir
     assert launch(imagenet_resnet50, *words, "--model-arguments", *arguments) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["step"], summary["test_examples"]) == (20, 8)
-    trained = trained_model.load_trained(tmp_path / "run")
+    trained = load.load_trained(tmp_path / "run")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.variables))

@@ -91,14 +91,12 @@ def test_lookahead_follows_its_definition():
 
 @pytest.mark.slow
 def test_a_smoke_run_keeps_its_whitening(tmp_path, capsys):
-    from cnnjax import trained_model
+    from cnnjax.run import load
 
     flags = ["--smoke", "--devices", 1, "--data-dir", tmp_path / "data"]
     assert launch(speedrun, *flags, "--run-dir", tmp_path / "run") == 0
     assert "made images  in place of tfds:cifar10" in capsys.readouterr().out
-    kernel = np.asarray(
-        trained_model.load_trained(tmp_path / "run").variables["params"]["whiten"]["kernel"]
-    )
+    kernel = np.asarray(load.load_trained(tmp_path / "run").variables["params"]["whiten"]["kernel"])
     np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["parameters"], summary["step"]) == (1_971_640, 8)

@@ -9,16 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from cnnjax import cli, runs
-from cnnjax import recipe as recipe_lib
-from experiments import (
-    classify,
-    digits_mlp,
-    evaluate,
-    inspect_labels,
-    mnist_adversarial,
-    mnist_ensemble,
-)
+from cnnjax.commands import evaluate, inspect_labels
+from cnnjax.run import classifier, cli
+from cnnjax.run import recipe as recipe_lib
+from cnnjax.run import settings as runs
+from experiments import classify, digits_mlp, mnist_adversarial, mnist_ensemble
 
 SMOKE = ["--smoke", "--devices", "1"]
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -117,7 +112,7 @@ def test_wrong_labels_are_found_and_left_out(two_runs, tmp_path, capsys):
         label_noise=0.2,
         exclude=str(tmp_path / "exclude.txt"),
     )
-    assert len(classify.read_data(cleaned).train.label) == 1455 - len(excluded)
+    assert len(classifier.read_data(cleaned).train.label) == 1455 - len(excluded)
 
 
 @pytest.mark.slow
@@ -174,16 +169,18 @@ def test_an_ensemble_trains_what_is_missing(tmp_path, snapshots):
 def test_runs_are_judged_by_one_loss_whatever_training_weighs(tmp_path, monkeypatch, settings):
     """Else the test losses of two remedies could not be compared."""
     monkeypatch.chdir(tmp_path)
-    labels = classify.read_data(classify.Config(dataset="digits")).train.label
+    labels = classifier.read_data(classify.Config(dataset="digits")).train.label
     Path("nines.txt").write_text("\n".join(map(str, np.flatnonzero(labels == 9)[:100])))
     config = classify.Config(dataset="digits", **settings)
-    dataset = classify.read_data(config)
-    recipe = classify.make_recipe(config, dataset, *classify.make_model(config, "mlp", {}, dataset))
+    dataset = classifier.read_data(config)
+    recipe = classifier.make_recipe(
+        config, dataset, *classifier.make_model(config, "mlp", {}, dataset)
+    )
     state = recipe_lib.initial_state(recipe, seed=0)
     image, label = dataset.train.image[:32], dataset.train.label[:32]
     batch = {"image": image, "label": label, "mask": np.ones(32, bool)}
     _, metrics = recipe.make_step(None)(state, batch)
-    logits = recipe.model.apply(state.variables(), recipe.normalise(image), train=False)
+    logits = recipe.model.apply(state.variables(), recipe.normalize(image), train=False)
     by_hand = -jax.nn.log_softmax(logits)[np.arange(32), label]
     np.testing.assert_allclose(recipe.loss_fn(logits, label), by_hand, rtol=1e-5)
     assert float(metrics["loss"][0]) / 32 != pytest.approx(float(by_hand.mean()), abs=1e-3)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cnnjax import checkpoint, run_directory, runs
+from cnnjax import checkpoint
 from cnnjax.data.dataset import Dataset
 from cnnjax.errors import UserError
-from cnnjax.logs import MetricsLog
-from cnnjax.run_comparison import compare_runs
+from cnnjax.run import files
+from cnnjax.run import settings as runs
+from cnnjax.run.compare import compare_runs
+from cnnjax.run.logs import MetricsLog
 from experiments import classify
 from tests.test_logs import shown_by_tensorboard
 from tests.tiny import random_arrays
@@ -29,7 +31,7 @@ def made_data(monkeypatch):
     names = tuple(map(str, range(10)))
     dataset = Dataset("made", names, train, validation, test, mean=(0.5,), std=(0.3,))
     monkeypatch.setattr("cnnjax.data.load", lambda *a, **k: dataset, raising=False)
-    monkeypatch.setattr("cnnjax.report.write_figures", lambda *arguments, **options: [])
+    monkeypatch.setattr("cnnjax.run.report.write_figures", lambda *arguments, **options: [])
 
 
 SETTINGS = {"model": "lenet5", "epochs": 3, "batch_size": 32, "devices": 1, "save_every_steps": 3}
@@ -132,7 +134,7 @@ def test_killed_after_stopping_early_it_stops_there_again(place, tmp_path, monke
 
     name = "_finish" if place == "before the test" else "report.write_summary"
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(f"cnnjax.training.{name}", kill)
+        patch.setattr(f"cnnjax.run.trainer.{name}", kill)
         train(killed, **settings)
     train(killed, **settings)
     assert_same(straight, killed)
@@ -232,12 +234,12 @@ def test_when_every_checkpoint_is_damaged_nothing_is_deleted(tmp_path):
 
 def test_a_run_has_one_writer_at_a_time(tmp_path):
     with (
-        run_directory.only_writer(tmp_path),
+        files.only_writer(tmp_path),
         pytest.raises(UserError, match=r"is being trained by process \d+ on .*: wait for it"),
-        run_directory.only_writer(tmp_path),
+        files.only_writer(tmp_path),
     ):
         pass
-    with run_directory.only_writer(tmp_path):
+    with files.only_writer(tmp_path):
         pass
 
 
@@ -249,7 +251,7 @@ def test_a_killed_writer_lets_go(tmp_path):
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root)
     assert done.returncode == -9
-    with run_directory.only_writer(tmp_path):
+    with files.only_writer(tmp_path):
         pass
 
 
@@ -357,8 +359,8 @@ def test_only_trouble_with_the_disk_is_explained_as_such(tmp_path):
     for code in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
         with (
             pytest.raises(UserError, match=r"cannot write .* \(.*\): free .*--resume"),
-            run_directory.writing_errors(tmp_path),
+            files.writing_errors(tmp_path),
         ):
             raise OSError(code, "text")
-    with pytest.raises(ConnectionError), run_directory.writing_errors(tmp_path):
+    with pytest.raises(ConnectionError), files.writing_errors(tmp_path):
         raise ConnectionError("another trouble")

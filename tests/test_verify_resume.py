@@ -6,9 +6,10 @@ import shutil
 import jax.numpy as jnp
 import pytest
 
-from cnnjax import checkpoint, verify_resume
+from cnnjax import checkpoint
 from cnnjax.errors import UserError
-from cnnjax.run_comparison import compare_runs, compare_states, format_comparisons
+from cnnjax.run import verify_resume
+from cnnjax.run.compare import compare_runs, compare_states, format_comparisons
 
 
 def state(step, bias=0.0):

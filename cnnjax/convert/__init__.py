@@ -4,7 +4,7 @@
     variables = convert.to_cnnjax(arrays, model, (224, 224, 3), framework="torchvision")
     convert.write("back.safetensors", convert.from_cnnjax(variables, model, (224, 224, 3)))
 
-`python -m cnnjax.convert` does the same for files and runs. Conversion is strict: every tensor is
+`cnnjax convert` does the same for files and runs. Conversion is strict: every tensor is
 used once, every leaf filled once, every shape checked, and all problems are reported together.
 """
 

@@ -169,13 +169,13 @@ def _with_heads(
 
 
 def _new_heads(model: nn.Module, image_shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
-    def initialise(key: jax.Array) -> dict[str, jax.Array]:
+    def initialize(key: jax.Array) -> dict[str, jax.Array]:
         variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
         leaves = trees.named_leaves(variables)
         return {k: v for k, v in leaves.items() if re.fullmatch(HEAD, k.partition("/")[2])}
 
     # Compiled, so that the rest of the network is not computed.
-    return {path: np.asarray(leaf) for path, leaf in jax.jit(initialise)(key).items()}
+    return {path: np.asarray(leaf) for path, leaf in jax.jit(initialize)(key).items()}
 
 
 def _problems(arrays: Mapping[str, np.ndarray], table: Sequence[Entry]) -> list[str]:

@@ -9,7 +9,7 @@ same at sizes that the strides divide, EfficientNet and V3 at all: Keras's Mobil
 with odd sides otherwise.
 
 EfficientNet, MobileNet v3 and ConvNeXt prepare their images within the model over there. Here the
-images are normalised before the model; the numbers of EfficientNet's `normalization` are no leaves
+images are normalized before the model; the numbers of EfficientNet's `normalization` are no leaves
 of ours, and `from_cnnjax` writes the identity for them. The command reads them into the card
 (`preprocessing.moments_within`) and writes them from it (`normalization`).
 """
@@ -45,7 +45,7 @@ def names_for(model: nn.Module) -> Names:
             f"{', '.join(sorted(TABLES.keys() - {'ResNet'}))}, with the norm and stem that they "
             "were published with."
         )
-    normalises = type(model).__name__ == "EfficientNet"
+    normalizes = type(model).__name__ == "EfficientNet"
     return Names(
         framework=FRAMEWORK,
         rules=(),
@@ -54,10 +54,10 @@ def names_for(model: nn.Module) -> Names:
         kinds=(*table.get("kinds", ()), (".*/depthwise/conv/kernel", DEPTHWISE)),
         stages=table.get("stages", {}),
         ignored="normalization/(mean|variance|count)",
-        constants=dict(NORMALIZATION) if normalises else {},
+        constants=dict(NORMALIZATION) if normalizes else {},
         separator="/",
         requires={"activation": _default(model, "activation"), **table.get("arguments", {})},
-        layers=[*(["normalization"] if normalises else ()), *(pair[1] for pair in table["layers"])],
+        layers=[*(["normalization"] if normalizes else ()), *(pair[1] for pair in table["layers"])],
     )
 
 
@@ -77,10 +77,10 @@ NORMALIZATION: dict[str, Callable[[int], np.ndarray]] = {
 def normalization(
     arrays: Mapping[str, np.ndarray], mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays by which Keras's network normalises images as our card says.
+    """Returns the arrays by which Keras's network normalizes images as our card says.
 
     Args:
-      arrays: of `from_cnnjax`; `{}` is returned where they have no normalisation of images.
+      arrays: of `from_cnnjax`; `{}` is returned where they have no normalization of images.
       mean, std: one number, or one a channel, in units where white is 1.
     """
     if "normalization/mean" not in arrays:

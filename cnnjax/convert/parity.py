@@ -60,7 +60,7 @@ def compare(
     Args:
       model: a Linen module with the contract of `cnnjax.models`.
       variables: its `params` and `batch_stats`.
-      reference: `image`, normalised as the model expects it, `[batch, ...]` in the layout of the
+      reference: `image`, normalized as the model expects it, `[batch, ...]` in the layout of the
         other framework; the output `logits`; and outputs of layers under the framework's names or
         ours, in its layout. All in evaluation mode.
       names: of the framework, as `cnnjax.convert.find_names` returns them.

@@ -1,76 +1,108 @@
-"""Datasets as NumPy arrays, batches as pure functions of (seed, step), augmentation per image.
+"""Datasets as NumPy arrays, batches as pure functions of (seed, step).
 
 Nothing is imported before it is used: `import cnnjax.data` costs nothing, `load("mnist")` needs
 NumPy alone, `pipelines` and `augment` import JAX, and TensorFlow is imported by the functions that
 read tfds datasets or stream, with every accelerator hidden from it.
 """
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_MODULE_OF = {
-    "apply_per_image": "augment",
-    "compose": "augment",
-    "normalise": "augment",
-    "random_affine": "augment",
-    "random_flip": "augment",
-    "make_augment": "policy",
-    "make_filter": "filters",
-    "Arrays": "dataset",
-    "Dataset": "dataset",
-    "few_labels": "few",
-    "stand_in": "made",
-    "load": "sources",
-    "gather": "pipelines",
-    "evaluation_batches": "pipelines",
-    "Pipeline": "pipelines",
-    "ResidentPipeline": "pipelines",
-    "StreamingPipeline": "streaming",
-    "stream_arrays": "streaming",
-    "stream_tfds": "streaming",
-    "stream_tfds_evaluation": "streaming",
-    "StreamedDataset": "streamed",
-    "first_examples": "streamed",
-    "open_dataset": "streamed",
-    "shorten": "streamed",
-    "split_batches": "streamed",
-    "split_size": "streamed",
-    "training_pipeline": "streamed",
-    "digit_from_image": "image_files",
-    "image_to_shape": "image_files",
-    "read_image": "image_files",
-}
-_MODULES = (
-    "augment",
-    "automatic",
-    "colour",
-    "corrupt",
-    "dataset",
-    "decoding",
-    "few",
-    "filters",
-    "folder",
-    "image_files",
-    "made",
-    "mix",
-    "mnist",
-    "pipelines",
-    "policy",
-    "sources",
-    "streamed",
-    "streaming",
-    "tfds_source",
-    "tfds_splits",
+from cnnjax import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    (
+        "dataset",
+        "decoding",
+        "few",
+        "fields",
+        "folder",
+        "image_files",
+        "mnist",
+        "pipelines",
+        "sources",
+        "streamed",
+        "streaming",
+        "synthetic",
+        "tfds_source",
+        "tfds_splits",
+    ),
+    {
+        "dataset": (
+            "ArrayDataset",
+            "Arrays",
+            "Dataset",
+        ),
+        "few": ("few_labels",),
+        "synthetic": ("stand_in",),
+        "sources": ("load",),
+        "pipelines": (
+            "gather",
+            "evaluation_batches",
+            "Pipeline",
+            "ResidentPipeline",
+        ),
+        "streaming": (
+            "StreamingPipeline",
+            "stream_arrays",
+            "stream_tfds",
+            "stream_tfds_evaluation",
+        ),
+        "streamed": (
+            "StreamedDataset",
+            "example_inputs",
+            "first_examples",
+            "open_dataset",
+            "shorten",
+            "split_batches",
+            "split_size",
+            "training_pipeline",
+        ),
+        "image_files": (
+            "digit_from_image",
+            "image_to_shape",
+            "read_image",
+        ),
+    },
 )
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _MODULE_OF:
-        return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*_MODULES, *_MODULE_OF]
+if TYPE_CHECKING:
+    from cnnjax.data import dataset as dataset
+    from cnnjax.data import decoding as decoding
+    from cnnjax.data import few as few
+    from cnnjax.data import fields as fields
+    from cnnjax.data import folder as folder
+    from cnnjax.data import image_files as image_files
+    from cnnjax.data import mnist as mnist
+    from cnnjax.data import pipelines as pipelines
+    from cnnjax.data import sources as sources
+    from cnnjax.data import streamed as streamed
+    from cnnjax.data import streaming as streaming
+    from cnnjax.data import synthetic as synthetic
+    from cnnjax.data import tfds_source as tfds_source
+    from cnnjax.data import tfds_splits as tfds_splits
+    from cnnjax.data.dataset import ArrayDataset as ArrayDataset
+    from cnnjax.data.dataset import Arrays as Arrays
+    from cnnjax.data.dataset import Dataset as Dataset
+    from cnnjax.data.few import few_labels as few_labels
+    from cnnjax.data.image_files import digit_from_image as digit_from_image
+    from cnnjax.data.image_files import image_to_shape as image_to_shape
+    from cnnjax.data.image_files import read_image as read_image
+    from cnnjax.data.pipelines import Pipeline as Pipeline
+    from cnnjax.data.pipelines import ResidentPipeline as ResidentPipeline
+    from cnnjax.data.pipelines import evaluation_batches as evaluation_batches
+    from cnnjax.data.pipelines import gather as gather
+    from cnnjax.data.sources import load as load
+    from cnnjax.data.streamed import StreamedDataset as StreamedDataset
+    from cnnjax.data.streamed import example_inputs as example_inputs
+    from cnnjax.data.streamed import first_examples as first_examples
+    from cnnjax.data.streamed import open_dataset as open_dataset
+    from cnnjax.data.streamed import shorten as shorten
+    from cnnjax.data.streamed import split_batches as split_batches
+    from cnnjax.data.streamed import split_size as split_size
+    from cnnjax.data.streamed import training_pipeline as training_pipeline
+    from cnnjax.data.streaming import StreamingPipeline as StreamingPipeline
+    from cnnjax.data.streaming import stream_arrays as stream_arrays
+    from cnnjax.data.streaming import stream_tfds as stream_tfds
+    from cnnjax.data.streaming import stream_tfds_evaluation as stream_tfds_evaluation
+    from cnnjax.data.synthetic import stand_in as stand_in

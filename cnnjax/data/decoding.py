@@ -25,7 +25,7 @@ def tensorflow() -> Any:
     import tensorflow as tf
 
     for kind in ("GPU", "TPU"):
-        # RuntimeError: the user's own program has initialised TensorFlow's devices already.
+        # RuntimeError: the user's own program has initialized TensorFlow's devices already.
         with contextlib.suppress(RuntimeError):
             tf.config.set_visible_devices([], kind)
     return tf

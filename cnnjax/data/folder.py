@@ -26,7 +26,7 @@ _SPLIT_OF_DIRECTORY = {
     "val": "validation",
     "test": "test",
 }
-_GREY_MODES = ("1", "L", "I", "I;16", "F")
+_GRAY_MODES = ("1", "L", "I", "I;16", "F")
 # EXIF orientations that turn the image by a quarter.
 _TURNED = (5, 6, 7, 8)
 _EXIF_ORIENTATION = 0x0112
@@ -135,7 +135,7 @@ def _common_shape(
             with open_image(file) as image:
                 turned = _is_turned(image)
                 size = (image.width, image.height) if turned else (image.height, image.width)
-                channels = max(channels, 1 if image.mode in _GREY_MODES else 3)
+                channels = max(channels, 1 if image.mode in _GRAY_MODES else 3)
         except UserError as error:
             problems.append(str(error))
             continue

@@ -34,7 +34,7 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.n
       max_pixels: larger images are refused by their header, before anything is decoded.
 
     Returns:
-      uint8 `[height, width, channels]`: 1 channel (grey), 3 (RGB) or 4 (RGBA, for any file with
+      uint8 `[height, width, channels]`: 1 channel (gray), 3 (RGB) or 4 (RGBA, for any file with
       transparency). Deeper files are scaled to 8 bits.
 
     Raises:
@@ -122,7 +122,7 @@ def fit_image(image: np.ndarray, size: tuple[int, int], fit: str = "pad") -> np.
     Args:
       image: the image.
       size: the height and width wanted.
-      fit: `"pad"` centres the image on black, made smaller first (its aspect ratio kept) where it
+      fit: `"pad"` centers the image on black, made smaller first (its aspect ratio kept) where it
         does not fit; `"resize"` stretches it to the size; `"crop"` scales it until the size is
         0.875 of it in height or width and at most that in the other, and cuts the middle out;
         `"crop:0.95"` does so with another share.
@@ -160,7 +160,7 @@ def parse_fit(fit: str) -> tuple[str, float]:
 
 
 def pad_to(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Centres `[..., height, width, channels]` on black of `size` (height, width), not smaller."""
+    """Centers `[..., height, width, channels]` on black of `size` (height, width), not smaller."""
     *leading, height, width, channels = images.shape
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     padded = np.zeros((*leading, *size, channels), images.dtype)
@@ -179,7 +179,7 @@ def image_to_shape(
 ) -> np.ndarray:
     """Brings any uint8 `[height, width, channels]` to `shape` (height, width, channels).
 
-    Transparency is laid over white; colour becomes grey by ITU-R 601 luma, grey becomes RGB by
+    Transparency is laid over white; color becomes gray by ITU-R 601 luma, gray becomes RGB by
     repetition.
 
     Raises:
@@ -202,7 +202,7 @@ def digit_from_image(image: np.ndarray, size: int = 28) -> np.ndarray:
 
     The steps, of which the last two are those of MNIST's makers (LeCun et al. 1998, section III.A):
 
-    1. Transparency is laid over white for dark ink, over black for light ink; colour becomes grey.
+    1. Transparency is laid over white for dark ink, over black for light ink; color becomes gray.
     2. A plane is fitted to the picture's border and subtracted: even an unevenly lit sheet of
        paper becomes 0. The side to which the picture departs further is the ink, so dark on light
        and light on dark are the same.
@@ -211,7 +211,7 @@ def digit_from_image(image: np.ndarray, size: int = 28) -> np.ndarray:
     4. Specks smaller than a fiftieth of the largest stroke are removed.
     5. Strokes that would be thinner than 2 pixels in the result are thickened to that.
     6. The ink's bounding box is cut out and scaled to fit 20 x 20 pixels, its aspect ratio kept.
-    7. It is placed in 28 x 28 pixels with its centre of mass in the middle.
+    7. It is placed in 28 x 28 pixels with its center of mass in the middle.
 
     Args:
       image: uint8 `[height, width, channels]`, 1, 3 or 4 channels, as `read_image` returns it.
@@ -223,17 +223,17 @@ def digit_from_image(image: np.ndarray, size: int = 28) -> np.ndarray:
     Raises:
       UserError: when nothing stands out from the background.
     """
-    grey = _grey_with_background(image)
-    ink = _without_specks(_stretched_ink(grey))
+    gray = _gray_with_background(image)
+    ink = _without_specks(_stretched_ink(gray))
     box_pixels = max(1, round(size * _BOX_SHARE))
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     scale = box_pixels / max(np.ptp(rows) + 1, np.ptp(columns) + 1)
     ink = _thickened(ink, _MIN_STROKE_PIXELS * size / 28 / scale)
     digit = _scaled_to_box(ink, box_pixels)
-    return np.round(255.0 * _centred(digit, size)).astype(np.uint8)[..., None]
+    return np.round(255.0 * _centered(digit, size)).astype(np.uint8)[..., None]
 
 
-def _grey_with_background(image: np.ndarray) -> np.ndarray:
+def _gray_with_background(image: np.ndarray) -> np.ndarray:
     if image.shape[-1] == 4:
         opacity = image[..., 3].astype(np.float64)
         visible = np.sum(_luma(image[..., :3]) * opacity) / max(opacity.sum(), 1.0)
@@ -247,32 +247,32 @@ def _over(image: np.ndarray, background: float) -> np.ndarray:
 
 
 def _luma(image: np.ndarray) -> np.ndarray:
-    """Grey levels, float64 `[height, width]`; of three channels the ITU-R 601 luma."""
+    """Gray levels, float64 `[height, width]`; of three channels the ITU-R 601 luma."""
     if image.shape[-1] == 1:
         return image[..., 0].astype(np.float64)
     return image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
 
 
-def _stretched_ink(grey: np.ndarray) -> np.ndarray:
+def _stretched_ink(gray: np.ndarray) -> np.ndarray:
     """Background to 0, full ink to 1, whichever of the two is the darker one."""
-    height, width = grey.shape
+    height, width = gray.shape
     rows, columns = np.mgrid[:height, :width]
     frame = max(1, round(0.02 * min(height, width)))
-    is_border = np.ones(grey.shape, bool)
+    is_border = np.ones(gray.shape, bool)
     is_border[frame : height - frame, frame : width - frame] = False
     plane = np.stack([np.ones_like(rows), rows / height, columns / width], axis=-1)
     # Ink may touch the border: fit the half of its pixels that lies nearest to the median.
-    distance = np.abs(grey - np.median(grey[is_border]))
+    distance = np.abs(gray - np.median(gray[is_border]))
     kept = is_border & (distance <= np.median(distance[is_border]))
-    coefficients = np.linalg.lstsq(plane[kept], grey[kept], rcond=None)[0]
-    departure = grey - plane @ coefficients
+    coefficients = np.linalg.lstsq(plane[kept], gray[kept], rcond=None)[0]
+    departure = gray - plane @ coefficients
     ink = departure if departure.max() > -departure.min() else -departure
     noise = 3.0 * float(np.std(departure[kept]))
     strongest = float(ink.max())
     if strongest - noise < _MIN_CONTRAST:
         raise UserError(
             f"no digit found: nothing in the picture of {width} x {height} pixels departs from its "
-            f"background by more than {max(strongest, 0.0):.0f} of 255 grey levels"
+            f"background by more than {max(strongest, 0.0):.0f} of 255 gray levels"
         )
     # Full ink is what most of the stroke reaches, not what one bright pixel does.
     full = np.percentile(ink[ink > noise + 0.5 * (strongest - noise)], 90)
@@ -305,7 +305,7 @@ def _thickened(ink: np.ndarray, min_width_pixels: float) -> np.ndarray:
         return ink
     ink = np.pad(ink, radius)
     square = 2 * radius + 1
-    return ndimage.grey_dilation(ink, size=(square, square))
+    return ndimage.gray_dilation(ink, size=(square, square))
 
 
 def _scaled_to_box(ink: np.ndarray, box_pixels: int) -> np.ndarray:
@@ -323,13 +323,13 @@ def _scaled_to_box(ink: np.ndarray, box_pixels: int) -> np.ndarray:
     return np.clip(digit.astype(np.float64) / white, 0.0, 1.0)
 
 
-def _centred(digit: np.ndarray, size: int) -> np.ndarray:
+def _centered(digit: np.ndarray, size: int) -> np.ndarray:
     canvas = np.zeros((size, size))
     corner = []
     for axis, side in enumerate(digit.shape):
         weight = digit.sum(axis=1 - axis)
-        centre = float(weight @ np.arange(side)) / weight.sum()
+        center = float(weight @ np.arange(side)) / weight.sum()
         # No part of the digit may leave the image, however lopsided it is.
-        corner.append(int(np.clip(round(size / 2.0 - centre), 0, size - side)))
+        corner.append(int(np.clip(round(size / 2.0 - center), 0, size - side)))
     canvas[corner[0] : corner[0] + digit.shape[0], corner[1] : corner[1] + digit.shape[1]] = digit
     return canvas

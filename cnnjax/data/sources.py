@@ -57,7 +57,7 @@ def load(
         a dataset without a validation split. 0 holds out none: `validation` is then empty.
       seed: chooses which images those are.
       image_size: side of the square images wanted, or (height, width); needed where files differ.
-      fit: `"pad"` centres an image on black, made smaller first where it does not fit; `"resize"`
+      fit: `"pad"` centers an image on black, made smaller first where it does not fit; `"resize"`
         stretches it; `"crop"` cuts out its middle, as ImageNet is tested: see
         `cnnjax.data.image_files.fit_image`.
 

@@ -1,24 +1,31 @@
 """Fine-tuning: pretrained variables into a model, of which a part is trained.
 
-    base = finetune.read_base("runs/mnist")
+    base = cnnjax.run.load.read_base("runs/mnist")
     loaded = finetune.load(base, model, (28, 28, 1), new=("head/.*",), key=key)
     tuned = finetune.FineTuned(model, finetune.make_method("lora:8", model, (28, 28, 1)))
     variables = finetune.start(tuned, loaded, (28, 28, 1), key)
 
 `tuned` and `variables` then stand where a model and its variables do: in `create_state`,
-`make_train_step`, `evaluate`, `features`. Frozen leaves are `variables["frozen"]`; no gradient, no
+`make_step`, `evaluate`, `features`. Frozen leaves are `variables["frozen"]`; no gradient, no
 optimizer state and no average exists for them. `experiments.finetune` does all this by flags.
 """
 
 from cnnjax.finetune.adapters import init_adapters
-from cnnjax.finetune.base import Base, read_base, variables_checksum
+from cnnjax.finetune.base import Base, variables_checksum
 from cnnjax.finetune.groups import Group, layer_groups
 from cnnjax.finetune.load import Loaded, format_loaded, load
 from cnnjax.finetune.lora import init_lora, merge_lora, parse_ranks
 from cnnjax.finetune.methods import METHODS, Method, make_method
 from cnnjax.finetune.partition import frozen_norms, join_variables, split_variables
 from cnnjax.finetune.rates import gradual_unfreezing, l2_sp, layer_wise_decay, remember_start
-from cnnjax.finetune.run import check_base, describe, read_back, replace_trained, start
+from cnnjax.finetune.start import (
+    check_base,
+    describe,
+    needs_base,
+    read_back,
+    replace_trained,
+    start,
+)
 from cnnjax.finetune.wrapped import FineTuned
 from cnnjax.models.features import stage_features
 
@@ -43,9 +50,9 @@ __all__ = [
     "load",
     "make_method",
     "merge_lora",
+    "needs_base",
     "parse_ranks",
     "read_back",
-    "read_base",
     "remember_start",
     "replace_trained",
     "split_variables",

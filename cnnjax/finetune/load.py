@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.errors import UserError
-from cnnjax.finetune.base import Base, read_base
+from cnnjax.finetune.base import Base
 from cnnjax.models.summary import abstract_variables
 from cnnjax.rng import stream_key
 from cnnjax.trees import count_parameters, from_named_leaves, mask_by_path, named_leaves
@@ -43,7 +42,7 @@ class Loaded:
 
 
 def load(
-    base: str | Path | Base,
+    base: Base,
     model: Any,
     image_shape: tuple[int, int, int],
     *,
@@ -58,7 +57,7 @@ def load(
     `new` or `drop` matches it.
 
     Args:
-      base: what `read_base` reads, or returned.
+      base: pretrained variables, such as `cnnjax.run.load.read_base` returns.
       model: a Linen module with the contract of `cnnjax.models`.
       image_shape: `[height, width, channels]` of its images.
       new: patterns of the model's leaves to draw anew, such as `head/.*`; those of `params` and
@@ -70,7 +69,6 @@ def load(
       UserError: one error that lists all leaves that are missing, left over or of another form; a
         pattern that matches nothing.
     """
-    base = base if isinstance(base, Base) else read_base(base)
     image = jnp.zeros((1, *image_shape), jnp.float32)
     form = abstract_variables(model, image_shape)
     wanted = _leaves(form)

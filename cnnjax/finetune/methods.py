@@ -135,7 +135,7 @@ def _bitfit(target: _Target, count: int) -> Method:
 
 
 def _norm(target: _Target, count: int) -> Method:
-    """Scales and biases of the normalisations, and the head.
+    """Scales and biases of the normalizations, and the head.
 
     Frankle et al. 2021, "Training BatchNorm and only BatchNorm" (arXiv 2003.00152).
     """

@@ -51,7 +51,7 @@ def split_variables(
     Args:
       variables: `params` and, where the model has them, `batch_stats`.
       trainable: patterns over the paths of `params` (see `cnnjax.trees`).
-      norm_statistics: which layers of BatchNorm keep their running statistics and normalise by
+      norm_statistics: which layers of BatchNorm keep their running statistics and normalize by
         them, in training too. `auto`: those of whose own parameters none is trained; `frozen`: all;
         `batch`: none, so that frozen layers follow the new images' statistics.
 
@@ -88,7 +88,7 @@ def join_variables(variables: Variables) -> Variables:
 def frozen_norms(statistics: PyTree) -> AbstractContextManager[None]:
     """Within the context, layers of BatchNorm with these statistics are in evaluation mode.
 
-    They normalise by their running statistics and leave them as they are, whatever `train` is.
+    They normalize by their running statistics and leave them as they are, whatever `train` is.
 
     Args:
       statistics: the frozen part of `batch_stats`; only its paths are used.

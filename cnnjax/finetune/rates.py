@@ -136,8 +136,8 @@ def l2_sp(strength: float, new_strength: float) -> Callable[[PyTree, PyTree], ja
       new_strength: `beta` of the paper.
 
     Returns:
-      `(params, frozen) -> scalar`, the `pull` of `cnnjax.steps.make_train_step`; `frozen` is that
-      of `remember_start`.
+      `(params, frozen) -> scalar`, the `pull` of `make_step`; `frozen` is that of
+      `remember_start`.
 
     Raises:
       UserError: a strength that is negative or not finite.

@@ -35,7 +35,7 @@ class FineTuned:
     method: Method
 
     def init(self, key: jax.Array, image: jax.Array, *, train: bool = False) -> Variables:
-        """Initialises the model, and splits it."""
+        """Initializes the model, and splits it."""
         variables = self.model.init(key, image, train=train)
         return self.split(variables, key, image.shape[1:])
 

@@ -11,7 +11,7 @@ The forms give the same values and gradients up to rounding and differ in speed:
   each tap of the window.
 
 A form that cannot compute a convolution leaves it to `lax`.
-`python scripts/bench_ops.py` measures them all; `for_convolution` holds what it found.
+`python benchmarks/convolutions.py` measures them all; `for_convolution` holds what it found.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ def batch_may_be_sharded() -> bool:
     return jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes
 
 
-# Measured on two AVX-512 cores with scripts/bench_ops.py. Winograd's transforms are paid back by
-# this many channels, and its many small products by this many output positions. Batch-last patches
-# pay while they and the output fit the cache, taps-first patches while they do. `lax` is never
-# chosen, although in a single call it is up to 1.5 times faster than patches on some shapes: in a
-# loop it is fifty times slower.
+# Measured on two AVX-512 cores with benchmarks/convolutions.py. Winograd's transforms are paid
+# back by this many channels, and its many small products by this many output positions. Batch-last
+# patches pay while they and the output fit the cache, taps-first patches while they do. `lax` is
+# never chosen, although in a single call it is up to 1.5 times faster than patches on some shapes:
+# in a loop it is fifty times slower.
 WINOGRAD_CHANNELS = 32
 WINOGRAD_POSITIONS = 1024
 BATCH_LAST_BYTES = 12 * 2**20

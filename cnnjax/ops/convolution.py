@@ -42,7 +42,7 @@ def conv2d(
       strides: step of the window down and right.
       padding: "SAME", "SAME_LOWER", "VALID" or ((top, bottom), (left, right)), which may be
         negative. "SAME" at stride 2 is asymmetric; PyTorch's padding is given as pairs.
-      kernel_dilation: distance between neighbouring taps of the window.
+      kernel_dilation: distance between neighboring taps of the window.
       feature_group_count: groups of channels that do not see each other.
       bias: `[features]`, added to each position.
       precision: a `jax.lax.Precision`, as in `lax`.

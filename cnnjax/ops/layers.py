@@ -1,4 +1,4 @@
-"""Linen layers on `cnnjax.ops`, with the parameters, names and initialisers of Flax's own."""
+"""Linen layers on `cnnjax.ops`, with the parameters, names and initializers of Flax's own."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class ConvPool(nn.Module):
       dtype: of the computation; None: that of image and parameters.
       param_dtype: of the parameters.
       precision: as in `conv2d`.
-      kernel_init: initialiser of the kernel.
-      bias_init: initialiser of the bias.
+      kernel_init: initializer of the kernel.
+      bias_init: initializer of the bias.
 
     Call: `image [batch, height, width, channels]` -> `[batch, pooled height, pooled width,
     features]`. Raises UserError for an unknown pool.

@@ -13,7 +13,7 @@ def computed_once(x: jax.Array) -> jax.Array:
     """Returns `x`, written to memory in the order of its axes before anything reads it.
 
     The window of a convolution reads its image once for each tap. XLA:CPU fuses what made the image
-    (a transpose, normalisation, augmentation, a max pool) into each of these readers and computes
+    (a transpose, normalization, augmentation, a max pool) into each of these readers and computes
     it as many times over. It removes optimization barriers before it fuses; a constraint on the
     layout is what stops it. Of a batch that may be sharded the constraint would gather all
     examples on each device, so there is none.

@@ -1,6 +1,6 @@
-"""What all figures share: colours, size, spines, and how they are saved.
+"""What all figures share: colors, size, spines, and how they are saved.
 
-Colours are those of Okabe and Ito (2008), told apart with every kind of colour vision. Matplotlib
+Colors are those of Okabe and Ito (2008), told apart with every kind of color vision. Matplotlib
 is imported on use, through its object-oriented interface: no figure lives on in global state, and
 no display is needed.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DOTS_PER_INCH = 150
 BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
 PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, "#CC79A7", "#000000", "#B8A800")
-GREY = "#8C8C8C"
+GRAY = "#8C8C8C"
 _MAX_NAME_LENGTH = 18
 
 

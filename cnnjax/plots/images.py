@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnnjax.errors import UserError
-from cnnjax.plots.canvas import BLUE, GREEN, GREY, new_figure, percent, save, short_names
+from cnnjax.plots.canvas import BLUE, GRAY, GREEN, new_figure, percent, save, short_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,7 +109,7 @@ def prediction(
         axes.set_anchor("N")
         axes.set_xticks([])
         axes.set_yticks([])
-    colors = [BLUE, *[GREY] * (len(top) - 1)]
+    colors = [BLUE, *[GRAY] * (len(top) - 1)]
     bars = bar_axes.barh(range(len(top)), probabilities[top], color=colors)
     bar_axes.set_yticks(range(len(top)), [names[index] for index in top])
     bar_axes.bar_label(bars, [percent(probabilities[index]) for index in top], padding=4)
@@ -124,7 +124,7 @@ def prediction(
 def filters(kernel: Any, path: Path | str, *, max_out: int = 64, max_in: int = 16) -> Path:
     """Draws the kernel of a convolution.
 
-    Three input channels are drawn as colours, each filter stretched to its own range. Otherwise a
+    Three input channels are drawn as colors, each filter stretched to its own range. Otherwise a
     tile is one slice, blue below and red above zero on one scale; with a single input channel the
     filters fill a grid, with more a row is an input channel and a column a filter.
 
@@ -157,7 +157,7 @@ def filters(kernel: Any, path: Path | str, *, max_out: int = 64, max_in: int = 1
     limit = float(np.nanmax(np.abs(kernel), initial=0.0)) or 1.0
     image = axes.imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     if channels_in != 3:
-        # The map is white at zero: tiles are told apart by a grey pixel between them.
+        # The map is white at zero: tiles are told apart by a gray pixel between them.
         image.set_cmap(image.get_cmap().with_extremes(bad="#BDBDBD"))
         figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
     title = f"{channels_out} filter{'s' * (channels_out > 1)} of {height}x{width}"
@@ -172,7 +172,7 @@ def filters(kernel: Any, path: Path | str, *, max_out: int = 64, max_in: int = 1
 
 
 def _displayable(images: np.ndarray) -> np.ndarray:
-    """Returns float images in [0, 1], `[images, height, width]` if grey, else `[..., 3]`."""
+    """Returns float images in [0, 1], `[images, height, width]` if gray, else `[..., 3]`."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
         raise UserError(
             f"images must be [images, height, width, channels] with 1, 3 or 4 channels, not "
@@ -221,7 +221,7 @@ def _full_columns(count: int) -> int:
 
 
 def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Sets tiles `[tiles, height, width, ...]` into rows, a pixel apart: NaN, white if coloured."""
+    """Sets tiles `[tiles, height, width, ...]` into rows, a pixel apart: NaN, white if colored."""
     rows = math.ceil(len(tiles) / columns)
     _, height, width, *channels = tiles.shape
     gap = 1.0 if channels else np.nan

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnnjax.plots.canvas import GREY, ORANGE, PALETTE, SKY, new_figure, save, short_names, tidy
+from cnnjax.plots.canvas import GRAY, ORANGE, PALETTE, SKY, new_figure, save, short_names, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ _PAIRS_INCHES = 3.4
 def confusion_matrix(confusion: Any, class_names: Sequence[str], path: Path | str) -> Path:
     """Draws counts by true class (row) and predicted class (column).
 
-    A cell's colour is its share of the row, on a scale that lets rare confusions be seen; its
+    A cell's color is its share of the row, on a scale that lets rare confusions be seen; its
     number is the count, written where it is legible (up to 25 classes). Beside more than 25 classes
     stand the pairs that are confused most.
 
@@ -112,7 +112,7 @@ def reliability_diagram(
         f"accuracy {right.mean():.2%}, mean confidence {confidence.mean():.2%}",
         fontsize=11,
     )
-    count_axes.bar(centers, examples, width, color=GREY)
+    count_axes.bar(centers, examples, width, color=GRAY)
     count_axes.set_yscale("log")
     count_axes.set_ylim(bottom=0.8)
     count_axes.set_ylabel("examples")
@@ -129,7 +129,7 @@ def roc_curves(
     """Draws each class's receiver operating characteristic against all others.
 
     The axis of false positives is logarithmic, because that of a good classifier has its curves in
-    the corner. With more than 16 classes those of the 8 lowest areas are coloured, the rest grey.
+    the corner. With more than 16 classes those of the 8 lowest areas are colored, the rest gray.
     Classes without examples are left out.
 
     Args:

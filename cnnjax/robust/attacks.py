@@ -2,7 +2,7 @@
 
 An attack is a pure function of (key, logits function, image, label, mask), fit for `jit`, meshes
 and `shard_map`. Images are float `[batch, height, width, channels]` in [0, 1]; what the model
-expects (normalisation) is part of the logits function, so that `epsilon` means the same for every
+expects (normalization) is part of the logits function, so that `epsilon` means the same for every
 model. An adversarial image lies in [0, 1] and within `epsilon` of its original, in the largest
 difference of any value (`linf`) or in the Euclidean norm of the whole image (`l2`).
 """

@@ -148,7 +148,7 @@ def parse_attack(text: str) -> Attack:
 def strength_on_linear_model(attack: Attack, image_shape: tuple[int, ...]) -> float:
     """Returns how much of the greatest possible change of a linear model an attack achieves.
 
-    The model is weak in a known way: two classes, whose margin is `w . (x - 1/2)` at a grey image.
+    The model is weak in a known way: two classes, whose margin is `w . (x - 1/2)` at a gray image.
     Its worst image in the ball within [0, 1] is known in closed form, so that an attack that
     does not climb, or does not reach the border of the ball, shows.
 

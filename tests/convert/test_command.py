@@ -1,4 +1,4 @@
-"""`python -m cnnjax.convert`: files to runs and back, checks layer by layer, one-line errors."""
+"""`cnnjax convert`: files to runs and back, checks layer by layer, one-line errors."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import weights
 
-from cnnjax import convert, models, trained_model
-from cnnjax.convert import __main__ as command
+from cnnjax import convert, models
+from cnnjax.commands import convert as command
 from cnnjax.convert import parity
 from cnnjax.convert.preprocessing import preprocessing
 from cnnjax.errors import UserError
+from cnnjax.run import load
 
 CHECK = Path(__file__).parent / "references" / "check.npz"
 NAME, IMAGE, DIGIT = "shufflenet_v2_x0_5", (32, 32, 3), (28, 28, 1)
@@ -69,7 +70,7 @@ def test_a_run_says_where_its_weights_came_from(converted, source):
 
 
 def test_a_run_is_read_as_one_that_was_trained(converted, model):
-    trained = trained_model.load_trained(converted)
+    trained = load.load_trained(converted)
     expected = convert.to_cnnjax(theirs(model), model, IMAGE)
     jax.tree.map(np.testing.assert_array_equal, trained.variables, expected)
     assert trained.model == model
@@ -80,12 +81,12 @@ def test_a_run_is_read_as_one_that_was_trained(converted, model):
 def test_an_image_is_classified(converted, tmp_path, capsys):
     from PIL import Image
 
-    from experiments import predict
+    from cnnjax.commands import predict
 
-    picture = tmp_path / "grey.png"
+    picture = tmp_path / "gray.png"
     Image.new("RGB", (40, 30), (100, 100, 100)).save(picture)
     predict.main(predict.Config(run=str(converted), images=(picture,), out=str(tmp_path)))
-    assert "grey.png: " in capsys.readouterr().out
+    assert "gray.png: " in capsys.readouterr().out
 
 
 def test_a_run_becomes_a_file_with_the_same_tensors(converted, source, tmp_path):
@@ -160,7 +161,7 @@ def test_a_new_head_for_other_classes(lenet, tmp_path):
             **settings,
         )
     )
-    trained = trained_model.load_trained(tmp_path / "run")
+    trained = load.load_trained(tmp_path / "run")
     assert trained.variables["params"]["head"]["kernel"].shape == (84, 3)
     assert trained.card["class_names"] == ["cat", "dog", "newt"]
     np.testing.assert_array_equal(

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from cnnjax import convert, models
-from cnnjax.convert import __main__ as command
+from cnnjax.commands import convert as command
 from cnnjax.convert import keras_files, names_keras
 from cnnjax.convert.preprocessing import moments_within, preprocessing
 from cnnjax.errors import UserError
 from cnnjax.models.summary import abstract_variables
-from cnnjax.trained_model import TrainedModel
+from cnnjax.run.load import TrainedModel
 from tests.models.test_counts import LARGE
 
 # Trainable and other weights of keras.applications' networks at 1000 classes: `count_params()` of
-# Keras 3.15, without EfficientNet's seven numbers of its normalisation of images.
+# Keras 3.15, without EfficientNet's seven numbers of its normalization of images.
 PUBLISHED = {
     "vgg16": 138_357_544,
     "vgg19": 143_667_240,
@@ -286,7 +286,7 @@ def test_images_are_prepared_as_keras_does(name, expected):
     found = preprocessing(name, "keras")
     trained = TrainedModel(None, {}, found, 0)
     pixel = np.array([10, 20, 30], np.uint8).reshape(1, 1, 1, 3)
-    np.testing.assert_allclose(trained.normalise(pixel)[0, 0, 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(trained.normalize(pixel)[0, 0, 0], expected, rtol=1e-5)
 
 
 def test_every_network_of_keras_has_a_preprocessing():

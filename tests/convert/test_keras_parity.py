@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from cnnjax import convert, models, trees
+from cnnjax.augment.geometry import normalize
 from cnnjax.convert import names_keras
 from cnnjax.convert.preprocessing import moments_within, preprocessing
-from cnnjax.data.augment import normalise
 from cnnjax.models.summary import abstract_variables
 
 SCRIPT = Path(__file__).parent / "keras_networks.py"
@@ -37,7 +37,7 @@ class Network(NamedTuple):
         """Images as the card has them: of the network's name and, where it has some, its file."""
         found = preprocessing(self.ours, "keras") | moments_within(arrays)
         order = found.get("channel_order", "RGB")
-        return normalise(image, found["mean"], found["std"], channel_order=order)
+        return normalize(image, found["mean"], found["std"], channel_order=order)
 
 
 def network(keras, ours, size, stages=(), layers=None, **arguments):
@@ -86,7 +86,7 @@ def relative_error(ours, theirs):
 
 
 def draw(model, shape):
-    """Variables of numbers of our own, of which no leaf is as it is initialised."""
+    """Variables of numbers of our own, of which no leaf is as it is initialized."""
     generator = np.random.default_rng(1)
     leaves = trees.named_leaves(abstract_variables(model, shape))
     drawn = {}

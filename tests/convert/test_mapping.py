@@ -121,7 +121,7 @@ def test_another_number_of_classes(small):
     variables = convert.to_cnnjax(arrays, other, IMAGE, new_head_key=jax.random.key(1))
     head = variables["params"]["head"]
     assert head["kernel"].shape == (32, 3)
-    # PyTorch's initialiser, which the heads here have too: uniform within 1 / sqrt(fan-in).
+    # PyTorch's initializer, which the heads here have too: uniform within 1 / sqrt(fan-in).
     assert 0.5 * 32**-0.5 < np.abs(head["kernel"]).max() < 32**-0.5
     np.testing.assert_array_equal(head["bias"], np.zeros(3))
     whole = convert.to_cnnjax(arrays, small, IMAGE)

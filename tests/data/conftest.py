@@ -8,14 +8,14 @@ TFDS_SIZES = {"train": 50, "test": 13}
 
 
 def made_images(count, shape=(6, 7, 1), seed=0):
-    """Images of noise whose first pixel is their number, so that each can be recognised."""
+    """Images of noise whose first pixel is their number, so that each can be recognized."""
     images = np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(count)
     return images
 
 
 def made_photos():
-    """Six colour images, each one row higher than the one before."""
+    """Six color images, each one row higher than the one before."""
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (5 + n, 9, 3), dtype=np.uint8) for n in range(6)]
 
@@ -62,7 +62,7 @@ def tfds_dir(tmp_path_factory):
 
 @pytest.fixture
 def image_folder(tmp_path):
-    """Twenty grey PNG files of 5x4 pixels in each of the classes `cat` and `dog`."""
+    """Twenty gray PNG files of 5x4 pixels in each of the classes `cat` and `dog`."""
     for label, name in enumerate(("cat", "dog")):
         (tmp_path / name).mkdir()
         for number in range(20):

@@ -8,24 +8,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 from scipy import ndimage
 
-from cnnjax.data import augment
+from cnnjax.augment import geometry
 from cnnjax.errors import UserError
 
 STRONG = {
-    "shift": augment.random_shift(3),
-    "crop": augment.pad_and_crop(3),
-    "flip": augment.random_flip(),
-    "affine": augment.random_affine(30, (0.7, 1.4), 2.5, 20),
-    "affine_fill": augment.random_affine(30, (0.7, 1.4), 2.5, 20, fill=0.0),
-    "composed": augment.compose(augment.random_flip(), augment.random_affine(10)),
+    "shift": geometry.random_shift(3),
+    "crop": geometry.pad_and_crop(3),
+    "flip": geometry.random_flip(),
+    "affine": geometry.random_affine(30, (0.7, 1.4), 2.5, 20),
+    "affine_fill": geometry.random_affine(30, (0.7, 1.4), 2.5, 20, fill=0.0),
+    "composed": geometry.compose(geometry.random_flip(), geometry.random_affine(10)),
 }
 IDENTITIES = {
-    "shift": augment.random_shift(0),
-    "crop": augment.pad_and_crop(0),
-    "flip": augment.random_flip(0.0),
-    "affine": augment.random_affine(),
-    "affine_fill": augment.random_affine(fill=0.0),
-    "composed": augment.compose(),
+    "shift": geometry.random_shift(0),
+    "crop": geometry.pad_and_crop(0),
+    "flip": geometry.random_flip(0.0),
+    "affine": geometry.random_affine(),
+    "affine_fill": geometry.random_affine(fill=0.0),
+    "composed": geometry.compose(),
 }
 KEY = jax.random.key(0)
 
@@ -83,14 +83,14 @@ def test_gradient_matches_finite_differences():
 def test_examples_are_independent_of_the_batch_and_of_the_devices():
     pictures = jax.random.normal(KEY, (16, 9, 12, 2))
     function = STRONG["affine"]
-    whole = jax.jit(lambda x: augment.apply_per_image(KEY, x, function))(pictures)
-    apply = jax.jit(lambda x, first: augment.apply_per_image(KEY, x, function, first))
+    whole = jax.jit(lambda x: geometry.apply_per_image(KEY, x, function))(pictures)
+    apply = jax.jit(lambda x, first: geometry.apply_per_image(KEY, x, function, first))
     for first in (0, 4, 12):
         part = apply(pictures[first : first + 4], first)
         np.testing.assert_allclose(part, whole[first : first + 4], atol=1e-5)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     spread = jax.device_put(pictures, NamedSharding(mesh, PartitionSpec("data")))
-    sharded = jax.jit(lambda x: augment.apply_per_image(KEY, x, function))(spread)
+    sharded = jax.jit(lambda x: geometry.apply_per_image(KEY, x, function))(spread)
     assert not sharded.sharding.is_fully_replicated
     np.testing.assert_allclose(sharded, whole, atol=1e-5)
     assert not np.allclose(whole[0] - pictures[0], whole[1] - pictures[1])
@@ -98,7 +98,7 @@ def test_examples_are_independent_of_the_batch_and_of_the_devices():
 
 def test_shift_moves_by_whole_pixels_with_equal_chance():
     picture = jnp.zeros((11, 11, 1)).at[5, 5].set(1.0)
-    moved = several(augment.random_shift(1), picture, 1800)
+    moved = several(geometry.random_shift(1), picture, 1800)
     rows, columns = np.nonzero(moved.reshape(1800, 11, 11))[1:]
     assert len(rows) == 1800 and set(rows) == set(columns) == {4, 5, 6}
     counts = np.histogram2d(rows, columns, bins=3)[0]
@@ -108,21 +108,21 @@ def test_shift_moves_by_whole_pixels_with_equal_chance():
 
 def test_fill_and_border():
     bright = jnp.full((8, 8, 1), 3.0)
-    assert (several(augment.random_shift(4), bright, 50) == 3.0).all()
-    assert set(np.unique(several(augment.pad_and_crop(4), bright, 50))) == {0.0, 3.0}
-    turned = several(augment.random_affine(45), bright, 20)
+    assert (several(geometry.random_shift(4), bright, 50) == 3.0).all()
+    assert set(np.unique(several(geometry.pad_and_crop(4), bright, 50))) == {0.0, 3.0}
+    turned = several(geometry.random_affine(45), bright, 20)
     np.testing.assert_allclose(turned, 3.0, rtol=1e-6)
-    assert several(augment.random_affine(45, fill=-1.0), bright, 20).min() == -1.0
+    assert several(geometry.random_affine(45, fill=-1.0), bright, 20).min() == -1.0
 
 
 def test_flip_mirrors_half_of_the_images():
     picture = image()
-    flipped = several(augment.random_flip(), picture, 400)
+    flipped = several(geometry.random_flip(), picture, 400)
     mirrored = (flipped == np.asarray(picture)[:, ::-1]).all((1, 2, 3))
     same = (flipped == np.asarray(picture)).all((1, 2, 3))
     assert (mirrored ^ same).all()
     assert 150 < mirrored.sum() < 250
-    assert (augment.random_flip(1.0)(KEY, picture) == picture[:, ::-1]).all()
+    assert (geometry.random_flip(1.0)(KEY, picture) == picture[:, ::-1]).all()
 
 
 def test_bilinear_sampling_against_scipy():
@@ -130,7 +130,7 @@ def test_bilinear_sampling_against_scipy():
     rng = np.random.default_rng(0)
     y, x = rng.uniform(-3, 11, (2, 7, 8)).astype(np.float32)
     for fill, mode in ((None, "nearest"), (0.5, "grid-constant")):
-        found = augment.sample_bilinear(picture, jnp.asarray(y), jnp.asarray(x), fill=fill)
+        found = geometry.sample_bilinear(picture, jnp.asarray(y), jnp.asarray(x), fill=fill)
         expected = np.stack(
             [
                 ndimage.map_coordinates(
@@ -144,7 +144,7 @@ def test_bilinear_sampling_against_scipy():
 
 
 def centroid(pictures):
-    """(x, y) of each image's centre of mass, from the image's centre."""
+    """(x, y) of each image's center of mass, from the image's center."""
     pictures = pictures[..., 0]
     mass = pictures.sum((1, 2))
     height, width = pictures.shape[1:]
@@ -154,13 +154,13 @@ def centroid(pictures):
 
 
 def blob(x, y, size=41):
-    """A smooth spot, `x` right of and `y` below the centre."""
+    """A smooth spot, `x` right of and `y` below the center."""
     rows, columns = np.mgrid[:size, :size] - (size - 1) / 2
     return jnp.asarray(np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 8.0))[..., None]
 
 
 def test_rotation_keeps_the_radius_within_the_angle():
-    places = centroid(several(augment.random_affine(30, fill=0.0), blob(10, 0)))
+    places = centroid(several(geometry.random_affine(30, fill=0.0), blob(10, 0)))
     np.testing.assert_allclose(np.hypot(*places.T), 10.0, atol=0.05)
     angles = np.degrees(np.arctan2(places[:, 1], places[:, 0]))
     assert 28 < np.abs(angles).max() <= 30.1
@@ -168,7 +168,7 @@ def test_rotation_keeps_the_radius_within_the_angle():
 
 
 def test_scale_is_log_uniform_within_its_bounds():
-    places = centroid(several(augment.random_affine(scale=(0.5, 1.6), fill=0.0), blob(8, 0), 400))
+    places = centroid(several(geometry.random_affine(scale=(0.5, 1.6), fill=0.0), blob(8, 0), 400))
     factors = places[:, 0] / 8.0
     assert 0.49 < factors.min() < 0.55 and 1.5 < factors.max() < 1.61
     # The median of a log-uniform variable is the geometric mean of its bounds.
@@ -176,40 +176,40 @@ def test_scale_is_log_uniform_within_its_bounds():
 
 
 def test_translation_stays_within_its_bound():
-    places = centroid(several(augment.random_affine(translation_pixels=5, fill=0.0), blob(0, 0)))
+    places = centroid(several(geometry.random_affine(translation_pixels=5, fill=0.0), blob(0, 0)))
     assert 4.5 < np.abs(places).max() <= 5.001
     assert np.abs(places.mean(0)).max() < 0.8
 
 
 def test_shear_leans_vertical_lines():
-    function = augment.random_affine(shear_degrees=20, fill=0.0)
+    function = geometry.random_affine(shear_degrees=20, fill=0.0)
     places = centroid(several(function, blob(0, 10)))
     np.testing.assert_allclose(places[:, 1], 10.0, atol=0.02)
     leans = np.degrees(np.arctan2(places[:, 0], places[:, 1]))
     assert 17 < np.abs(leans).max() <= 20.1
 
 
-def test_normalise():
+def test_normalize():
     pixels = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
     expected = (pixels / 255.0 - mean) / std
     for images in (jnp.asarray(pixels), jnp.asarray(pixels / 255.0, jnp.float32)):
-        found = augment.normalise(images, mean, std)
+        found = geometry.normalize(images, mean, std)
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    np.testing.assert_allclose(augment.normalise(pixels, 0.0, 1.0), pixels / 255.0, atol=1e-7)
+    np.testing.assert_allclose(geometry.normalize(pixels, 0.0, 1.0), pixels / 255.0, atol=1e-7)
 
 
 @pytest.mark.parametrize(
     ("factory", "arguments", "message"),
     [
-        (augment.random_shift, {"max_pixels": -1}, "max_pixels=-1: give a magnitude of 0 or more"),
-        (augment.random_shift, {"max_pixels": 1.5}, "max_pixels=1.5: give a whole number"),
-        (augment.random_flip, {"probability": 1.5}, "probability=1.5"),
-        (augment.random_affine, {"rotation_degrees": -3}, "rotation_degrees=-3"),
-        (augment.random_affine, {"scale": (0.0, 1.0)}, r"scale=\(0.0, 1.0\)"),
-        (augment.random_affine, {"scale": (1.1, 0.9)}, r"scale=\(1.1, 0.9\)"),
-        (augment.random_affine, {"shear_degrees": 90}, "shear_degrees=90: give less than 90"),
+        (geometry.random_shift, {"max_pixels": -1}, "max_pixels=-1: give a magnitude of 0 or more"),
+        (geometry.random_shift, {"max_pixels": 1.5}, "max_pixels=1.5: give a whole number"),
+        (geometry.random_flip, {"probability": 1.5}, "probability=1.5"),
+        (geometry.random_affine, {"rotation_degrees": -3}, "rotation_degrees=-3"),
+        (geometry.random_affine, {"scale": (0.0, 1.0)}, r"scale=\(0.0, 1.0\)"),
+        (geometry.random_affine, {"scale": (1.1, 0.9)}, r"scale=\(1.1, 0.9\)"),
+        (geometry.random_affine, {"shear_degrees": 90}, "shear_degrees=90: give less than 90"),
     ],
 )
 def test_wrong_magnitudes(factory, arguments, message):

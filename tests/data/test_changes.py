@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnjax.data import augment, automatic, corrupt, policy
+from cnnjax.augment import corrupt, geometry, policy, randaugment
 from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
 
@@ -47,12 +47,12 @@ AUTOMATIC = {
 
 def changed(texts, images, key=KEY):
     """Applies each policy to the images: all in one program, which compiles once."""
-    changes = {text: augment.compose(*policy.parse_policy(text).changes) for text in texts}
+    changes = {text: geometry.compose(*policy.parse_policy(text).changes) for text in texts}
 
     @jax.jit
     def all_of_them(key, images):
         return {
-            text: augment.apply_per_image(key, images, change) for text, change in changes.items()
+            text: geometry.apply_per_image(key, images, change) for text, change in changes.items()
         }
 
     return jax.tree.map(np.asarray, all_of_them(key, images))
@@ -120,9 +120,9 @@ def test_automatic_policies():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("table", [ZERO_AND_STRONG, AUTOMATIC])
-def test_alone_as_in_a_batch_and_grey_as_in_colour(table):
+def test_alone_as_in_a_batch_and_gray_as_in_color(table):
     texts = zero_and_strong(table)[1]
-    changes = {text: augment.compose(*policy.parse_policy(text).changes) for text in texts}
+    changes = {text: geometry.compose(*policy.parse_policy(text).changes) for text in texts}
     in_batch = changed(texts, FLOATS)
 
     @jax.jit
@@ -134,8 +134,8 @@ def test_alone_as_in_a_batch_and_grey_as_in_colour(table):
         for text, result in results.items():
             # Where a position falls between pixels, its last bits show in the image.
             np.testing.assert_allclose(result, in_batch[text][index], atol=2e-4, err_msg=text)
-    for text, grey in changed(texts, FLOATS[..., :1]).items():
-        assert grey.shape == (6, 12, 14, 1) and grey.min() >= 0 and grey.max() <= 1, text
+    for text, gray in changed(texts, FLOATS[..., :1]).items():
+        assert gray.shape == (6, 12, 14, 1) and gray.min() >= 0 and gray.max() <= 1, text
 
 
 SMOOTH = {
@@ -146,11 +146,11 @@ SMOOTH = {
     "hue": lambda x: policy.CHANGES["hue"](x),
     "blur": lambda x: policy.CHANGES["blur"](x),
     "elastic": lambda x: policy.CHANGES["elastic"](x, 2.0),
-    "rotate": lambda x: augment.random_affine(rotation_degrees=x),
-    "translate": lambda x: augment.random_affine(translation_pixels=x),
-    "shear": lambda x: augment.random_affine(shear_degrees=x),
-    "scale": lambda x: augment.random_affine(scale=(1.0, 1.0 + x)),
-    "randaugment": lambda x: automatic.rand_augment(1, x),
+    "rotate": lambda x: geometry.random_affine(rotation_degrees=x),
+    "translate": lambda x: geometry.random_affine(translation_pixels=x),
+    "shear": lambda x: geometry.random_affine(shear_degrees=x),
+    "scale": lambda x: geometry.random_affine(scale=(1.0, 1.0 + x)),
+    "randaugment": lambda x: randaugment.rand_augment(1, x),
 }
 
 
@@ -187,9 +187,9 @@ def test_what_a_magnitude_means():
     assert (speckled == 1).mean() == pytest.approx(0.15, abs=0.005)
     assert (speckled == 0).mean() == pytest.approx(0.15, abs=0.005)
     covered = changed(["cutout:4", "erase:0.5:0.25:0.25:1"], black[:500] + 2.0)
-    # The centre is any pixel: an axis of 8 shows 2, 3, 4, 4, 4, 4, 4 or 3 of 4 pixels.
+    # The center is any pixel: an axis of 8 shows 2, 3, 4, 4, 4, 4, 4 or 3 of 4 pixels.
     sizes = np.isclose(covered["cutout:4"], 2.0).mean()
-    assert sizes == 1.0  # The mean colour of a constant image is that constant.
+    assert sizes == 1.0  # The mean color of a constant image is that constant.
     erased = (covered["erase:0.5:0.25:0.25:1"] != 2.0).sum((1, 2, 3))
     assert set(np.unique(erased)) == {0, 16} and 190 < (erased == 16).sum() < 310
 
@@ -204,7 +204,7 @@ def test_cutout_covers_a_square_cut_at_the_border():
 
 def test_resized_crop_shows_a_part_of_the_image():
     ramp = jnp.broadcast_to(jnp.linspace(0, 1, 40)[None, :, None], (40, 40, 1))
-    crop = augment.random_resized_crop(0.25, 0.25, 1.0)
+    crop = geometry.random_resized_crop(0.25, 0.25, 1.0)
     shown = np.asarray(jax.jit(jax.vmap(crop, (0, None)))(jax.random.split(KEY, 50), ramp))
     widths = shown.max((1, 2, 3)) - shown.min((1, 2, 3))
     # Half of the width: 40 pixels of half a pixel's distance each.
@@ -215,7 +215,7 @@ def test_resized_crop_shows_a_part_of_the_image():
 def test_elastic_moves_have_the_size_of_the_paper():
     """Simard et al. 2003: strength 34 and deviation 4 move by about 1.4 pixels."""
     ramp = jnp.broadcast_to(jnp.arange(28.0)[None, :, None], (28, 28, 1))
-    elastic = jax.vmap(augment.random_elastic(34.0, 4.0), (0, None))
+    elastic = jax.vmap(geometry.random_elastic(34.0, 4.0), (0, None))
     moved = np.asarray(jax.jit(elastic)(jax.random.split(KEY, 100), ramp))
     moves = (moved - np.asarray(ramp))[:, 10:18, 10:18]
     assert np.sqrt(np.square(moves).mean()) == pytest.approx(
@@ -226,10 +226,10 @@ def test_elastic_moves_have_the_size_of_the_paper():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (functools.partial(augment.random_elastic, -1.0), "strength=-1.0"),
-        (functools.partial(augment.random_resized_crop, 0.5, 0.4), "smallest_area=0.5"),
-        (functools.partial(automatic.rand_augment, 2, 31.0), "the scale ends at 30"),
-        (functools.partial(automatic.augmix, 3.0, 0), "width=0"),
+        (functools.partial(geometry.random_elastic, -1.0), "strength=-1.0"),
+        (functools.partial(geometry.random_resized_crop, 0.5, 0.4), "smallest_area=0.5"),
+        (functools.partial(randaugment.rand_augment, 2, 31.0), "the scale ends at 30"),
+        (functools.partial(randaugment.augmix, 3.0, 0), "width=0"),
         (functools.partial(corrupt.random_erase, 1.5), "probability=1.5"),
         (functools.partial(corrupt.random_median, 0.5, 4), "odd number of pixels"),
     ],

@@ -1,4 +1,4 @@
-"""Colours and AutoAugment's transformations, against Pillow and the standard library."""
+"""Colors and AutoAugment's transformations, against Pillow and the standard library."""
 
 import colorsys
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from cnnjax.data import automatic, colour
+from cnnjax.augment import color, randaugment
 from cnnjax.errors import UserError
 
 GENERATOR = np.random.default_rng(0)
@@ -17,15 +17,15 @@ PICTURE = Image.fromarray(BYTES)
 FLOATS = jnp.asarray(BYTES / 255.0, jnp.float32)
 
 ENHANCERS = [
-    (colour.adjust_brightness, ImageEnhance.Brightness),
-    (colour.adjust_contrast, ImageEnhance.Contrast),
-    (colour.adjust_saturation, ImageEnhance.Color),
-    (automatic.sharpen, ImageEnhance.Sharpness),
+    (color.adjust_brightness, ImageEnhance.Brightness),
+    (color.adjust_contrast, ImageEnhance.Contrast),
+    (color.adjust_saturation, ImageEnhance.Color),
+    (randaugment.sharpen, ImageEnhance.Sharpness),
 ]
 EXACT = [
-    (lambda x: automatic.posterize(x, 3), lambda p: ImageOps.posterize(p, 3)),
-    (lambda x: automatic.solarize(x, 100 / 255), lambda p: ImageOps.solarize(p, 100)),
-    (automatic.equalize, ImageOps.equalize),
+    (lambda x: randaugment.posterize(x, 3), lambda p: ImageOps.posterize(p, 3)),
+    (lambda x: randaugment.solarize(x, 100 / 255), lambda p: ImageOps.solarize(p, 100)),
+    (randaugment.equalize, ImageOps.equalize),
 ]
 
 
@@ -34,7 +34,7 @@ EXACT = [
 def test_enhancements_against_pillow(ours, theirs, factor):
     found = 255.0 * np.asarray(jax.jit(ours)(FLOATS, factor))
     expected = np.asarray(theirs(PICTURE).enhance(factor), np.float32)
-    # Pillow rounds the grey it blends with, and then the result: to whole numbers, or down.
+    # Pillow rounds the gray it blends with, and then the result: to whole numbers, or down.
     np.testing.assert_allclose(found, expected, atol=1.0 + max(1.0, factor))
 
 
@@ -46,26 +46,26 @@ def test_transformations_against_pillow(ours, theirs):
 
 def test_equalize_of_few_values_against_pillow():
     few = (BYTES // 64 * 64)[..., :1]
-    found = np.round(255.0 * np.asarray(automatic.equalize(jnp.asarray(few / 255.0))))
-    np.testing.assert_array_equal(found[..., 0], np.asarray(ImageOps.equalize(_grey(few))))
+    found = np.round(255.0 * np.asarray(randaugment.equalize(jnp.asarray(few / 255.0))))
+    np.testing.assert_array_equal(found[..., 0], np.asarray(ImageOps.equalize(_gray(few))))
     constant = jnp.full((5, 5, 1), 0.25)
-    np.testing.assert_allclose(automatic.equalize(constant), constant, atol=1 / 255)
+    np.testing.assert_allclose(randaugment.equalize(constant), constant, atol=1 / 255)
 
 
-def _grey(array):
+def _gray(array):
     return Image.fromarray(array[..., 0])
 
 
 def test_autocontrast_against_pillow():
-    found = 255.0 * np.asarray(automatic.autocontrast(FLOATS))
+    found = 255.0 * np.asarray(randaugment.autocontrast(FLOATS))
     np.testing.assert_allclose(found, np.asarray(ImageOps.autocontrast(PICTURE)), atol=1.0)
     constant = jnp.full((4, 4, 3), 0.3)
-    np.testing.assert_array_equal(automatic.autocontrast(constant), constant)
+    np.testing.assert_array_equal(randaugment.autocontrast(constant), constant)
 
 
 @pytest.mark.parametrize("turns", [-0.4, 0.0, 0.1, 1 / 3])
 def test_hue_against_colorsys(turns):
-    found = np.asarray(jax.jit(colour.adjust_hue)(FLOATS, turns)).reshape(-1, 3)
+    found = np.asarray(jax.jit(color.adjust_hue)(FLOATS, turns)).reshape(-1, 3)
     for ours, pixel in zip(found[::7], np.asarray(FLOATS).reshape(-1, 3)[::7], strict=True):
         hue, saturation, value = colorsys.rgb_to_hsv(*map(float, pixel))
         expected = colorsys.hsv_to_rgb((hue + turns) % 1.0, saturation, value)
@@ -74,35 +74,35 @@ def test_hue_against_colorsys(turns):
 
 def test_a_third_of_a_turn_makes_red_green():
     red = jnp.zeros((2, 2, 3)).at[..., 0].set(0.8)
-    np.testing.assert_allclose(colour.adjust_hue(red, 1 / 3)[0, 0], [0, 0.8, 0], atol=1e-6)
+    np.testing.assert_allclose(color.adjust_hue(red, 1 / 3)[0, 0], [0, 0.8, 0], atol=1e-6)
 
 
-def test_grey_images_have_no_colour_and_other_channels_are_refused():
-    grey = FLOATS[..., :1]
-    np.testing.assert_array_equal(colour.adjust_hue(grey, 0.3), grey)
-    np.testing.assert_array_equal(colour.adjust_saturation(grey, 0.0), grey)
-    with pytest.raises(UserError, match="an image of 2 channels has no colours"):
-        colour.adjust_hue(FLOATS[..., :2], 0.1)
+def test_gray_images_have_no_color_and_other_channels_are_refused():
+    gray = FLOATS[..., :1]
+    np.testing.assert_array_equal(color.adjust_hue(gray, 0.3), gray)
+    np.testing.assert_array_equal(color.adjust_saturation(gray, 0.0), gray)
+    with pytest.raises(UserError, match="an image of 2 channels has no colors"):
+        color.adjust_hue(FLOATS[..., :2], 0.1)
 
 
 @pytest.mark.slow
 def test_operations_of_a_policy_are_equally_likely_and_have_their_strength():
     """Of a policy of one operation: each image is one of the 14 results."""
     image = jnp.asarray(GENERATOR.uniform(0.2, 0.8, (12, 12, 3)), jnp.float32)
-    policy = jax.jit(jax.vmap(automatic.rand_augment(1, 15.0), (0, None)))
+    policy = jax.jit(jax.vmap(randaugment.rand_augment(1, 15.0), (0, None)))
     many = np.asarray(policy(jax.random.split(jax.random.key(0), 1500), image))
     strength, half = 15 / 30, 0.9 / 2
     results = {
         "identity": image,
-        "darker": colour.adjust_brightness(image, 1 - half),
-        "brighter": colour.adjust_brightness(image, 1 + half),
-        "paler": colour.adjust_saturation(image, 1 - half),
-        "flatter": colour.adjust_contrast(image, 1 - half),
-        "softer": automatic.sharpen(image, 1 - half),
-        "posterize": automatic.posterize(image, 6),
-        "solarize": automatic.solarize(image, 256 / 255 * (1 - strength)),
-        "equalize": automatic.equalize(image),
-        "autocontrast": automatic.autocontrast(image),
+        "darker": color.adjust_brightness(image, 1 - half),
+        "brighter": color.adjust_brightness(image, 1 + half),
+        "paler": color.adjust_saturation(image, 1 - half),
+        "flatter": color.adjust_contrast(image, 1 - half),
+        "softer": randaugment.sharpen(image, 1 - half),
+        "posterize": randaugment.posterize(image, 6),
+        "solarize": randaugment.solarize(image, 256 / 255 * (1 - strength)),
+        "equalize": randaugment.equalize(image),
+        "autocontrast": randaugment.autocontrast(image),
     }
     for name, expected in results.items():
         seen = np.isclose(many, np.asarray(expected), atol=1e-5).all((1, 2, 3)).mean()

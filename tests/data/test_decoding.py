@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cnnjax.data import made, open_dataset, training_pipeline
+from cnnjax.data import open_dataset, synthetic, training_pipeline
 from cnnjax.data.decoding import random_crop_decoder, tensor_fitter, tensorflow
 from cnnjax.data.image_files import fit_image, parse_fit
 from cnnjax.errors import UserError
@@ -100,13 +100,13 @@ def test_random_parts_of_what_is_in_memory_are_refused(tfds_dir):
     [("cifar10", None, (32, 32, 3), 10), ("imagenet2012", 16, (16, 16, 3), 1000)],
 )
 def test_made_images_have_the_shape_and_the_classes_of_the_dataset(name, size, shape, num_classes):
-    dataset = made.stand_in(f"tfds:{name}", image_size=size)
+    dataset = synthetic.stand_in(f"tfds:{name}", image_size=size)
     assert dataset.image_shape == shape
     assert dataset.num_classes == num_classes
     assert "made images" in dataset.name
-    assert dataset.checksum == made.stand_in(f"tfds:{name}", image_size=size).checksum
+    assert dataset.checksum == synthetic.stand_in(f"tfds:{name}", image_size=size).checksum
 
 
 def test_no_images_are_made_for_a_folder():
     with pytest.raises(UserError, match="tfds:NAME"):
-        made.stand_in("folder:photos")
+        synthetic.stand_in("folder:photos")

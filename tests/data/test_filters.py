@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from cnnjax.data import filters
+from cnnjax.augment import filters
 from cnnjax.errors import UserError
 
 GENERATOR = np.random.default_rng(0)

@@ -28,22 +28,22 @@ def gradient(height=6, width=9):
 
 
 def test_modes(tmp_path):
-    grey = gradient()
-    path = saved(tmp_path, Image.fromarray(grey))
-    assert (read_image(path) == grey[..., None]).all()
-    colour = np.stack([grey, grey + 50, grey + 100], axis=-1)
-    assert (read_image(saved(tmp_path, Image.fromarray(colour))) == colour).all()
-    alpha = np.concatenate([colour, grey[..., None]], axis=-1)
+    gray = gradient()
+    path = saved(tmp_path, Image.fromarray(gray))
+    assert (read_image(path) == gray[..., None]).all()
+    color = np.stack([gray, gray + 50, gray + 100], axis=-1)
+    assert (read_image(saved(tmp_path, Image.fromarray(color))) == color).all()
+    alpha = np.concatenate([color, gray[..., None]], axis=-1)
     assert (read_image(saved(tmp_path, Image.fromarray(alpha))) == alpha).all()
-    grey_alpha = np.stack([grey, grey + 7], axis=-1)
-    read = read_image(saved(tmp_path, Image.fromarray(grey_alpha, "LA")))
-    assert (read == grey_alpha[..., [0, 0, 0, 1]]).all()
-    deep = grey.astype(np.uint16) * 257
-    assert (read_image(saved(tmp_path, Image.fromarray(deep))) == grey[..., None]).all()
-    bits = read_image(saved(tmp_path, Image.fromarray(grey > 20)))
-    assert (bits == 255 * (grey > 20)[..., None]).all()
-    palette = Image.fromarray(colour).quantize(256)
-    assert (read_image(saved(tmp_path, palette, "image.gif")) == colour).all()
+    gray_alpha = np.stack([gray, gray + 7], axis=-1)
+    read = read_image(saved(tmp_path, Image.fromarray(gray_alpha, "LA")))
+    assert (read == gray_alpha[..., [0, 0, 0, 1]]).all()
+    deep = gray.astype(np.uint16) * 257
+    assert (read_image(saved(tmp_path, Image.fromarray(deep))) == gray[..., None]).all()
+    bits = read_image(saved(tmp_path, Image.fromarray(gray > 20)))
+    assert (bits == 255 * (gray > 20)[..., None]).all()
+    palette = Image.fromarray(color).quantize(256)
+    assert (read_image(saved(tmp_path, palette, "image.gif")) == color).all()
 
 
 def test_exif_orientation_is_applied(tmp_path):
@@ -105,15 +105,15 @@ def test_fit():
 
 
 def test_channels():
-    colour = np.full((2, 2, 3), (255, 0, 0), np.uint8)
+    color = np.full((2, 2, 3), (255, 0, 0), np.uint8)
     # ITU-R 601: red weighs 0.299.
-    assert (image_to_shape(colour, (2, 2, 1)) == 76).all()
-    grey = np.full((2, 2, 1), 9, np.uint8)
-    assert (image_to_shape(grey, (3, 3, 3)) == 9).all()
+    assert (image_to_shape(color, (2, 2, 1)) == 76).all()
+    gray = np.full((2, 2, 1), 9, np.uint8)
+    assert (image_to_shape(gray, (3, 3, 3)) == 9).all()
     clear = np.zeros((2, 2, 4), np.uint8)
     assert (image_to_shape(clear, (2, 2, 3)) == 255).all()
     with pytest.raises(UserError, match="of 2 channels"):
-        image_to_shape(grey, (2, 2, 2))
+        image_to_shape(gray, (2, 2, 2))
 
 
 def on_paper(digit, *, inverse=False, light=1.0, noise=0.0, seed=0):
@@ -146,7 +146,7 @@ def test_a_drawn_mnist_digit_comes_back(tmp_path, digits, style, bound):
         assert found.shape == (28, 28, 1)
         differences.append(np.abs(found - digit).mean())
         strangers.append(np.abs(found - digits[index - 1]).mean())
-    # Of 255 grey levels; another digit differs by 40 on average.
+    # Of 255 gray levels; another digit differs by 40 on average.
     assert np.mean(differences) < bound and np.max(differences) < 3 * bound
     assert np.mean(strangers) > 30
 
@@ -164,7 +164,7 @@ def test_transparent_drawings(digits):
         assert np.abs(found - digits[0]).mean() < 3.0
 
 
-def test_box_and_centre_of_mass():
+def test_box_and_center_of_mass():
     picture = Image.new("L", (90, 160), 255)
     ImageDraw.Draw(picture).polygon([(10, 20), (30, 20), (50, 120), (10, 120)], fill=0)
     digit = digit_from_image(np.asarray(picture)[..., None])[..., 0].astype(float)
@@ -172,8 +172,8 @@ def test_box_and_centre_of_mass():
     # The longer side fills 20 pixels, and the aspect of 41 to 101 is kept.
     assert np.ptp(rows) + 1 == 20
     assert np.ptp(columns) + 1 == round(20 * 41 / 101)
-    centre = [axis @ np.arange(28) / axis.sum() for axis in (digit.sum(1), digit.sum(0))]
-    np.testing.assert_allclose(centre, 14.0, atol=0.51)
+    center = [axis @ np.arange(28) / axis.sum() for axis in (digit.sum(1), digit.sum(0))]
+    np.testing.assert_allclose(center, 14.0, atol=0.51)
 
 
 def test_thin_strokes_are_thickened_and_specks_removed():

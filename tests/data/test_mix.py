@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cnnjax import losses
-from cnnjax.data import mix, policy
+from cnnjax.augment import mixup, policy
 from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
 from tests.tiny import BatchNormNet, batch_of, random_arrays, setup
@@ -35,7 +35,7 @@ def left_half(key, height, width):
 
 
 def test_a_share_of_three_quarters_by_hand():
-    mixed = mix.mix_neighbours(KEY, batch(), [fixed(0.75)], num_classes=3)
+    mixed = mixup.mix_neighbors(KEY, batch(), [fixed(0.75)], num_classes=3)
     np.testing.assert_allclose(
         mixed["image"][:, 0, 0, 0], [0.25, 0.75, 0.375, 0.625, 0.4, 0.2], atol=1e-6
     )
@@ -46,7 +46,7 @@ def test_a_share_of_three_quarters_by_hand():
 
 
 def test_half_of_the_pixels_by_hand():
-    mixed = mix.mix_neighbours(KEY, batch(), [left_half], num_classes=3)
+    mixed = mixup.mix_neighbors(KEY, batch(), [left_half], num_classes=3)
     assert (mixed["image"][0, :, :5] == 0.0).all() and (mixed["image"][0, :, 5:] == 1.0).all()
     assert (mixed["image"][1, :, :5] == 1.0).all() and (mixed["image"][1, :, 5:] == 0.0).all()
     np.testing.assert_allclose(mixed["label"][0], [0.5, 0, 0.5])
@@ -54,29 +54,29 @@ def test_half_of_the_pixels_by_hand():
 
 def test_binary_and_soft_labels():
     binary = batch() | {"label": jnp.array([0, 1, 1, 1, 0, 0])}
-    mixed = mix.mix_neighbours(KEY, binary, [fixed(0.75)], num_classes=1)
+    mixed = mixup.mix_neighbors(KEY, binary, [fixed(0.75)], num_classes=1)
     np.testing.assert_allclose(mixed["label"], [0.25, 0.75, 1, 1, 0, 0])
     loss = losses.sigmoid_binary_cross_entropy(jnp.zeros((6, 1)), mixed["label"])
     np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
     soft = batch(2) | {"label": jnp.array([[0.2, 0.8], [1.0, 0.0]])}
-    mixed = mix.mix_neighbours(KEY, soft, [fixed(0.5)], num_classes=2)
+    mixed = mixup.mix_neighbors(KEY, soft, [fixed(0.5)], num_classes=2)
     np.testing.assert_allclose(mixed["label"], [[0.6, 0.4], [0.6, 0.4]], rtol=1e-6)
 
 
 def test_padding_is_mixed_with_nothing_and_the_last_of_an_odd_number_stays():
     padded = batch() | {"mask": jnp.array([True, False, True, True, True, True])}
     padded["image"] = padded["image"].at[1].set(jnp.nan)
-    mixed = mix.mix_neighbours(KEY, padded, [fixed(0.5)], num_classes=3)
+    mixed = mixup.mix_neighbors(KEY, padded, [fixed(0.5)], num_classes=3)
     np.testing.assert_array_equal(mixed["image"][0], padded["image"][0])
     np.testing.assert_array_equal(mixed["label"][0], [1, 0, 0])
-    odd = mix.mix_neighbours(KEY, batch(5), [fixed(0.5)], num_classes=3)
+    odd = mixup.mix_neighbors(KEY, batch(5), [fixed(0.5)], num_classes=3)
     np.testing.assert_array_equal(odd["image"][4], batch()["image"][4])
     np.testing.assert_array_equal(odd["label"][4], [0, 0, 1])
     np.testing.assert_allclose(odd["image"][:4, 0, 0, 0], [0.5, 0.5, 0.5, 0.5])
 
 
 def test_mixup_draws_from_beta():
-    share = jax.vmap(lambda key: mix.mixup(0.4)(key, 8, 8))(jax.random.split(KEY, 4000))
+    share = jax.vmap(lambda key: mixup.mixup(0.4)(key, 8, 8))(jax.random.split(KEY, 4000))
     assert share.shape == (4000, 1, 1, 1)
     # The variance of Beta(a, a) is 1 / (4 (2 a + 1)).
     assert float(share.mean()) == pytest.approx(0.5, abs=0.02)
@@ -85,7 +85,7 @@ def test_mixup_draws_from_beta():
 
 def test_cutmix_replaces_a_box_and_its_share_of_the_label():
     size, count = 16, 3000
-    weights = jax.jit(jax.vmap(lambda key: mix.cutmix(1.0)(key, size, 2 * size)))
+    weights = jax.jit(jax.vmap(lambda key: mixup.cutmix(1.0)(key, size, 2 * size)))
     own = np.asarray(weights(jax.random.split(KEY, count)))[..., 0]
     assert set(np.unique(own)) == {0.0, 1.0}
     for each in own[:200]:
@@ -98,19 +98,19 @@ def test_cutmix_replaces_a_box_and_its_share_of_the_label():
     assert 0.25 < 1 - own.mean() < 0.45
     pair = {"image": jnp.asarray([0.0, 1.0])[:, None, None, None] * jnp.ones((2, 16, 16, 1))}
     pair |= {"label": jnp.array([0, 1]), "mask": jnp.ones(2, bool)}
-    mixed = mix.mix_neighbours(KEY, pair, [mix.cutmix(1.0)], num_classes=2)
+    mixed = mixup.mix_neighbors(KEY, pair, [mixup.cutmix(1.0)], num_classes=2)
     # The share of pixels that are the other image's is the share of its label.
     np.testing.assert_allclose(mixed["label"][0, 1], mixed["image"][0].mean(), rtol=1e-6)
     np.testing.assert_allclose(mixed["label"][1, 1], mixed["image"][1].mean(), rtol=1e-6)
 
 
 def test_nothing_is_mixed_at_zero():
-    for ways in ([mix.mixup(0.0)], [mix.cutmix(0.0)], [mix.mixup(0.0), mix.cutmix(0.0)]):
-        mixed = mix.mix_neighbours(KEY, batch(), ways, num_classes=3)
+    for ways in ([mixup.mixup(0.0)], [mixup.cutmix(0.0)], [mixup.mixup(0.0), mixup.cutmix(0.0)]):
+        mixed = mixup.mix_neighbors(KEY, batch(), ways, num_classes=3)
         np.testing.assert_array_equal(mixed["image"], batch()["image"])
         np.testing.assert_array_equal(mixed["label"], jax.nn.one_hot(LABELS, 3))
     with pytest.raises(UserError, match="alpha=-1"):
-        mix.mixup(-1)
+        mixup.mixup(-1)
 
 
 def test_each_example_takes_one_of_several_ways():
@@ -120,7 +120,7 @@ def test_each_example_takes_one_of_several_ways():
         "label": jnp.tile(jnp.array([0, 1]), 200),
         "mask": jnp.ones(400, bool),
     }
-    mixed = mix.mix_neighbours(KEY, many, [fixed(0.75), left_half], num_classes=2)
+    mixed = mixup.mix_neighbors(KEY, many, [fixed(0.75), left_half], num_classes=2)
     by_half = np.asarray((mixed["label"] == 0.5).all(1))
     assert 150 < by_half.sum() < 250
     assert np.isin(np.asarray(mixed["image"])[by_half], [0.0, 1.0]).all()

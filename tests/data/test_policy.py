@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnjax.data import augment, mix, policy
+from cnnjax.augment import geometry, mixup, policy
 from cnnjax.errors import UserError
 
 KEY = jax.random.key(0)
@@ -18,9 +18,9 @@ def applied(text_or_functions, num_classes=3):
     return jax.jit(change)(KEY, BATCH, 0)
 
 
-def test_neighbouring_affine_changes_are_one_map():
+def test_neighboring_affine_changes_are_one_map():
     text = "rotate:7,scale:0.07,translate:1.5,shear:6"
-    function = augment.random_affine(7.0, (1 / 1.07, 1.07), 1.5, 6.0)
+    function = geometry.random_affine(7.0, (1 / 1.07, 1.07), 1.5, 6.0)
     np.testing.assert_array_equal(applied(text)["image"], applied([function])["image"])
     assert len(policy.parse_policy(text).changes) == 1
     assert len(policy.parse_policy("rotate:7,flip,scale:0.1").changes) == 3
@@ -28,8 +28,8 @@ def test_neighbouring_affine_changes_are_one_map():
 
 
 def test_functions_and_strings_mean_the_same():
-    functions = (augment.pad_and_crop(2), augment.random_flip(0.3))
-    ways = (mix.mixup(0.2), mix.cutmix(1.0))
+    functions = (geometry.pad_and_crop(2), geometry.random_flip(0.3))
+    ways = (mixup.mixup(0.2), mixup.cutmix(1.0))
     by_text = applied("mixup:0.2, crop:2 ,flip:0.3,cutmix:1.0")
     by_hand = applied(policy.Policy(functions, ways))
     for name in ("image", "label"):

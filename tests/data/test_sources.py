@@ -117,8 +117,8 @@ def test_folder_of_mixed_files(image_folder):
     assert dataset.image_shape == (10, 8, 3)
     everything = np.concatenate([dataset.train.image, dataset.test.image]).astype(int)
     is_red = (np.abs(everything - [254, 0, 0]) <= 2).all((1, 2, 3))
-    is_grey = (np.ptp(everything, axis=-1) == 0).all((1, 2))
-    assert is_red.sum() == 1 and is_grey.sum() == 40
+    is_gray = (np.ptp(everything, axis=-1) == 0).all((1, 2))
+    assert is_red.sum() == 1 and is_gray.sum() == 40
 
 
 def test_unreadable_files_are_all_named(image_folder):

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from cnnjax import checkpoint, cli, runs
+from cnnjax import checkpoint
+from cnnjax.commands import evaluate
 from cnnjax.data import (
     ResidentPipeline,
     StreamedDataset,
@@ -23,7 +24,9 @@ from cnnjax.data.dataset import Dataset
 from cnnjax.data.streaming import StreamingPipeline
 from cnnjax.data.tfds_splits import Range, as_text, count, cut
 from cnnjax.errors import UserError
-from experiments import classify, evaluate
+from cnnjax.run import cli
+from cnnjax.run import settings as runs
+from experiments import classify
 from tests.data.conftest import made_images
 
 SPLITS = ("train", "validation", "test")
@@ -231,7 +234,7 @@ def test_a_dataset_stored_in_order_is_not_sliced(tfds_dir):
 def no_figures():
     """Drawing the figures of a run takes seconds, and they are not at stake here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cnnjax.report.write_figures", lambda *arguments, **options: [])
+        patch.setattr("cnnjax.run.report.write_figures", lambda *arguments, **options: [])
         yield
 
 

@@ -22,7 +22,7 @@ def tuned(text, model=None, **options):
     return finetune.FineTuned(model, finetune.make_method(text, model, SHAPE, **options))
 
 
-def initialised(model, seed=0):
+def initialized(model, seed=0):
     """Variables, compiled as one program."""
     return quick_jit(lambda key: model.init(key, jnp.zeros((1, *SHAPE)), train=False))(
         jax.random.key(seed)

@@ -8,14 +8,14 @@ import pytest
 from cnnjax import finetune, trees
 from cnnjax.errors import UserError
 from cnnjax.models import changed_stages, features
-from tests.finetune.small import SHAPE, initialised, tuned
+from tests.finetune.small import SHAPE, initialized, tuned
 from tests.tiny import BatchNormNet
 
 
 @pytest.mark.slow
 def test_the_adapted_model_is_the_model_at_first():
     model = tuned("adapter:3")
-    variables = initialised(model)
+    variables = initialized(model)
     image = jax.random.normal(jax.random.key(1), (2, *SHAPE))
     own = finetune.join_variables(variables)
     del own["params"]["adapters"]
@@ -24,7 +24,7 @@ def test_the_adapted_model_is_the_model_at_first():
 
 def test_an_adapter_by_hand():
     model = tuned("adapter:1")
-    variables = initialised(model)
+    variables = initialized(model)
     image = jax.random.normal(jax.random.key(1), (2, *SHAPE))
     before = features(model, variables, image, "stage1")["stage1"]
     adapter = variables["params"]["adapters"]["stage1"]
@@ -39,7 +39,7 @@ def test_an_adapter_by_hand():
 
 def test_adapters_train_with_the_head_and_are_not_merged():
     model = tuned("adapter:3")
-    variables = initialised(model)
+    variables = initialized(model)
     paths = set(trees.named_leaves(variables["params"]))
     assert paths == {
         *(f"adapters/stage{n}/{m}/{x}" for n in (1, 2) for m in ("down", "up") for x in LEAVES),
@@ -55,7 +55,7 @@ LEAVES = ("kernel", "bias")
 @pytest.mark.slow
 def test_two_changes_of_stages_act_one_after_the_other():
     model = tuned("adapter:1")
-    variables = initialised(model)
+    variables = initialized(model)
     image = jax.random.normal(jax.random.key(1), (1, *SHAPE))
     plain = features(model, variables, image, "stage2")["stage2"]
     with changed_stages(lambda stage, x: x if stage == "stage1" else -x):
@@ -65,6 +65,6 @@ def test_two_changes_of_stages_act_one_after_the_other():
 
 def test_a_model_without_stages_says_how_to_have_some():
     with pytest.raises(UserError, match="no stages to put adapters behind: end them with"):
-        initialised(finetune.FineTuned(BatchNormNet(), finetune.Method(adapter_width=2)))
+        initialized(finetune.FineTuned(BatchNormNet(), finetune.Method(adapter_width=2)))
     with pytest.raises(UserError, match="adapter width 0: use at least one unit"):
         finetune.init_adapters({"stage1": 4}, 0, jax.random.key(0))

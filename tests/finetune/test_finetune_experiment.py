@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from cnnjax import checkpoint, cli, finetune, models, trained_model
+from cnnjax import checkpoint, models
+from cnnjax.commands import evaluate
 from cnnjax.data.dataset import Dataset
-from experiments import classify, evaluate, mnist_lenet
+from cnnjax.run import classifier, cli, load
+from experiments import classify, mnist_lenet
 from experiments import finetune as experiment
 from tests.test_experiments import SMOKE, launch, snapshot
 from tests.tiny import random_arrays
@@ -42,10 +44,10 @@ def test_only_what_is_trained_is_saved_and_the_card_finds_the_rest(base, lora_ru
     assert (summary["model"], summary["step"]) == ("lenet5", 5)
     found = checkpoint.restore_items(lora_run / "checkpoints", ["params"])
     assert set(found["params"]["conv1"]) == {"lora_a", "lora_b"}
-    trained = trained_model.load_trained(lora_run)
+    trained = load.load_trained(lora_run)
     assert isinstance(trained.model, models.lenet.LeNet5)
     assert (trained.model.pool, trained.model.num_classes) == ("average", 4)
-    whole = trained_model.load_trained(base)
+    whole = load.load_trained(base)
     assert trained.card["mean"] == whole.card["mean"]
     np.testing.assert_array_equal(
         trained.variables["params"]["conv1"]["bias"], whole.variables["params"]["conv1"]["bias"]
@@ -122,7 +124,7 @@ def test_a_smoke_run_makes_its_own_base(tmp_path):
     more = ["--layer-decay", "0.5", "--unfreeze-epochs", "0.2", "--l2-sp", "0.1"]
     assert launch(experiment, *line, *more) == 0
     assert json.loads((tmp_path / "base" / "summary.json").read_text())["test_examples"] == 256
-    trained = trained_model.load_trained(tmp_path)
+    trained = load.load_trained(tmp_path)
     assert trained.card["finetune"]["base"] == str(tmp_path / "base")
 
 
@@ -130,7 +132,7 @@ def test_a_smoke_run_makes_its_own_base(tmp_path):
 def test_scratch_takes_the_settings_of_the_base_and_none_of_its_numbers(base, tmp_path):
     assert launch(experiment, *flags(base, tmp_path, "--method", "scratch")) == 0
     first = checkpoint.restore_items(tmp_path / "checkpoints", ["params"])["params"]
-    loaded = finetune.read_base(base).variables["params"]
+    loaded = load.read_base(base).variables["params"]
     for a, b in zip(jax.tree.leaves(first["conv1"]), jax.tree.leaves(loaded["conv1"]), strict=True):
         assert abs(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]) < 0.9
 
@@ -141,9 +143,9 @@ def test_weights_that_want_bgr_get_it_when_fine_tuned():
     names = tuple(map(str, range(10)))
     dataset = Dataset("made", names, arrays, arrays, arrays, **moments)
     config = classify.Config(batch_size=10)
-    model, card = classify.make_model(config, "cnn_32_dense64", {}, dataset)
+    model, card = classifier.make_model(config, "cnn_32_dense64", {}, dataset)
     image = arrays.image[:2]
-    plain = classify.make_recipe(config, dataset, model, card).normalise(image)
+    plain = classifier.make_recipe(config, dataset, model, card).normalize(image)
     card |= {"mean": (0.3, 0.2, 0.1), "std": moments["std"], "channel_order": "BGR"}
-    reversed_ = classify.make_recipe(config, dataset, model, card).normalise(image)
+    reversed_ = classifier.make_recipe(config, dataset, model, card).normalize(image)
     np.testing.assert_array_equal(reversed_, plain[..., ::-1])

@@ -8,11 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax import checkpoint, finetune, models, parallel, runs, sharding, trained_model, trees
+from cnnjax import checkpoint, finetune, models, trees
+from cnnjax.devices import sharding
 from cnnjax.errors import UserError
 from cnnjax.models.simple import SimpleCNN
-from cnnjax.state import create_state
-from tests.finetune.small import METHODS, SHAPE, initialised, small
+from cnnjax.run import load, settings
+from cnnjax.train import compile as parallel
+from cnnjax.train.state import create_state
+from tests.finetune.small import METHODS, SHAPE, initialized, small
 from tests.models.test_families import IMAGE, MODELS, random_variables
 from tests.tiny import setup
 
@@ -20,7 +23,7 @@ KEY = jax.random.key(7)
 
 
 def base_of(network, **card):
-    variables = jax.device_get(initialised(network))
+    variables = jax.device_get(initialized(network))
     return finetune.Base("runs/base", variables, card, finetune.variables_checksum(variables))
 
 
@@ -64,7 +67,7 @@ def test_a_new_head_is_drawn_as_the_model_draws_it():
     loaded = finetune.load(base_of(small()), small(3), SHAPE, new=("head/.*",), key=KEY)
     kernel = loaded.variables["params"]["head"]["kernel"]
     assert kernel.shape == (150, 3)
-    # LeCun's initialiser: variance 1 / fan-in.
+    # LeCun's initializer: variance 1 / fan-in.
     np.testing.assert_allclose(kernel.std(), 150**-0.5, rtol=0.15)
     other = finetune.load(
         base_of(small()), small(3), SHAPE, new=("head/.*",), key=jax.random.key(8)
@@ -134,7 +137,7 @@ def test_checkpoints_of_eight_devices_are_read_without_any(tmp_path, ema):
     """A directory of checkpoints, and one step of it; the average where there is one."""
     state, step = saved_state(tmp_path / "checkpoints", ema=ema)
     for source in (tmp_path / "checkpoints", step):
-        base = finetune.read_base(source)
+        base = load.read_base(source)
         assert_same(base.variables, jax.device_get(state.variables()))
         assert {type(leaf) for leaf in jax.tree.leaves(base.variables)} == {np.ndarray}
     other = jax.tree.map(lambda leaf: leaf + 0, base.variables)
@@ -147,26 +150,26 @@ def test_what_orbax_saved_is_read(tmp_path):
     """By others: a tree with params and more, of which no more is read; and parameters alone."""
     import orbax.checkpoint as ocp
 
-    state = create_state(initialised(small()), optax.adam(1e-3), KEY)
+    state = create_state(initialized(small()), optax.adam(1e-3), KEY)
     variables = jax.device_get(state.variables())
     tree = {"opt_state": jax.tree.leaves(state.opt_state), **variables}
     with ocp.StandardCheckpointer() as saver:
         saver.save(tmp_path / "whole", tree)
         saver.save(tmp_path / "params", variables["params"])
-    assert_same(finetune.read_base(tmp_path / "whole").variables, variables)
-    params = finetune.read_base(tmp_path / "params").variables
+    assert_same(load.read_base(tmp_path / "whole").variables, variables)
+    params = load.read_base(tmp_path / "params").variables
     assert_same(params["params"], variables["params"])
     assert params["batch_stats"] == {}
 
 
 def test_no_base_is_one_error(tmp_path):
     with pytest.raises(UserError, match=r"no directory .*nowhere to fine-tune from: .*convert"):
-        finetune.read_base(tmp_path / "nowhere")
+        load.read_base(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"is no run \(it has no model.json\)"):
-        finetune.read_base(tmp_path)
+        load.read_base(tmp_path)
     (tmp_path / "_METADATA").write_text("{}")
     with pytest.raises(UserError, match="Orbax cannot read"):
-        finetune.read_base(tmp_path)
+        load.read_base(tmp_path)
 
 
 def run_of(tmp_path, text):
@@ -176,17 +179,19 @@ def run_of(tmp_path, text):
     card = {"model": name, "num_outputs": 10, "arguments": arguments, "image_shape": SHAPE}
     base_state, _ = setup(base_model)
     for directory in (tmp_path / "base", tmp_path / text):
-        runs.write_json(directory / "config.json", {"experiment": "any", "settings": {}})
-    runs.write_json(tmp_path / "base" / "model.json", card)
+        settings.write_json(directory / "config.json", {"experiment": "any", "settings": {}})
+    settings.write_json(tmp_path / "base" / "model.json", card)
     checkpoint.save(tmp_path / "base" / "checkpoints", base_state, {})
 
-    base = finetune.read_base(tmp_path / "base")
+    base = load.read_base(tmp_path / "base")
     model = models.create(name, num_classes=3, **arguments)
     tuned = finetune.FineTuned(model, finetune.make_method(text, model, SHAPE))
     loaded = finetune.load(base, model, SHAPE, new=("head/.*",), key=KEY)
     variables = finetune.start(tuned, loaded, SHAPE, KEY)
     record = finetune.describe(tuned, variables, base, new=("head/.*",))
-    runs.write_json(tmp_path / text / "model.json", {**card, "num_outputs": 3, "finetune": record})
+    settings.write_json(
+        tmp_path / text / "model.json", {**card, "num_outputs": 3, "finetune": record}
+    )
     variables["params"] = jax.tree.map(lambda leaf: leaf + np.float32(0.25), variables["params"])
     state = create_state(variables, optax.sgd(0.1), KEY)
     checkpoint.save(tmp_path / text / "checkpoints", state, {})
@@ -202,30 +207,30 @@ def test_a_run_holds_what_was_trained_and_finds_the_rest(tmp_path, text):
     items = checkpoint.restore_items(tmp_path / text / "checkpoints", ["params", "batch_stats"])
     assert_same(items["params"], jax.device_get(state.params))
     assert "frozen" not in checkpoint.item_names(tmp_path / text / "checkpoints")
-    trained = trained_model.load_trained(tmp_path / text)
+    trained = load.load_trained(tmp_path / text)
     image = jax.random.normal(KEY, (2, *SHAPE))
     expected = tuned.apply(state.variables(), image, train=False)
     found = trained.model.apply(trained.variables, image, train=False)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert isinstance(trained.model, finetune.FineTuned) == (text == "adapter:2")
     if text == "lora:2":  # It is a base in its turn.
-        assert finetune.read_base(tmp_path / text).card["num_outputs"] == 3
+        assert load.read_base(tmp_path / text).card["num_outputs"] == 3
 
 
 def test_another_base_is_refused_and_a_moved_one_is_found(tmp_path):
     run_of(tmp_path, "lora:2")
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"there is no directory .*base to fine-tune from"):
-        trained_model.load_trained(tmp_path / "lora:2")
-    trained_model.load_trained(tmp_path / "lora:2", base=tmp_path / "moved")
+        load.load_trained(tmp_path / "lora:2")
+    load.load_trained(tmp_path / "lora:2", base=tmp_path / "moved")
     state, _ = setup(models.create("cnn_32_64", num_classes=10, widths=[4, 6], norm="batch"))
     params = jax.tree.map(lambda leaf: leaf + 1e-3, state.params)
     checkpoint.save(tmp_path / "moved" / "checkpoints", state.replace(params=params), {})
     with pytest.raises(UserError, match=r"base .*moved has other weights .* than the one that was"):
-        trained_model.load_trained(tmp_path / "lora:2", base=tmp_path / "moved")
+        load.load_trained(tmp_path / "lora:2", base=tmp_path / "moved")
 
 
 def test_a_run_with_adapters_is_no_base(tmp_path):
     run_of(tmp_path, "adapter:2")
     with pytest.raises(UserError, match=r"is a model with adapters: fine-tune from .*base"):
-        finetune.read_base(tmp_path / "adapter:2")
+        load.read_base(tmp_path / "adapter:2")

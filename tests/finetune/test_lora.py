@@ -8,7 +8,7 @@ import pytest
 from cnnjax import finetune, models, trees
 from cnnjax.errors import UserError
 from cnnjax.models.simple import SimpleCNN
-from tests.finetune.small import SHAPE, initialised, small, tuned
+from tests.finetune.small import SHAPE, initialized, small, tuned
 from tests.models.quick import quick_apply
 from tests.models.test_families import IMAGE, MODELS, random_variables
 
@@ -79,7 +79,7 @@ def test_the_change_by_hand():
 
 
 def test_ranks_by_pattern_and_no_higher_than_the_matrix():
-    params = initialised(small())["params"]
+    params = initialized(small())["params"]
     ranks = (("conv1/.*", 100), ("conv2/kernel", 3), ("head/.*", 0))
     factors = finetune.init_lora(params, ranks, jax.random.key(0))
     assert set(factors) == {"conv1", "conv2"}
@@ -92,16 +92,16 @@ def test_ranks_by_pattern_and_no_higher_than_the_matrix():
 
 
 def test_only_small_numbers_are_trained():
-    variables = initialised(tuned("lora:1"))
+    variables = initialized(tuned("lora:1"))
     assert set(trees.named_leaves(variables["params"])) == {
         *(f"conv{n}/lora_{factor}" for n in (1, 2) for factor in "ab"),
         "head/bias",
         "head/kernel",
     }
     with pytest.raises(UserError, match=r"matches nothing.*'conv3/.\*'"):
-        initialised(tuned("lora:1", lora_ranks=(("conv3/.*", 2),)))
+        initialized(tuned("lora:1", lora_ranks=(("conv3/.*", 2),)))
     with pytest.raises(UserError, match=r"LoRA rank -1 of 'conv1/.\*' is negative"):
-        initialised(tuned("lora:1", lora_ranks=(("conv1/.*", -1),)))
+        initialized(tuned("lora:1", lora_ranks=(("conv1/.*", -1),)))
     with pytest.raises(UserError, match="change no kernel"):
         finetune.init_lora(variables["frozen"]["params"], ((".*", 0),), jax.random.key(0))
 
@@ -118,7 +118,7 @@ def test_the_whole_computes_as_the_model_with_merged_features():
     from cnnjax.models import features
 
     changed = tuned("lora:2")
-    variables = with_drawn_factors(initialised(changed))
+    variables = with_drawn_factors(initialized(changed))
     image = jax.random.normal(jax.random.key(3), (2, *SHAPE))
     names = ["stage1", "stage2", "head"]
     found = features(changed, variables, image, names)

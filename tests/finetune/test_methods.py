@@ -6,7 +6,7 @@ import pytest
 
 from cnnjax import finetune, models, trees
 from cnnjax.errors import UserError
-from tests.finetune.small import SHAPE, initialised, small, tuned
+from tests.finetune.small import SHAPE, initialized, small, tuned
 
 
 def trained_paths(model, shape=SHAPE):
@@ -21,7 +21,7 @@ def trained_paths(model, shape=SHAPE):
         ("bitfit", {"norm1/bias", "norm2/bias", "head/kernel", "head/bias"}),
         ("norm", {*(f"norm{n}/{x}" for n in (1, 2) for x in ("scale", "bias"))}),
         ("last:1", {"conv2/kernel", "norm2/scale", "norm2/bias", "head/kernel", "head/bias"}),
-        ("last:2", set(trees.named_leaves(initialised(small())["params"]))),
+        ("last:2", set(trees.named_leaves(initialized(small())["params"]))),
     ],
 )
 def test_what_a_method_trains(text, paths):

@@ -7,12 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax import finetune, losses, models, optim, trees
+from cnnjax import finetune, models, optim, trees
 from cnnjax.errors import UserError
 from cnnjax.models.norms import norm_layer
-from cnnjax.state import create_state
-from cnnjax.steps import make_train_step
-from tests.finetune.small import METHODS, SHAPE, initialised, small, tuned
+from cnnjax.tasks.classification import classification
+from cnnjax.train import step as steps
+from cnnjax.train.state import create_state
+from tests.finetune.small import METHODS, SHAPE, initialized, small, tuned
 from tests.models.quick import quick_jit
 from tests.tiny import batch_of, random_arrays
 
@@ -28,10 +29,10 @@ def trained(model, variables, num_steps=3, **options):
     optimizer = optim.make_optimizer("adamw", 0.01, weight_decay=0.1)
     state = create_state(variables, optimizer, jax.random.key(1), ema=True)
     step = quick_jit(
-        make_train_step(
+        steps.make_step(
             model,
             optimizer,
-            losses.softmax_cross_entropy,
+            classification(10),
             schedule=optax.constant_schedule(0.01),
             ema_decay=0.9,
             **options,
@@ -44,7 +45,7 @@ def trained(model, variables, num_steps=3, **options):
 
 
 def test_splitting_and_joining_is_the_identity():
-    variables = initialised(small())
+    variables = initialized(small())
     parts = finetune.split_variables(variables, ["head/.*", "norm2/.*"])
     assert set(parts["params"]) >= {"head"}
     assert_same(finetune.join_variables(parts), variables)
@@ -54,7 +55,7 @@ def test_splitting_and_joining_is_the_identity():
     ("choice", "live"), [("auto", {"norm2"}), ("frozen", set()), ("batch", {"norm1", "norm2"})]
 )
 def test_statistics_follow_their_layer_or_the_choice(choice, live):
-    variables = initialised(small())
+    variables = initialized(small())
     parts = finetune.split_variables(variables, ["norm2/.*"], norm_statistics=choice)
     assert set(parts["batch_stats"]) == live
     assert set(parts["frozen"]["batch_stats"]) == {"norm1", "norm2"} - live
@@ -66,7 +67,7 @@ def test_statistics_follow_their_layer_or_the_choice(choice, live):
 )
 def test_frozen_leaves_keep_their_bits_and_all_others_move(text):
     model = tuned(text)
-    variables = initialised(model)
+    variables = initialized(model)
     state = trained(model, variables)
     assert_same(state.frozen, variables["frozen"])
     before, after = (trees.named_leaves(tree) for tree in (variables["params"], state.params))
@@ -77,9 +78,9 @@ def test_frozen_leaves_keep_their_bits_and_all_others_move(text):
     assert sum(leaf.size for leaf in moments) == 2 * trees.count_parameters(state.params)
 
 
-def test_frozen_norms_normalise_by_their_running_statistics_in_training():
+def test_frozen_norms_normalize_by_their_running_statistics_in_training():
     model = tuned("head")
-    variables = initialised(model)
+    variables = initialized(model)
     image = jax.random.normal(jax.random.key(2), (4, *SHAPE))
     training, updated = model.apply(variables, image, train=True, mutable=["batch_stats"])
     np.testing.assert_array_equal(training, model.apply(variables, image, train=False))
@@ -115,7 +116,7 @@ def test_every_batch_norm_can_be_frozen(norm):
 @pytest.mark.slow
 def test_frozen_norms_leave_others_to_the_batch():
     model = tuned("last:1")
-    variables = initialised(model)
+    variables = initialized(model)
     image = jax.random.normal(jax.random.key(2), (4, *SHAPE))
     _, updated = model.apply(variables, image, train=True, mutable=["batch_stats"])
     assert set(updated["batch_stats"]) == {"norm2"}
@@ -125,7 +126,7 @@ def test_frozen_norms_leave_others_to_the_batch():
 
 
 def test_unknown_choices_and_patterns_name_the_nearest():
-    variables = initialised(small())
+    variables = initialized(small())
     with pytest.raises(UserError, match="norm_statistics 'frozn': did you mean frozen"):
         finetune.split_variables(variables, [".*"], norm_statistics="frozn")
     with pytest.raises(
@@ -136,7 +137,7 @@ def test_unknown_choices_and_patterns_name_the_nearest():
 
 def test_a_new_leaf_that_would_stay_as_drawn_is_refused():
     model = small()
-    base = finetune.Base("base", jax.device_get(initialised(model)), {}, "")
+    base = finetune.Base("base", jax.device_get(initialized(model)), {}, "")
     key = jax.random.key(0)
     loaded = finetune.load(base, model, SHAPE, new=("conv1/.*",), key=key)
     with pytest.raises(UserError, match="conv1/kernel would be drawn anew and never trained"):
@@ -152,9 +153,7 @@ def flops(text, model, shape):
         image = jnp.zeros((1, *shape))
         return create_state(tuned_model.init(key, image), optimizer, jax.random.key(0))
 
-    step = make_train_step(
-        tuned_model, optimizer, losses.softmax_cross_entropy, schedule=lambda step: 0.1
-    )
+    step = steps.make_step(tuned_model, optimizer, classification(10), schedule=lambda step: 0.1)
     batch = {
         "image": jax.ShapeDtypeStruct((2, *shape), jnp.float32),
         "label": jax.ShapeDtypeStruct((2,), jnp.int32),

@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax import finetune, losses, optim, trees
+from cnnjax import finetune, optim, trees
 from cnnjax.errors import UserError
-from cnnjax.state import create_state
-from cnnjax.steps import make_train_step
-from tests.finetune.small import SHAPE, initialised, small, tuned
+from cnnjax.tasks.classification import classification
+from cnnjax.train import step as steps
+from cnnjax.train.state import create_state
+from tests.finetune.small import SHAPE, initialized, small, tuned
 from tests.models.quick import quick_jit
 from tests.tiny import batch_of, random_arrays
 
@@ -35,7 +36,7 @@ def named(tree):
 @pytest.mark.parametrize("text", ["full", "lora:2", "adapter:2"])
 def test_rates_fall_by_the_distance_from_the_head(text):
     """Factors and adapters learn at the rate of their stage."""
-    params = initialised(tuned(text))["params"]
+    params = initialized(tuned(text))["params"]
     optimizer = finetune.layer_wise_decay(optax.sgd(1.0), GROUPS, 0.5)
     (updates,) = updates_of(optimizer, params)
     expected = {"1": -0.25, "2": -0.5}
@@ -53,7 +54,7 @@ def test_decoupled_weight_decay_falls_with_the_rate():
 
 
 def test_groups_begin_one_after_another_from_the_top():
-    params = initialised(small())["params"]
+    params = initialized(small())["params"]
     optimizer = finetune.gradual_unfreezing(optax.sgd(1.0), GROUPS, 2)
     history = updates_of(optimizer, params, 6)
     for path, begins in (("head/bias", 0), ("conv2/kernel", 2), ("norm1/bias", 4)):
@@ -62,7 +63,7 @@ def test_groups_begin_one_after_another_from_the_top():
 
 def test_only_groups_that_are_trained_count():
     """Of the head and the first stage, the stage begins when the first turn is over."""
-    params = initialised(tuned("head", also_train=["conv1/.*"]))["params"]
+    params = initialized(tuned("head", also_train=["conv1/.*"]))["params"]
     history = updates_of(finetune.gradual_unfreezing(optax.sgd(1.0), GROUPS, 2), params, 4)
     assert [updates["conv1/kernel"] for updates in history] == [0.0, 0.0, -1.0, -1.0]
 
@@ -99,16 +100,16 @@ def test_the_pull_by_hand():
 def test_a_strong_pull_holds_what_comes_from_the_base():
     """And it leaves the loss that is reported as it is."""
     model = tuned("full")
-    variables = initialised(model)
+    variables = initialized(model)
     kept = [path for path in named(variables["params"]) if not path.startswith("head/")]
     variables = finetune.remember_start(variables, kept)
     moved = {}
     for strength in (0.0, 10.0):
         step = quick_jit(
-            make_train_step(
+            steps.make_step(
                 model,
                 optax.sgd(0.05),
-                losses.softmax_cross_entropy,
+                classification(10),
                 schedule=lambda step: 0.05,
                 pull=finetune.l2_sp(strength, 0.0),
             )
@@ -142,6 +143,6 @@ def test_numbers_out_of_range_are_refused(function, message):
 
 
 def test_a_pull_on_nothing_is_refused():
-    variables = initialised(tuned("head"))
+    variables = initialized(tuned("head"))
     with pytest.raises(UserError, match="none that is trained comes from the base"):
         finetune.remember_start(variables, ["conv1/kernel"])

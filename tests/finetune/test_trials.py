@@ -4,14 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from cnnjax import finetune, losses
+from cnnjax import finetune
 from cnnjax.data.pipelines import ResidentPipeline, evaluation_batches
 from cnnjax.errors import UserError
-from cnnjax.finetune import trials
 from cnnjax.models.simple import MLP
 from cnnjax.rng import stream_key
-from cnnjax.state import create_state
-from cnnjax.steps import as_float, make_eval_step
+from cnnjax.studies import trials
+from cnnjax.tasks.classification import classification
+from cnnjax.train.state import create_state
+from cnnjax.train.step import as_float, make_eval_step
 from tests.tiny import random_arrays
 
 SHAPE = (28, 28, 1)
@@ -34,7 +35,7 @@ def prepared(base, name, **options):
     model = MLP(4, dense_widths=(6, 5))
     loaded = trials.loader(base, model, SHAPE)
     way = trials.find_way(name)
-    return trials.prepare(way, model, SHAPE, loaded, num_steps=STEPS, normalise=as_float, **options)
+    return trials.prepare(way, model, SHAPE, loaded, num_steps=STEPS, normalize=as_float, **options)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_linear_probe_forgets_nothing(base, arrays):
     batches = list(evaluation_batches(random_arrays(50, num_classes=10, seed=1), 16))
     scores = [
         trials.accuracy(
-            jax.jit(make_eval_step(model, losses.softmax_cross_entropy, num_classes=10)),
+            jax.jit(make_eval_step(model, classification(10))),
             weights,
             batches,
         )

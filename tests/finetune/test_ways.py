@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cnnjax import checkpoint
-from tests.finetune.small import METHODS, initialised, tuned
+from tests.finetune.small import METHODS, initialized, tuned
 from tests.test_parallel import largest_difference, trained
 from tests.tiny import batch_of, random_arrays, setup
 
@@ -19,7 +19,7 @@ def test_every_way_trains_the_same_and_freezes_the_same(text):
     model = tuned(text)
     options = {"dtype": jnp.float32, "ema_decay": 0.9}
     reference = trained(model, "jit", 1, 3, **options)
-    start = initialised(model)["frozen"]
+    start = initialized(model)["frozen"]
     for method, axes in WAYS:
         state, metrics = trained(model, method, axes, 3, **options)
         assert largest_difference(reference, (state, metrics)) < 1e-4, (method, axes)

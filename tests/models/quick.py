@@ -1,11 +1,11 @@
-"""Compilation for networks so small that optimising their program takes longer than running it."""
+"""Compilation for networks so small that optimizing their program takes longer than running it."""
 
 import functools
 from typing import Any
 
 import jax
 
-# `jax.jit` without most of the compiler's optimisations.
+# `jax.jit` without most of the compiler's optimizations.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 

@@ -22,7 +22,7 @@ def factories(**options):
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
 @pytest.mark.parametrize("size", [6, 7])
 def test_padding_is_symmetric_at_stride_2(kernel_size, size):
-    """A kernel that is 1 at its centre picks pixels 0, 2, 4 ..., as PyTorch's convolutions do."""
+    """A kernel that is 1 at its center picks pixels 0, 2, 4 ..., as PyTorch's convolutions do."""
     image = jnp.arange(size * size, dtype=jnp.float32).reshape(1, size, size, 1)
     conv = blocks.conv_layer(1, kernel_size, 2, name="conv")
     kernel = np.zeros((kernel_size, kernel_size, 1, 1), np.float32)
@@ -121,7 +121,7 @@ def test_layer_norm_is_over_the_channels_of_each_position():
     np.testing.assert_allclose(output, expected, atol=1e-4)
 
 
-def test_convolutions_have_biases_only_without_normalisation():
+def test_convolutions_have_biases_only_without_normalization():
     for norm in norms.NORMS:
         conv = blocks.layer_factories(norm, "relu", train=False)["conv"]
         assert conv(3, 1, name="conv").use_bias == (norm == "none")

@@ -11,16 +11,16 @@ KEY = jax.random.key(0)
 
 
 def test_block_by_hand():
-    """A depthwise kernel that is 1 at its centre leaves norm, dense, GELU, dense, scale."""
+    """A depthwise kernel that is 1 at its center leaves norm, dense, GELU, dense, scale."""
     layers = blocks.layer_factories("layer", "gelu", train=False, epsilon=1e-6)
     block = convnext.ConvNeXtBlock(layer_scale_init=0.5, dtype=None, **layers)
     generator = np.random.default_rng(0)
     x = generator.normal(size=(2, 3, 3, 4)).astype(np.float32)
     params = quick_init(block, jnp.asarray(x), train=False)["params"]
     expand, project = generator.normal(size=(4, 16)), generator.normal(size=(16, 4))
-    centre = np.zeros((7, 7, 1, 4), np.float32)
-    centre[3, 3] = 1
-    params["depthwise"]["kernel"] = jnp.asarray(centre)
+    center = np.zeros((7, 7, 1, 4), np.float32)
+    center[3, 3] = 1
+    params["depthwise"]["kernel"] = jnp.asarray(center)
     params["expand"]["kernel"] = jnp.asarray(expand, jnp.float32)
     params["project"]["kernel"] = jnp.asarray(project, jnp.float32)
 
@@ -43,7 +43,7 @@ def test_layer_scale_starts_at_a_millionth_so_that_blocks_start_near_the_identit
         np.testing.assert_array_equal(block["layer_scale"], np.full(4, 1e-6, np.float32))
 
 
-def test_features_before_the_head_are_normalised():
+def test_features_before_the_head_are_normalized():
     image = jax.random.normal(KEY, (2, 8, 8, 3))
     model = convnext.ConvNeXt((1,), (16,), None)
     features = quick_apply(model, quick_init(model, image), image)

@@ -45,13 +45,13 @@ IMAGE = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
 
 
 def random_variables(model, image=IMAGE, scale=0.4):
-    """Every parameter drawn at random, so that none hides behind a 0 or 1 of the initialiser."""
+    """Every parameter drawn at random, so that none hides behind a 0 or 1 of the initializer."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     generator = np.random.default_rng(0)
 
     def draw(path, leaf):
-        centre = 1.0 if path[-1].key in ("scale", "gain", "var", "skip_gain") else 0.0
-        values = generator.normal(centre, 0.1 if centre else scale, leaf.shape)
+        center = 1.0 if path[-1].key in ("scale", "gain", "var", "skip_gain") else 0.0
+        values = generator.normal(center, 0.1 if center else scale, leaf.shape)
         return jnp.asarray(values, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -65,7 +65,7 @@ def network(name, drops=0.0):
 
 
 def drawn(shapes):
-    """Returns params of which none is a 0 or 1 of an initialiser: He's variance, scales near 1.
+    """Returns params of which none is a 0 or 1 of an initializer: He's variance, scales near 1.
 
     And running statistics of zeros, which training does not read.
     """

@@ -1,4 +1,4 @@
-"""Batch normalisation by groups: against its definition, and as one function on any devices."""
+"""Batch normalization by groups: against its definition, and as one function on any devices."""
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ def apply(module, x, **options):
 
 
 @pytest.mark.parametrize("size", [1, 2, 8, 16])
-def test_each_group_is_normalised_by_its_own_moments(size):
+def test_each_group_is_normalized_by_its_own_moments(size):
     y, updated = apply(GroupedBatchNorm(size, momentum=0.9, epsilon=1e-5), X)
     means, variances = [], []
     for start in range(0, 16, size):
@@ -80,7 +80,7 @@ def test_groups_are_the_same_however_the_batch_is_divided(size):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), expected, other)
 
 
-def test_bfloat16_is_normalised_in_float32():
+def test_bfloat16_is_normalized_in_float32():
     exact, _ = apply(GroupedBatchNorm(4), jnp.asarray(X, jnp.bfloat16).astype(jnp.float32))
     y, updated = apply(GroupedBatchNorm(4, dtype=jnp.bfloat16), jnp.asarray(X, jnp.bfloat16))
     assert y.dtype == jnp.bfloat16

@@ -1,4 +1,4 @@
-"""AlexNet, VGG, GoogLeNet, Inception v3, SqueezeNet: their parts by hand, and their behaviour.
+"""AlexNet, VGG, GoogLeNet, Inception v3, SqueezeNet: their parts by hand, and their behavior.
 
 Exact sizes are in test_counts.py.
 """
@@ -44,8 +44,8 @@ def randomised(model, image):
         if leaf.ndim > 1:
             value = generator.normal(size=leaf.shape) * (2 / math.prod(leaf.shape[:-1])) ** 0.5
         else:
-            centre = 1.0 if path.endswith(("scale", "var")) else 0.0
-            value = generator.uniform(centre - 0.2, centre + 0.2, size=leaf.shape)
+            center = 1.0 if path.endswith(("scale", "var")) else 0.0
+            value = generator.uniform(center - 0.2, center + 0.2, size=leaf.shape)
         return jnp.asarray(value, jnp.float32)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)

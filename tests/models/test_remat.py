@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnjax import backend, models
+from cnnjax import models
+from cnnjax.devices import backend
 from cnnjax.models.resnet import ResNet
 from cnnjax.models.vgg import VGG
 from tests.models.quick import quick_jit

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cnnjax import models
+from cnnjax.commands.models import main
 from cnnjax.errors import UserError
-from cnnjax.models.__main__ import main
 
 
 def test_create_sets_classes_and_overrides():

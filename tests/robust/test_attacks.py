@@ -19,7 +19,7 @@ SHAPE = (6, 6, 1)
 generator = np.random.default_rng(0)
 WEIGHTS = jnp.asarray(generator.normal(size=(*SHAPE, 3)), jnp.float32)
 IMAGE = jnp.asarray(generator.uniform(0, 1, (5, *SHAPE)), jnp.float32)
-GREY = jnp.full((5, *SHAPE), 0.5)
+GRAY = jnp.full((5, *SHAPE), 0.5)
 LABEL = jnp.asarray([0, 1, 2, 0, 1])
 KEY = jax.random.key(3)
 
@@ -37,10 +37,10 @@ def test_fgsm_of_two_classes_is_the_closed_form(norm):
     """Of a linear margin the worst change is -epsilon sign(w), or -epsilon w / |w|."""
     difference = np.asarray(WEIGHTS[..., 1] - WEIGHTS[..., 0])
     found = robust.fgsm(
-        KEY, lambda x: linear(x)[:, :2], GREY, jnp.zeros(5, int), epsilon=0.2, norm=norm
+        KEY, lambda x: linear(x)[:, :2], GRAY, jnp.zeros(5, int), epsilon=0.2, norm=norm
     )
     worst = np.sign(difference) if norm == "linf" else difference / np.linalg.norm(difference)
-    np.testing.assert_allclose(found - GREY, np.broadcast_to(0.2 * worst, found.shape), atol=1e-6)
+    np.testing.assert_allclose(found - GRAY, np.broadcast_to(0.2 * worst, found.shape), atol=1e-6)
 
 
 @pytest.mark.parametrize("text", ["fgsm:0.1", "fgsm_l2:0.7", "pgd:0.1", "pgd_l2:0.7"])
@@ -105,12 +105,12 @@ def test_every_adversarial_image_is_in_the_ball_and_in_range(epsilon, norm, seed
 
 def test_starts_are_uniform_in_the_ball():
     keys = attacks.example_keys(KEY, 4000)
-    grey = jnp.full((4000, 2, 2, 1), 0.5)
-    change = np.asarray(attacks.uniform_start(keys, grey, 0.4, "l2") - grey)
+    gray = jnp.full((4000, 2, 2, 1), 0.5)
+    change = np.asarray(attacks.uniform_start(keys, gray, 0.4, "l2") - gray)
     # In d dimensions the share within radius r is r^d.
     share = [np.mean(lengths(change) < 0.4 * r) for r in (0.5, 0.8)]
     np.testing.assert_allclose(share, [0.5**4, 0.8**4], atol=0.03)
-    flat = np.asarray(attacks.uniform_start(keys, grey, 0.4, "linf") - grey).ravel()
+    flat = np.asarray(attacks.uniform_start(keys, gray, 0.4, "linf") - gray).ravel()
     np.testing.assert_allclose(np.quantile(flat, [0.25, 0.5, 0.75]), [-0.2, 0, 0.2], atol=0.02)
 
 

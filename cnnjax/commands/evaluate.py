@@ -1,0 +1,282 @@
+"""Evaluate a trained run, or several as an ensemble: scores by class, calibration, robustness.
+
+    cnnjax evaluate --run runs/mnist_lenet-20250101-120000
+    cnnjax evaluate --run runs/a runs/b runs/c --tta shift:1 --calibrate
+    cnnjax evaluate --run runs/a --attack fgsm:0.3 pgd:0.3:20:5 --check-masking
+
+Attacks are named NAME:EPSILON:STEPS:RESTARTS; `cnnjax/robust/named.py` lists them. Each is first
+tried on a linear model, on which the best attack is known: one that falls short there is refused.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+import cnnjax
+from cnnjax.augment.filters import filter_images
+from cnnjax.data.dataset import Arrays
+from cnnjax.errors import UserError
+from cnnjax.run import classifier, load
+from cnnjax.run import settings as runs
+from cnnjax.tasks import classification
+
+BATCH_SIZE = 500
+# Small enough for the gradients of small networks to stay in a CPU's cache.
+ATTACK_BATCH_SIZE = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Print accuracy, precision, recall, F1, ROC AUC and calibration of a run; draw its figures."""
+
+    run: tuple[str, ...]
+    """The run directory; several are an ensemble. RUN@STEP is the checkpoint of that step."""
+
+    split: Literal["test", "validation", "train"] = "test"
+    """What to evaluate on."""
+
+    dataset: str = ""
+    """Another dataset with the same classes; by default the run's own."""
+
+    data_dir: str = ""
+    """Where tfds datasets are; by default the run's own."""
+
+    average: Literal["probabilities", "logits"] = "probabilities"
+    """What an ensemble averages."""
+
+    tta: str = ""
+    """Test-time augmentation: average over views of each image, such as flip or shift:1 or both."""
+
+    corrupt: str = ""
+    """Random changes of the images first, as of --augment, such as salt_and_pepper:0.1."""
+
+    preprocess: str = ""
+    """A filter of the (corrupted) images, such as median:3, beside the run's own."""
+
+    calibrate: bool = False
+    """Fit a temperature to the validation images, and report calibration with it."""
+
+    attack: tuple[str, ...] = ()
+    """Attacks to report the accuracy under, such as fgsm:0.3 pgd:0.3:20:5."""
+
+    attack_examples: int = 0
+    """Attack only so many of the first images; 0 attacks all."""
+
+    check_masking: bool = False
+    """Look for signs that gradients mislead the attacks: see robust.signs_of_masking."""
+
+    smoke: bool = False
+    """Evaluate as many images as a smoke run has. Scores mean little."""
+
+    out: str = ""
+    """Where to write evaluation.json and the figures; by default RUN/evaluation-SPLIT, of several
+    runs the first one's RUN/ensemble-SPLIT."""
+
+
+def main(config: Config) -> None:
+    """Evaluates one run, or several as one."""
+    attacks = [cnnjax.robust.parse_attack(text) for text in config.attack]
+    views = cnnjax.evaluation.ensemble.parse_views(config.tta) if config.tta else []
+    if config.attack_examples < 0:
+        raise UserError(f"--attack-examples {config.attack_examples}: give 0 (all) or more.")
+    if config.check_masking and not attacks:
+        raise UserError("--check-masking needs an attack to check: add --attack pgd:0.3:20.")
+    cnnjax.devices.backend.start(devices=1)
+    members = [load.load_trained(*_at_step(run)) for run in config.run]
+    directories = [_at_step(run)[0] for run in config.run]
+    dataset = _dataset(config, directories, [member.card for member in members])
+    for attack in attacks:
+        cnnjax.robust.check_attack(attack, dataset.image_shape)
+    ensemble = cnnjax.evaluation.ensemble
+    logits_of = [ensemble.model_logits(member.model, member.normalize) for member in members]
+    image_filter = cnnjax.augment.make_filter(config.preprocess)
+    if image_filter is not None:
+        logits_of = [_of_filtered(each, image_filter) for each in logits_of]
+    if views:
+        logits_of = [ensemble.with_views(each, views) for each in logits_of]
+    variables = [member.variables for member in members]
+
+    each, labels = _predict(logits_of, variables, dataset, config.split)
+    logits = np.asarray(ensemble.mean_logits(each, config.average))
+    probabilities = cnnjax.evaluation.calibration.apply_temperature(logits, 1.0)
+    shown = cnnjax.data.example_inputs(dataset, config.split)
+    found = classification.report(
+        probabilities, {"label": labels, **shown}, class_names=dataset.class_names
+    )
+    report = found.scores
+    print(
+        f"{_describe(config.run, members)}, on {len(labels):,} {config.split} images of "
+        f"{dataset.name}"
+    )
+    print(found.text)
+    if len(members) > 1:
+        report["ensemble"] = _compare(config.run, each, labels)
+    if config.calibrate:
+        held, held_labels = _predict(logits_of, variables, dataset, "validation")
+        held = np.asarray(ensemble.mean_logits(held, config.average))
+        report["calibration"] = _calibrate(held, held_labels, logits, labels)
+    if attacks:
+        combined = ensemble.ensemble_logits(logits_of, average=config.average)
+        report["robustness"] = _attack(config, attacks, combined, variables, dataset)
+
+    kind = "evaluation" if len(members) == 1 else "ensemble"
+    out = Path(config.out or Path(directories[0]) / f"{kind}-{config.split}")
+    runs.write_json(out / "evaluation.json", report)
+    figures = cnnjax.run.report.draw_figures(out / "figures", found.figures)
+    print(f"wrote {out / 'evaluation.json'} and {len(figures)} figures in {out / 'figures'}")
+
+
+def _dataset(config, directories, cards):
+    """Opens the first run's dataset, or the one asked for; all members must fit it."""
+    if not directories:
+        raise UserError("no run given: name one, such as --run runs/mine.")
+    settings = [classifier.settings_of_run(directory) for directory in directories]
+    first = settings[0]
+    dataset = cnnjax.data.open_dataset(
+        config.dataset or first.dataset,
+        pipeline=first.pipeline,
+        data_dir=config.data_dir or first.data_dir or None,
+        classes=first.classes,
+        validation=first.validation,
+        seed=classifier.data_seed(first),
+        image_size=tuple(cards[0]["image_shape"][:2]),
+        fit=first.fit,
+    )
+    for directory, card in zip(directories, cards, strict=True):
+        if list(dataset.class_names) != card["class_names"]:
+            raise UserError(
+                f"{dataset.name} has the classes {', '.join(dataset.class_names)}, but {directory} "
+                f"was trained on {', '.join(card['class_names'])}: choose a dataset with the same "
+                "ones."
+            )
+        if list(dataset.image_shape) != card["image_shape"]:
+            raise UserError(
+                f"{dataset.name} has images of {dataset.image_shape}, but {directory} takes "
+                f"{tuple(card['image_shape'])}: choose a dataset with images of that shape."
+            )
+    held_out = {(each.dataset, each.validation, classifier.data_seed(each)) for each in settings}
+    if len(held_out) > 1 and (config.calibrate or config.split == "validation"):
+        raise UserError(
+            "these runs hold out different validation images, so that one was trained on what "
+            "another is validated on: train them with the same --data-seed, or leave out "
+            "--calibrate and use --split test."
+        )
+    if config.smoke:
+        dataset = cnnjax.run.trainer.shrink(dataset)
+    return _corrupted(dataset, config)
+
+
+def _corrupted(dataset, config):
+    """Changes the images of the split that is evaluated, each by its own draw."""
+    if not config.corrupt:
+        return dataset
+    change = cnnjax.augment.make_augment(config.corrupt, num_classes=dataset.num_classes)
+    if cnnjax.augment.policy.parse_policy(config.corrupt).mixing:
+        raise UserError(f"--corrupt {config.corrupt}: mixed images have no label to evaluate.")
+    if isinstance(dataset, cnnjax.data.StreamedDataset):
+        raise UserError(f"--corrupt: {dataset.name} is streamed; use a dataset that fits memory.")
+    image, label = getattr(dataset, config.split)
+    key = cnnjax.rng.stream_key(0, "corrupt", 0)
+    changed = np.empty_like(image)
+    for start in range(0, len(image), BATCH_SIZE):
+        rows = slice(start, start + BATCH_SIZE)
+        batch = change(key, {"image": image[rows] / np.float32(255)}, start)
+        changed[rows] = np.round(255 * np.clip(batch["image"], 0, 1))
+    return dataclasses.replace(dataset, **{config.split: Arrays(changed, label)})
+
+
+def _of_filtered(logits_of, image_filter):
+    return lambda variables, image: logits_of(variables, filter_images(image, image_filter))
+
+
+def _at_step(run):
+    """Splits RUN@STEP into the directory and the step, or None for the run's own choice."""
+    directory, at, step = run.rpartition("@")
+    if not at or not step.isdecimal():
+        return run, None
+    return directory, int(step)
+
+
+def _describe(names, members):
+    if len(members) == 1:
+        return f"{names[0]}, step {members[0].step}"
+    return f"ensemble of {len(members)}: {', '.join(names)}"
+
+
+def _predict(logits_of, variables, dataset, split):
+    """Returns log probabilities `[members, examples, classes]` and the labels."""
+    mesh = cnnjax.train.compile.make_mesh(1)
+    each = []
+    for function, own in zip(logits_of, variables, strict=True):
+        predict = cnnjax.train.compile.compile_predict(
+            cnnjax.evaluation.ensemble.log_probabilities(function), mesh
+        )
+        batches = cnnjax.data.split_batches(dataset, split, BATCH_SIZE)
+        logits, kept = cnnjax.train.evaluate.predict_all(predict, own, batches)
+        each.append(logits)
+    return np.stack(each), kept["label"]
+
+
+def _compare(names, each, labels):
+    """Prints and returns the accuracy of each member and how much they disagree."""
+    disagreement = cnnjax.evaluation.ensemble.disagreement(np.exp(each))
+    accuracies = np.mean(each.argmax(axis=-1) == labels, axis=1).tolist()
+    print("\nmembers")
+    for name, accuracy in zip(names, accuracies, strict=True):
+        print(f"  {accuracy:.4f}  {name}")
+    print(
+        f"two members disagree on {disagreement['mean']:.2%} of the images, not all agree on "
+        f"{disagreement['any']:.2%}"
+    )
+    return {"members": list(names), "accuracies": accuracies, "disagreement": disagreement}
+
+
+def _calibrate(held, held_labels, logits, labels):
+    """Fits a temperature to held-out predictions; prints and returns what it changes."""
+    calibration = cnnjax.evaluation.calibration
+    temperature = calibration.fit_temperature(held, held_labels)
+    result = {"temperature": temperature, "fitted_on": len(held_labels)}
+    print(f"\ntemperature {temperature:.4f}, fitted on {len(held_labels):,} validation images")
+    for name, value in (("before", 1.0), ("after", temperature)):
+        error = cnnjax.metrics.expected_calibration_error(
+            calibration.apply_temperature(logits, value), labels
+        )
+        loss = calibration.negative_log_likelihood(logits, labels, value)
+        print(f"  {name:<6}  calibration error {float(error):.4f}  loss {loss:.4f}")
+        result[name] = {"expected_calibration_error": float(error), "loss": loss}
+    return result
+
+
+def _attack(config, attacks, logits_of, variables, dataset):
+    """Prints and returns the accuracy under each attack, and the signs of masked gradients."""
+    robust = cnnjax.robust
+    size = cnnjax.data.split_size(dataset, config.split)
+    count = min(config.attack_examples or size, size)
+    attacked = cnnjax.data.shorten(dataset, {config.split: count})
+
+    def batches():
+        return cnnjax.data.split_batches(attacked, config.split, ATTACK_BATCH_SIZE)
+
+    print(f"\naccuracy under attack, {count:,} images")
+    accuracies = {}
+    for attack in attacks:
+        accuracies |= robust.robust_accuracies(logits_of, variables, batches, [attack])
+        print(f"  {accuracies[str(attack)]:.4f}  {attack}", flush=True)
+    result = {"examples": count, "accuracies": accuracies}
+    if config.check_masking:
+        strongest = min(attacks, key=lambda attack: accuracies[str(attack)])
+        compared, signs = robust.masking(
+            logits_of,
+            variables,
+            batches,
+            strongest,
+            num_classes=dataset.num_classes,
+            image_shape=dataset.image_shape,
+        )
+        result["masking"] = {"of": str(strongest), "accuracies": compared, "signs": signs}
+        print(f"signs of masked gradients, {strongest} compared with other attacks")
+        print("  " + "  ".join(f"{name} {value:.4f}" for name, value in compared.items()))
+        print("\n".join(f"  {sign}" for sign in signs) if signs else "  none found")
+    return result

@@ -1,0 +1,85 @@
+"""Lists the models, or prints one model's layers and its source.
+
+cnnjax models
+cnnjax models 'vgg*'
+cnnjax models lenet5 --num-classes 26 --image-shape 32 32 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+
+from cnnjax import models
+from cnnjax.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
+    parser = argparse.ArgumentParser(
+        prog="cnnjax models",
+        description="List the models, or print one model's layers, sizes and source.",
+    )
+    parser.add_argument(
+        "name", nargs="?", default="*", help="a model, or a pattern such as 'vgg*' (default: all)"
+    )
+    parser.add_argument(
+        "--num-classes", type=int, help="classes of the head (default: as published)"
+    )
+    parser.add_argument(
+        "--image-shape",
+        type=int,
+        nargs=3,
+        metavar=("HEIGHT", "WIDTH", "CHANNELS"),
+        help="size of the image (default: as published)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        if any(character in options.name for character in "*?["):
+            _print_list(options.name, options.num_classes, options.image_shape)
+        else:
+            _print_model(options.name, options.num_classes, options.image_shape)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _summary(name: str, num_classes: int | None, image_shape: list[int] | None) -> models.Summary:
+    num_classes = models.canonical_classes(name) if num_classes is None else num_classes
+    height, width, channels = image_shape or models.input_shape(name)
+    model = models.create(name, num_classes=num_classes)
+    return models.summary(model, (height, width, channels))
+
+
+def _print_list(pattern: str, num_classes: int | None, image_shape: list[int] | None) -> None:
+    names = models.list_models(pattern)
+    if not names:
+        raise UserError(f"no model matches {pattern!r}: try '*'.")
+    width = max(map(len, names))
+    print(f"{'model':{width}}  {'image':>11}  {'parameters':>11}  {'MACs':>14}  activations, MiB")
+    for name in names:
+        result = _summary(name, num_classes, image_shape)
+        size = "x".join(map(str, result.image_shape))
+        mebibytes = result.activation_bytes / 2**20
+        print(
+            f"{name:{width}}  {size:>11}  {result.parameters:>11,}  {result.macs:>14,}"
+            f"  {mebibytes:>16.2f}",
+            flush=True,
+        )
+    print("For one image: MACs of convolutions and dense layers; float32 outputs of all layers.")
+
+
+def _print_model(name: str, num_classes: int | None, image_shape: list[int] | None) -> None:
+    print(models.format_summary(_summary(name, num_classes, image_shape)))
+    module_class = type(models.create(name, num_classes=models.canonical_classes(name)))
+    module = inspect.getmodule(module_class)
+    arguments = [f"{field}={value!r}" for field, value in models.presets(name).items()]
+    print(f"\nsource: {module_class.__module__}.{module_class.__name__}({', '.join(arguments)})")
+    print(
+        f"in {inspect.getsourcefile(module_class)}, line {inspect.getsourcelines(module_class)[1]}"
+    )
+    if module is not None:
+        print(f"\n{inspect.getdoc(module)}")
+    print(f"\n{inspect.getdoc(module_class)}")

@@ -1,0 +1,135 @@
+"""Draw what a training step sees: the images as stored, and as the augmentation makes them.
+
+    cnnjax show-batch --dataset mnist --augment elastic:34,cutmix:1 --step 5
+    cnnjax show-batch --run runs/mnist_lenet-20250101-120000 --step 1000
+
+Images are a function of (seed, step, place in the batch), so those of any step of a run can be made
+again without the run. `cnnjax.augment.policy` lists the names that `--augment` knows.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+import cnnjax
+from cnnjax import plots
+from cnnjax.errors import UserError
+from cnnjax.run import classifier, replay
+from cnnjax.run import settings as runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Draw the images of one training step, before and after augmentation."""
+
+    run: str = ""
+    """A run directory: its data, seed, batch size and augmentation are taken."""
+
+    dataset: str = "mnist"
+    """mnist (shipped), tfds:NAME, or folder:PATH with one sub-folder a class."""
+
+    augment: str = ""
+    """The augmentation, such as crop:4,flip,rotate:15,mixup:0.2."""
+
+    seed: int = 0
+    """The run's."""
+
+    step: int = 0
+    """The number of steps made before the one to draw."""
+
+    batch_size: int = 64
+    """The run's."""
+
+    count: int = 36
+    """How many images of the batch to draw, from the first."""
+
+    classes: str = "all"
+    """As for experiments.classify, and so are the next six."""
+
+    image_size: int = 0
+    fit: str = "pad"
+    crop_area: float = 0.0
+    validation: float = 0.1
+    pipeline: Literal["auto", "resident", "stream"] = "auto"
+    data_dir: str = ""
+
+    run_dir: str = ""
+    """Where to write the pictures; by default the run's figures/, or runs/show_batch."""
+
+    smoke: bool = False
+    """Draw from the first 1,024 images only."""
+
+
+# What decides which images a step sees.
+OF_THE_RUN = (
+    "dataset",
+    "augment",
+    "seed",
+    "batch_size",
+    "classes",
+    "image_size",
+    "fit",
+    "crop_area",
+    "validation",
+    "pipeline",
+    "smoke",
+)
+
+
+def main(config: Config) -> None:
+    """Draws one batch."""
+    if config.count < 1:
+        raise UserError(f"--count {config.count}: give 1 image or more.")
+    cnnjax.devices.backend.start(devices=1)
+    if config.run:
+        config = _of_run(config)
+    shared = {name: getattr(config, name) for name in (*OF_THE_RUN, "data_dir")}
+    dataset = classifier.read_data(classifier.Config(**shared))
+    num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
+    augment = cnnjax.augment.make_augment(config.augment, num_classes=num_outputs)
+    stored = replay.stored_batch(
+        dataset,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        step=config.step,
+        stream=config.pipeline == "stream",
+    )
+    seen = replay.augmented_batch(stored, augment, seed=config.seed, step=config.step)
+    default = Path(config.run) / "figures" if config.run else Path("runs") / "show_batch"
+    directory = Path(config.run_dir or default)
+    for name, batch in (("stored", stored), ("seen", seen)):
+        path = directory / f"step-{config.step}-{name}.png"
+        titles = [_title(label, dataset.class_names) for label in np.asarray(batch["label"])]
+        images = np.asarray(batch["image"])
+        plots.image_grid(images[: config.count], titles[: config.count], path)
+        print(f"wrote {path}")
+
+
+def _of_run(config: Config) -> Config:
+    """Returns the config with what decides about the images as the run has it."""
+    settings = runs.read_config(Path(config.run))["settings"]
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+    for name in OF_THE_RUN:
+        given = getattr(config, name)
+        if given not in (defaults[name], settings.get(name, defaults[name])):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{flag} {given} is not the run's {settings[name]}: drop the flag, or --run."
+            )
+    known = {name: settings[name] for name in OF_THE_RUN if name in settings}
+    data_dir = config.data_dir or settings.get("data_dir", "")
+    return dataclasses.replace(config, **known, data_dir=data_dir)
+
+
+def _title(label: np.ndarray, class_names: tuple[str, ...]) -> str:
+    """The class; of a mixed label each class with its share."""
+    if label.ndim == 0 and label.dtype.kind == "f":
+        label = np.array([1.0 - label, label])
+    if label.ndim == 0:
+        return class_names[int(label)]
+    shares = [(share, index) for index, share in enumerate(label) if share >= 0.005]
+    if len(shares) == 1:
+        return class_names[shares[0][1]]
+    return "\n".join(f"{share:.0%} {class_names[index]}" for share, index in sorted(shares)[::-1])

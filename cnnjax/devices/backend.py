@@ -1,0 +1,126 @@
+"""What must be decided before JAX starts: CPU devices and the compilation cache."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+from cnnjax.devices import processes as distributed
+from cnnjax.devices.sharding import count_devices
+from cnnjax.errors import UserError
+
+DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
+# XLA ends the process when one CPU device waits longer for another, 40 s by default: on a busy or
+# suspended machine that happens.
+PATIENCE_FLAG = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+# Measured on 2 cores: a device a core is faster for small networks; large ones leave all but one
+# idle (see `parallel.choose_mesh`). Each holds the parameters and resident data, and a small part
+# of a batch keeps no core busy.
+MOST_CPU_DEVICES = 4
+LEAST_PART = 16
+
+
+def start(devices: int, mesh: str = "", *, batch_size: int = 1) -> int:
+    """Sets the number of CPU devices and the compilation cache; returns the devices to use.
+
+    JAX divides a CPU into "host devices" only if told so before its first use. An `XLA_FLAGS` that
+    already names their number is obeyed.
+
+    Args:
+      devices: the number wanted, over all processes; 0 is all accelerators or, on a CPU, one a
+        core, up to 4 a process, as far as they divide the batch into parts of 16 and more.
+      mesh: such as `data=4,model=2`: names the number of devices too.
+      batch_size: the examples that the devices share at a time.
+
+    Raises:
+      UserError: the mesh is not valid or contradicts the number of devices, or the processes of the
+        run do not have that number of devices.
+    """
+    devices = count_devices(mesh, devices)
+    num_processes = distributed.count()
+    if devices % num_processes:
+        raise UserError(
+            f"{devices} devices do not divide among {num_processes} processes: use a multiple."
+        )
+    flags = os.environ.get("XLA_FLAGS", "")
+    if DEVICE_COUNT_FLAG not in flags:
+        count = devices // num_processes or _cpu_devices(batch_size // num_processes)
+        os.environ["XLA_FLAGS"] = f"{flags} {DEVICE_COUNT_FLAG}={count} {PATIENCE_FLAG}".strip()
+    enable_compilation_cache()
+    import jax
+
+    available = len(jax.devices())
+    if num_processes > 1 and devices not in (0, available):
+        raise UserError(
+            f"{devices} devices asked for, but the {num_processes} processes have {available}, and "
+            "each must use all of its own: drop --devices, or start as many processes as it takes."
+        )
+    distributed.connect_devices()
+    return devices or available
+
+
+def compiler_options(*, remat: bool) -> dict[str, str | bool]:
+    """Returns the `compiler_options` of `jit` with which rematerialised blocks save memory.
+
+    `jax.checkpoint` puts a barrier between what the forward and the backward pass compute. XLA:CPU
+    as of jax 0.10 removes it early, finds the same computation twice, and keeps the results of the
+    first after all.
+    """
+    import jax
+
+    if not remat or jax.default_backend() != "cpu":
+        return {}
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs under `$XDG_CACHE_HOME`, by default `~/.cache`."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(_cache_directory()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def describe() -> str:
+    """Returns one line on the devices in use, such as `2 x cpu (AMD EPYC, 2 cores)`."""
+    import jax
+
+    first = jax.devices()[0]
+    kind = (
+        f"{_processor()}, {os.cpu_count()} cores" if first.platform == "cpu" else first.device_kind
+    )
+    processes = f" in {distributed.count()} processes" if distributed.count() > 1 else ""
+    return f"{len(jax.devices())} x {first.platform} ({kind}){processes}"
+
+
+def _cpu_devices(batch_size: int) -> int:
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    most = max(1, min(cores, MOST_CPU_DEVICES, batch_size // LEAST_PART))
+    return max(count for count in range(1, most + 1) if batch_size % count == 0)
+
+
+def _cache_directory() -> Path:
+    """A directory of its own for each kind of processor: compiled CPU code fits no other kind."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    fingerprint = hashlib.sha256(_processor_features().encode()).hexdigest()[:12]
+    return base / "cnnjax" / "xla" / f"{platform.machine()}-{fingerprint}"
+
+
+def _processor_features() -> str:
+    return _processor_line("flags", "Features") or platform.processor()
+
+
+def _processor() -> str:
+    name = _processor_line("model name").partition(":")[2].strip()
+    return name or platform.processor() or platform.machine()
+
+
+def _processor_line(*names: str) -> str:
+    """Returns the first line of Linux's description of the processor that starts so, or ""."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith(names)), "")

@@ -1,0 +1,40 @@
+"""A whole run: its directory, settings, start or resume, report, and its model read back.
+
+The outermost room: only here is the whole config known.
+"""
+
+from typing import TYPE_CHECKING
+
+from cnnjax import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    (
+        "cli",
+        "compare",
+        "files",
+        "load",
+        "logs",
+        "recipe",
+        "replay",
+        "report",
+        "resume",
+        "settings",
+        "trainer",
+        "verify_resume",
+    ),
+)
+
+if TYPE_CHECKING:
+    from cnnjax.run import cli as cli
+    from cnnjax.run import compare as compare
+    from cnnjax.run import files as files
+    from cnnjax.run import load as load
+    from cnnjax.run import logs as logs
+    from cnnjax.run import recipe as recipe
+    from cnnjax.run import replay as replay
+    from cnnjax.run import report as report
+    from cnnjax.run import resume as resume
+    from cnnjax.run import settings as settings
+    from cnnjax.run import trainer as trainer
+    from cnnjax.run import verify_resume as verify_resume

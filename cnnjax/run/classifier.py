@@ -1,0 +1,193 @@
+"""A classifier of `cnnjax.models` on image classification data: its settings and its recipe."""
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import cnnjax
+from cnnjax.augment.filters import filter_images
+from cnnjax.errors import NotPreparedError, UserError
+from cnnjax.run import cli, load
+from cnnjax.run import settings as runs
+from cnnjax.run.groups import LabelledImages, Training
+from cnnjax.run.recipe import Recipe
+from cnnjax.tasks.classification import classification
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Training, LabelledImages):
+    """Train a classifier: validates after each epoch, tests at the end, keeps everything."""
+
+    experiment: ClassVar[str] = "experiments.classify"
+
+    model: str = "cnn_32_64"
+    """A name that `cnnjax models` lists."""
+
+    model_arguments: tuple[str, ...] = ()
+    """Fields of the model, such as activation=tanh pool=average."""
+
+    loss: str = "auto"
+    """auto (cross-entropy: softmax, or sigmoid for one logit), softmax_cross_entropy,
+    sigmoid_binary_cross_entropy, one_vs_all_cross_entropy, mean_squared_error or lenet1998_map."""
+
+    label_smoothing: float = 0.0
+    """Share of each label's weight spread over all classes in training (softmax cross-entropy
+    only); validation and test are of the labels as they are."""
+
+    monitor: Literal["accuracy", "loss"] = "accuracy"  # type: ignore[assignment]
+    """The validation score that says which weights are best: highest accuracy, or lowest loss."""
+
+
+def main(config: Config) -> int:
+    """Trains and tests one network; returns the exit code."""
+    start(config)
+    return train(config)
+
+
+def start(config: Config) -> None:
+    """Connects the processes and devices; before any use of JAX."""
+    cnnjax.devices.processes.start(
+        config.coordinator,
+        config.num_processes,
+        config.process_id,
+        timeout_secs=config.join_timeout_secs,
+    )
+    batch_size = config.batch_size // max(config.accumulate, 1)
+    cnnjax.devices.backend.start(config.devices, config.mesh, batch_size=batch_size)
+
+
+def train(config: Config) -> int:
+    """Trains and tests one network, when all has started."""
+    dataset = read_data(config)
+    arguments = cli.key_values(config.model_arguments)
+    model, card = make_model(config, config.model, arguments, dataset)
+    return cnnjax.run.trainer.train(config, make_recipe(config, dataset, model, card))
+
+
+def read_data(config: Config):
+    """Opens the dataset that the settings name; for a smoke run without it, makes images."""
+    size = config.image_size or None
+    try:
+        dataset = cnnjax.data.open_dataset(
+            config.dataset,
+            pipeline=config.pipeline,
+            data_dir=config.data_dir or None,
+            classes=config.classes,
+            validation=config.validation,
+            seed=data_seed(config),
+            image_size=size,
+            fit=config.fit,
+            smallest_area=config.crop_area,
+        )
+    except NotPreparedError as error:
+        options = {"classes": config.classes, "image_size": size}
+        dataset = made_instead(config.smoke, error, config.dataset, **options)
+    if config.smoke:
+        dataset = cnnjax.run.trainer.shrink(dataset)
+    return cnnjax.evaluation.label_quality.prepare(
+        dataset,
+        train_examples=config.train_examples,
+        label_noise=config.label_noise,
+        exclude=config.exclude,
+        balance=config.balance,
+        seed=data_seed(config),
+    )
+
+
+def made_instead(smoke: bool, error: NotPreparedError, name: str, **options):
+    """Returns made images for a smoke run (see `cnnjax.data.stand_in`); else raises the error."""
+    if not smoke:
+        raise error
+    cnnjax.devices.processes.say(f"made images  in place of {name}: {error}")
+    return cnnjax.data.stand_in(name, **options)
+
+
+def settings_of_run(directory) -> Config:
+    """Returns the settings of a run of any experiment, those that `Config` has."""
+    settings = runs.read_config(Path(directory))["settings"]
+    known = {field.name for field in dataclasses.fields(Config)}
+    return Config(**{name: settings[name] for name in known & set(settings)})
+
+
+def data_seed(config: Config) -> int:
+    """Returns the seed that chooses the data."""
+    return config.seed if config.data_seed < 0 else config.data_seed
+
+
+def make_model(config: Config, name: str, arguments: dict, dataset):
+    """Returns the model, not yet initialized, and the card by which it is built again."""
+    num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
+    fields = load.computation(name, arguments, precision=config.precision, remat=config.remat)
+    model = cnnjax.models.create(name, num_classes=num_outputs, **fields)
+    return model, {
+        "model": name,
+        "num_outputs": num_outputs,
+        "arguments": arguments,
+        "preprocess": config.preprocess,
+        "fit": config.fit,
+    }
+
+
+def make_recipe(config: Config, dataset, model, card: dict, **others) -> Recipe:
+    """Returns what `trainer.train` needs.
+
+    Args:
+      config: the settings.
+      dataset: what `read_data` returned.
+      model, card: what `make_model` returned; a card with `mean` and `std` replaces the dataset's.
+      **others: see `run.recipe.make_recipe`.
+    """
+    image_filter = cnnjax.augment.make_filter(config.preprocess)
+
+    def moments():
+        # Those of a dataset on disk take seconds: not before all settings are checked.
+        return {name: card.get(name) or getattr(dataset, name) for name in ("mean", "std")}
+
+    def normalize(images):
+        order = card.get("channel_order", "RGB")
+        images = filter_images(images, image_filter)
+        return cnnjax.augment.normalize(images, **moments(), channel_order=order)
+
+    def metadata():
+        shown = {"image_shape": dataset.image_shape, "class_names": dataset.class_names}
+        return {**shown, **moments(), **card}
+
+    num_outputs = card["num_outputs"]
+    smoothing = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
+    task = classification(
+        dataset.num_classes,
+        # Of the labels as they are and all classes alike, whatever training weighs.
+        loss=_loss(config.loss, num_outputs),
+        training_loss=_balanced(
+            config.balance, _loss(config.loss, num_outputs, **smoothing), dataset
+        ),
+        class_names=dataset.class_names,
+    )
+    return cnnjax.run.recipe.make_recipe(
+        config,
+        dataset,
+        task,
+        model,
+        normalize=normalize,
+        metadata=metadata,
+        augment=cnnjax.augment.make_augment(config.augment, num_classes=num_outputs),
+        **others,
+    )
+
+
+def _loss(name, num_outputs, **options):
+    if name == "auto":
+        name = "sigmoid_binary_cross_entropy" if num_outputs == 1 else "softmax_cross_entropy"
+    return cnnjax.losses.make_loss(name, **options)
+
+
+def _balanced(balance, loss_fn, dataset):
+    """Returns the training loss: weighted by class, where that is asked for."""
+    if balance != "weights":
+        return loss_fn
+    if isinstance(dataset, cnnjax.data.StreamedDataset):
+        raise UserError("--balance weights counts labels in memory: use --pipeline resident.")
+    weights = cnnjax.evaluation.label_quality.class_weights(
+        dataset.train.label, dataset.num_classes
+    )
+    return cnnjax.losses.weighted(loss_fn, weights)

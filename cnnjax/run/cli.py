@@ -1,0 +1,120 @@
+"""A command line from a frozen dataclass: typed flags, a quick `--help`, one line per error."""
+
+import ast
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cnnjax.devices import processes
+from cnnjax.devices.channel import PEER_LOST_EXIT_CODE, PeerLost
+from cnnjax.errors import UserError
+
+USAGE_EXIT_CODE = 2
+# 128 + the signal's number, as shells report it; schedulers requeue on it.
+INTERRUPT_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
+
+
+def parse(
+    config_type: type,
+    argv: Sequence[str] | None = None,
+    default: Any = None,
+    program: str | None = None,
+) -> Any:
+    """Returns the config that the flags in `argv` describe, on top of `default` if there is one.
+
+    `program` is what help calls the program: by default, how it was started.
+
+    A config class may have a method `implied() -> dict`: defaults that follow from the config's
+    other settings, such as those of a named recipe. Flags go before them, and so does `default`.
+
+    Raises:
+      UserError: an unknown flag or a value of the wrong type.
+      SystemExit: after printing the help that `--help` asked for.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config = _parsed(config_type, argv, default, program)
+    implied = config.implied() if default is None and hasattr(config, "implied") else {}
+    return _parsed(config_type, argv, config_type(**implied), program) if implied else config
+
+
+def _parsed(config_type: type, argv: Sequence[str], default: Any, program: str | None) -> Any:
+    import tyro
+
+    # On top of a default that is True, the flag itself must be accepted too, not only its negation:
+    # a run is resumed with the flags it was started with.
+    markers = () if default is not None else (tyro.conf.FlagCreatePairsOff,)
+    module = getattr(sys.modules["__main__"].__spec__, "name", None)
+    if program is None and module:
+        program = f"python -m {module}"
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(
+                config_type,
+                prog=program,
+                args=argv,
+                default=default,
+                config=markers,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(printed.getvalue())) from None
+
+
+def run(
+    config_type: type, main: Callable[[Any], Any], argv: Sequence[str] | None = None, **parsing: Any
+) -> None:
+    """Parses the command line, calls `main(config)` and exits with its status.
+
+    A `UserError` is printed as one line and exits with 2. The environment variable
+    `CNNJAX_TRACEBACK=1` asks for the traceback instead.
+    """
+    with one_line_errors():
+        sys.exit(main(parse(config_type, argv, **parsing)))
+
+
+def key_values(words: Sequence[str]) -> dict[str, Any]:
+    """Reads words such as `activation=tanh`, `dropout=0.5` or `widths=(32, 64)`.
+
+    Raises:
+      UserError: a word without `=`.
+    """
+    pairs = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"{word!r} names no value: write it as name=value.")
+        try:
+            pairs[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            pairs[name] = text
+    return pairs
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Turns a `UserError` into one line on stderr and exit code 2."""
+    try:
+        yield
+    except PeerLost:
+        processes.end(PEER_LOST_EXIT_CODE)
+    except UserError as error:
+        if os.environ.get("CNNJAX_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        processes.end(USAGE_EXIT_CODE)
+
+
+def _one_line(boxed: str) -> str:
+    """Returns the sense of one of tyro's boxed messages without its frame."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("╭╮╰╯│ ") for line in boxed.splitlines()]
+    sentences: list[str] = []
+    for line in lines[1:]:
+        if line.strip("─") and not line.startswith(("Argument helptext", "For full helptext")):
+            sentences.append(line)
+    return " ".join(sentences) + " (see --help)"

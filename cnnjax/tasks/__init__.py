@@ -1,0 +1,20 @@
+"""Tasks: what a network is to find, as values of plain functions, a file a task."""
+
+from typing import TYPE_CHECKING
+
+from cnnjax import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    ("class_scores", "classification", "task"),
+    {"task": ("Forward", "Report", "Task", "example_weights")},
+)
+
+if TYPE_CHECKING:
+    from cnnjax.tasks import class_scores as class_scores
+    from cnnjax.tasks import classification as classification
+    from cnnjax.tasks import task as task
+    from cnnjax.tasks.task import Forward as Forward
+    from cnnjax.tasks.task import Report as Report
+    from cnnjax.tasks.task import Task as Task
+    from cnnjax.tasks.task import example_weights as example_weights

@@ -1,0 +1,41 @@
+"""One training step and what it is made of, the ways to compile it, and the loop around it.
+
+    state -> step -> compile -> loop -> evaluate
+
+Each module is usable without the others: `step` makes pure functions of arrays, `compile` turns
+them into trainers over a mesh, `loop.fit` decides when to log, validate, save and stop.
+"""
+
+from typing import TYPE_CHECKING
+
+from cnnjax import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    (
+        "averaging",
+        "batch_stats",
+        "compile",
+        "dropout",
+        "evaluate",
+        "gradients",
+        "loop",
+        "memory",
+        "precision",
+        "state",
+        "step",
+    ),
+)
+
+if TYPE_CHECKING:
+    from cnnjax.train import averaging as averaging
+    from cnnjax.train import batch_stats as batch_stats
+    from cnnjax.train import compile as compile
+    from cnnjax.train import dropout as dropout
+    from cnnjax.train import evaluate as evaluate
+    from cnnjax.train import gradients as gradients
+    from cnnjax.train import loop as loop
+    from cnnjax.train import memory as memory
+    from cnnjax.train import precision as precision
+    from cnnjax.train import state as state
+    from cnnjax.train import step as step
