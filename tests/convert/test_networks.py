@@ -24,6 +24,7 @@ from cnnjax.tasks.classification import classification
 from cnnjax.train import state
 from cnnjax.train import step as steps
 from tests.models.quick import quick_jit
+from tests.models.test_counts import LARGE
 
 REFERENCES = Path(__file__).parent / "references"
 TOLERANCE = 1e-4
@@ -70,6 +71,21 @@ QUICK_COUNTERPARTS = {
 }
 
 
+# Made of the same blocks as another one whose outputs are compared.
+ALIKE = (
+    "mobilenet_v3_large",
+    "regnet_x_400mf",
+    "resnet18",
+    "resnet50_v2",
+    "squeezenet1_0",
+    "vgg11",
+)
+
+
+def tier(name):
+    return pytest.mark.exhaustive if LARGE.fullmatch(name) else pytest.mark.slow
+
+
 def test_no_network_of_theirs_is_forgotten():
     covered = {f"{framework}/{OTHER_NAMES.get(name, name)}" for framework, name in COUNTERPARTS}
     assert covered == set(STATE_DICTS)
@@ -85,7 +101,7 @@ def test_no_network_of_theirs_is_forgotten():
 @pytest.mark.parametrize(
     ("framework", "name"),
     [
-        pytest.param(*pair, marks=[] if pair in QUICK_COUNTERPARTS else [pytest.mark.slow])
+        pytest.param(*pair, marks=[] if pair in QUICK_COUNTERPARTS else [tier(pair[1])])
         for pair in COUNTERPARTS
     ],
 )
@@ -117,7 +133,12 @@ def build(name):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in RECORDED],
+    [
+        n
+        if n in QUICK
+        else pytest.param(n, marks=pytest.mark.exhaustive if n in ALIKE else pytest.mark.slow)
+        for n in RECORDED
+    ],
 )
 def test_outputs_are_theirs(name):
     model, names, size, variables = build(name)

@@ -133,7 +133,8 @@ LARGE = re.compile(
     r"|convnext_(small|base|large)"
 )
 CASES = [
-    pytest.param(name, marks=[pytest.mark.slow] if LARGE.fullmatch(name) else []) for name in SIZES
+    pytest.param(name, marks=[pytest.mark.exhaustive] if LARGE.fullmatch(name) else [])
+    for name in SIZES
 ]
 
 
