@@ -22,6 +22,7 @@ from cnnjax import metrics as metrics_lib
 from cnnjax.averaging import Averaging, exponential, mix_in
 from cnnjax.dropout import by_example
 from cnnjax.gradients import ascend, in_parts
+from cnnjax.models.fields import fields, with_fields
 from cnnjax.precision import all_finite, skip_overflow
 from cnnjax.rng import stream_key
 from cnnjax.state import TrainState
@@ -304,9 +305,9 @@ def _float32_at_least(logits: jax.Array) -> jax.Array:
 
 def with_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
     """Tells a model with BatchNorm over which axis to average its statistics."""
-    if axis_name is None or not hasattr(model, "axis_name"):
+    if axis_name is None or "axis_name" not in fields(model):
         return model
-    return model.clone(axis_name=axis_name)
+    return with_fields(model, axis_name=axis_name)
 
 
 def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:

@@ -3,6 +3,9 @@
 python -m cnnjax.models
 python -m cnnjax.models 'vgg*'
 python -m cnnjax.models lenet5 --num-classes 26 --image-shape 32 32 3
+python -m cnnjax.models my_networks:tiny
+
+As published, sizes are compared with the model's row, and others are an error.
 """
 
 from __future__ import annotations
@@ -47,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _summary(name: str, num_classes: int | None, image_shape: list[int] | None) -> models.Summary:
+    if num_classes is None and image_shape is None:
+        return models.check_sizes(name)
     num_classes = models.canonical_classes(name) if num_classes is None else num_classes
     height, width, channels = image_shape or models.input_shape(name)
     model = models.create(name, num_classes=num_classes)

@@ -15,13 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import ops
-from cnnjax.models.blocks import Activation, activation_function
-from cnnjax.models.layers import (
-    adaptive_average_pool,
-    kernel_initialiser,
-    require_image,
-    require_stem,
-)
+from cnnjax.models.images import adaptive_average_pool, require_image, require_stem
+from cnnjax.models.layers import Activation, activation_function, kernel_initialiser
+from cnnjax.models.rows import TORCHVISION, row
 from cnnjax.models.stages import stage_output
 
 
@@ -32,7 +28,7 @@ class AlexNet(nn.Module):
       num_classes: the logits; None returns the 4,096 features before them.
       stem: `imagenet`, 11x11 at stride 4 and an average pool to 6x6 before the dense layers; or
         `cifar`, 3x3 at stride 1 and no average pool, for images of 28 to 64 pixels.
-      activation: a name from `blocks.ACTIVATIONS` or a function.
+      activation: a name from `layers.ACTIVATIONS` or a function.
       dropout_rate: before each of the first two dense layers; random stream `dropout`.
       dtype: of the computation; None: that of image and parameters.
 
@@ -166,3 +162,17 @@ class AlexNet2012(nn.Module):
         if self.num_classes is None:
             return x
         return nn.Dense(self.num_classes, name="head", **layer)(x)
+
+
+# parameters, running statistics, multiply-accumulates
+ROWS = {
+    "alexnet": row(AlexNet, 61_100_840, 0, 714_188_480, source=TORCHVISION),
+    "alexnet_2012": row(
+        AlexNet2012,
+        60_965_224,
+        0,
+        724_406_816,
+        source='counted; "60 million parameters" in section 3.5',
+        image=(227, 227, 3),
+    ),
+}

@@ -6,6 +6,7 @@ Proceedings of the IEEE 86(11), 1998. Section numbers below are that paper's.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -15,8 +16,9 @@ import numpy as np
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.blocks import Activation, activation_function
-from cnnjax.models.layers import kernel_initialiser, pool_function, require_image
+from cnnjax.models.images import pool_function, require_image
+from cnnjax.models.layers import Activation, activation_function, kernel_initialiser
+from cnnjax.models.rows import row
 from cnnjax.models.stages import stage_output
 
 
@@ -31,7 +33,7 @@ class LeNet5(nn.Module):
 
     Attributes:
       num_classes: the logits; None returns the 84 features before them.
-      activation: a name from `blocks.ACTIVATIONS` or a function; LeCun's was a scaled tanh.
+      activation: a name from `layers.ACTIVATIONS` or a function; LeCun's was a scaled tanh.
       pool: `max` or `average`.
       dtype: of the computation; None: that of image and parameters.
 
@@ -239,3 +241,14 @@ class LeNet5_1998(nn.Module):
             dtype=self.dtype,
             name=name,
         )(image)
+
+
+lenet = functools.partial(
+    row, source="by hand, layer by layer, tests/models/test_lenet.py", num_classes=10
+)
+
+# parameters, running statistics, multiply-accumulates, and the image
+ROWS = {
+    "lenet5": lenet(LeNet5, 44_426, 0, 281_640, image=(28, 28, 1)),
+    "lenet5_1998": lenet(LeNet5_1998, 60_000, 0, 325_680, image=(32, 32, 1)),
+}
