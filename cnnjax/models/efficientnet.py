@@ -47,7 +47,7 @@ class EfficientNet(nn.Module):
       stem: `"imagenet"` for images of 224 pixels and more, `"cifar"` for 28 to 64 pixels.
       dropout_rate: before the head.
       stochastic_depth_rate: of the last block; rises linearly from 0.
-      padding: `"symmetric"` as in PyTorch or `"same"` as in Keras: see `blocks.conv_layer`.
+      padding: `"symmetric"` as in PyTorch or `"same"` as in Keras: see `layers.conv_layer`.
       layers: what all layers share; see `Layers`.
 
     Raises:

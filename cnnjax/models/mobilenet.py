@@ -93,7 +93,7 @@ class MobileNetV1(nn.Module):
       width: factor of all channels (section 3.3).
       stem: `"imagenet"` for images of about 224 pixels, `"cifar"` for 28 to 64 pixels.
       dropout_rate: before the head.
-      padding: `"symmetric"` as in PyTorch or `"same"` as in Keras: see `blocks.conv_layer`.
+      padding: `"symmetric"` as in PyTorch or `"same"` as in Keras: see `layers.conv_layer`.
       layers: what all layers share; see `Layers`.
 
     Raises:
