@@ -20,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 from cnnjax import metrics as metrics_lib
 from cnnjax.errors import UserError
+from cnnjax.models.fields import fields, with_fields
 from cnnjax.rng import stream_key
 from cnnjax.tasks.task import Forward, Task
 from cnnjax.train.averaging import Averaging, exponential, mix_in
@@ -320,9 +321,9 @@ def _float32_at_least(outputs: Any) -> Any:
 
 def with_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
     """Tells a model with BatchNorm over which axis to average its statistics."""
-    if axis_name is None or not hasattr(model, "axis_name"):
+    if axis_name is None or "axis_name" not in fields(model):
         return model
-    return model.clone(axis_name=axis_name)
+    return with_fields(model, axis_name=axis_name)
 
 
 def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:

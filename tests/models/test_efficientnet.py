@@ -51,7 +51,7 @@ def test_gate_has_a_quarter_of_the_blocks_input():
 )
 def test_constants_are_those_of_torchvision(name, dropout, epsilon, momentum):
     model = models.create(name, num_classes=1000)
-    assert (model.dropout_rate, model.norm_epsilon, model.norm_momentum) == (
+    assert (model.dropout_rate, model.layers.norm_epsilon, model.layers.norm_momentum) == (
         dropout,
         epsilon,
         momentum,

@@ -122,7 +122,7 @@ def test_gradients_and_modes(name):
     assert all(np.isfinite(value) for value in largest.values())
     assert [path for path, value in largest.items() if value == 0] == []
 
-    momentum = getattr(model, "norm_momentum", 0.9)
+    momentum = models.fields(model).get("norm_momentum", 0.9)
     batch = jax.tree.map(lambda leaf: leaf / (1 - momentum), updated)
     evaluated = quick_jit(model.apply)({"params": params, "batch_stats": batch}, image)
     scale = float(jnp.max(jnp.abs(logits)))
