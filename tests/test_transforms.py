@@ -118,6 +118,7 @@ AUGMENT_CASES = [
 # What other steps are made of too: the cases of `make_step` call each of them.
 PARTS = (
     "image_keys",
+    "positions",
     "changed",
     "make_apply",
     "finish_step",

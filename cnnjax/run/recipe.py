@@ -219,10 +219,16 @@ def _init(recipe: Recipe, key: jax.Array) -> PyTree:
     return recipe.model.init(key, model_input(recipe), train=False)
 
 
+def first_input(dataset: AnyDataset) -> tuple[str, tuple[int, ...]]:
+    """Returns the first key that the model gets, and the shape of one example of it."""
+    name = next(name for name, field in dataset.fields.items() if field.is_input)
+    return name, example_forms(dataset)[name][0]
+
+
 def model_input(recipe: Recipe) -> jax.Array:
     """Returns one example of the first key that the model gets, of zeros, as the model gets it."""
     fields = recipe.dataset.fields
-    name = next(name for name, field in fields.items() if field.is_input)
+    name, _ = first_input(recipe.dataset)
     shape, dtype = example_forms(recipe.dataset)[name]
     example = jnp.zeros((1, *shape), dtype)
     return recipe.normalize(example) if fields[name].moves == "image" else example

@@ -32,7 +32,7 @@ from cnnjax.models.summary import format_summary, summary
 from cnnjax.run import files, load, report, resume, settings
 from cnnjax.run.cli import INTERRUPT_EXIT_CODES
 from cnnjax.run.logs import MetricsLog, ProgressBar
-from cnnjax.run.recipe import Recipe, compile_eval_steps, model_input, new_state, state_form
+from cnnjax.run.recipe import Recipe, compile_eval_steps, first_input, new_state, state_form
 from cnnjax.train import batch_stats, evaluate, loop, memory
 from cnnjax.train import compile as parallel
 from cnnjax.train.gradients import check_parts
@@ -76,7 +76,8 @@ def _train(config: settings.Settings, recipe: Recipe, held: contextlib.ExitStack
     config = resume.agree(settings.place(config, experiment))
     directory = Path(config.run_dir)
     sharding.count_devices(config.mesh, config.devices)
-    sizes = summary(recipe.model, model_input(recipe).shape[1:])  # type: ignore[arg-type]
+    _, shape = first_input(recipe.dataset)
+    sizes = summary(recipe.model, shape)  # type: ignore[arg-type]
     mesh = parallel.choose_mesh(config.mesh or config.devices, config.batch_size * sizes.macs)
     rules = sharding.parse_rules(config.sharding)
     resume.check_retention(config, recipe.dataset)
