@@ -116,7 +116,7 @@ class ConvNeXt(nn.Module):
 
         x = blocks.run_stages(
             x,
-            [[block] * depth for depth in self.stage_sizes],
+            [[block] * n for n, _ in zip(self.stage_sizes, self.stage_features, strict=True)],
             layers,
             stochastic_depth_rate=self.stochastic_depth_rate,
             between=downsample,
