@@ -101,7 +101,7 @@ class ArrayDataset:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled image dataset in memory.
+    """A labeled image dataset in memory.
 
     Attributes:
       name: what `load` was asked for.

@@ -132,7 +132,7 @@ def open_dataset(
     fit: str = "pad",
     smallest_area: float = 0.0,
 ) -> LabelledDataset:
-    """Opens a labelled image dataset, in memory or on disk.
+    """Opens a labeled image dataset, in memory or on disk.
 
     Args:
       name: see `cnnjax.data.load`.

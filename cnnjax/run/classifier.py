@@ -122,7 +122,7 @@ def make_recipe(config: Config, dataset, model, card: dict, **others) -> Recipe:
     Args:
       config: the settings.
       dataset: what `read_data` returned.
-      model, card: what `make_model` returned; a card with `mean` and `std` replaces the dataset's.
+      model, card: what `make_model` returned; `mean` and `std` in it replace the dataset's.
       **others: see `run.recipe.make_recipe`.
     """
     image_filter = cnnjax.augment.make_filter(config.preprocess)

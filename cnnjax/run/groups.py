@@ -10,7 +10,7 @@ class LabelledImages:
     """Which images a classifier is trained on, and how they are prepared."""
 
     dataset: str = "mnist"
-    """mnist (shipped), digits, tfds:NAME, or folder:PATH with one sub-folder a class."""
+    """mnist (shipped), digits, tfds:NAME, or folder:PATH with one sub-folder per class."""
 
     classes: str = "all"
     """all; some of them, such as 3,8; or even-odd. Two classes make a binary task: one logit."""
@@ -21,28 +21,28 @@ class LabelledImages:
 
     fit: str = "pad"
     """How an image gets --image-size: pad; resize (stretched); or crop, the middle of it when it is
-    scaled to 1 / 0.875 of the size, as ImageNet is tested (crop:0.95 with another share)."""
+    scaled to 1 / 0.875 of the size, as ImageNet is tested (crop:0.95 with another fraction)."""
 
     crop_area: float = 0.0
-    """Read of each training image a random part of at least this share of its area, stretched to
+    """Read of each training image a random part of at least this fraction of its area, stretched to
     --image-size: 0.08 is usual for ImageNet. Streamed datasets only; 0 reads whole images."""
 
     validation: float = 0.1
-    """Share of the training images held out to validate on, or their number."""
+    """Fraction of the training images held out to validate on, or their number."""
 
     data_seed: int = -1
     """Seed that chooses them, --train-examples and --label-noise: runs that share it share their
     data. -1 takes --seed."""
 
     train_examples: int = 0
-    """Train on so many of the training images only, drawn at random; 0 takes all."""
+    """Train on N of the training images only, drawn at random; 0 takes all."""
 
     label_noise: float = 0.0
-    """Share of the training labels made wrong on purpose, such as 0.2."""
+    """Fraction of the training labels made wrong on purpose, such as 0.2."""
 
     exclude: str = ""
     """File with the index of a training image on each line: these are left out. See
-    cnnjax.commands.inspect_labels."""
+    `cnnjax inspect-labels`."""
 
     balance: str = "none"
     """For classes of different size: weights (of the loss) or resample (repeat the rare ones)."""
@@ -68,7 +68,7 @@ class Optimization:
     """Arguments of the schedule, such as 'boundaries=(0.5, 0.75)' factor=0.1: cnnjax.schedules."""
 
     cycles: int = 1
-    """Restarts of the cosine schedule: so many equal cycles, such as for snapshot ensembles."""
+    """Restarts of the cosine schedule: N equal cycles, such as for snapshot ensembles."""
 
     warmup_epochs: float = 1.0
     """Epochs in which the learning rate rises linearly from 0."""
@@ -108,12 +108,12 @@ class Regularization:
     weight averaging) instead of a moving average; 0 does not."""
 
     recalibrate: int = 0
-    """Training batches on which BatchNorm's statistics are measured anew for each validation and
+    """Training batches on which BatchNorm's statistics are recomputed for each validation and
     for the test: averaged parameters need it. 0 takes the running ones."""
 
     augment: str = ""
     """Random changes of the training images, in order, such as crop:4,flip,rotate:15,mixup:0.2:
-    names and numbers of cnnjax.augment.policy. cnnjax.commands.show_batch shows what they do."""
+    names and numbers of cnnjax.augment.policy. `cnnjax show-batch` shows what they do."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,20 +63,20 @@ class Run:
     """Stop after N epochs, to be resumed later; 0 does not. The schedule is unchanged."""
 
     save_every_steps: int = 0
-    """Save a checkpoint every so many steps too, not only after each epoch."""
+    """Save a checkpoint every N steps too, not only after each epoch."""
 
     keep_last: int = 2
     """Latest checkpoints to keep; 0 keeps all."""
 
     keep_best: int = 1
-    """Best checkpoints to keep beside the latest, by --monitor."""
+    """Best checkpoints to keep besides the latest, by --monitor."""
 
     monitor: str = ""
     """The validation score that says which weights are best, such as accuracy or loss (the lowest);
     by default the task's own."""
 
     patience: int = 0
-    """Stop after so many epochs without a better validation score (see --monitor), and keep the
+    """Stop after N epochs without a better validation score (see --monitor), and keep the
     best weights."""
 
     smoke: bool = False

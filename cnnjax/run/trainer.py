@@ -44,7 +44,7 @@ PyTree = Any
 # Training metrics are averaged over a twentieth of an epoch: fine enough for a curve and a bar.
 LOGS_PER_EPOCH = 20
 EVALUATION_BATCH = 512
-# Scores of which less is better, beside what tasks say of theirs.
+# Scores that are minimized, besides those that tasks name.
 MINIMIZED = ("loss",)
 
 

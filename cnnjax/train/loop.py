@@ -88,7 +88,7 @@ def fit(
       save_every_steps: see `save`; None for epoch ends only.
       monitor: the validation value that decides which step is best: the highest.
       lower_is_better: the lowest is.
-      patience: stop when so many validations in a row brought no improvement; 0 never does. A run
+      patience: stop after this many validations in a row without improvement; 0 never does. A run
         that is resumed where it had stopped for this reason stops at once.
       best: what a resumed run had reached.
       should_stop: asked after each chunk of steps; when true, the loop saves and returns.
