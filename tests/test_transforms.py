@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from cnnjax import losses
-from cnnjax.augment import geometry, policy
+from cnnjax.augment import change, geometry, pixels, policy, sampling
 from cnnjax.train import step as steps
 from cnnjax.train.state import create_state
 from tests.transforms import Case, assert_covered, check_transforms
@@ -78,33 +78,33 @@ def of_image(name, function):
 AUGMENT_CASES = [
     Case(
         "normalize",
-        lambda image: geometry.normalize(image, (0.4, 0.5), (0.2, 0.3)),
+        lambda image: pixels.normalize(image, (0.4, 0.5), (0.2, 0.3)),
         (IMAGES,),
         (0,),
     ),
     Case(
         "apply_per_image",
-        lambda key, images: geometry.apply_per_image(key, images, geometry.random_flip()),
+        lambda key, images: change.apply_per_image(key, images, geometry.random_flip()),
         (KEY, IMAGES),
         (1,),
     ),
-    of_image("compose", geometry.compose(geometry.random_flip(), geometry.random_shift(1))),
+    of_image("compose", change.compose(geometry.random_flip(), geometry.random_shift(1))),
     of_image("random_flip", geometry.random_flip()),
     of_image("random_shift", geometry.random_shift(2)),
     of_image("pad_and_crop", geometry.pad_and_crop(2)),
     of_image("random_resized_crop", geometry.random_resized_crop(0.3)),
     of_image("random_elastic", geometry.random_elastic(5.0, 2.0)),
-    of_image("on_floats", geometry.on_floats(lambda key, image: image**2)),
+    of_image("on_floats", change.on_floats(lambda key, image: image**2)),
     Case(
         "warp",
-        lambda image, move: geometry.warp(image, jnp.array([[0.9, 0.2], [0.1, 0.8]]), move),
+        lambda image, move: sampling.warp(image, jnp.array([[0.9, 0.2], [0.1, 0.8]]), move),
         (IMAGES[0], np.array([0.3, -0.4], np.float32)),
         (0, 1),
     ),
     of_image("random_affine", geometry.random_affine(20.0, (0.8, 1.2), 1.0, 10.0)),
     Case(
         "sample_bilinear",
-        lambda image, points: geometry.sample_bilinear(image, points[0], points[1]),
+        lambda image, points: sampling.sample_bilinear(image, points[0], points[1]),
         (IMAGES[0], POINTS),
         (0, 1),
     ),
@@ -137,7 +137,7 @@ def test_magnitudes_of_an_affine_map_have_gradients():
         rows, columns = jnp.meshgrid(jnp.arange(6.0) - 2.5, jnp.arange(6.0) - 2.5, indexing="ij")
         y = jnp.cos(angle) * rows - jnp.sin(angle) * columns + 2.5
         x = jnp.sin(angle) * rows + jnp.cos(angle) * columns + 2.5
-        return jnp.sum(geometry.sample_bilinear(jnp.asarray(IMAGES[0]), y, x) ** 2)
+        return jnp.sum(sampling.sample_bilinear(jnp.asarray(IMAGES[0]), y, x) ** 2)
 
     assert jnp.isfinite(jax.grad(turned)(0.1))
     assert jax.grad(turned)(0.1) != 0
