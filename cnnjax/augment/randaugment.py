@@ -187,10 +187,10 @@ def augmix(severity: Magnitude = 3.0, width: int = 3, depth: int = 3) -> Geometr
         share = jax.random.uniform(share_key)
         return share * image + (1.0 - share) * mixed
 
-    def augmix_of(key: jax.Array, size: Size) -> Move:
+    def draw(key: jax.Array, size: Size) -> Move:
         return Move(functools.partial(_switched_off(severity, policy), key))
 
-    return Geometric(augmix_of, kinds=("image",))
+    return Geometric(draw, kinds=("image",))
 
 
 def autocontrast(image: jax.Array) -> jax.Array:
