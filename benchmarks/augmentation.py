@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cnnjax import data, losses, models
+from cnnjax import losses, models
+from cnnjax.augment import make_augment, normalize
 from cnnjax.devices import backend
 from cnnjax.run import cli
 from cnnjax.train import state
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         "label": jnp.asarray(generator.integers(0, 10, arguments.batch_size), jnp.int32),
         "mask": jnp.ones(arguments.batch_size, bool),
     }
-    policies = {text: data.make_augment(text, num_classes=10) for text in arguments.policies}
+    policies = {text: make_augment(text, num_classes=10) for text in arguments.policies}
     make_step = step_factory(arguments, batch)
     calls: dict[tuple[str, str], Callable[[], None]] = {("", "step"): make_step(None)}
     for text, augment in policies.items():
@@ -98,7 +99,7 @@ def step_factory(
             optimizer,
             losses.softmax_cross_entropy,
             schedule=optax.constant_schedule(1e-3),
-            normalize=lambda image: data.normalize(image, 0.5, 0.5),
+            normalize=lambda image: normalize(image, 0.5, 0.5),
             augment=augment,
         )
         current = state.create_state(

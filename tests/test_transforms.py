@@ -9,13 +9,17 @@ import pytest
 
 from cnnjax import losses
 from cnnjax.augment import change, geometry, pixels, policy, sampling
+from cnnjax.data.fields import Boxes, ClassMap, Image
 from cnnjax.train import step as steps
 from cnnjax.train.state import create_state
-from tests.transforms import Case, assert_covered, check_transforms
+from tests.transforms import Case, assert_covered, check_transforms, public_functions
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.uniform(0.1, 0.9, (3, 6, 6, 2)).astype(np.float32)
 POINTS = GENERATOR.uniform(0.2, 4.8, (2, 6, 6)).astype(np.float32)
+CLASSES = GENERATOR.integers(0, 2, (3, 6, 6)).astype(np.uint8)
+BOXES = np.array([[1.1, 0.7, 3.2, 4.9]], np.float32)
+LINEAR = np.array([[0.9, 0.2], [0.1, 0.8]], np.float32)
 KEY = jax.random.key(0)
 
 
@@ -75,6 +79,10 @@ def of_image(name, function):
     return Case(name, function, (KEY, IMAGES[0]), (1,))
 
 
+def all_of(move, image, classes, boxes):
+    return move.image(image), move.class_map(classes, 255), move.boxes(boxes)
+
+
 AUGMENT_CASES = [
     Case(
         "normalize",
@@ -101,6 +109,47 @@ AUGMENT_CASES = [
         (IMAGES[0], np.array([0.3, -0.4], np.float32)),
         (0, 1),
     ),
+    Case(
+        "apply_by_kind",
+        lambda key, images, classes, boxes: change.apply_by_kind(
+            key,
+            {"image": images, "classes": classes, "boxes": boxes},
+            change.compose(geometry.random_flip(), geometry.random_affine(10.0)),
+            {"image": Image(), "classes": ClassMap(2), "boxes": Boxes(1)},
+        ),
+        (KEY, IMAGES, CLASSES, np.tile(BOXES, (3, 1, 1))),
+    ),
+    Case(
+        "affine_move",
+        lambda image, classes, boxes, move: all_of(
+            geometry.affine_move((6, 6), LINEAR, move), image, classes, boxes
+        ),
+        (IMAGES[0], CLASSES[0], BOXES, np.array([0.3, -0.4], np.float32)),
+    ),
+    Case(
+        "sampled_move",
+        lambda image, classes, boxes, points: all_of(
+            geometry.sampled_move(points[0], points[1]), image, classes, boxes
+        ),
+        (IMAGES[0], CLASSES[0], BOXES, POINTS),
+    ),
+    Case("sample_nearest", sampling.sample_nearest, (CLASSES[0], *POINTS)),
+    Case(
+        "places",
+        lambda move: sampling.places((6, 6), LINEAR, move),
+        (np.array([0.3, -0.4], np.float32),),
+        (0,),
+    ),
+    Case(
+        "warp_boxes",
+        lambda boxes, move: sampling.warp_boxes(boxes, (6, 6), LINEAR, move),
+        (BOXES, np.array([0.3, -0.4], np.float32)),
+        (0, 1),
+    ),
+    Case("sampled_boxes", sampling.sampled_boxes, (BOXES, *POINTS)),
+    Case("is_box", sampling.is_box, (BOXES,)),
+    Case("clipped_boxes", lambda boxes: sampling.clipped_boxes(boxes, (6, 4)), (BOXES,)),
+    Case("padded", lambda image: sampling.padded(image, 2, None), (IMAGES[0],), (0,)),
     of_image("random_affine", geometry.random_affine(20.0, (0.8, 1.2), 1.0, 10.0)),
     Case(
         "sample_bilinear",
@@ -122,9 +171,23 @@ PARTS = (
 )
 
 
+# They check, or take and return functions; `compose` calls `chain`.
+NOT_OF_ARRAYS = {
+    "chain",
+    "check_kinds",
+    "check_magnitude",
+    "check_probability",
+    "is_traced",
+    "size_of",
+}
+
+
 def test_no_public_function_is_left_out():
     assert_covered(steps, STEP_CASES, exempt=PARTS)
-    assert_covered(geometry, AUGMENT_CASES, exempt=("check_magnitude", "check_probability"))
+    for module in (change, geometry, pixels, sampling):
+        functions = public_functions(module)
+        cases = [case for case in AUGMENT_CASES if case.name.split(" ")[0] in functions]
+        assert_covered(module, cases, exempt=NOT_OF_ARRAYS & functions)
 
 
 @pytest.mark.parametrize("case", STEP_CASES + AUGMENT_CASES, ids=str)
