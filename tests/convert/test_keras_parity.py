@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cnnjax import convert, models, trees
-from cnnjax.augment.geometry import normalize
+from cnnjax.augment import normalize
 from cnnjax.convert import names_keras
 from cnnjax.convert.preprocessing import moments_within, preprocessing
 from cnnjax.models.summary import abstract_variables
