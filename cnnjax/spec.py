@@ -90,15 +90,26 @@ def parse_one(text: str, kind: str = "spec") -> Spec:
     return found[0]
 
 
-def parse_arguments(name: str, words: str | Iterable[str], kind: str = "spec") -> Spec:
-    """Reads the arguments of `name` alone, such as `cycles=3`, in one text or in several."""
-    inside = words if isinstance(words, str) else ",".join(words)
-    return _item(f"{name}({inside})", kind)
+def arguments(words: Iterable[str], kind: str = "arguments") -> dict[str, Any]:
+    """Reads arguments alone, such as `activation=tanh` and `widths=(32, 64)`, by name."""
+    text = ",".join(words)
+    positional, keyword = _arguments(text, text, kind)
+    if positional:
+        raise UserError(f"{kind} {text!r}: {positional[0]!r} has no name: write it as name=value")
+    return keyword
+
+
+def extend(item: Spec, more: Mapping[str, Any], kind: str = "spec") -> Spec:
+    """Returns the item with more arguments; a UserError for one that it has already."""
+    for name in more:
+        if name in item.keyword:
+            raise UserError(f"{kind} {str(item)!r}: {name} is given twice: drop one")
+    return Spec(item.name, item.positional, {**item.keyword, **more})
 
 
 def split(text: str, separator: str, kind: str = "spec") -> list[str]:
     """Splits at the separators that are outside of brackets and of quotes."""
-    parts, open_brackets = [""], []
+    parts, open_brackets = [""], list[str]()
     for token in _TOKENS.findall(text):
         if token == separator and not open_brackets:
             parts.append("")
@@ -166,6 +177,12 @@ def call(spec: Spec, registry: Registry, kind: str, **supplied: Any) -> Any:
         raise UserError(f"{kind} {spec.text or str(spec)!r}: {error}") from None
 
 
+def check(text: str, registry: Registry, kind: str, *, supplied: Iterable[str] = ()) -> None:
+    """Binds each item and calls nothing. Raises as `parse` and `bind`."""
+    for item in parse(text, kind):
+        bind(item, registry, kind, supplied=supplied)
+
+
 def describe(registry: Registry, *, supplied: Iterable[str] = ()) -> str:
     """Returns one line for each name: its signature, and what its function says it does."""
     forms = {name: _form(name, _signature(registry[name], supplied)) for name in registry}
@@ -214,18 +231,23 @@ def _item(text: str, kind: str) -> Spec:
     name, bracket, inside = text.partition("(")
     if not (bracket and inside.endswith(")")):
         return Spec(text, text=text)
+    return Spec(name.strip(), *_arguments(inside[:-1], text, kind), text)
+
+
+def _arguments(inside: str, text: str, kind: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns the positional values and those by name of what stands between the brackets."""
     positional: list[Any] = []
     keyword: dict[str, Any] = {}
-    parts = split(inside[:-1], ",", kind)
+    parts = split(inside, ",", kind)
     for part in parts if parts[-1].strip() else parts[:-1]:
-        key, equals, value = (word.strip() for word in part.partition("="))
-        if not (equals and key.isidentifier()):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not (equals and name.isidentifier()):
             positional.append(_value(part))
-        elif key in keyword:
-            raise UserError(f"{kind} {text!r}: {key} is given twice: drop one")
+        elif name in keyword:
+            raise UserError(f"{kind} {text!r}: {name} is given twice: drop one")
         else:
-            keyword[key] = _value(value)
-    return Spec(name.strip(), tuple(positional), keyword, text)
+            keyword[name] = _value(value)
+    return tuple(positional), keyword
 
 
 def _value(text: str) -> Any:

@@ -20,6 +20,7 @@ ROOMS = (
     "lazy",
     "trees",
     "rng",
+    "spec",
     "losses",
     "metrics",
     "schedules",

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 import cnnjax
+from cnnjax import spec
 from cnnjax.augment.filters import filter_images
 from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
@@ -78,6 +79,8 @@ def main(config: Config) -> None:
     """Evaluates one run, or several as one."""
     attacks = [cnnjax.robust.parse_attack(text) for text in config.attack]
     views = cnnjax.evaluation.ensemble.parse_views(config.tta) if config.tta else []
+    spec.check(config.corrupt, cnnjax.augment.policy.NAMES, cnnjax.augment.policy.KIND)
+    spec.check(config.preprocess, cnnjax.augment.filters.FILTERS, "filter")
     if config.attack_examples < 0:
         raise UserError(f"--attack-examples {config.attack_examples}: give 0 (all) or more.")
     if config.check_masking and not attacks:

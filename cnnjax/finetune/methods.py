@@ -102,6 +102,11 @@ def make_method(
     )
 
 
+def check_method(text: str) -> None:
+    """Refuses a method that does not exist or does not take its arguments; needs no model."""
+    spec.bind(spec.parse_one(text, KIND), METHODS, KIND, supplied=("target",))
+
+
 def full(target: Target) -> Method:
     """Everything."""
     return Method()

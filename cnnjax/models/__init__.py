@@ -16,11 +16,12 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
 
+from cnnjax import spec
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.models import (
     airbench,
@@ -56,6 +57,7 @@ __all__ = [
     "list_models",
     "model_fields",
     "presets",
+    "read_model",
     "stage_names",
     "stage_output",
     "summary",
@@ -218,42 +220,32 @@ def create(name: str, *, num_classes: int | None, **overrides: Any) -> nn.Module
     """Returns the model called `name`, not yet initialised.
 
     Args:
-      name: a key of `MODELS`.
+      name: a key of `MODELS`, perhaps with fields, such as `lenet5(activation=tanh)`.
       num_classes: the logits (1 for a binary classifier), or None for the features before them.
-      **overrides: fields of the model that differ from its defaults, such as `dtype`.
+      **overrides: fields of the model that differ from its defaults, besides those.
 
     Raises:
       UserError: unknown model or field, a value of another kind than the field's default, or
         `num_classes` below 1.
     """
-    constructor = _constructor(name)
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
         raise UserError(f"num_classes must be a whole number from 1 on or None, got {num_classes}.")
-    fields = model_fields(name)
-    for field, value in overrides.items():
-        if field not in fields:
-            raise unknown_name(f"argument of model {name}", field, fields)
-        if not _fits(value, fields[field]):
-            raise UserError(
-                f"argument {field} of model {name} is {value!r}: it must be of the kind of its "
-                f"default, {fields[field]!r}."
-            )
-    return constructor(num_classes=num_classes, **overrides)
+    item = spec.extend(spec.parse_one(name, "model"), overrides, "model")
+    return spec.bind(item, MODELS, "model", supplied=_NOT_OVERRIDDEN)(num_classes=num_classes)
 
 
-def _fits(value: Any, default: Any) -> bool:
-    """Whether `value` is of the kind of `default`: truth value, number, name or sequence."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and (isinstance(default, bool) or default is None)
-    if isinstance(default, int):
-        return isinstance(value, int)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    if isinstance(default, str):
-        return isinstance(value, str) or callable(value)
-    if isinstance(default, tuple):
-        return isinstance(value, list | tuple)
-    return True
+def read_model(text: str, further: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the fields that a text such as `lenet5(activation=tanh)` gives.
+
+    Args:
+      text: a key of `MODELS`, perhaps with fields.
+      further: more fields, each a text such as `pool=average`.
+
+    Raises:
+      UserError: as for `create`.
+    """
+    item = spec.extend(spec.parse_one(text, "model"), spec.arguments(further), "model")
+    return item.name, spec.bind(item, MODELS, "model", supplied=_NOT_OVERRIDDEN).keywords
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -9,8 +9,8 @@
 | `pgd_margin` | L-infinity, up the margin of the logits instead of cross-entropy |
 | `noise` | uniform noise, L-infinity: what no attack should fall behind |
 
-They take `fgsm(epsilon)`, `pgd(epsilon, num_steps, restarts, step_size)` and `noise(epsilon, tries)`
-in the grammar of `cnnjax.spec`: `pgd:0.3:20` is `pgd(0.3, num_steps=20)`.
+They take `fgsm(epsilon)`, `pgd(epsilon, num_steps, restarts, step_size)` and `noise(epsilon,
+tries)` in the grammar of `cnnjax.spec`: `pgd:0.3:20` is `pgd(0.3, num_steps=20)`.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import cnnjax
+from cnnjax import spec
 from cnnjax.augment.filters import filter_images
 from cnnjax.errors import NotPreparedError, UserError
-from cnnjax.run import cli, load
+from cnnjax.run import load
 from cnnjax.run import settings as runs
 from cnnjax.train import averaging
 
@@ -136,7 +137,12 @@ def main(config: Config) -> int:
 
 
 def start(config: Config) -> None:
-    """Connects the processes and devices; before any use of JAX."""
+    """Connects the processes and devices; before any use of JAX.
+
+    Raises:
+      UserError: what the devices do not allow, and specs that name or give what there is not.
+    """
+    check_specs(config)
     cnnjax.devices.processes.start(
         config.coordinator,
         config.num_processes,
@@ -147,11 +153,23 @@ def start(config: Config) -> None:
     cnnjax.devices.backend.start(config.devices, config.mesh, batch_size=batch_size)
 
 
+def check_specs(config: Config) -> None:
+    """Refuses a spec that no function takes, before anything takes long; computes nothing."""
+    cnnjax.schedules.read_schedule(config.schedule, config.schedule_arguments)
+    if config.model:
+        cnnjax.models.read_model(config.model, config.model_arguments)
+    policy, filters = cnnjax.augment.policy, cnnjax.augment.filters
+    spec.check(config.augment, policy.NAMES, policy.KIND)
+    spec.check(config.preprocess, filters.FILTERS, "filter")
+    cnnjax.data.image_files.parse_fit(config.fit)
+    cnnjax.devices.sharding.parse_rules(config.sharding)
+
+
 def train(config: Config) -> int:
     """Trains and tests one network, when all has started."""
     dataset = read_data(config)
-    arguments = cli.key_values(config.model_arguments)
-    model, card = make_model(config, config.model, arguments, dataset)
+    name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
+    model, card = make_model(config, name, arguments, dataset)
     return cnnjax.run.trainer.train_classifier(config, make_recipe(config, dataset, model, card))
 
 
@@ -259,13 +277,14 @@ def make_recipe(
         raise UserError(f"--sam {config.sam}: give a radius of 0 or more.")
     total_steps = cnnjax.run.trainer.total_steps(config, dataset)
     updates = total_steps * updates_per_step
+    name, options = cnnjax.schedules.read_schedule(config.schedule, config.schedule_arguments)
     schedule = cnnjax.schedules.make_schedule(
-        config.schedule,
+        name,
         config.learning_rate,
         total_steps=updates,
         warmup_steps=round(updates * config.warmup_epochs / config.epochs),
         **({"cycles": config.cycles} if config.cycles != 1 else {}),
-        **cli.key_values(config.schedule_arguments),
+        **options,
     )
     optimizer = cnnjax.optim.make_optimizer(
         config.optimizer,

@@ -1,6 +1,5 @@
 """A command line from a frozen dataclass: typed flags, a quick `--help`, one line per error."""
 
-import ast
 import contextlib
 import io
 import os
@@ -76,24 +75,6 @@ def run(
     """
     with one_line_errors():
         sys.exit(main(parse(config_type, argv, **parsing)))
-
-
-def key_values(words: Sequence[str]) -> dict[str, Any]:
-    """Reads words such as `activation=tanh`, `dropout=0.5` or `widths=(32, 64)`.
-
-    Raises:
-      UserError: a word without `=`.
-    """
-    pairs = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals:
-            raise UserError(f"{word!r} names no value: write it as name=value.")
-        try:
-            pairs[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            pairs[name] = text
-    return pairs
 
 
 @contextlib.contextmanager

@@ -40,9 +40,9 @@ def test_create_keeps_what_the_variant_sets():
         (
             "lenet5",
             {"activaton": "relu"},
-            "unknown argument of model lenet5 'activaton'.*activation",
+            "unknown argument 'activaton': did you mean activation",
         ),
-        ("lenet5", {"parent": None}, "unknown argument of model lenet5 'parent'"),
+        ("lenet5", {"parent": None}, "unknown argument 'parent'"),
         ("mlp", {"dropout_rate": "half"}, "dropout_rate of model mlp is 'half'.*its default, 0.0"),
         ("mlp", {"dense_widths": 64}, "dense_widths of model mlp is 64.*its default, .300, 100."),
         ("lenet5", {"pool": 2}, "pool of model lenet5 is 2.*its default, 'max'"),
