@@ -183,6 +183,11 @@ def check(text: str, registry: Registry, kind: str, *, supplied: Iterable[str] =
         bind(item, registry, kind, supplied=supplied)
 
 
+def forms(registry: Registry, *, supplied: Iterable[str] = ()) -> str:
+    """Returns how each name is written, on one line: for help."""
+    return ", ".join(_form(name, _signature(registry[name], supplied)) for name in registry)
+
+
 def describe(registry: Registry, *, supplied: Iterable[str] = ()) -> str:
     """Returns one line for each name: its signature, and what its function says it does."""
     forms = {name: _form(name, _signature(registry[name], supplied)) for name in registry}

@@ -129,6 +129,17 @@ class Config(runs.Settings):
     """Random changes of the training images, in order, such as crop:4,flip,rotate:15,mixup:0.2:
     names and numbers of cnnjax.augment.policy. cnnjax.commands.show_batch shows what they do."""
 
+    @staticmethod
+    def listings() -> dict[str, str]:
+        """What help says of settings that name functions: the functions that there are."""
+        augment = cnnjax.augment
+        return {
+            "fit": spec.forms(cnnjax.data.image_files.FITS),
+            "schedule": spec.forms(cnnjax.schedules.SCHEDULES, supplied=cnnjax.schedules.SHARED),
+            "preprocess": spec.forms(augment.filters.FILTERS),
+            "augment": spec.forms(augment.policy.NAMES),
+        }
+
 
 def main(config: Config) -> int:
     """Trains and tests one network; returns the exit code."""

@@ -1,12 +1,14 @@
 """A command line from a frozen dataclass: typed flags, a quick `--help`, one line per error."""
 
 import contextlib
+import dataclasses
+import functools
 import io
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 from cnnjax.devices import processes
 from cnnjax.devices.channel import PEER_LOST_EXIT_CODE, PeerLost
@@ -46,6 +48,8 @@ def _parsed(config_type: type, argv: Sequence[str], default: Any, program: str |
     # On top of a default that is True, the flag itself must be accepted too, not only its negation:
     # a run is resumed with the flags it was started with.
     markers = () if default is not None else (tyro.conf.FlagCreatePairsOff,)
+    if {"-h", "--help"} & set(argv):
+        config_type = _with_listings(config_type)
     module = getattr(sys.modules["__main__"].__spec__, "name", None)
     if program is None and module:
         program = f"python -m {module}"
@@ -63,6 +67,27 @@ def _parsed(config_type: type, argv: Sequence[str], default: Any, program: str |
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(printed.getvalue())) from None
+
+
+def _with_listings(config_type: type) -> Any:
+    """Returns the class with what its `listings()` give behind the help of its settings.
+
+    They are computed for help alone: registries of functions of arrays import JAX.
+    """
+    import tyro
+
+    listings = config_type.listings() if hasattr(config_type, "listings") else {}
+    hints = get_type_hints(config_type)
+    attributes: dict[str, Any] = {"__annotations__": {}, "__doc__": config_type.__doc__}
+    for name, text in listings.items():
+        hint = functools.partial("{} (default: {})".format, text)
+        attributes["__annotations__"][name] = Annotated[
+            hints[name], tyro.conf.arg(help_behavior_hint=hint)
+        ]
+        attributes[name] = getattr(config_type, name)
+    return dataclasses.dataclass(frozen=True)(
+        type(config_type.__name__, (config_type,), attributes)
+    )
 
 
 def run(

@@ -48,7 +48,7 @@ def test_groups_of_a_residual_network():
         ("lora:zero", "'lora:zero': rank='zero': give a whole number"),
         ("adapter:0", "'adapter:0': units=0: give a whole number from 1 on"),
         ("head:2", "'head:2': it takes no arguments. Write it as head"),
-        ("last:3", "last:3: SimpleCNN has 2 stages .stage1, stage2.: choose 1 to 2"),
+        ("last:3", "'last:3': SimpleCNN has 2 stages .stage1, stage2.: choose 1 to 2"),
     ],
 )
 def test_bad_methods_are_refused(text, message):
