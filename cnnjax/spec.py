@@ -43,6 +43,7 @@ _EXPECTED = {
     int: "a whole number",
     float: "a number",
     str: "a word",
+    tuple: "a tuple",
     type(None): "None",
 }
 
@@ -82,12 +83,15 @@ def parse(text: str, kind: str = "spec") -> list[Spec]:
     return [_item(part.strip(), kind) for part in split(text, ",", kind)] if text.strip() else []
 
 
-def parse_one(text: str, kind: str = "spec") -> Spec:
-    """Reads one item. Raises as `parse`, and a UserError for several."""
-    found = parse(text, kind) or [Spec("")]
+def parse_one(text: str, kind: str = "spec", *, short: bool = True) -> Spec:
+    """Reads one item. Raises as `parse`, and a UserError for several.
+
+    Without `short`, a colon is part of the name.
+    """
+    found = split(text, ",", kind)
     if len(found) > 1:
         raise UserError(f"{kind} {text!r}: give one, not {len(found)}")
-    return found[0]
+    return _item(text.strip(), kind, short=short)
 
 
 def arguments(words: Iterable[str], kind: str = "arguments") -> dict[str, Any]:
@@ -104,7 +108,7 @@ def extend(item: Spec, more: Mapping[str, Any], kind: str = "spec") -> Spec:
     for name in more:
         if name in item.keyword:
             raise UserError(f"{kind} {str(item)!r}: {name} is given twice: drop one")
-    return Spec(item.name, item.positional, {**item.keyword, **more})
+    return Spec(item.name, item.positional, {**item.keyword, **more}) if more else item
 
 
 def split(text: str, separator: str, kind: str = "spec") -> list[str]:
@@ -125,56 +129,70 @@ def split(text: str, separator: str, kind: str = "spec") -> list[str]:
 
 
 def bind(
-    spec: Spec, registry: Registry, kind: str, *, supplied: Iterable[str] = ()
+    item: Spec, registry: Registry, kind: str, *, supplied: Iterable[str] = ()
 ) -> functools.partial:
-    """Returns the function that a spec names, with the spec's arguments.
+    """Returns the function that an item names, with the item's arguments.
 
     Args:
-      spec: what `parse` returned.
+      item: what `parse` returned.
       registry: name -> function. Values are checked against its annotations, or where there are
         none against the kind of the default.
       kind: what the names are called in messages.
-      supplied: parameters that the program passes, not the spec.
+      supplied: parameters that the program passes, not the item.
 
     Raises:
       UserError: an unknown name or argument, or one that is missing, too much or of another type.
     """
-    if spec.name not in registry:
-        raise unknown_name(kind, spec.name, registry)
-    signature = _signature(registry[spec.name], supplied)
+    if item.name not in registry:
+        raise unknown_name(kind, item.name, registry)
+    signature = _signature(registry[item.name], supplied)
+    values = checked(item, signature, kind)
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    rest = [name for name in values if kinds[name] is inspect.Parameter.VAR_POSITIONAL]
+    positional = values.pop(rest[0]) if rest else ()
+    return functools.partial(registry[item.name], *positional, **values)
+
+
+def checked(item: Spec, signature: inspect.Signature, kind: str) -> dict[str, Any]:
+    """Returns an item's arguments by name, converted as a signature says. Raises as `bind`."""
     try:
-        if not signature.parameters and (spec.positional or spec.keyword):
+        if not signature.parameters and (item.positional or item.keyword):
             raise UserError("it takes no arguments")
-        for name in spec.keyword:
+        for name in item.keyword:
             if name not in signature.parameters:
                 raise unknown_name("argument", name, signature.parameters)
-        bound = signature.bind(*spec.positional, **spec.keyword)
-        values = {
+        bound = signature.bind(*item.positional, **item.keyword)
+        return {
             name: _converted(name, value, signature.parameters[name])
             for name, value in bound.arguments.items()
         }
     except (TypeError, UserError) as error:
         problem = str(error) if str(error)[-1] in ".?" else f"{error}."
-        form = _form(spec.name, signature)
-        text = f"{kind} {spec.text or str(spec)!r}: {problem} Write it as {form}"
+        form = _form(item.name, signature)
+        text = f"{kind} {item.text or str(item)!r}: {problem} Write it as {form}"
         raise UserError(text) from None
-    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
-    rest = [name for name in values if kinds[name] is inspect.Parameter.VAR_POSITIONAL]
-    positional = values.pop(rest[0]) if rest else ()
-    return functools.partial(registry[spec.name], *positional, **values)
 
 
-def call(spec: Spec, registry: Registry, kind: str, **supplied: Any) -> Any:
-    """Calls the function that a spec names; what it refuses is said of the item.
+def keywords(defaults: Mapping[str, Any]) -> inspect.Signature:
+    """Returns the signature of arguments by name, each of the kind of its default."""
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for name, default in defaults.items()
+    ]
+    return inspect.Signature([each.replace(annotation=_annotation(each)) for each in parameters])
+
+
+def call(item: Spec, registry: Registry, kind: str, **supplied: Any) -> Any:
+    """Calls the function that an item names; what it refuses is said of the item.
 
     Raises:
       UserError: as for `bind`, and those of the function.
     """
-    function = bind(spec, registry, kind, supplied=supplied)
+    function = bind(item, registry, kind, supplied=supplied)
     try:
         return function(**supplied)
     except UserError as error:
-        raise UserError(f"{kind} {spec.text or str(spec)!r}: {error}") from None
+        raise UserError(f"{kind} {item.text or str(item)!r}: {error}") from None
 
 
 def check(text: str, registry: Registry, kind: str, *, supplied: Iterable[str] = ()) -> None:
@@ -183,17 +201,9 @@ def check(text: str, registry: Registry, kind: str, *, supplied: Iterable[str] =
         bind(item, registry, kind, supplied=supplied)
 
 
-def forms(registry: Registry, *, supplied: Iterable[str] = ()) -> str:
+def describe(registry: Registry, *, supplied: Iterable[str] = ()) -> str:
     """Returns how each name is written, on one line: for help."""
     return ", ".join(_form(name, _signature(registry[name], supplied)) for name in registry)
-
-
-def describe(registry: Registry, *, supplied: Iterable[str] = ()) -> str:
-    """Returns one line for each name: its signature, and what its function says it does."""
-    forms = {name: _form(name, _signature(registry[name], supplied)) for name in registry}
-    width = max(map(len, forms.values()), default=0)
-    lines = [f"{form:{width}}  {_summary(registry[name])}" for name, form in forms.items()]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def convert(value: Any, annotation: Any) -> Any:
@@ -214,8 +224,9 @@ def convert(value: Any, annotation: Any) -> Any:
                 return convert(value, each)
     elif origin is typing.Literal and value in inner:
         return value
-    elif annotation is float and kind in (int, float) and math.isfinite(value):
-        return float(value)
+    elif annotation is float:
+        if kind in (int, float) and math.isfinite(value):
+            return float(value)
     elif kind is annotation or (value is None and annotation is None):
         return value if kind is not list else tuple(value)
     elif origin is collections.abc.Callable and kind is str:
@@ -229,8 +240,8 @@ def convert(value: Any, annotation: Any) -> Any:
     raise TypeError(_expected(annotation))
 
 
-def _item(text: str, kind: str) -> Spec:
-    name, *words = split(text, ":", kind)
+def _item(text: str, kind: str, *, short: bool = True) -> Spec:
+    name, *words = split(text, ":", kind) if short else [text]
     if words:
         return Spec(name.strip(), tuple(map(_value, words)), text=text)
     name, bracket, inside = text.partition("(")
@@ -309,20 +320,15 @@ def _expected(annotation: Any) -> str:
         return " or ".join(map(_written, inner))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(filter(None, map(_expected, inner))))
-    if (origin or annotation) in _SEQUENCES:
+    if (origin or annotation) in _SEQUENCES and inner:
         return f"({', '.join('...' if each is ... else _expected(each) for each in inner)})"
     return "a name" if origin is collections.abc.Callable else _EXPECTED.get(annotation, "")
 
 
 def _form(name: str, signature: inspect.Signature) -> str:
-    words = [
-        each.name if each.default is each.empty else f"{each.name}={_written(each.default)}"
-        for each in signature.parameters.values()
-    ]
+    words = []
+    for each in signature.parameters.values():
+        star = "*" if each.kind is each.VAR_POSITIONAL else ""
+        default = "" if each.default is each.empty else f"={_written(each.default)}"
+        words.append(f"{star}{each.name}{default}")
     return f"{name}({', '.join(words)})" if words else name
-
-
-def _summary(function: Callable[..., Any]) -> str:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return (inspect.getdoc(function) or "").partition("\n")[0]

@@ -10,12 +10,12 @@ model, image size and normalization are its own. docs/finetune.md says what each
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import cnnjax
 from cnnjax import finetune
 from cnnjax.errors import UserError
-from cnnjax.run import classifier
+from cnnjax.run import classifier, listings
 from cnnjax.run import settings as runs
 from cnnjax.run.load import read_base
 
@@ -23,6 +23,8 @@ from cnnjax.run.load import read_base
 @dataclasses.dataclass(frozen=True)
 class Config(classifier.Config):
     """Fine-tune a classifier: validates after each epoch, tests at the end, keeps everything."""
+
+    listings: ClassVar[dict[str, str]] = listings.FINETUNE
 
     base: str = ""
     """Directory of a run (trained, fine-tuned or converted) or of checkpoints to start from. With
@@ -32,8 +34,8 @@ class Config(classifier.Config):
     """A name that `cnnjax models` lists; by default the base's, with its arguments."""
 
     method: str = "full"
-    """full, head, last:STAGES, bitfit, norm, lora:RANK, adapter:UNITS; or scratch: nothing of the
-    base is used but its settings."""
+    """What is trained, such as head or lora:4; or scratch: nothing of the base is used but its
+    settings."""
 
     new: tuple[str, ...] = ("head/.*",)
     """Patterns of parameters that are drawn anew instead of taken from the base; none keeps all."""

@@ -9,7 +9,7 @@ again without the run. `cnnjax.augment.policy` lists the names that `--augment` 
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -18,11 +18,14 @@ from cnnjax import plots
 from cnnjax.errors import UserError
 from cnnjax.run import classifier, replay
 from cnnjax.run import settings as runs
+from cnnjax.run.listings import LISTINGS
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Draw the images of one training step, before and after augmentation."""
+
+    listings: ClassVar[dict[str, str]] = {name: LISTINGS[name] for name in ("augment", "fit")}
 
     run: str = ""
     """A run directory: its data, seed, batch size and augmentation are taken."""

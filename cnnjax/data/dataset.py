@@ -222,7 +222,7 @@ def _class_index(class_names: Sequence[str], text: str) -> int:
                 "class by name"
             )
         return int(text)
-    raise unknown_name("class", text, [*class_names, "all", "even-odd"])
+    raise unknown_name("class", text, [*class_names, *CLASSES])
 
 
 def _relabelled(arrays: Arrays, relabel: np.ndarray) -> Arrays:

@@ -63,7 +63,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     Raises:
       UserError: an unknown or doubled axis, or a size that is not a positive whole number.
     """
-    item = spec.parse_one(text if text.strip().startswith("mesh(") else f"mesh({text})", "mesh")
+    item = spec.parse_one(text if "(" in text else f"mesh({text})", "mesh")
     sizes = spec.call(item, MESHES, "mesh")
     return {name: sizes[name] for name in item.keyword}
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -230,22 +230,25 @@ def create(name: str, *, num_classes: int | None, **overrides: Any) -> nn.Module
     """
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
         raise UserError(f"num_classes must be a whole number from 1 on or None, got {num_classes}.")
-    item = spec.extend(spec.parse_one(name, "model"), overrides, "model")
-    return spec.bind(item, MODELS, "model", supplied=_NOT_OVERRIDDEN)(num_classes=num_classes)
+    name, overrides = read_model(name, overrides)
+    return _constructor(name)(num_classes=num_classes, **overrides)
 
 
-def read_model(text: str, further: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
+def read_model(
+    text: str, further: Iterable[str] | Mapping[str, Any] = ()
+) -> tuple[str, dict[str, Any]]:
     """Returns the name and the fields that a text such as `lenet5(activation=tanh)` gives.
 
     Args:
       text: a key of `MODELS`, perhaps with fields.
-      further: more fields, each a text such as `pool=average`.
+      further: more fields: by name, or texts such as `pool=average`.
 
     Raises:
       UserError: as for `create`.
     """
-    item = spec.extend(spec.parse_one(text, "model"), spec.arguments(further), "model")
-    return item.name, spec.bind(item, MODELS, "model", supplied=_NOT_OVERRIDDEN).keywords
+    more = further if isinstance(further, Mapping) else spec.arguments(further, "model arguments")
+    item = spec.extend(spec.parse_one(text, "model", short=False), more, "model")
+    return item.name, spec.checked(item, spec.keywords(model_fields(item.name)), "model")
 
 
 def list_models(pattern: str = "*") -> list[str]:

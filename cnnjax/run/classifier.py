@@ -8,7 +8,7 @@ import cnnjax
 from cnnjax import spec
 from cnnjax.augment.filters import filter_images
 from cnnjax.errors import NotPreparedError, UserError
-from cnnjax.run import load
+from cnnjax.run import listings, load
 from cnnjax.run import settings as runs
 from cnnjax.train import averaging
 
@@ -18,18 +18,19 @@ class Config(runs.Settings):
     """Train a classifier: validates after each epoch, tests at the end, keeps everything."""
 
     experiment: ClassVar[str] = "experiments.classify"
+    listings: ClassVar[dict[str, str]] = listings.CLASSIFIER
 
     model: str = "cnn_32_64"
-    """A name that `cnnjax models` lists."""
+    """A name that `cnnjax models` lists, perhaps with fields: 'lenet5(activation=tanh)'."""
 
     model_arguments: tuple[str, ...] = ()
-    """Fields of the model, such as activation=tanh pool=average."""
+    """More fields of the model, such as activation=tanh pool=average."""
 
     dataset: str = "mnist"
     """mnist (shipped), digits, tfds:NAME, or folder:PATH with one sub-folder a class."""
 
     classes: str = "all"
-    """all; some of them, such as 3,8; or even-odd. Two classes make a binary task: one logit."""
+    """Which classes, such as 3,8: short for only(3,8). Two make a binary task: one logit."""
 
     image_size: int = 0
     """Height and width that the model gets: smaller images are padded, larger ones resized; 0
@@ -37,7 +38,7 @@ class Config(runs.Settings):
 
     fit: str = "pad"
     """How an image gets --image-size: pad; resize (stretched); or crop, the middle of it when it is
-    scaled to 1 / 0.875 of the size, as ImageNet is tested (crop:0.95 with another share)."""
+    scaled to 1 / share of the size, as ImageNet is tested."""
 
     crop_area: float = 0.0
     """Read of each training image a random part of at least this share of its area, stretched to
@@ -64,24 +65,23 @@ class Config(runs.Settings):
     """For classes of different size: weights (of the loss) or resample (repeat the rare ones)."""
 
     loss: str = "auto"
-    """auto (cross-entropy: softmax, or sigmoid for one logit), softmax_cross_entropy,
-    sigmoid_binary_cross_entropy, one_vs_all_cross_entropy, mean_squared_error or lenet1998_map."""
+    """By name; auto is cross-entropy: of a softmax, or of a sigmoid for one logit."""
 
     label_smoothing: float = 0.0
     """Share of each label's weight spread over all classes in training (softmax cross-entropy
     only); validation and test are of the labels as they are."""
 
     optimizer: str = "adam"
-    """sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, lamb, lion or muon."""
+    """By name."""
 
     learning_rate: float = 1e-3
     """The peak of the schedule."""
 
     schedule: str = "cosine"
-    """constant, step, exponential, cosine, polynomial or one_cycle."""
+    """How the learning rate changes, such as cosine or 'cosine(cycles=3)'."""
 
     schedule_arguments: tuple[str, ...] = ()
-    """Arguments of the schedule, such as 'boundaries=(0.5, 0.75)' factor=0.1: cnnjax.schedules."""
+    """More arguments of the schedule, such as 'boundaries=(0.5, 0.75)' factor=0.1."""
 
     cycles: int = 1
     """Restarts of the cosine schedule: so many equal cycles, such as for snapshot ensembles."""
@@ -123,22 +123,11 @@ class Config(runs.Settings):
     for the test: averaged parameters need it. 0 takes the running ones."""
 
     preprocess: str = ""
-    """A filter of all images, training and test: median:3, mean:3 or gaussian:1.5."""
+    """A filter of all images, training and test, such as median:3."""
 
     augment: str = ""
-    """Random changes of the training images, in order, such as crop:4,flip,rotate:15,mixup:0.2:
-    names and numbers of cnnjax.augment.policy. cnnjax.commands.show_batch shows what they do."""
-
-    @staticmethod
-    def listings() -> dict[str, str]:
-        """What help says of settings that name functions: the functions that there are."""
-        augment = cnnjax.augment
-        return {
-            "fit": spec.forms(cnnjax.data.image_files.FITS),
-            "schedule": spec.forms(cnnjax.schedules.SCHEDULES, supplied=cnnjax.schedules.SHARED),
-            "preprocess": spec.forms(augment.filters.FILTERS),
-            "augment": spec.forms(augment.policy.NAMES),
-        }
+    """Random changes of the training images, in order, such as crop:4,flip,rotate:15,mixup:0.2;
+    crop:4 is short for crop(4). cnnjax show-batch draws what they do."""
 
 
 def main(config: Config) -> int:

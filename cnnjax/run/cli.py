@@ -70,17 +70,16 @@ def _parsed(config_type: type, argv: Sequence[str], default: Any, program: str |
 
 
 def _with_listings(config_type: type) -> Any:
-    """Returns the class with what its `listings()` give behind the help of its settings.
-
-    They are computed for help alone: registries of functions of arrays import JAX.
-    """
+    """Returns the class with the names of its registries behind the help of its settings."""
     import tyro
 
-    listings = config_type.listings() if hasattr(config_type, "listings") else {}
+    listings: dict[str, str] = getattr(config_type, "listings", {})
+    if not listings:
+        return config_type
     hints = get_type_hints(config_type)
     attributes: dict[str, Any] = {"__annotations__": {}, "__doc__": config_type.__doc__}
     for name, text in listings.items():
-        hint = functools.partial("{} (default: {})".format, text)
+        hint = functools.partial("Choices: {} (default: {})".format, text)
         attributes["__annotations__"][name] = Annotated[
             hints[name], tyro.conf.arg(help_behavior_hint=hint)
         ]
