@@ -130,7 +130,8 @@ def test_values_are_converted_as_annotated():
 )
 def test_each_mistake_is_one_clear_line(text, message):
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        spec.call(spec.parse_one(text, "change"), NAMES, "change", **{})
+        supplied = {"known": ()} if text.startswith("any-of") else {}
+        spec.call(spec.parse_one(text, "change"), NAMES, "change", **supplied)
     assert "\n" not in str(error.value)
 
 
@@ -228,9 +229,7 @@ def test_each_setting_has_both_spellings(option):
 def test_each_setting_refuses_mistakes_in_the_same_words(option):
     read, kind, *_ = OPTIONS[option]
     name, argument, value = MISTAKES[option]
-    with pytest.raises(
-        UserError, match=r"unknown (\w|-| )+ '[\w-]+': did you mean [\w-]+"
-    ) as error:
+    with pytest.raises(UserError, match=r"unknown [\w -]+ '[\w-]+': did you mean [\w-]+") as error:
         read(name)
     lines = [str(error.value)]
     for text, problem in ((argument, r"unknown argument '\w+'"), (value, r"\w+=.+: give .+")):
@@ -243,32 +242,18 @@ def test_each_setting_refuses_mistakes_in_the_same_words(option):
 
 
 def test_flags_take_both_spellings():
-    config = cli.parse(
-        classifier.Config,
-        [
-            "--model",
-            "lenet5(activation=tanh)",
-            "--schedule",
-            "cosine(cycles=2)",
-            "--classes=only(3,8)",
-        ]
-        + [
-            "--model-arguments",
-            "pool=average",
-            "--augment",
-            "crop(4), flip",
-            "--mesh",
-            "mesh(data=1)",
-        ]
-        + [
-            "--sharding",
-            "head/.*=fsdp(-1)",
-            "--preprocess",
-            "median(3)",
-            "--fit",
-            "crop(share=0.9)",
-        ],
-    )
+    flags = [
+        "--model=lenet5(activation=tanh)",
+        "--model-arguments=pool=average",
+        "--schedule=cosine(cycles=2)",
+        "--classes=only(3, 8)",
+        "--augment=crop(4), flip",
+        "--preprocess=median(3)",
+        "--fit=crop(share=0.9)",
+        "--mesh=mesh(data=1)",
+        "--sharding=head/.*=fsdp(-1)",
+    ]
+    config = cli.parse(classifier.Config, flags)
     classifier.check_specs(config)
     model = models.read_model(config.model, config.model_arguments)
     assert model == ("lenet5", {"activation": "tanh", "pool": "average"})
