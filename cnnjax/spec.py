@@ -16,36 +16,21 @@ against the signature and the annotations before anything is computed.
 
 from __future__ import annotations
 
-import ast
-import collections.abc
-import contextlib
 import dataclasses
 import functools
 import inspect
-import math
 import re
-import types
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.signatures import fitted, form, own_signature, read_value, written
 
 Registry = Mapping[str, Callable[..., Any]]
 
 # A quote opens a string only where no word precedes it: elsewhere it is an apostrophe.
 _TOKENS = re.compile(r"""(?<![\w)\]])(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|\\.|.""", re.DOTALL)
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
-_LITERALS = (bool, int, float, str, tuple, list, type(None))
-_SEQUENCES = (tuple, list, collections.abc.Sequence)
-_EXPECTED = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "a word",
-    tuple: "a tuple",
-    type(None): "None",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +50,8 @@ class Spec:
     text: str = dataclasses.field(default="", compare=False)
 
     def __str__(self) -> str:
-        named = [f"{name}={_written(value)}" for name, value in self.keyword.items()]
-        inside = ", ".join([*map(_written, self.positional), *named])
+        named = [f"{name}={written(value)}" for name, value in self.keyword.items()]
+        inside = ", ".join([*map(written, self.positional), *named])
         return f"{self.name}({inside})" if inside else self.name
 
 
@@ -145,7 +130,7 @@ def bind(
     """
     if item.name not in registry:
         raise unknown_name(kind, item.name, registry)
-    signature = _signature(registry[item.name], supplied)
+    signature = own_signature(registry[item.name], supplied)
     values = checked(item, signature, kind)
     kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
     rest = [name for name in values if kinds[name] is inspect.Parameter.VAR_POSITIONAL]
@@ -156,30 +141,11 @@ def bind(
 def checked(item: Spec, signature: inspect.Signature, kind: str) -> dict[str, Any]:
     """Returns an item's arguments by name, converted as a signature says. Raises as `bind`."""
     try:
-        if not signature.parameters and (item.positional or item.keyword):
-            raise UserError("it takes no arguments")
-        for name in item.keyword:
-            if name not in signature.parameters:
-                raise unknown_name("argument", name, signature.parameters)
-        bound = signature.bind(*item.positional, **item.keyword)
-        return {
-            name: _converted(name, value, signature.parameters[name])
-            for name, value in bound.arguments.items()
-        }
+        return fitted(signature, item.positional, item.keyword)
     except (TypeError, UserError) as error:
         problem = str(error) if str(error)[-1] in ".?" else f"{error}."
-        form = _form(item.name, signature)
-        text = f"{kind} {item.text or str(item)!r}: {problem} Write it as {form}"
-        raise UserError(text) from None
-
-
-def keywords(defaults: Mapping[str, Any]) -> inspect.Signature:
-    """Returns the signature of arguments by name, each of the kind of its default."""
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-        for name, default in defaults.items()
-    ]
-    return inspect.Signature([each.replace(annotation=_annotation(each)) for each in parameters])
+        text = f"{kind} {item.text or str(item)!r}: {problem} Write it as "
+        raise UserError(text + form(item.name, signature)) from None
 
 
 def call(item: Spec, registry: Registry, kind: str, **supplied: Any) -> Any:
@@ -203,47 +169,13 @@ def check(text: str, registry: Registry, kind: str, *, supplied: Iterable[str] =
 
 def describe(registry: Registry, *, supplied: Iterable[str] = ()) -> str:
     """Returns how each name is written, on one line: for help."""
-    return ", ".join(_form(name, _signature(registry[name], supplied)) for name in registry)
-
-
-def convert(value: Any, annotation: Any) -> Any:
-    """Returns the value as its annotation says: whole numbers as floats, lists as tuples.
-
-    Values that no text can be, such as functions and arrays, are returned as they are.
-
-    Raises:
-      TypeError: another type; its text says what to give.
-    """
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    kind = type(value)
-    if annotation is Any or kind not in _LITERALS:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        for each in inner:
-            with contextlib.suppress(TypeError):
-                return convert(value, each)
-    elif origin is typing.Literal and value in inner:
-        return value
-    elif annotation is float:
-        if kind in (int, float) and math.isfinite(value):
-            return float(value)
-    elif kind is annotation or (value is None and annotation is None):
-        return value if kind is not list else tuple(value)
-    elif origin is collections.abc.Callable and kind is str:
-        return value
-    elif kind in (tuple, list) and (origin or annotation) in _SEQUENCES:
-        types_ = inner[:1] * len(value) if ... in inner or len(inner) == 1 else inner
-        if not inner:
-            return tuple(value)
-        if len(types_) == len(value):
-            return tuple(map(convert, value, types_))
-    raise TypeError(_expected(annotation))
+    return ", ".join(form(name, own_signature(registry[name], supplied)) for name in registry)
 
 
 def _item(text: str, kind: str, *, short: bool = True) -> Spec:
     name, *words = split(text, ":", kind) if short else [text]
     if words:
-        return Spec(name.strip(), tuple(map(_value, words)), text=text)
+        return Spec(name.strip(), tuple(map(read_value, words)), text=text)
     name, bracket, inside = text.partition("(")
     if not (bracket and inside.endswith(")")):
         return Spec(text, text=text)
@@ -258,77 +190,9 @@ def _arguments(inside: str, text: str, kind: str) -> tuple[tuple[Any, ...], dict
     for part in parts if parts[-1].strip() else parts[:-1]:
         name, equals, value = (word.strip() for word in part.partition("="))
         if not (equals and name.isidentifier()):
-            positional.append(_value(part))
+            positional.append(read_value(part))
         elif name in keyword:
             raise UserError(f"{kind} {text!r}: {name} is given twice: drop one")
         else:
-            keyword[name] = _value(value)
+            keyword[name] = read_value(value)
     return tuple(positional), keyword
-
-
-def _value(text: str) -> Any:
-    """Returns a literal's value; of anything else the text."""
-    try:
-        value = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text.strip()
-    return value if type(value) in _LITERALS else text.strip()
-
-
-def _written(value: Any) -> str:
-    """Returns what `_value` reads as the value: a word where that is enough."""
-    if type(value) not in _LITERALS:
-        return getattr(value, "__name__", repr(value))
-    word = isinstance(value, str) and re.fullmatch(r"[\w.+/-]+", value)
-    return value if word and _value(value) == value else repr(value)
-
-
-def _signature(function: Callable[..., Any], supplied: Iterable[str]) -> inspect.Signature:
-    """Returns the signature without the supplied parameters, with an annotation for each."""
-    try:
-        signature = inspect.signature(function, eval_str=True)
-    except NameError:  # A name that only type checkers import.
-        signature = inspect.signature(function)
-    own = [
-        each.replace(annotation=_annotation(each))
-        for each in signature.parameters.values()
-        if each.name not in supplied
-    ]
-    return signature.replace(parameters=own)
-
-
-def _annotation(parameter: inspect.Parameter) -> Any:
-    known = parameter.annotation
-    if known is not parameter.empty and not isinstance(known, str):
-        return known
-    default = parameter.default
-    return type(default) if default is not None and type(default) in _LITERALS else Any
-
-
-def _converted(name: str, value: Any, parameter: inspect.Parameter) -> Any:
-    try:
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            return tuple(convert(each, parameter.annotation) for each in value)
-        return convert(value, parameter.annotation)
-    except TypeError as error:
-        raise TypeError(f"{name}={value!r}: give {error}") from None
-
-
-def _expected(annotation: Any) -> str:
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return " or ".join(map(_written, inner))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(filter(None, map(_expected, inner))))
-    if (origin or annotation) in _SEQUENCES and inner:
-        return f"({', '.join('...' if each is ... else _expected(each) for each in inner)})"
-    return "a name" if origin is collections.abc.Callable else _EXPECTED.get(annotation, "")
-
-
-def _form(name: str, signature: inspect.Signature) -> str:
-    words = []
-    for each in signature.parameters.values():
-        star = "*" if each.kind is each.VAR_POSITIONAL else ""
-        default = "" if each.default is each.empty else f"={_written(each.default)}"
-        words.append(f"{star}{each.name}{default}")
-    return f"{name}({', '.join(words)})" if words else name

@@ -20,6 +20,7 @@ ROOMS = (
     "lazy",
     "trees",
     "rng",
+    "signatures",
     "spec",
     "losses",
     "metrics",

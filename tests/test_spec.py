@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnjax import finetune, losses, models, optim, robust, schedules, spec
+from cnnjax import finetune, losses, models, optim, robust, schedules, signatures, spec
 from cnnjax.augment import filters, geometry, policy
 from cnnjax.data import dataset, image_files
 from cnnjax.devices import sharding
@@ -99,7 +99,7 @@ def test_values_are_converted_as_annotated():
     assert found == ((3, 4), (0.0, 1.0), "tanh")
     found = spec.call(spec.parse_one("any-of(3, x, '4')"), NAMES, "choice", known=5)
     assert found == ((3, "x", "4"), 5)
-    assert spec.convert(len, float) is len  # What no text can be is not checked.
+    assert signatures.convert(len, float) is len  # What no text can be is not checked.
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_values_are_converted_as_annotated():
         ("dense((1, x))", "widths='(1, x)': give (a whole number, ...)."),
         ("dense(pair=(1, 2, 3))", "pair=(1, 2, 3): give (a number, a number)."),
         ("dense(act=3)", "act=3: give a word. Write it as dense(widths=(1,), pair=(1, 2), act=re"),
-        ("any-of([3])", "names=[[3]]: give a whole number or a word. Write it as any-of(*names)"),
+        ("any-of([3])", "names=([3],): give a whole number or a word. Write it as any-of(*names)"),
         ("flip:2", "change 'flip:2': it takes no arguments. Write it as flip"),
         ("flip(a=2)", "it takes no arguments. Write it as flip"),
         ("crop(4", "change 'crop(4': a bracket is not closed: add ')'"),

@@ -140,24 +140,17 @@ def fit_image(image: np.ndarray, size: tuple[int, int], fit: str = "pad") -> np.
     return pad_to(resize_image(image, shrunk_size(image.shape[:2], size)), size)
 
 
-def pad() -> float:
-    """Centers on black, made smaller first where the image is larger."""
+def _whole() -> float:
     return 1.0
 
 
-def resize() -> float:
-    """Stretches."""
-    return 1.0
-
-
-def crop(share: float = CROP_SHARE) -> float:
-    """Cuts the middle out: that share of the height or width, and at most that of the other."""
+def _crop(share: float = CROP_SHARE) -> float:
     if not 0.0 < share <= 1.0:
         raise UserError(f"share={share}: give a share above 0 and at most 1")
     return share
 
 
-FITS = {"pad": pad, "resize": resize, "crop": crop}
+FITS: spec.Registry = {"pad": _whole, "resize": _whole, "crop": _crop}
 
 
 @functools.cache

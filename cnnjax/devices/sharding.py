@@ -16,6 +16,7 @@ array no such dimension, the axis does not divide it, or either is already in us
 rules, training computes the same numbers up to rounding.
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -170,18 +171,12 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def _fsdp(dimension: int) -> tuple[str, int]:
-    """Divides that dimension over the axis fsdp."""
-    return "fsdp", dimension
-
-
-def _model(dimension: int) -> tuple[str, int]:
-    """Divides that dimension over the axis model."""
-    return "model", dimension
+def _try(axis: str, dimension: int) -> tuple[str, int]:
+    return axis, dimension
 
 
 AXIS = "sharding axis"
-TRIES: spec.Registry = {"fsdp": _fsdp, "model": _model}
+TRIES: spec.Registry = {axis: functools.partial(_try, axis) for axis in PARAMETER_AXES}
 
 
 def parse_rules(words: Sequence[str]) -> Rules:

@@ -44,6 +44,7 @@ from cnnjax.models import (
 from cnnjax.models.features import features, stage_names
 from cnnjax.models.stages import changed_stages, stage_output
 from cnnjax.models.summary import Summary, format_summary, summary
+from cnnjax.signatures import keywords
 
 __all__ = [
     "MODELS",
@@ -248,7 +249,7 @@ def read_model(
     """
     more = further if isinstance(further, Mapping) else spec.arguments(further, "model arguments")
     item = spec.extend(spec.parse_one(text, "model", short=False), more, "model")
-    return item.name, spec.checked(item, spec.keywords(model_fields(item.name)), "model")
+    return item.name, spec.checked(item, keywords(model_fields(item.name)), "model")
 
 
 def list_models(pattern: str = "*") -> list[str]:
