@@ -15,8 +15,9 @@ from typing import ClassVar, Literal
 import cnnjax
 from cnnjax import finetune
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, listings
+from cnnjax.run import classifier
 from cnnjax.run import settings as runs
+from cnnjax.run.listings import listed
 from cnnjax.run.load import read_base
 
 
@@ -24,7 +25,7 @@ from cnnjax.run.load import read_base
 class Config(classifier.Config):
     """Fine-tune a classifier: validates after each epoch, tests at the end, keeps everything."""
 
-    listings: ClassVar[dict[str, str]] = listings.FINETUNE
+    listings: ClassVar[dict[str, str]] = listed("method")
 
     base: str = ""
     """Directory of a run (trained, fine-tuned or converted) or of checkpoints to start from. With
@@ -76,7 +77,7 @@ def main(config: Config) -> int:
     """Fine-tunes and tests one network; returns the exit code."""
     if config.method != "scratch":
         finetune.check_method(config.method)
-    classifier.start(config)
+    cnnjax.run.trainer.start(config)
     directory = Path(config.base or Path(config.run_dir) / "base")
     if not config.base:
         if not config.smoke:
@@ -135,7 +136,7 @@ def main(config: Config) -> int:
         base_checksum=base.checksum,
         pull=pull,
     )
-    return cnnjax.run.trainer.train_classifier(config, recipe)
+    return cnnjax.run.trainer.train(config, recipe)
 
 
 def _by_group(config, groups, optimizer, total_steps):

@@ -18,14 +18,14 @@ from cnnjax import plots
 from cnnjax.errors import UserError
 from cnnjax.run import classifier, replay
 from cnnjax.run import settings as runs
-from cnnjax.run.listings import LISTINGS
+from cnnjax.run.listings import listed
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Draw the images of one training step, before and after augmentation."""
 
-    listings: ClassVar[dict[str, str]] = {name: LISTINGS[name] for name in ("augment", "fit")}
+    listings: ClassVar[dict[str, str]] = listed("augment", "fit")
 
     run: str = ""
     """A run directory: its data, seed, batch size and augmentation are taken."""

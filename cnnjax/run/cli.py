@@ -73,7 +73,9 @@ def _with_listings(config_type: type) -> Any:
     """Returns the class with the names of its registries behind the help of its settings."""
     import tyro
 
-    listings: dict[str, str] = getattr(config_type, "listings", {})
+    listings: dict[str, str] = {}
+    for each in reversed(config_type.__mro__):
+        listings |= vars(each).get("listings", {})
     if not listings:
         return config_type
     hints = get_type_hints(config_type)

@@ -40,20 +40,8 @@ LISTINGS = {
         "mean_squared_error, lenet1998_map"
     ),
 }
-CLASSIFIER = {
-    name: LISTINGS[name]
-    for name in (
-        "classes",
-        "fit",
-        "loss",
-        "optimizer",
-        "schedule",
-        "preprocess",
-        "augment",
-        "mesh",
-        "sharding",
-    )
-}
-EVALUATE = {name: LISTINGS[name] for name in ("tta", "preprocess", "attack")}
-EVALUATE["corrupt"] = LISTINGS["augment"]
-FINETUNE = {**CLASSIFIER, "method": LISTINGS["method"]}
+
+
+def listed(*names: str) -> dict[str, str]:
+    """Returns some of them."""
+    return {name: LISTINGS[name] for name in names}
