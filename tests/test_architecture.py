@@ -20,6 +20,8 @@ ROOMS = (
     "lazy",
     "trees",
     "rng",
+    "signatures",
+    "spec",
     "losses",
     "metrics",
     "schedules",

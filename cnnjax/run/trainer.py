@@ -31,6 +31,7 @@ from cnnjax.errors import UserError
 from cnnjax.models.summary import format_summary, summary
 from cnnjax.run import files, load, report, resume, settings
 from cnnjax.run.cli import INTERRUPT_EXIT_CODES
+from cnnjax.run.groups import check_specs
 from cnnjax.run.logs import MetricsLog, ProgressBar
 from cnnjax.run.recipe import Recipe, compile_eval_steps, first_input, new_state, state_form
 from cnnjax.train import batch_stats, evaluate, loop, memory
@@ -49,7 +50,8 @@ MINIMIZED = ("loss",)
 
 
 def start(config: settings.Settings) -> None:
-    """Connects the processes and devices; before any use of JAX."""
+    """Checks the specs, then connects the processes and devices; before any use of JAX."""
+    check_specs(config)
     processes.start(
         config.coordinator,
         config.num_processes,
