@@ -64,7 +64,11 @@ def test_half_of_a_small_target_is_for_testing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [mnist_finetune, fashion_finetune])
+@pytest.mark.parametrize(
+    "module",
+    # CI makes a smoke run of both.
+    [mnist_finetune, pytest.param(fashion_finetune, marks=pytest.mark.exhaustive)],
+)
 def test_a_study_leaves_tables_and_a_figure_and_continues(module, tmp_path, monkeypatch, capsys):
     def made(name, **options):
         """Stands for both datasets: patterns to learn, others in each."""

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from cnnjax.augment.change import check_magnitude
 from cnnjax.augment.corrupt import box
-from cnnjax.augment.geometry import check_magnitude
 from cnnjax.rng import example_keys
 
 Batch = dict[str, jax.Array]

@@ -2,7 +2,8 @@
 
 A policy is a list of changes in the order in which they are applied, separated by commas; each is a
 name, and its numbers after colons. `CHANGES`, `AFFINE` and `MIXING` are the names; a change's
-numbers are the arguments of its factory, in order, and those left out have its defaults. `rotate`,
+numbers are the arguments of its factory, in order, and those left out have its defaults. What moves
+pixels changes images, class maps and boxes by one draw; all else changes images only. `rotate`,
 `scale`, `translate` and `shear` next to each other are one map, whose pixels are read once. Mixing
 comes last, wherever it stands: of several ways to mix each example takes one, each as likely.
 """
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from cnnjax.augment import color, corrupt, geometry, mixup, randaugment
-from cnnjax.augment.geometry import Augment
+from cnnjax.augment.change import Augment, apply_by_kind, check_kinds, compose
+from cnnjax.data.fields import Field, Image, Label
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.rng import stream_key
 
@@ -89,20 +91,27 @@ class Policy(NamedTuple):
 
 
 def make_augment(
-    policy: str | Policy | Sequence[Augment], *, num_classes: int
+    policy: str | Policy | Sequence[Augment],
+    *,
+    num_classes: int,
+    fields: Mapping[str, Field] | None = None,
 ) -> BatchAugment | None:
     """Returns `(key, batch, first_index) -> batch`, for the step; None where nothing changes.
 
     The batch's images are float in [0, 1] (or uint8, where nothing is mixed). Every example draws
-    from a key of its own, a function of `key` and its position in the whole batch.
+    from a key of its own, a function of `key` and its position in the whole batch. By its draw
+    geometric changes move all keys of the example whose field says how (`Field.moves`); other
+    changes are of its images only.
 
     Args:
-      policy: a string, what `parse_policy` returned, or functions of `cnnjax.augment`'s
-        modules.
+      policy: a string, what `parse_policy` returned, or functions: those of `cnnjax.augment`'s
+        modules and any of your own, see `cnnjax.augment.change`.
       num_classes: the logits of the model, for mixed labels; 1 for a binary task.
+      fields: the keys of the batch that there are, besides `mask`; None: `image` and `label`.
 
     Raises:
-      UserError: as for `parse_policy`.
+      UserError: as for `parse_policy`; or if a change cannot be applied to one of the fields, as
+        mixing to class maps and boxes.
     """
     if isinstance(policy, str):
         policy = parse_policy(policy)
@@ -111,12 +120,15 @@ def make_augment(
     changes, mixing = policy
     if not changes and not mixing:
         return None
-    change = geometry.compose(*changes)
+    fields = {"image": Image(), "label": Label(num_classes)} if fields is None else dict(fields)
+    check_kinds(changes, fields)
+    if mixing:
+        _check_mixed(fields)
+    change = compose(*changes)
 
     def augmented(key: jax.Array, batch: Batch, first_index: jax.Array) -> Batch:
         if changes:
-            image = geometry.apply_per_image(key, batch["image"], change, first_index)
-            batch = {**batch, "image": image}
+            batch = apply_by_kind(key, batch, change, fields, first_index)
         if mixing:
             mix_key = stream_key(key, "mix", 0)
             batch = mixup.mix_neighbors(
@@ -125,6 +137,22 @@ def make_augment(
         return batch
 
     return augmented
+
+
+def _check_mixed(fields: Mapping[str, Field]) -> None:
+    """Raises a UserError unless mixed images have labels to be mixed with them, and no more."""
+    for name, kind in (("image", Image), ("label", Label)):
+        if not isinstance(fields.get(name), kind):
+            raise UserError(
+                f"mixing (mixup, cutmix) needs {name!r}, a field of {kind.__name__}, and the keys "
+                f"are {', '.join(fields)}: leave it out."
+            )
+    for name, field in fields.items():
+        if name not in ("image", "label"):
+            raise UserError(
+                f"mixing (mixup, cutmix) mixes 'image' and 'label', and cannot mix {name!r} "
+                f"({type(field).__name__}) with them: leave it out."
+            )
 
 
 def parse_policy(text: str) -> Policy:

@@ -3,8 +3,10 @@
     cnnjax models
     cnnjax models 'vgg*'
     cnnjax models lenet5 --num-classes 26 --image-shape 32 32 3
+    cnnjax models my_networks:tiny
 
-Classes and image size are as published unless a flag gives others.
+Classes and image size are as published unless a flag gives others; as published, sizes are compared
+with the model's row, and others are an error.
 """
 
 from __future__ import annotations
@@ -56,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _summary(name: str, num_classes: int | None, image_shape: list[int] | None) -> Summary:
     from cnnjax import models
 
+    if num_classes is None and image_shape is None:
+        return models.check_sizes(name)
     num_classes = models.canonical_classes(name) if num_classes is None else num_classes
     height, width, channels = image_shape or models.input_shape(name)
     model = models.create(name, num_classes=num_classes)

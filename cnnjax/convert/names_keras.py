@@ -27,6 +27,7 @@ from cnnjax.convert.keras_tables import TABLES
 from cnnjax.convert.layouts import DEPTHWISE
 from cnnjax.convert.names import Names
 from cnnjax.errors import UserError
+from cnnjax.models.fields import fields
 
 FRAMEWORK = "keras"
 
@@ -56,7 +57,7 @@ def names_for(model: nn.Module) -> Names:
         ignored="normalization/(mean|variance|count)",
         constants=dict(NORMALIZATION) if normalizes else {},
         separator="/",
-        requires={"activation": _default(model, "activation"), **table.get("arguments", {})},
+        requires={"activation": fields(type(model))["activation"], **table.get("arguments", {})},
         layers=[*(["normalization"] if normalizes else ()), *(pair[1] for pair in table["layers"])],
     )
 
@@ -95,10 +96,6 @@ def normalization(
 def _table(model: Any) -> dict[str, Any] | None:
     make = TABLES.get(type(model).__name__)
     return make(model) if make else None
-
-
-def _default(model: Any, field: str) -> Any:
-    return type(model).__dataclass_fields__[field].default
 
 
 def _rules(ours: str, theirs: str) -> list[tuple[str, str]]:

@@ -305,7 +305,7 @@ def _thickened(ink: np.ndarray, min_width_pixels: float) -> np.ndarray:
         return ink
     ink = np.pad(ink, radius)
     square = 2 * radius + 1
-    return ndimage.gray_dilation(ink, size=(square, square))
+    return ndimage.grey_dilation(ink, size=(square, square))
 
 
 def _scaled_to_box(ink: np.ndarray, box_pixels: int) -> np.ndarray:

@@ -97,12 +97,3 @@ class FineTuned:
                 "adapters cannot be merged into the model: use it as it is, with its adapters."
             )
         return whole | {"params": lora.merge_lora(whole["params"], self.method.lora_alpha)}
-
-    def clone(self, **fields: Any) -> FineTuned:
-        """Returns the same of a model with other fields, as `flax.linen.Module.clone`."""
-        return dataclasses.replace(self, model=self.model.clone(**fields))
-
-    @property
-    def axis_name(self) -> str | None:
-        """Of a model that has one."""
-        return self.model.axis_name

@@ -226,7 +226,7 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
                 "choose another --run-dir."
             )
         saved = read_config(directory)
-        settings = json.loads(json.dumps(recorded_settings(config)))
+        settings = as_json(recorded_settings(config))
         if saved["experiment"] != experiment or saved["settings"] != settings:
             raise UserError(
                 f"{directory} holds a finished run with other settings: choose another --run-dir."
@@ -300,6 +300,11 @@ def recorded_settings(config: Settings) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in LAUNCH_SETTINGS}
 
 
+def as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings as a file gives them back: lists for tuples."""
+    return json.loads(json.dumps(settings))
+
+
 def _shortened(config: Any) -> Any:
     return dataclasses.replace(config, epochs=1) if config.smoke else config
 
@@ -309,7 +314,7 @@ def check_settings(saved: Mapping[str, Any], config: Settings) -> None:
 
     `config.json` has no digest, and a person may have edited it; a checkpoint has one.
     """
-    given = json.loads(json.dumps(recorded_settings(config)))
+    given = as_json(recorded_settings(config))
     for name in given:
         if name in saved and name not in CHANGEABLE_ON_RESUME and saved[name] != given[name]:
             raise UserError(

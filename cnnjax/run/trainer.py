@@ -32,7 +32,7 @@ from cnnjax.models.summary import format_summary, summary
 from cnnjax.run import files, load, report, resume, settings
 from cnnjax.run.cli import INTERRUPT_EXIT_CODES
 from cnnjax.run.logs import MetricsLog, ProgressBar
-from cnnjax.run.recipe import Recipe, compile_eval_steps, model_input, new_state, state_form
+from cnnjax.run.recipe import Recipe, compile_eval_steps, first_input, new_state, state_form
 from cnnjax.train import batch_stats, evaluate, loop, memory
 from cnnjax.train import compile as parallel
 from cnnjax.train.gradients import check_parts
@@ -46,6 +46,18 @@ LOGS_PER_EPOCH = 20
 EVALUATION_BATCH = 512
 # Scores that are minimized, besides those that tasks name.
 MINIMIZED = ("loss",)
+
+
+def start(config: settings.Settings) -> None:
+    """Connects the processes and devices; before any use of JAX."""
+    processes.start(
+        config.coordinator,
+        config.num_processes,
+        config.process_id,
+        timeout_secs=config.join_timeout_secs,
+    )
+    batch_size = config.batch_size // max(config.accumulate, 1)
+    backend.start(config.devices, config.mesh, batch_size=batch_size)
 
 
 def train(config: settings.Settings, recipe: Recipe) -> int:
@@ -64,7 +76,8 @@ def _train(config: settings.Settings, recipe: Recipe, held: contextlib.ExitStack
     config = resume.agree(settings.place(config, experiment))
     directory = Path(config.run_dir)
     sharding.count_devices(config.mesh, config.devices)
-    sizes = summary(recipe.model, model_input(recipe).shape[1:])  # type: ignore[arg-type]
+    _, shape = first_input(recipe.dataset)
+    sizes = summary(recipe.model, shape)  # type: ignore[arg-type]
     mesh = parallel.choose_mesh(config.mesh or config.devices, config.batch_size * sizes.macs)
     rules = sharding.parse_rules(config.sharding)
     resume.check_retention(config, recipe.dataset)
