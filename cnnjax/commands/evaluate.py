@@ -90,7 +90,7 @@ def main(config: Config) -> None:
     if config.check_masking and not attacks:
         raise UserError("--check-masking needs an attack to check: add --attack pgd:0.3:20.")
     cnnjax.devices.backend.start(devices=1)
-    members = [load.load_trained(*_at_step(run)) for run in config.run]
+    members = [load.load_classifier(*_at_step(run)) for run in config.run]
     directories = [_at_step(run)[0] for run in config.run]
     dataset = _dataset(config, directories, [member.card for member in members])
     for attack in attacks:
