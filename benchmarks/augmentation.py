@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from cnnjax import augment as augment_lib
-from cnnjax import models
+from cnnjax import models, spec
 from cnnjax.devices import backend
 from cnnjax.run import cli
 from cnnjax.tasks.classification import classification
@@ -93,7 +93,7 @@ def step_factory(
 ) -> Callable[[Callable | None], Callable[[], None]]:
     """Returns `augment -> a call that makes one training step` of the model asked for."""
     model = models.create(
-        arguments.model, num_classes=10, **cli.key_values(arguments.model_arguments)
+        arguments.model, num_classes=10, **spec.arguments(arguments.model_arguments)
     )
     optimizer = optax.sgd(1e-3)
     init = jax.jit(functools.partial(model.init, train=False))

@@ -37,7 +37,7 @@ import optax
 import cnnjax
 from cnnjax import trees
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, cli, settings
+from cnnjax.run import classifier, settings
 
 WHITENED_IMAGES = 5000
 WHITENING_EPSILON = 5e-4
@@ -75,9 +75,9 @@ class Config(classifier.Config):
 def main(config: Config) -> int:
     """Trains and tests the network; returns the exit code."""
     cnnjax.run.trainer.start(config)
+    name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
     dataset = classifier.read_data(config)
-    arguments = cli.key_values(config.model_arguments)
-    model, card = classifier.make_model(config, config.model, arguments, dataset)
+    model, card = classifier.make_model(config, name, arguments, dataset)
     steps_per_epoch = cnnjax.run.recipe.total_steps(config, dataset) // config.epochs
     stored = cnnjax.data.first_examples(dataset, "train", WHITENED_IMAGES).image
     images = cnnjax.augment.normalize(jnp.asarray(stored), dataset.mean, dataset.std)

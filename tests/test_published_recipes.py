@@ -6,9 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from cnnjax import schedules
+from cnnjax import schedules, spec
 from cnnjax.run import load, settings
-from cnnjax.run.cli import key_values
 from experiments import cifar10_resnet, fashion_mnist_resnet, imagenet_resnet50
 from tests.test_experiments import launch
 
@@ -27,7 +26,7 @@ def learning_rates(config, steps_per_epoch, epochs):
         config.learning_rate,
         total_steps=total,
         warmup_steps=round(config.warmup_epochs * steps_per_epoch),
-        **key_values(config.schedule_arguments),
+        **spec.arguments(config.schedule_arguments),
     )
     return [float(schedule(round(epoch * steps_per_epoch))) for epoch in epochs]
 

@@ -22,7 +22,7 @@ import tyro
 import cnnjax
 from cnnjax import convert
 from cnnjax.errors import UserError
-from cnnjax.run import cli, files, load
+from cnnjax.run import files, load
 from cnnjax.run import settings as runs
 
 # What a file of weights says of its model, besides the classes.
@@ -111,7 +111,9 @@ def import_weights(config: Config) -> int:
         )
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"{config.out} exists and is not empty: choose another --out.")
-    card = _model_card(config)
+    name, given = cnnjax.models.read_model(config.model, config.model_arguments)
+    config = dataclasses.replace(config, model=name)
+    card = _model_card(config, given)
     model = cnnjax.models.create(
         card["model"], num_classes=card["num_outputs"], **card["arguments"]
     )
@@ -166,7 +168,7 @@ def export_run(config: Config) -> int:
     return 0
 
 
-def _model_card(config: Config) -> dict[str, Any]:
+def _model_card(config: Config, given: dict[str, Any]) -> dict[str, Any]:
     """Returns what `run.load.load_trained` needs to build the model and to feed it."""
     height, width, channels = cnnjax.models.input_shape(config.model)
     published = convert.preprocessing.preprocessing(config.model, config.framework)
@@ -175,7 +177,7 @@ def _model_card(config: Config) -> dict[str, Any]:
     return {
         "model": config.model,
         "num_outputs": num_classes,
-        "arguments": _arguments(config, num_classes),
+        "arguments": _arguments(config, given, num_classes),
         "dataset": str(config.source),
         "image_shape": [size, config.image_size or published.get("crop", width), channels],
         "class_names": _class_names(config, max(num_classes, 2)),
@@ -186,9 +188,8 @@ def _model_card(config: Config) -> dict[str, Any]:
     }
 
 
-def _arguments(config: Config, num_classes: int) -> dict[str, Any]:
+def _arguments(config: Config, given: dict[str, Any], num_classes: int) -> dict[str, Any]:
     """Returns the model's arguments; those that Keras's networks need where none are given."""
-    given = cli.key_values(config.model_arguments)
     if config.framework != convert.names_keras.FRAMEWORK:
         return given
     model = cnnjax.models.create(config.model, num_classes=num_classes, **given)

@@ -4,21 +4,24 @@
     cnnjax evaluate --run runs/a runs/b runs/c --tta shift:1 --calibrate
     cnnjax evaluate --run runs/a --attack fgsm:0.3 pgd:0.3:20:5 --check-masking
 
-Attacks are named NAME:EPSILON:STEPS:RESTARTS; `cnnjax/robust/named.py` lists them. Each is first
-tried on a linear model, on which the best attack is known: one that falls short there is refused.
+Attacks are written NAME:EPSILON:STEPS:RESTARTS, or in full such as `pgd(0.3, num_steps=20)`. Each
+is first tried on a linear model, on which the best attack is known: one that falls short there is
+refused.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 import cnnjax
+from cnnjax import spec
 from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
 from cnnjax.run import load
 from cnnjax.run import settings as runs
+from cnnjax.run.listings import listed
 from cnnjax.tasks import classification
 
 BATCH_SIZE = 500
@@ -29,6 +32,8 @@ ATTACK_BATCH_SIZE = 128
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Print accuracy, precision, recall, F1, ROC AUC and calibration of a run; draw its figures."""
+
+    listings: ClassVar[dict[str, str]] = listed("tta", "preprocess", "attack")
 
     run: tuple[str, ...]
     """The run directory; several are an ensemble. RUN@STEP is the checkpoint of that step."""
@@ -46,7 +51,7 @@ class Config:
     """What an ensemble averages."""
 
     tta: str = ""
-    """Test-time augmentation: average over views of each image, such as flip or shift:1 or both."""
+    """Test-time augmentation: average over views of each image, such as shift:1,flip."""
 
     corrupt: str = ""
     """Random changes of the images first, as of --augment, such as salt_and_pepper:0.1."""
@@ -78,12 +83,14 @@ def main(config: Config) -> None:
     """Evaluates one run, or several as one."""
     attacks = [cnnjax.robust.parse_attack(text) for text in config.attack]
     views = cnnjax.evaluation.ensemble.parse_views(config.tta) if config.tta else []
+    spec.check(config.corrupt, cnnjax.augment.policy.NAMES, cnnjax.augment.policy.KIND)
+    spec.check(config.preprocess, cnnjax.augment.filters.FILTERS, "filter")
     if config.attack_examples < 0:
         raise UserError(f"--attack-examples {config.attack_examples}: give 0 (all) or more.")
     if config.check_masking and not attacks:
         raise UserError("--check-masking needs an attack to check: add --attack pgd:0.3:20.")
     cnnjax.devices.backend.start(devices=1)
-    members = [load.load_trained(*_at_step(run)) for run in config.run]
+    members = [load.load_classifier(*_at_step(run)) for run in config.run]
     directories = [_at_step(run)[0] for run in config.run]
     dataset = _dataset(config, directories, [member.card for member in members])
     for attack in attacks:

@@ -59,7 +59,7 @@ def main(config: Config) -> None:
     if not config.run:
         raise UserError("no run given: name one, such as --run runs/mine.")
     cnnjax.devices.backend.start(devices=1)
-    members = [load.load_trained(run) for run in config.run]
+    members = [load.load_classifier(run) for run in config.run]
     truth, train = _training_data(config, config.run[0])
     for run in config.run[1:]:
         _, other = _training_data(config, run)

@@ -47,7 +47,7 @@ def main(config: Config) -> None:
     data, plots = cnnjax.data, cnnjax.plots
     originals = [data.read_image(path) for path in config.images]
     cnnjax.devices.backend.start(devices=1)
-    trained = load.load_trained(config.run)
+    trained = load.load_classifier(config.run)
     shape, class_names = tuple(trained.card["image_shape"]), trained.card["class_names"]
     digits = shape == (28, 28, 1)
     fit = trained.card.get("fit", "resize")

@@ -9,7 +9,7 @@ without repeating the run. `cnnjax.augment.policy` lists the names that `--augme
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -17,11 +17,14 @@ import cnnjax
 from cnnjax import plots
 from cnnjax.errors import UserError
 from cnnjax.run import settings as runs
+from cnnjax.run.listings import listed
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Draw the images of one training step, before and after augmentation."""
+
+    listings: ClassVar[dict[str, str]] = listed("augment", "fit")
 
     run: str = ""
     """A run directory: its data, seed, batch size and augmentation are taken."""

@@ -20,17 +20,20 @@ anywhere else, and its name is then `MODULE:NAME`.
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 
-from cnnjax.errors import UserError, unknown_name
+from cnnjax import spec
+from cnnjax.errors import UserError
 from cnnjax.models.features import features, stage_names
 from cnnjax.models.fields import build, fields, with_fields
 from cnnjax.models.layers import Layers
 from cnnjax.models.rows import Row, find_row, module_rows, package_rows, row
 from cnnjax.models.stages import changed_stages, stage_output
 from cnnjax.models.summary import Summary, format_summary, summary
+from cnnjax.signatures import keywords
 
 __all__ = [
     "MODELS",
@@ -49,6 +52,7 @@ __all__ = [
     "list_models",
     "model_fields",
     "presets",
+    "read_model",
     "row",
     "stage_names",
     "stage_output",
@@ -63,7 +67,8 @@ def create(name: str, *, num_classes: int | None, **overrides: Any) -> nn.Module
     """Returns the model called `name`, not yet initialized.
 
     Args:
-      name: a key of `MODELS`, or `MODULE:NAME` for a row of another module's `ROWS`.
+      name: a key of `MODELS`, or `MODULE:NAME` for a row of another module's `ROWS`; perhaps with
+        fields, such as `lenet5(activation=tanh)`.
       num_classes: the logits (1 for a binary classifier), or None for the features before them.
       **overrides: `model_fields(name)` that differ from their defaults, such as `dtype`.
 
@@ -71,34 +76,28 @@ def create(name: str, *, num_classes: int | None, **overrides: Any) -> nn.Module
       UserError: unknown model or field, a value of another kind than the field's default, or
         `num_classes` below 1.
     """
-    found = find_row(name, MODELS)
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
         raise UserError(f"num_classes must be a whole number from 1 on or None, got {num_classes}.")
-    defaults = model_fields(name)
-    for field, value in overrides.items():
-        if field not in defaults:
-            raise unknown_name(f"argument of model {name}", field, defaults)
-        if not _fits(value, defaults[field]):
-            raise UserError(
-                f"argument {field} of model {name} is {value!r}: it must be of the kind of its "
-                f"default, {defaults[field]!r}."
-            )
+    name, overrides = read_model(name, overrides)
+    found = find_row(name, MODELS)
     return build(found.network, num_classes=num_classes, **{**found.arguments, **overrides})
 
 
-def _fits(value: Any, default: Any) -> bool:
-    """Whether `value` is of the kind of `default`: truth value, number, name or sequence."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and (isinstance(default, bool) or default is None)
-    if isinstance(default, int):
-        return isinstance(value, int)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    if isinstance(default, str):
-        return isinstance(value, str) or callable(value)
-    if isinstance(default, tuple):
-        return isinstance(value, list | tuple)
-    return True
+def read_model(
+    text: str, further: Iterable[str] | Mapping[str, Any] = ()
+) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the fields that a text such as `lenet5(activation=tanh)` gives.
+
+    Args:
+      text: a key of `MODELS`, perhaps with fields.
+      further: more fields: by name, or texts such as `pool=average`.
+
+    Raises:
+      UserError: as for `create`.
+    """
+    more = further if isinstance(further, Mapping) else spec.arguments(further, "model arguments")
+    item = spec.extend(spec.parse_one(text, "model", short=False), more, "model")
+    return item.name, spec.checked(item, keywords(model_fields(item.name)), "model")
 
 
 def list_models(pattern: str = "*") -> list[str]:

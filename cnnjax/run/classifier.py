@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 import cnnjax
 from cnnjax.augment.filters import filter_images
 from cnnjax.errors import NotPreparedError, UserError
-from cnnjax.run import cli, load
+from cnnjax.run import load
 from cnnjax.run import settings as runs
 from cnnjax.run.groups import LabelledImages, Training
+from cnnjax.run.listings import listed
 from cnnjax.run.recipe import Recipe
 from cnnjax.tasks.classification import classification
 
@@ -19,16 +20,16 @@ class Config(Training, LabelledImages):
     """Train a classifier: validates after each epoch, tests at the end, keeps everything."""
 
     experiment: ClassVar[str] = "experiments.classify"
+    listings: ClassVar[dict[str, str]] = listed("loss")
 
     model: str = "cnn_32_64"
-    """A name that `cnnjax models` lists."""
+    """A name that `cnnjax models` lists, perhaps with fields: 'lenet5(activation=tanh)'."""
 
     model_arguments: tuple[str, ...] = ()
-    """Fields of the model, such as activation=tanh pool=average."""
+    """More fields of the model, such as activation=tanh pool=average."""
 
     loss: str = "auto"
-    """auto (cross-entropy: softmax, or sigmoid for one logit), softmax_cross_entropy,
-    sigmoid_binary_cross_entropy, one_vs_all_cross_entropy, mean_squared_error or lenet1998_map."""
+    """By name; auto is cross-entropy: of a softmax, or of a sigmoid for one logit."""
 
     label_smoothing: float = 0.0
     """Fraction of each label's weight spread over all classes in training (softmax cross-entropy
@@ -46,9 +47,9 @@ def main(config: Config) -> int:
 
 def train(config: Config) -> int:
     """Trains and tests one network, when all has started."""
+    name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
     dataset = read_data(config)
-    arguments = cli.key_values(config.model_arguments)
-    model, card = make_model(config, config.model, arguments, dataset)
+    model, card = make_model(config, name, arguments, dataset)
     return cnnjax.run.trainer.train(config, make_recipe(config, dataset, model, card))
 
 

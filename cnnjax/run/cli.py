@@ -1,14 +1,15 @@
 """A command line from a frozen dataclass: typed flags, a quick `--help`, one line per error."""
 
 import argparse
-import ast
 import contextlib
+import dataclasses
+import functools
 import io
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 from cnnjax.devices import processes
 from cnnjax.devices.channel import PEER_LOST_EXIT_CODE, PeerLost
@@ -56,6 +57,8 @@ def _parsed(
     # On top of a default that is True, the flag itself must be accepted too, not only its negation:
     # a run is resumed with the flags it was started with.
     markers = () if default is not None else (tyro.conf.FlagCreatePairsOff,)
+    if {"-h", "--help"} & set(argv):
+        config_type = _with_listings(config_type)
     module = getattr(sys.modules["__main__"].__spec__, "name", None)
     if program is None and module:
         program = f"python -m {module}"
@@ -76,6 +79,28 @@ def _parsed(
         raise UserError(_one_line(printed.getvalue())) from None
 
 
+def _with_listings(config_type: type) -> Any:
+    """Returns the class with the names of its registries behind the help of its settings."""
+    import tyro
+
+    listings: dict[str, str] = {}
+    for each in reversed(config_type.__mro__):
+        listings |= vars(each).get("listings", {})
+    if not listings:
+        return config_type
+    hints = get_type_hints(config_type)
+    attributes: dict[str, Any] = {"__annotations__": {}, "__doc__": config_type.__doc__}
+    for name, text in listings.items():
+        hint = functools.partial("Choices: {} (default: {})".format, text)
+        attributes["__annotations__"][name] = Annotated[
+            hints[name], tyro.conf.arg(help_behavior_hint=hint)
+        ]
+        attributes[name] = getattr(config_type, name)
+    return dataclasses.dataclass(frozen=True)(
+        type(config_type.__name__, (config_type,), attributes)
+    )
+
+
 def run(
     config_type: type, main: Callable[[Any], Any], argv: Sequence[str] | None = None, **parsing: Any
 ) -> None:
@@ -93,24 +118,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def key_values(words: Sequence[str]) -> dict[str, Any]:
-    """Reads words such as `activation=tanh`, `dropout=0.5` or `widths=(32, 64)`.
-
-    Raises:
-      UserError: a word without `=`.
-    """
-    pairs = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals:
-            raise UserError(f"{word!r} names no value: write it as name=value.")
-        try:
-            pairs[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            pairs[name] = text
-    return pairs
 
 
 @contextlib.contextmanager

@@ -84,6 +84,20 @@ def load_trained(
     return TrainedModel(model, variables, card, step)
 
 
+def load_classifier(
+    directory: str | Path, step: int | None = None, *, base: str | Path | None = None
+) -> TrainedModel:
+    """Reads the model of a run as `load_trained` does; a UserError unless it is a classifier."""
+    card = read_json(Path(directory) / "model.json", f"{directory} has not trained a model yet")
+    # Earlier versions knew no other task, and did not name it.
+    if (task := card.get("task", "classification")) != "classification":
+        raise UserError(
+            f"{directory} is a run of the task {task or 'of its experiment'}, and this is for "
+            "classifiers: its summary.md and figures have what its task reports."
+        )
+    return load_trained(directory, step, base=base)
+
+
 def load_variables(directory: str | Path, step: int | None = None) -> tuple[dict[str, Any], int]:
     """Returns the `params` and `batch_stats` that a run trained, and the step they are of.
 

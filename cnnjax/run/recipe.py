@@ -18,7 +18,6 @@ from cnnjax.devices import processes
 from cnnjax.devices.sharding import Rules, placed_form, splits_parameters, state_shardings
 from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
-from cnnjax.run.cli import key_values
 from cnnjax.run.groups import Optimization, Regularization, Training
 from cnnjax.run.settings import Run
 from cnnjax.tasks.task import Task
@@ -169,13 +168,14 @@ def learning_rate_schedule(
     config: Optimization, epochs: int, num_updates: int
 ) -> schedules.Schedule:
     """Returns update -> learning rate."""
+    name, options = schedules.read_schedule(config.schedule, config.schedule_arguments)
     return schedules.make_schedule(
-        config.schedule,
+        name,
         config.learning_rate,
         total_steps=num_updates,
         warmup_steps=round(num_updates * config.warmup_epochs / epochs),
         **({"cycles": config.cycles} if config.cycles != 1 else {}),
-        **key_values(config.schedule_arguments),
+        **options,
     )
 
 

@@ -17,12 +17,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cnnjax.devices import processes
 from cnnjax.errors import UserError
 from cnnjax.run import cli, files
 from cnnjax.run.files import read_json, write_json
+from cnnjax.run.listings import listed
 
 # What a resumed run may change: how long it trains, where it computes and reads, what it keeps.
 HOW_LONG = {"epochs", "stop_after_epochs"}
@@ -98,6 +99,8 @@ class Input:
 @dataclasses.dataclass(frozen=True)
 class Devices:
     """What a run computes on, and how."""
+
+    listings: ClassVar[dict[str, str]] = listed("mesh", "sharding")
 
     parallel: Literal["auto", "jit", "pmap", "scan"] = "auto"
     """How the step is compiled: jit over a mesh, pmap, or many steps in one call (scan)."""

@@ -128,7 +128,8 @@ def main(config: Config, tasks: dict[str, Transfer], name: str) -> int:
     target = _target(config, task, source.image_shape[:2])
     # What cannot be done is refused before the base is trained.
     for method in config.methods:
-        model = make_model(config.model, cli.key_values(config.model_arguments), target)
+        name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
+        model = make_model(name, arguments, target)
         finetune.make_method(trials.find_way(method).method, model, target.image_shape)
     for labels in config.labels:
         cnnjax.data.few_labels(target, labels, seed=0)
