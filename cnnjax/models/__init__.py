@@ -5,7 +5,7 @@
     logits = model.apply(variables, image, train=False)
 
 Every model is a Linen module from `image [batch, height, width, channels]` to logits
-`[batch, num_classes]`. Its last Dense is named `head`; `num_classes=None` returns what would enter
+`[batch, num_classes]`, or `[batch, height, width, num_classes]` if it finds a class a pixel. Its last Dense is named `head`; `num_classes=None` returns what would enter
 it. `train` is keyword-only; dropout draws from the random stream `dropout`; models with BatchNorm
 keep `batch_stats` and take `axis_name` for statistics over a mapped axis. Each stage's output is
 passed through `stage_output`, which sows it into `intermediates`: `features` returns it.
@@ -38,6 +38,7 @@ from cnnjax.models import (
     shufflenet,
     simple,
     squeezenet,
+    unet,
     vgg,
 )
 from cnnjax.models.features import features, stage_names
@@ -168,6 +169,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnext_large": convnext.convnext_large,
     # nfnet.py
     "nfnet_f0": nfnet.nfnet_f0,
+    # unet.py
+    "unet": unet.UNet,
+    "unet_2015": unet.UNet2015,
 }
 
 # Canonical input [height, width, channels] and classes of the models that are not for ImageNet at
@@ -210,6 +214,9 @@ CANONICAL: dict[str, tuple[tuple[int, int, int], int]] = {
     "efficientnet_b7": ((600, 600, 3), 1000),
     # nfnet.py
     "nfnet_f0": ((256, 256, 3), 1000),
+    # unet.py
+    "unet": ((512, 512, 1), 2),
+    "unet_2015": ((572, 572, 1), 2),
 }
 IMAGENET: tuple[tuple[int, int, int], int] = ((224, 224, 3), 1000)
 
