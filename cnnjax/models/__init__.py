@@ -5,10 +5,11 @@
     logits = model.apply(variables, image, train=False)
 
 Every model is a Linen module from `image [batch, height, width, channels]` to logits
-`[batch, num_classes]`, or `[batch, height, width, num_classes]` if it finds a class a pixel. Its last Dense is named `head`; `num_classes=None` returns what would enter
-it. `train` is keyword-only; dropout draws from the random stream `dropout`; models with BatchNorm
-keep `batch_stats` and take `axis_name` for statistics over a mapped axis. Each stage's output is
-passed through `stage_output`, which sows it into `intermediates`: `features` returns it.
+`[batch, num_classes]`, or `[batch, height, width, num_classes]` of each pixel. Its last Dense is
+named `head`; `num_classes=None` returns what would enter it. `train` is keyword-only; dropout draws
+from the random stream `dropout`; models with BatchNorm keep `batch_stats` and take `axis_name` for
+statistics over a mapped axis. Each stage's output is passed through `stage_output`, which sows it
+into `intermediates`: `features` returns it.
 """
 
 from __future__ import annotations

@@ -143,9 +143,11 @@ class UNet(nn.Module):
 
 def up_init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """He's initializer for `ops.UpConv`: each output sees one tap of the kernel, not four."""
-    return he_normal_fan_in(key, (shape[2], 4 * shape[3]), dtype).reshape(
-        shape[2], 2, 2, shape[3]
-    ).transpose(1, 2, 0, 3)
+    return (
+        he_normal_fan_in(key, (shape[2], 4 * shape[3]), dtype)
+        .reshape(shape[2], 2, 2, shape[3])
+        .transpose(1, 2, 0, 3)
+    )
 
 
 def middle(image: jax.Array, size: tuple[int, ...]) -> jax.Array:

@@ -6,11 +6,12 @@ from cnnjax import lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    ("task",),
+    ("segmentation", "task"),
     {"task": ("Forward", "Report", "Task", "example_weights")},
 )
 
 if TYPE_CHECKING:
+    from cnnjax.tasks import segmentation as segmentation
     from cnnjax.tasks import task as task
     from cnnjax.tasks.task import Forward as Forward
     from cnnjax.tasks.task import Report as Report

@@ -123,6 +123,9 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "convnext_large": (197_767_336, 0, 34_361_433_600),
     # nfnet.py: timm
     "nfnet_f0": (71_489_284, 0, 12_384_198_656),
+    # unet.py: by hand in test_unet.py, layer by layer
+    "unet": (31_030_658, 0, 192_384_335_872),
+    "unet_2015": (31_030_658, 0, 150_428_424_448),
 }
 
 
@@ -135,6 +138,10 @@ LARGE = re.compile(
 CASES = [
     pytest.param(name, marks=[pytest.mark.slow] if LARGE.fullmatch(name) else []) for name in SIZES
 ]
+
+
+# Their logits are of each pixel.
+PIXEL_CLASSES = ("unet", "unet_2015")
 
 
 def test_no_model_lacks_an_entry():
@@ -170,7 +177,8 @@ def test_contract(name):
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     apply = functools.partial(model.apply, mutable=["intermediates"])
     logits, state = jax.eval_shape(apply, variables, image)
-    assert logits.shape == (2, classes)
+    assert (logits.shape[0], logits.shape[-1]) == (2, classes)
+    assert logits.ndim == (4 if name in PIXEL_CLASSES else 2)
     stages = trees.named_leaves(state["intermediates"])
     assert stages
     assert all(output.shape[0] == 2 for output in stages.values())
