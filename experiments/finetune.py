@@ -72,7 +72,7 @@ class Config(classifier.Config):
 
 def main(config: Config) -> int:
     """Fine-tunes and tests one network; returns the exit code."""
-    classifier.start(config)
+    cnnjax.run.trainer.start(config)
     directory = Path(config.base or Path(config.run_dir) / "base")
     if not config.base:
         if not config.smoke:
@@ -130,7 +130,7 @@ def main(config: Config) -> int:
         base_checksum=base.checksum,
         pull=pull,
     )
-    return cnnjax.run.trainer.train_classifier(config, recipe)
+    return cnnjax.run.trainer.train(config, recipe)
 
 
 def _by_group(config, groups, optimizer, total_steps):

@@ -24,6 +24,7 @@ import cnnjax
 from cnnjax.commands import evaluate
 from cnnjax.errors import UserError
 from cnnjax.run import classifier, settings
+from cnnjax.tasks import class_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def main(config: Config) -> int:
             f"{config.members} (not {config.epochs}), and --ema-decay 0: an average would mix the "
             "cycles."
         )
-    classifier.start(dataclasses.replace(config, coordinator="off"))
+    cnnjax.run.trainer.start(dataclasses.replace(config, coordinator="off"))
     directory = Path(config.run_dir)
     cnnjax.run.files.make_directory(directory)
     with cnnjax.run.files.only_writer(directory):
@@ -151,7 +152,7 @@ def _summarize(config, directory):
         "epochs": config.epochs,
         "step": sum(member["step"] for member in members),
     }
-    cnnjax.run.report.write_summary(directory, summary, cnnjax.train.evaluate.format_report(report))
+    cnnjax.run.report.write_summary(directory, summary, class_scores.format_report(report))
 
 
 if __name__ == "__main__":
