@@ -13,6 +13,13 @@ from tests.models.quick import quick_apply, quick_init, quick_jit
 from tests.models.test_families import random_variables
 
 
+@pytest.fixture(autouse=True)
+def plain_convolutions():
+    """These tests are of the model; `lax` convolutions compile soonest."""
+    with ops.lowering("lax"):
+        yield
+
+
 def test_parameters_by_hand():
     """Two 3x3 convolutions a level, a 2x2 and two 3x3 on the way up, 1x1 at the end; all biased."""
     widths = (64, 128, 256, 512, 1024)
