@@ -1,4 +1,4 @@
-"""Losses: one value per example, never reduced; and penalties on the parameters.
+"""Losses: one value per example (or pixel), never reduced; and penalties on the parameters.
 
 A loss takes `(logits, labels)` and drops the class axis, so `[batch, classes]` gives `[batch]`; any
 number of leading axes does as well. The step takes the mean over the examples that count.
@@ -207,6 +207,68 @@ def one_vs_all_cross_entropy(
     targets = (_distribution(labels, logits) > target_threshold).astype(logits.dtype)
     losses = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
     return _nan_where_out_of_range(losses, labels, logits)
+
+
+def pixel_cross_entropy(
+    logits: ArrayLike, class_map: ArrayLike, *, ignore: int = 255
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax cross-entropy of every pixel, and which pixels count.
+
+    Args:
+      logits: float `[..., height, width, classes]`, two classes or more.
+      class_map: integers `[..., height, width]` in `[0, classes)`, or `ignore`.
+      ignore: marks pixels without a class: they have loss 0 and no gradient, whatever the logits.
+
+    Returns:
+      `(losses, counted)`: float32 at least and bool, both `[..., height, width]`.
+
+    Raises:
+      UserError: shapes that do not go together.
+    """
+    logits, class_map = jnp.asarray(logits), jnp.asarray(class_map)
+    counted = class_map != ignore
+    if counted.shape == logits.shape[:-1]:
+        # Selected, not multiplied: the gradient of 0 times infinity is no number.
+        logits = jnp.where(counted[..., None], logits, 0)
+    losses = softmax_cross_entropy(logits, jnp.where(counted, class_map, 0).astype(jnp.int32))
+    return jnp.where(counted, losses, 0), counted
+
+
+def dice_loss(logits: ArrayLike, class_map: ArrayLike, *, ignore: int = 255) -> jax.Array:
+    """One minus the mean over an image's classes of their soft Dice coefficient.
+
+        D_k = 2 sum p_k t_k / (sum p_k^2 + sum t_k^2)
+
+    over the pixels that count, `p_k` the probability of class `k`, `t_k` whether it is the class.
+    Milletari, Navab and Ahmadi 2016, "V-Net" (arXiv 1606.04797), section 3, for several classes:
+    the mean is over those that the image has.
+
+    Args:
+      logits: float `[..., height, width, classes]`, two classes or more.
+      class_map: integers `[..., height, width]` in `[0, classes)`, or `ignore`.
+      ignore: marks pixels without a class.
+
+    Returns:
+      `[...]`, float32 at least; 0 for an image without a pixel that counts.
+
+    Raises:
+      UserError: shapes that do not go together.
+    """
+    logits, class_map = _float32_at_least(logits), jnp.asarray(class_map)
+    if class_map.shape != logits.shape[:-1]:
+        raise UserError(
+            f"the Dice loss was given logits {list(logits.shape)} and a class map "
+            f"{list(class_map.shape)}: give one class a pixel."
+        )
+    counted = (class_map != ignore)[..., None]
+    probabilities = jnp.where(counted, jax.nn.softmax(jnp.where(counted, logits, 0)), 0)
+    targets = jax.nn.one_hot(class_map, logits.shape[-1], dtype=logits.dtype) * counted
+    pixels = (-3, -2)
+    common = jnp.sum(probabilities * targets, axis=pixels)
+    sizes = jnp.sum(probabilities**2 + targets**2, axis=pixels)
+    present = jnp.any(targets > 0, axis=pixels)
+    losses = jnp.where(present, 1 - 2 * common / jnp.where(present, sizes, 1), 0)
+    return jnp.sum(losses, axis=-1) / jnp.maximum(jnp.sum(present, axis=-1), 1)
 
 
 def weighted(loss_fn: LossFunction, class_weights: ArrayLike) -> LossFunction:

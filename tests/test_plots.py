@@ -351,3 +351,48 @@ def test_misfits_are_explained(tmp_path: Path, draw: Callable[[Path], Path], mes
     with pytest.raises(UserError, match=message):
         draw(tmp_path / "never.png")
     assert not (tmp_path / "never.png").exists()
+
+
+def test_class_maps_paint_what_is_not_background(tmp_path):
+    from cnnjax.plots import overlays
+
+    images = np.full((2, 4, 4, 1), 0.5, np.float32)
+    classes = np.zeros((2, 4, 4), np.uint8)
+    classes[0, 0, 0], classes[0, 0, 1] = 1, 255
+    gray = overlays._rgb(images)
+    painted = overlays._painted(gray, classes, np.array([[0, 0, 0], [1.0, 0, 0]]), 255, 0)
+    np.testing.assert_allclose(painted[0, 0, 0], [0.875, 0.125, 0.125])
+    np.testing.assert_allclose(painted[0, 0, 1], 0.875)
+    np.testing.assert_array_equal(painted[1], gray[1])
+    path = overlays.class_maps(images, classes, classes, ["ground", "cat"], tmp_path / "maps.png")
+    assert path.stat().st_size > 1000
+
+
+def test_class_maps_mark_wrong_pixels_that_count():
+    from cnnjax.plots import overlays
+
+    truth = np.array([[[0, 1], [2, 255]]], np.uint8)
+    predicted = np.array([[[0, 2], [2, 0]]], np.uint8)
+    errors = overlays._errors(np.ones((1, 2, 2, 3), np.float32), truth, predicted, 255)
+    np.testing.assert_allclose(errors[0, 0, 1], overlays._WRONG)
+    np.testing.assert_allclose(errors[0, [0, 1, 1], [0, 0, 1]], 0.5)
+    assert overlays._fractions_wrong(truth, predicted, 255).tolist() == [1 / 3]
+
+
+@pytest.mark.parametrize("count", [2, 10, 18, 40])
+def test_class_colors_are_distinct_and_not_gray(count):
+    from cnnjax.plots import overlays
+
+    colors = overlays.class_colors(count)
+    assert len({tuple(np.round(color, 3)) for color in colors}) == count
+    assert (colors.max(axis=1) - colors.min(axis=1)).min() > 0.1
+
+
+def test_class_maps_refuse_shapes_that_do_not_fit(tmp_path):
+    from cnnjax import plots
+
+    images, maps = np.zeros((2, 4, 4, 1)), np.zeros((2, 4, 4), np.uint8)
+    with pytest.raises(UserError, match="give one class a pixel of each image"):
+        plots.class_maps(images, maps[:1], maps, ["a", "b"], tmp_path / "x.png")
+    with pytest.raises(UserError, match="1 or 3 channels"):
+        plots.class_maps(images[..., 0], maps, maps, ["a", "b"], tmp_path / "x.png")

@@ -149,10 +149,15 @@ def _macs(
     input_shape: tuple[int, ...],
     output_shape: tuple[int, ...],
 ) -> int:
-    """Each weight of `kernel` is used once at each position of the output, before pooling."""
+    """Each weight of `kernel` is used once at each position of the output, before pooling.
+
+    Those of a transposed convolution are used once at each position of the input.
+    """
     if "kernel" not in params:
         return 0
     positions = output_shape[1:-1]
+    if isinstance(module, ops.UpConv):
+        positions = input_shape[1:-1]
     if isinstance(module, ops.ConvPool):
         positions = jax.eval_shape(
             lambda image, kernel: ops.conv2d(image, kernel, padding=module.padding),

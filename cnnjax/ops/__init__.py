@@ -6,19 +6,21 @@ chosen by platform and shape (see `cnnjax.ops.choice`) and can be set by argumen
     with ops.lowering("lax"):
         logits = model.apply(variables, image)
 
-Models use the layers `Conv` and `ConvPool`, whose parameters are those of `flax.linen.Conv`.
+Models use the layers `Conv` and `ConvPool`, whose parameters are those of `flax.linen.Conv`, and
+`UpConv`, the 2x2 transposed convolution at stride 2.
 """
 
 from cnnjax.ops.choice import LOWERINGS, lowering
 from cnnjax.ops.convolution import conv2d, conv_general_dilated
 from cnnjax.ops.fused import conv2d_activation_max_pool
-from cnnjax.ops.layers import Conv, ConvPool
+from cnnjax.ops.layers import Conv, ConvPool, UpConv
 from cnnjax.ops.pooling import avg_pool, max_pool
 
 __all__ = [
     "LOWERINGS",
     "Conv",
     "ConvPool",
+    "UpConv",
     "avg_pool",
     "conv2d",
     "conv2d_activation_max_pool",
