@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "mixup",
         "policy",
         "randaugment",
+        "views",
     ),
     {
         "geometry": (
@@ -25,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         ),
         "policy": ("make_augment",),
         "filters": ("make_filter",),
+        "views": ("fixed_views", "two_views"),
     },
 )
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from cnnjax.augment import mixup as mixup
     from cnnjax.augment import policy as policy
     from cnnjax.augment import randaugment as randaugment
+    from cnnjax.augment import views as views
     from cnnjax.augment.filters import make_filter as make_filter
     from cnnjax.augment.geometry import apply_per_image as apply_per_image
     from cnnjax.augment.geometry import compose as compose
@@ -43,3 +46,5 @@ if TYPE_CHECKING:
     from cnnjax.augment.geometry import random_affine as random_affine
     from cnnjax.augment.geometry import random_flip as random_flip
     from cnnjax.augment.policy import make_augment as make_augment
+    from cnnjax.augment.views import fixed_views as fixed_views
+    from cnnjax.augment.views import two_views as two_views
