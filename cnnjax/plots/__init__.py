@@ -2,12 +2,14 @@
 
 from cnnjax.plots.comparison import accuracy_by_labels
 from cnnjax.plots.curves import interval_chart, learning_curves
+from cnnjax.plots.embedding import embedding
 from cnnjax.plots.images import filters, image_grid, prediction, worst_classified
 from cnnjax.plots.scores import confusion_matrix, reliability_diagram, roc_curves
 
 __all__ = [
     "accuracy_by_labels",
     "confusion_matrix",
+    "embedding",
     "filters",
     "image_grid",
     "interval_chart",
