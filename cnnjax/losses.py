@@ -276,13 +276,13 @@ def view_cosines(
         "bvf,wuf->bvwu", _unit(views), _unit(all_views), precision=jax.lax.Precision.HIGHEST
     ).reshape(*views.shape[:2], 2 * whole)
     row = first_index + jnp.arange(views.shape[0], dtype=jnp.int32)[:, None]
-    itself, other = 2 * row + jnp.arange(2), 2 * row + jnp.arange(2)[::-1]
+    itself, other = 2 * row + jnp.arange(2), 2 * row + jnp.array([1, 0])
     column = jnp.arange(2 * whole)
     counts = jnp.ones(whole, bool) if mask is None else jnp.asarray(mask)
     # The other view counts for padding too: a sum of nothing would have no gradient.
     compared = jnp.repeat(counts, 2) | (column == other[..., None])
     compared &= column != itself[..., None]
-    return jnp.where(compared, cosines, -jnp.inf), other.astype(jnp.int32)
+    return jnp.where(compared, cosines, -jnp.inf), jnp.asarray(other, jnp.int32)
 
 
 def weighted(loss_fn: LossFunction, class_weights: ArrayLike) -> LossFunction:

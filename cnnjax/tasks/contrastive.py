@@ -54,13 +54,14 @@ def _apply(forward: Forward, batch: Batch, *, train: bool) -> tuple[dict[str, An
     features, projection = (
         outputs[name].reshape(*both.shape[:2], -1) for name in ("features", "projection")
     )
+    mask = batch.get("mask")
     device = 0 if forward.axis_name is None else jax.lax.axis_index(forward.axis_name)
     return {
         "features": features[:, 0],
         "views": projection,
         "compared": {
             "all_views": forward.gather(projection),
-            "mask": forward.gather(batch["mask"]),
+            "mask": None if mask is None else forward.gather(mask),
             "first_index": device * both.shape[0],
         },
     }, batch_stats
