@@ -74,7 +74,7 @@ class Config(classifier.Config):
 
 def main(config: Config) -> int:
     """Trains and tests the network; returns the exit code."""
-    classifier.start(config)
+    cnnjax.run.trainer.start(config)
     dataset = classifier.read_data(config)
     arguments = cli.key_values(config.model_arguments)
     model, card = classifier.make_model(config, config.model, arguments, dataset)

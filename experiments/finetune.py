@@ -72,7 +72,7 @@ class Config(classifier.Config):
 
 def main(config: Config) -> int:
     """Fine-tunes and tests one network; returns the exit code."""
-    classifier.start(config)
+    cnnjax.run.trainer.start(config)
     directory = Path(config.base or Path(config.run_dir) / "base")
     if not config.base:
         if not config.smoke:

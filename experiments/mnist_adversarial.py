@@ -85,7 +85,7 @@ def main(config: Config) -> int:
     }
     if not 0 <= config.epsilon_warmup_epochs < float("inf"):
         raise UserError(f"--epsilon-warmup-epochs {config.epsilon_warmup_epochs}: give 0 or more.")
-    classifier.start(config)
+    cnnjax.run.trainer.start(config)
     dataset = classifier.read_data(config)
     for attack in attacks.values():
         robust.check_attack(attack, dataset.image_shape)

@@ -63,7 +63,7 @@ def main(config: Config) -> int:
             f"{config.members} (not {config.epochs}), and --ema-decay 0: an average would mix the "
             "cycles."
         )
-    classifier.start(dataclasses.replace(config, coordinator="off"))
+    cnnjax.run.trainer.start(dataclasses.replace(config, coordinator="off"))
     directory = Path(config.run_dir)
     cnnjax.run.files.make_directory(directory)
     with cnnjax.run.files.only_writer(directory):

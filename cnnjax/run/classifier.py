@@ -40,20 +40,8 @@ class Config(Training, LabelledImages):
 
 def main(config: Config) -> int:
     """Trains and tests one network; returns the exit code."""
-    start(config)
+    cnnjax.run.trainer.start(config)
     return train(config)
-
-
-def start(config: Config) -> None:
-    """Connects the processes and devices; before any use of JAX."""
-    cnnjax.devices.processes.start(
-        config.coordinator,
-        config.num_processes,
-        config.process_id,
-        timeout_secs=config.join_timeout_secs,
-    )
-    batch_size = config.batch_size // max(config.accumulate, 1)
-    cnnjax.devices.backend.start(config.devices, config.mesh, batch_size=batch_size)
 
 
 def train(config: Config) -> int:

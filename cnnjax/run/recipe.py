@@ -92,6 +92,7 @@ def make_recipe(
     wrap_optimizer: Callable[[Any, int], Any] = lambda optimizer, total_steps: optimizer,
     step_factory: Callable[..., TrainStep] = make_step,
     updates_per_step: int = 1,
+    schedule: schedules.Schedule | None = None,
     **others: Any,
 ) -> Recipe:
     """Returns the recipe that the settings describe.
@@ -103,6 +104,7 @@ def make_recipe(
       wrap_optimizer: `(optimizer, total_steps) -> optimizer`.
       step_factory: what takes the arguments of `make_step` in its place.
       updates_per_step: how often a step of that factory updates the parameters.
+      schedule: update -> learning rate, in place of the one that the settings describe.
       **others: further fields of the recipe.
 
     Raises:
@@ -111,7 +113,7 @@ def make_recipe(
     if config.sam < 0:
         raise UserError(f"--sam {config.sam}: give a radius of 0 or more.")
     steps = total_steps(config, dataset)
-    schedule = learning_rate_schedule(config, config.epochs, steps * updates_per_step)
+    schedule = schedule or learning_rate_schedule(config, config.epochs, steps * updates_per_step)
     optimizer = optim.make_optimizer(
         config.optimizer,
         schedule,

@@ -48,6 +48,18 @@ EVALUATION_BATCH = 512
 MINIMIZED = ("loss",)
 
 
+def start(config: settings.Settings) -> None:
+    """Connects the processes and devices; before any use of JAX."""
+    processes.start(
+        config.coordinator,
+        config.num_processes,
+        config.process_id,
+        timeout_secs=config.join_timeout_secs,
+    )
+    batch_size = config.batch_size // max(config.accumulate, 1)
+    backend.start(config.devices, config.mesh, batch_size=batch_size)
+
+
 def train(config: settings.Settings, recipe: Recipe) -> int:
     """Trains, validates after each epoch, tests at the end, and fills the run directory.
 
