@@ -15,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import losses, metrics, plots
+from cnnjax.augment.policy import BatchAugment
+from cnnjax.augment.views import fixed_views
+from cnnjax.data.dataset import ArrayDataset, Arrays, Dataset
 from cnnjax.data.fields import Image, Label
 from cnnjax.tasks.task import Batch, Forward, Metrics, PyTree, Report, Task, example_weights
 
@@ -24,8 +27,9 @@ def contrastive(*, temperature: float, class_names: Sequence[str]) -> Task:
 
     `image` and `view` are the two views: in training as `cnnjax.augment.two_views` makes them; in
     evaluation the image as it is, whose representation is what is predicted, and a view that was
-    made once, by `cnnjax.augment.fixed_views`. Both go through the model as one batch, so that
-    BatchNorm normalizes them together, and a Dropout draws one mask for all.
+    made once (see `paired`). Both go through the model as one batch, so that BatchNorm normalizes
+    them together, and a Dropout draws one mask for all. The loss of an evaluation compares within
+    each of its batches.
 
     The loss compares each embedding with those of the whole batch on all devices (the paper's
     algorithm 1), so the batch cannot be computed in microbatches. `label` is for the report only.
@@ -44,6 +48,24 @@ def contrastive(*, temperature: float, class_names: Sequence[str]) -> Task:
         monitor=("loss", "min"),
         needs_whole_batch=True,
     )
+
+
+def paired(dataset: Dataset, augment: BatchAugment, *, seed: int) -> ArrayDataset:
+    """Returns a dataset with the keys of the task.
+
+    In validation and test `view` is a draw of `augment`, a function of the seed and the image's
+    place; in training it is the image, of which each step draws both views.
+    """
+
+    def split(arrays: Arrays, name: str) -> dict[str, np.ndarray]:
+        view = arrays.image
+        if name != "train":
+            view = fixed_views(view, augment, seed=seed)
+        return {"image": arrays.image, "view": view, "label": arrays.label}
+
+    splits = {name: split(getattr(dataset, name), name) for name in ("train", "validation", "test")}
+    fields = {"image": Image(), "view": Image(), "label": Label(dataset.num_classes)}
+    return ArrayDataset(dataset.name, fields, **splits)
 
 
 def _apply(forward: Forward, batch: Batch, *, train: bool) -> tuple[dict[str, Any], PyTree]:
