@@ -62,17 +62,21 @@ def main(config: Config) -> int:
     )
     if config.smoke:
         labelled = trainer.shrink(labelled)
-    augment = make_augment(config.augment, num_classes=labelled.num_classes)
+    # Of the images alone, so that mixing is refused.
+    fields = {"image": cnnjax.data.fields.Image()}
+    augment = make_augment(config.augment, num_classes=labelled.num_classes, fields=fields)
     views = two_views(augment)
     dataset = paired(labelled, augment, seed=config.seed)
 
     arguments = cli.key_values(config.model_arguments)
-    fields = load.computation(
+    computed = load.computation(
         config.model, arguments, precision=config.precision, remat=config.remat
     )
-    encoder = cnnjax.models.create(config.model, num_classes=None, **fields)
     model = Projected(
-        encoder, config.projection_width, config.projection_features, dtype=fields.get("dtype")
+        cnnjax.models.create(config.model, num_classes=None, **computed),
+        config.projection_width,
+        config.projection_features,
+        dtype=computed.get("dtype"),
     )
     task = contrastive(temperature=config.temperature, class_names=labelled.class_names)
 

@@ -12,7 +12,6 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -41,12 +40,14 @@ class Config:
 
 def main(config: Config) -> None:
     """Classifies each file."""
+    import jax.numpy as jnp
+
     if not config.images:
         raise UserError("no image files given: name at least one, such as digit.png.")
     data, plots = cnnjax.data, cnnjax.plots
     originals = [data.read_image(path) for path in config.images]
     cnnjax.devices.backend.start(devices=1)
-    trained = load.load_trained(config.run)
+    trained = load.load_classifier(config.run)
     shape, class_names = tuple(trained.card["image_shape"]), trained.card["class_names"]
     digits = shape == (28, 28, 1)
     fit = trained.card.get("fit", "resize")

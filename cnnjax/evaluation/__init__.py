@@ -1,10 +1,10 @@
-"""What is learned from predictions: ensembles, calibration, the quality of labels and features."""
+"""Analysis of predictions and features: ensembles, calibration, label quality, linear probes."""
 
 from typing import TYPE_CHECKING
 
 from cnnjax import lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
+lazy.attach(
     __name__,
     (
         "calibration",

@@ -1,4 +1,4 @@
-"""A trained model: how a run's, or a converted one, is read back."""
+"""Load a trained or converted model from its run directory."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from cnnjax.run.settings import read_config
 if TYPE_CHECKING:
     from cnnjax.finetune import Base
 
-# The folder of BatchNorm's statistics of the tested step, where a run measured them anew.
+# The folder of BatchNorm's statistics of the tested step, where a run recomputed them.
 RECALIBRATED = "recalibrated"
 # What Orbax calls the file that describes the arrays of a directory.
 ORBAX_METADATA = "_METADATA"
@@ -87,6 +87,20 @@ def load_trained(
             found = read_base(base or card["finetune"]["base"])
         model, variables = finetune.read_back(model, card, variables, found)
     return TrainedModel(model, variables, card, step)
+
+
+def load_classifier(
+    directory: str | Path, step: int | None = None, *, base: str | Path | None = None
+) -> TrainedModel:
+    """Reads the model of a run as `load_trained` does; a UserError unless it is a classifier."""
+    card = read_json(Path(directory) / "model.json", f"{directory} has not trained a model yet")
+    # Earlier versions knew no other task, and did not name it.
+    if (task := card.get("task", "classification")) != "classification":
+        raise UserError(
+            f"{directory} is a run of the task {task or 'of its experiment'}, and this is for "
+            "classifiers: its summary.md and figures have what its task reports."
+        )
+    return load_trained(directory, step, base=base)
 
 
 def load_variables(directory: str | Path, step: int | None = None) -> tuple[dict[str, Any], int]:

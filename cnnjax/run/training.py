@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 
 from cnnjax import models
@@ -123,6 +124,9 @@ def train(
         config = dataclasses.replace(config, resume=config.run_dir)
     trainer.start(config)
     own_optimizer = None if isinstance(optimizer, str) else optimizer
+    if own_optimizer is not None and schedule is None:
+        # What it uses is not known here.
+        schedule = lambda step: jnp.float32(jnp.nan)  # noqa: E731
     recipe = make_recipe(
         config,
         data,
@@ -167,7 +171,13 @@ def _check_same(directory: Path, config: Called) -> None:
             f"{directory} is a run of {saved['experiment']}: continue it with python -m "
             f"{saved['experiment']} --resume {directory}"
         )
-    settings.check_settings(saved["settings"], config)
+    for name, given in settings.as_json(settings.recorded_settings(config)).items():
+        kept = saved["settings"].get(name, given)
+        if kept != given and name not in settings.CHANGEABLE_ON_RESUME:
+            raise UserError(
+                f"{name} {given!r} differs from the {kept!r} of the run in {directory}: give the "
+                "same, or another run_dir."
+            )
 
 
 def _trained(directory: Path, module: nn.Module) -> Trained:

@@ -47,6 +47,7 @@ def contrastive(*, temperature: float, class_names: Sequence[str]) -> Task:
         report=functools.partial(_report, class_names=class_names),
         monitor=("loss", "min"),
         needs_whole_batch=True,
+        name="contrastive",
     )
 
 

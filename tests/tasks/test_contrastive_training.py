@@ -10,7 +10,7 @@ import pytest
 
 from cnnjax import models
 from cnnjax.augment import two_views
-from cnnjax.augment.geometry import apply_per_image
+from cnnjax.augment.change import apply_per_image
 from cnnjax.data.dataset import Dataset, columns
 from cnnjax.data.pipelines import ResidentPipeline
 from cnnjax.errors import UserError

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from cnnjax.augment import fixed_views, make_augment, two_views
+from cnnjax.data.fields import Image
 from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
 
 IMAGES = np.random.default_rng(0).uniform(size=(8, 12, 12, 1)).astype(np.float32)
-AUGMENT = make_augment("rotate:20,translate:2,noise:0.1", num_classes=10)
+AUGMENT = make_augment("rotate:20,translate:2,noise:0.1", num_classes=10, fields={"image": Image()})
 
 
 def views_at(step, images=IMAGES, first_index=0):
