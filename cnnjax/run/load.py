@@ -52,6 +52,9 @@ def load_trained(
 ) -> TrainedModel:
     """Reads the model of a run.
 
+    Of a run whose `model.json` names a `part`, such as the encoder of contrastive learning, it is
+    the part that is read.
+
     Args:
       directory: the run directory.
       step: of the checkpoint to read; None for the one that the run's summary names, or else the
@@ -72,6 +75,8 @@ def load_trained(
             "the model as its experiment does, and read cnnjax.run.load.load_variables."
         )
     variables, step = load_variables(directory, step)
+    if "part" in card:
+        variables = {name: tree.get(card["part"], {}) for name, tree in variables.items()}
     fields = computation(card["model"], card["arguments"], precision=card.get("precision"))
     model = models.create(card["model"], num_classes=card["num_outputs"], **fields)
     if "finetune" in card:
