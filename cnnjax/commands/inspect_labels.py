@@ -23,7 +23,6 @@ from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
 from cnnjax.run import load
 from cnnjax.run import settings as runs
-from cnnjax.tasks.classification import classification
 
 BATCH_SIZE = 500
 
@@ -130,7 +129,7 @@ def _predict(member, train: Arrays):
     predict = cnnjax.train.compile.compile_predict(
         cnnjax.train.step.make_predict(
             member.model,
-            classification(len(member.card["class_names"])),
+            cnnjax.tasks.classification.classification(len(member.card["class_names"])),
             normalize=member.normalize,
         ),
         cnnjax.train.compile.make_mesh(1),

@@ -18,7 +18,6 @@ import tyro
 import cnnjax
 from cnnjax.errors import UserError
 from cnnjax.run import load
-from cnnjax.tasks.classification import classification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,9 @@ def main(config: Config) -> None:
     ]
     predict = cnnjax.train.compile.compile_predict(
         cnnjax.train.step.make_predict(
-            trained.model, classification(len(class_names)), normalize=trained.normalize
+            trained.model,
+            cnnjax.tasks.classification.classification(len(class_names)),
+            normalize=trained.normalize,
         ),
         cnnjax.train.compile.make_mesh(1),
     )
