@@ -88,6 +88,7 @@ def load_classifier(
     directory: str | Path, step: int | None = None, *, base: str | Path | None = None
 ) -> TrainedModel:
     """Reads the model of a run as `load_trained` does; a UserError unless it is a classifier."""
+    read_config(Path(directory))
     card = read_json(Path(directory) / "model.json", f"{directory} has not trained a model yet")
     # Earlier versions knew no other task, and did not name it.
     if (task := card.get("task", "classification")) != "classification":
