@@ -34,7 +34,7 @@ def softmax_cross_entropy(
       logits: float `[batch, classes]`, two classes or more.
       labels: integers `[batch]` in `[0, classes)`, or one-hot or soft labels `[batch, classes]`.
         A class number out of range gives NaN: under `jit` there is no way to raise.
-      label_smoothing: the share of the target spread evenly over all classes, in `[0, 1)`.
+      label_smoothing: the fraction of the target spread evenly over all classes, in `[0, 1)`.
 
     Returns:
       `[batch]`, float32, or float64 for float64 logits.
@@ -43,7 +43,7 @@ def softmax_cross_entropy(
       UserError: shapes that do not go together, labels of shape `[batch]` that are no integers, a
         single logit, or `label_smoothing` outside `[0, 1)`.
     """
-    logits, labels = _float32_at_least(logits), jnp.asarray(labels)
+    logits, labels = at_least_float32(logits), jnp.asarray(labels)
     _check_class_logits(logits, labels)
     if not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing must be in [0, 1), not {label_smoothing}.")
@@ -72,7 +72,7 @@ def sigmoid_binary_cross_entropy(
       UserError: more than one logit an example, other shapes that do not go together, or
         `label_smoothing` outside `[0, 1)`.
     """
-    logits, labels = _float32_at_least(logits), jnp.asarray(labels)
+    logits, labels = at_least_float32(logits), jnp.asarray(labels)
     if not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing must be in [0, 1), not {label_smoothing}.")
     given = f"logits {list(logits.shape)} and labels {list(labels.shape)}"
@@ -101,7 +101,7 @@ def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
     Raises:
       UserError: shapes that do not go together, or class numbers that are no integers.
     """
-    predictions, targets = _float32_at_least(predictions), jnp.asarray(targets)
+    predictions, targets = at_least_float32(predictions), jnp.asarray(targets)
     if predictions.ndim > 1 and predictions.shape[-1] > 1:
         _check_class_logits(predictions, targets)
         squares = optax.squared_error(predictions, _distribution(targets, predictions))
@@ -142,7 +142,7 @@ def lenet1998_map(logits: ArrayLike, labels: ArrayLike, *, rubbish: float = 0.1)
         raise UserError(
             f"rubbish must be positive, not {rubbish}: it is the distance j of eq. (9)."
         )
-    logits, labels = _float32_at_least(logits), jnp.asarray(labels)
+    logits, labels = at_least_float32(logits), jnp.asarray(labels)
     _check_class_logits(logits, labels)
     rubbish_logit = jnp.full_like(logits[..., :1], -rubbish)
     distribution = _distribution(labels, logits)
@@ -202,7 +202,7 @@ def one_vs_all_cross_entropy(
     Raises:
       UserError: shapes that do not go together.
     """
-    logits, labels = _float32_at_least(logits), jnp.asarray(labels)
+    logits, labels = at_least_float32(logits), jnp.asarray(labels)
     _check_class_logits(logits, labels)
     targets = (_distribution(labels, logits) > target_threshold).astype(logits.dtype)
     losses = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
@@ -254,7 +254,7 @@ def dice_loss(logits: ArrayLike, class_map: ArrayLike, *, ignore: int = 255) -> 
     Raises:
       UserError: shapes that do not go together.
     """
-    logits, class_map = _float32_at_least(logits), jnp.asarray(class_map)
+    logits, class_map = at_least_float32(logits), jnp.asarray(class_map)
     if class_map.shape != logits.shape[:-1]:
         raise UserError(
             f"the Dice loss was given logits {list(logits.shape)} and a class map "
@@ -276,7 +276,7 @@ def weighted(loss_fn: LossFunction, class_weights: ArrayLike) -> LossFunction:
 
     Args:
       loss_fn: `(logits, labels) -> [batch]`.
-      class_weights: `[classes]`, such as `data_quality.class_weights` returns.
+      class_weights: `[classes]`, such as `evaluation.label_quality.class_weights` returns.
     """
     weights = jnp.asarray(class_weights)
 
@@ -321,7 +321,8 @@ def make_loss(name: str, **options: Any) -> LossFunction:
     return partial(LOSSES[name], **options)
 
 
-def _float32_at_least(values: ArrayLike) -> jax.Array:
+def at_least_float32(values: ArrayLike) -> jax.Array:
+    """Returns the values in float32, or in the wider dtype that they have."""
     values = jnp.asarray(values)
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
@@ -373,7 +374,7 @@ def _sum_over_selected(
 ) -> jax.Array:
     selected = jax.tree.leaves(mask_by_path(params, patterns))
     terms = [
-        jnp.sum(value(_float32_at_least(leaf)))
+        jnp.sum(value(at_least_float32(leaf)))
         for leaf, chosen in zip(jax.tree.leaves(params), selected, strict=True)
         if chosen
     ]

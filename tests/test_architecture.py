@@ -20,14 +20,16 @@ ROOMS = (
     "lazy",
     "trees",
     "rng",
+    "signatures",
+    "spec",
     "losses",
     "metrics",
     "schedules",
     "optim",
     "ops",
     "models",
-    "augment",
     "data",
+    "augment",
     "devices",
     "plots",
     "tasks",
@@ -103,7 +105,7 @@ def test_rooms_are_no_halls():
     for room in ROOMS:
         modules = [name for name in MODULES if name.rpartition(".")[0] == f"cnnjax.{room}"]
         # A family of networks or of names a file: these two are lists.
-        assert room in ("models", "convert") or len(modules) <= 16, modules
+        assert room in ("models", "convert") or len(modules) <= 18, modules
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -144,3 +146,11 @@ def test_importing_the_package_loads_nothing_heavy():
     _, *loaded = done.stdout.split()
     assert not set(loaded) & (HEAVY - {"orbax"})
     assert "orbax" not in loaded
+
+
+def test_the_help_of_an_experiment_needs_no_jax():
+    program = "import sys, experiments.mnist_lenet; print('jax' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == "False\n"

@@ -396,3 +396,33 @@ def test_class_maps_refuse_shapes_that_do_not_fit(tmp_path):
         plots.class_maps(images, maps[:1], maps, ["a", "b"], tmp_path / "x.png")
     with pytest.raises(UserError, match="1 or 3 channels"):
         plots.class_maps(images[..., 0], maps, maps, ["a", "b"], tmp_path / "x.png")
+
+
+def test_embedding_draws_the_first_two_principal_components_by_class(tmp_path, figures):
+    generator = np.random.default_rng(0)
+    # Two directions of great variance in 5 dimensions, by which the classes differ.
+    labels = np.arange(90) % 3
+    centers = np.array([[0, 0], [9, 0], [0, 6]])[labels]
+    points = centers + generator.normal(size=(90, 2))
+    features = points @ np.eye(5)[[1, 3]] + 0.01 * generator.normal(size=(90, 5))
+    path = plots.embedding(features, labels, ["a", "b", "c"], tmp_path / "embedding.png")
+    pixels(path)
+    (axes,) = figures[0].axes
+    drawn = {}
+    for index, name in enumerate("abc"):
+        color = curve_color(axes, name)
+        (line,) = [x for x in axes.lines if len(x.get_xdata()) and x.get_color() == color]
+        drawn[index] = np.stack([line.get_xdata(), line.get_ydata()], axis=1)
+    centered = features - features.mean(0)
+    _, singular, directions = np.linalg.svd(centered, full_matrices=False)
+    for index, found in drawn.items():
+        expected = centered[labels == index] @ directions[:2].T
+        # A principal component has no sign.
+        np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-6)
+    share = singular[0] ** 2 / (singular**2).sum()
+    assert axes.get_xlabel() == f"first principal component ({share:.0%})"
+
+
+def curve_color(axes, label):
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return line.get_color()

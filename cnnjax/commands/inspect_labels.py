@@ -21,10 +21,8 @@ import numpy as np
 import cnnjax
 from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
-from cnnjax.evaluation import label_quality
-from cnnjax.run import classifier, load
+from cnnjax.run import load
 from cnnjax.run import settings as runs
-from cnnjax.tasks.classification import classification
 
 BATCH_SIZE = 500
 
@@ -55,10 +53,12 @@ class Config:
 
 def main(config: Config) -> None:
     """Ranks the training images of one run or several."""
+    from cnnjax.evaluation import label_quality
+
     if not config.run:
         raise UserError("no run given: name one, such as --run runs/mine.")
     cnnjax.devices.backend.start(devices=1)
-    members = [load.load_trained(run) for run in config.run]
+    members = [load.load_classifier(run) for run in config.run]
     truth, train = _training_data(config, config.run[0])
     for run in config.run[1:]:
         _, other = _training_data(config, run)
@@ -110,6 +110,8 @@ def main(config: Config) -> None:
 
 def _training_data(config, run):
     """Returns the labels as they were, and the images and labels that a run may exclude from."""
+    from cnnjax.run import classifier
+
     settings = classifier.settings_of_run(run)
     whole = dataclasses.replace(
         settings,
@@ -127,7 +129,7 @@ def _predict(member, train: Arrays):
     predict = cnnjax.train.compile.compile_predict(
         cnnjax.train.step.make_predict(
             member.model,
-            classification(len(member.card["class_names"])),
+            cnnjax.tasks.classification.classification(len(member.card["class_names"])),
             normalize=member.normalize,
         ),
         cnnjax.train.compile.make_mesh(1),

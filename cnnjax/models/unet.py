@@ -8,7 +8,7 @@ pads, so that the map of classes is smaller than the image: 388x388 of 572x572. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,10 @@ import jax.numpy as jnp
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.blocks import Activation, Factory, activation_function, call_block
-from cnnjax.models.layers import require_image
-from cnnjax.models.norms import norm_layer
+from cnnjax.models.blocks import call_block
+from cnnjax.models.images import require_image
+from cnnjax.models.layers import Factories, Layers
+from cnnjax.models.rows import row
 from cnnjax.models.stages import stage_output
 
 # Section 3: Gaussian of standard deviation sqrt(2 / fan-in), after He et al. 2015.
@@ -32,21 +33,19 @@ class DoubleConv(nn.Module):
 
     Attributes:
       features: channels of both.
-      conv: makes a 3x3 convolution.
-      norm: makes a norm.
-      activation: the function.
+      layers: makes convolutions and norms.
+      padded: whether the convolutions pad.
     """
 
     features: int
-    conv: Factory
-    norm: Factory
-    activation: Activation
+    layers: Factories
+    padded: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for number in (1, 2):
-            x = self.conv(self.features, name=f"conv{number}")(x)
-            x = self.activation(self.norm(name=f"norm{number}")(x))
+            conv = self.layers.conv(self.features, 3, valid=not self.padded, name=f"conv{number}")
+            x = self.layers.activation(self.layers.norm(name=f"norm{number}")(conv(x)))
         return stage_output(self, "output", x)
 
 
@@ -61,15 +60,9 @@ class UNet(nn.Module):
       num_classes: logits of each pixel; None returns what enters the head.
       widths: channels of each level.
       padded: whether convolutions pad, so that the output is as large as the image.
-      norm: `none` (the paper's), `batch`, `batch_unbiased`, `group` or `layer`.
-      activation: a name from `blocks.ACTIVATIONS` or a function.
       dropout_rate: at the end of the contracting path (section 3.1), on its two lowest levels;
         random stream `dropout`.
-      norm_epsilon, norm_momentum: of the normalization; momentum as in Flax.
-      axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
-      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
-      dtype: of the computation; None: that of image and parameters.
-      remat: whether activations within a level are recomputed in the backward pass, not kept.
+      layers: what all layers share.
 
     Call: `image [batch, height, width, channels]` -> `[batch, height, width, num_classes]`; height
     and width must be such that each pool gets even ones.
@@ -78,67 +71,37 @@ class UNet(nn.Module):
     num_classes: int | None = 2
     widths: Sequence[int] = (64, 128, 256, 512, 1024)
     padded: bool = True
-    norm: str = "none"
-    activation: str | Activation = "relu"
     dropout_rate: float = 0.0
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
-    axis_name: str | None = None
-    norm_group_size: int = 0
-    dtype: Any = None
-    remat: bool = False
+    layers: Layers = Layers(norm="none")
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         require_image(image, "U-Net")
         for side in image.shape[1:3]:
             require_side(side, len(self.widths), self.padded)
-        double_conv = self._double_conv(train)
+        layers = self.layers.factories(train=train, kernel_init=he_normal_fan_in)
+        double_conv = partial(DoubleConv, layers=layers, padded=self.padded)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
-        recompute = self.remat and train
 
         x, skips = image, []
         for level, width in enumerate(self.widths, 1):
             x = ops.max_pool(x, (2, 2), (2, 2)) if level > 1 else x
-            x = call_block(double_conv(width, name=f"down{level}"), x, remat=recompute)
+            x = call_block(double_conv(width, name=f"down{level}"), x, layers)
             x = dropout(x) if level >= len(self.widths) - 1 else x
             skips.append(x)
         for level in range(len(self.widths) - 1, 0, -1):
             width = self.widths[level - 1]
             up = ops.UpConv(
-                width, kernel_init=up_init, dtype=self.dtype, name=f"up{level}_transposed"
+                width, kernel_init=up_init, dtype=layers.dtype, name=f"up{level}_transposed"
             )
             x = up(x)
             x = jnp.concatenate([middle(skips[level - 1], x.shape[1:3]), x], axis=-1)
-            x = call_block(double_conv(width, name=f"up{level}"), x, remat=recompute)
+            x = call_block(double_conv(width, name=f"up{level}"), x, layers)
         if self.num_classes is None:
             return x
         # The paper's last 1x1 convolution.
         init = he_normal_fan_in
-        return nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="head")(x)
-
-    def _double_conv(self, train: bool) -> Callable[..., nn.Module]:
-        return partial(
-            DoubleConv,
-            conv=partial(
-                ops.Conv,
-                kernel_size=(3, 3),
-                padding=[(1, 1)] * 2 if self.padded else "VALID",
-                use_bias=self.norm == "none",
-                kernel_init=he_normal_fan_in,
-                dtype=self.dtype,
-            ),
-            norm=norm_layer(
-                self.norm,
-                train=train,
-                dtype=self.dtype,
-                axis_name=self.axis_name,
-                group_size=self.norm_group_size,
-                epsilon=self.norm_epsilon,
-                momentum=self.norm_momentum,
-            ),
-            activation=activation_function(self.activation),
-        )
+        return nn.Dense(self.num_classes, kernel_init=init, dtype=layers.dtype, name="head")(x)
 
 
 def up_init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -183,4 +146,16 @@ def require_side(side: int, levels: int, padded: bool) -> None:
     )
 
 
-UNet2015 = partial(UNet, padded=False, dropout_rate=0.5)
+unet = partial(
+    row,
+    UNet,
+    source="Ronneberger et al. 2015, by hand in tests/models/test_unet.py",
+    image=(572, 572, 1),
+    num_classes=2,
+)
+
+# parameters, running statistics, multiply-accumulates, and what differs
+ROWS = {
+    "unet": unet(31_030_658, 0, 192_384_335_872, image=(512, 512, 1)),
+    "unet_2015": unet(31_030_658, 0, 150_428_424_448, padded=False, dropout_rate=0.5),
+}

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from cnnjax import lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
+lazy.attach(
     __name__,
     (
         "classifier",
         "cli",
         "compare",
         "files",
+        "finish",
         "groups",
         "load",
         "logs",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from cnnjax.run import cli as cli
     from cnnjax.run import compare as compare
     from cnnjax.run import files as files
+    from cnnjax.run import finish as finish
     from cnnjax.run import groups as groups
     from cnnjax.run import load as load
     from cnnjax.run import logs as logs

@@ -1,4 +1,4 @@
-"""A run among other processes, signals and full disks: who may write, what fails, when to stop."""
+"""Run directories under other processes, signals and full disks: locks, write errors, stops."""
 
 import contextlib
 import errno

@@ -58,6 +58,7 @@ def segmentation(
         predict=predicted_classes,
         report=functools.partial(report, ignore=ignore, class_names=names, background=background),
         monitor=monitor,
+        name="segmentation",
         scores=scores,
     )
 

@@ -1,4 +1,4 @@
-"""One training step and what it is made of, the ways to compile it, and the loop around it.
+"""One training step and what it is made of, its compile modes, and the loop around it.
 
     state -> step -> compile -> loop -> evaluate
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cnnjax import lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
+lazy.attach(
     __name__,
     (
         "averaging",

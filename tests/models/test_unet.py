@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from cnnjax import models, ops
 from cnnjax.errors import UserError
+from cnnjax.models.layers import Layers
 from cnnjax.models.unet import UNet, middle, output_side
 from tests.models.quick import quick_apply, quick_init, quick_jit
 from tests.models.test_families import random_variables
@@ -119,7 +120,12 @@ def test_skips_carry_the_resolution():
 @pytest.mark.parametrize("padded", [True, False])
 def test_gradient_is_that_of_finite_differences(padded):
     with jax.enable_x64(True):
-        model = UNet(num_classes=2, widths=(2, 3), padded=padded, activation="tanh")
+        model = UNet(
+            num_classes=2,
+            widths=(2, 3),
+            padded=padded,
+            layers=Layers(norm="none", activation="tanh"),
+        )
         side = 4 if padded else 20
         image = jax.random.normal(jax.random.key(0), (1, side, side, 1), jnp.float64)
         variables = random_variables(model, image)

@@ -342,6 +342,13 @@ def test_a_run_from_python_goes_on_where_it_was_stopped(tmp_path):
         )
 
 
+def test_a_score_that_is_not_there_cannot_be_monitored(tmp_path):
+    with pytest.raises(UserError, match="--monitor 'eror': did you mean error"):
+        cnnjax.run.train(
+            Linear(), angle_task(), angle_data(), monitor="eror", run_dir=str(tmp_path / "run")
+        )
+
+
 def test_examples_are_checked_against_their_fields():
     good = angles(8, 0)
 
