@@ -46,12 +46,12 @@ def squares():
 def test_a_run_monitors_and_reports_the_mean_iou(tmp_path):
     task, data = squares()
     trained = cnnjax.run.train(
-        UNet(num_classes=3, widths=(4, 4)),
+        UNet(num_classes=3, widths=(8, 8), norm="batch"),
         task,
         data,
         "adam",
         learning_rate=0.03,
-        epochs=3,
+        epochs=6,
         batch_size=16,
         run_dir=str(tmp_path / "run"),
         devices=1,
