@@ -24,8 +24,6 @@ class Projected(nn.Module):
       encoder: any model of `cnnjax.models` with `num_classes=None`.
       width: units of the hidden layer.
       features: of the projection.
-      axis_name: the mapped axis over which the encoder's BatchNorm averages, under `pmap` or
-        `shard_map`; the encoder's own is replaced.
       dtype: of the projection's computation; None: that of features and parameters.
 
     Call: `image [batch, height, width, channels]` -> `{"features": [batch, encoder's features],
@@ -35,13 +33,7 @@ class Projected(nn.Module):
     encoder: nn.Module
     width: int = 128
     features: int = 64
-    axis_name: str | None = None
     dtype: Any = None
-
-    def __post_init__(self) -> None:
-        if getattr(self.encoder, "axis_name", self.axis_name) != self.axis_name:
-            self.encoder = self.encoder.clone(axis_name=self.axis_name)
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:

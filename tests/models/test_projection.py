@@ -42,7 +42,8 @@ def test_batch_norm_averages_over_the_devices():
     model = Projected(models.create("cnn_32_64", num_classes=None, norm="batch", widths=(4, 8)))
     variables = model.init(jax.random.key(0), IMAGES, train=False)
     mapped = with_axis(model, "data")
-    assert mapped.encoder.axis_name == "data" and model.encoder.axis_name is None
+    assert mapped.encoder.layers.axis_name == "data"
+    assert model.encoder.layers.axis_name is None
 
     def apply(model, images):
         return model.apply(variables, images, train=True, mutable=["batch_stats"])

@@ -10,7 +10,7 @@ import pytest
 
 from cnnjax import models
 from cnnjax.augment import two_views
-from cnnjax.augment.change import apply_per_image
+from cnnjax.augment.change import apply_per_image, on_floats
 from cnnjax.data.dataset import Dataset, columns
 from cnnjax.data.pipelines import ResidentPipeline
 from cnnjax.errors import UserError
@@ -30,10 +30,12 @@ ARRAYS = random_arrays(64)
 TASK = contrastive(temperature=0.3, class_names=tuple("0123456789"))
 
 
-def noise(key, batch, first_index):
-    def noisy(key, image):
-        return image + 0.3 * jax.random.normal(key, image.shape, image.dtype)
+@on_floats
+def noisy(key, image):
+    return image + 0.3 * jax.random.normal(key, image.shape, image.dtype)
 
+
+def noise(key, batch, first_index):
     return {**batch, "image": apply_per_image(key, batch["image"], noisy, first_index)}
 
 
