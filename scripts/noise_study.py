@@ -70,7 +70,7 @@ def inspect(directory: Path, score: str) -> dict:
     """Ranks the training images of a run, unless that is done; returns how well."""
     out = directory / f"labels-{score}"
     if not (out / "detection.json").exists():
-        experiment("inspect_labels", "--run", directory, "--score", score, "--out", out)
+        command("inspect-labels", "--run", directory, "--score", score, "--out", out)
     return json.loads((out / "detection.json").read_text())
 
 
@@ -97,13 +97,18 @@ def noisy_accuracy(directory: Path, share: float, preprocess: str) -> float:
     if not (out / "evaluation.json").exists():
         noise = ["--corrupt", f"salt_and_pepper:{share}"] if share else []
         filtering = ["--preprocess", preprocess] if preprocess else []
-        experiment("evaluate", "--run", directory, "--out", out, *noise, *filtering)
+        command("evaluate", "--run", directory, "--out", out, *noise, *filtering)
     return json.loads((out / "evaluation.json").read_text())["accuracy"]
 
 
 def experiment(name: str, *arguments: object) -> None:
     command = [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
     subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+def command(name: str, *arguments: object) -> None:
+    line = [sys.executable, "-m", "cnnjax", name, *map(str, arguments)]
+    subprocess.run(line, check=True, stdout=sys.stderr)
 
 
 def main() -> None:

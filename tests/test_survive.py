@@ -132,9 +132,9 @@ def test_killed_after_stopping_early_it_stops_there_again(place, tmp_path, monke
     def kill(*arguments, **options):
         raise Killed
 
-    name = "_finish" if place == "before the test" else "report.write_summary"
+    name = "trainer.finish" if place == "before the test" else "report.write_summary"
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(f"cnnjax.run.trainer.{name}", kill)
+        patch.setattr(f"cnnjax.run.{name}", kill)
         train(killed, **settings)
     train(killed, **settings)
     assert_same(straight, killed)
