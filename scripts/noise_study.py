@@ -101,11 +101,6 @@ def noisy_accuracy(directory: Path, share: float, preprocess: str) -> float:
     return json.loads((out / "evaluation.json").read_text())["accuracy"]
 
 
-def experiment(name: str, *arguments: object) -> None:
-    command = [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-
-
 def command(name: str, *arguments: object) -> None:
     line = [sys.executable, "-m", "cnnjax", name, *map(str, arguments)]
     subprocess.run(line, check=True, stdout=sys.stderr)
