@@ -13,9 +13,9 @@ Judged by the mean over the 11 classes of their intersection over union, on 2,00
 import dataclasses
 
 import cnnjax
+from cnnjax.augment import make_augment
 from cnnjax.data import scenes
 from cnnjax.data.dataset import channel_moments
-from cnnjax.errors import UserError
 from cnnjax.run import load, settings, trainer
 from cnnjax.run.groups import Training
 from cnnjax.run.recipe import Recipe, make_recipe
@@ -28,11 +28,11 @@ SMOKE_SCENES = {"train": 256, "validation": 64, "test": 64}
 class Config(Training):
     """A U-Net on scenes of digits: trains, validates after each epoch, tests at the end."""
 
-    widths: tuple[int, ...] = (16, 32, 64, 128)
-    """Channels of each level of the U-Net; each halves the resolution of the one before."""
+    model: str = "unet"
+    """A network of logits `[batch, height, width, classes]` that `cnnjax models` lists."""
 
-    norm: str = "batch"
-    """none (as published), batch, group or layer."""
+    model_arguments: tuple[str, ...] = ("widths=(12,24,48,96)", "norm=batch")
+    """Fields of the model."""
 
     train_scenes: int = 10_000
     """Scenes composed from the training digits."""
@@ -65,10 +65,9 @@ def main(config: Config) -> int:
 
 def recipe(config: Config) -> Recipe:
     """Returns what `trainer.train` needs."""
-    if config.augment:
-        raise UserError("--augment: every scene is composed at random already; leave it out.")
+    num_classes = len(scenes.CLASS_NAMES)
     task = segmentation(
-        len(scenes.CLASS_NAMES),
+        num_classes,
         ignore=scenes.IGNORE,
         dice_weight=config.dice,
         class_names=scenes.CLASS_NAMES,
@@ -85,13 +84,13 @@ def recipe(config: Config) -> Recipe:
     dataset = cnnjax.data.ArrayDataset("digit scenes", task.inputs, **splits)
     mean, std = channel_moments(splits["train"]["image"])
 
-    arguments = {"widths": config.widths, "norm": config.norm}
-    fields = load.computation("unet", arguments, precision=config.precision, remat=config.remat)
-    model = cnnjax.models.create("unet", num_classes=len(scenes.CLASS_NAMES), **fields)
+    name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
+    fields = load.computation(name, arguments, precision=config.precision, remat=config.remat)
     metadata = {
-        "model": "unet",
-        "num_outputs": model.num_classes,
+        "model": name,
         "arguments": arguments,
+        "num_outputs": num_classes,
+        "image_shape": splits["train"]["image"].shape[1:],
         "class_names": scenes.CLASS_NAMES,
         "mean": mean,
         "std": std,
@@ -100,9 +99,10 @@ def recipe(config: Config) -> Recipe:
         config,
         dataset,
         task,
-        model,
+        cnnjax.models.create(name, num_classes=num_classes, **fields),
         metadata=lambda: metadata,
         normalize=lambda image: cnnjax.augment.normalize(image, mean, std),
+        augment=make_augment(config.augment, num_classes=num_classes, fields=task.inputs),
     )
 
 

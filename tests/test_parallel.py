@@ -133,7 +133,7 @@ def test_sums_over_devices_are_those_of_each_leaf():
     tree = {
         "large": jax.random.normal(key, (4, steps.MAX_PACKED_BYTES // 4 + 1)),
         "small": [jax.random.normal(key, (4, 3, 2)), jax.random.normal(key, (4,))],
-        "count": jnp.array([2**23, 1, 5, 2**22]),
+        "count": jnp.array([2**30, 1, 5, 2**29 + 4095]),
         "none": None,
         "half": jnp.ones((4, 2), jnp.bfloat16),
     }
@@ -141,7 +141,7 @@ def test_sums_over_devices_are_those_of_each_leaf():
     for own, expected in zip(jax.tree.leaves(sums), jax.tree.leaves(tree), strict=True):
         assert own.dtype == expected.dtype
         np.testing.assert_allclose(own[0], expected.sum(0), rtol=1e-6)
-    assert sums["count"][0] == 2**23 + 2**22 + 6
+    assert sums["count"][0] == 2**30 + 2**29 + 4095 + 6
     assert steps.sum_over_devices(tree, None) is tree
 
 

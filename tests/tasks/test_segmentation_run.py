@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import cnnjax
+from cnnjax import models
 from cnnjax.models.unet import UNet
 from cnnjax.tasks.segmentation import segmentation
 from cnnjax.train import step as steps
@@ -46,7 +47,7 @@ def squares():
 def test_a_run_monitors_and_reports_the_mean_iou(tmp_path):
     task, data = squares()
     trained = cnnjax.run.train(
-        UNet(num_classes=3, widths=(8, 8), norm="batch"),
+        models.create("unet", num_classes=3, widths=(8, 8), norm="batch"),
         task,
         data,
         "adam",
@@ -70,7 +71,8 @@ def test_a_run_monitors_and_reports_the_mean_iou(tmp_path):
 def stepped():
     """Returns a maker of steps, a state and a batch of which every image ignores other pixels."""
     task, data = squares()
-    model, optimizer = UNet(num_classes=3, widths=(2, 2), norm="batch"), optax.sgd(1.0)
+    model = models.create("unet", num_classes=3, widths=(2, 2), norm="batch")
+    optimizer = optax.sgd(1.0)
     variables = quick_jit(model.init)(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 1)))
     state = create_state(variables, optimizer, jax.random.key(1))
     batch = {name: array[:16] for name, array in data.train.items()}
@@ -118,7 +120,7 @@ def test_evaluation_counts_each_pixel_once(batch_size):
 
 
 def test_the_experiment_composes_scenes_of_each_splits_own_digits():
-    config = segment_digits.Config(smoke=True, widths=(4, 8))
+    config = segment_digits.Config(smoke=True, model_arguments=("widths=(4,8)",))
     recipe = segment_digits.recipe(config)
     sizes = {
         split: len(getattr(recipe.dataset, split)["image"]) for split in segment_digits.SMOKE_SCENES
@@ -126,5 +128,3 @@ def test_the_experiment_composes_scenes_of_each_splits_own_digits():
     assert sizes == segment_digits.SMOKE_SCENES
     assert recipe.task.monitor == ("mean_iou", "max")
     assert recipe.model.widths == (4, 8)
-    with pytest.raises(cnnjax.errors.UserError, match="--augment"):
-        segment_digits.recipe(segment_digits.Config(augment="rotate:5"))
