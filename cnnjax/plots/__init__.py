@@ -2,7 +2,7 @@
 
 from cnnjax.plots.comparison import accuracy_by_labels
 from cnnjax.plots.curves import interval_chart, learning_curves
-from cnnjax.plots.images import filters, image_grid, prediction, worst_classified
+from cnnjax.plots.images import filters, image_grid, image_sheet, prediction, worst_classified
 from cnnjax.plots.scores import confusion_matrix, reliability_diagram, roc_curves
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "confusion_matrix",
     "filters",
     "image_grid",
+    "image_sheet",
     "interval_chart",
     "learning_curves",
     "prediction",
