@@ -13,15 +13,18 @@ import argparse
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cnnjax import data, losses, models
+from cnnjax import augment as augment_lib
+from cnnjax import models
 from cnnjax.devices import backend
 from cnnjax.run import cli
+from cnnjax.tasks.classification import classification
 from cnnjax.train import state
 from cnnjax.train import step as steps
 
@@ -68,7 +71,11 @@ def run(arguments: argparse.Namespace) -> None:
         "label": jnp.asarray(generator.integers(0, 10, arguments.batch_size), jnp.int32),
         "mask": jnp.ones(arguments.batch_size, bool),
     }
-    policies = {text: data.make_augment(text, num_classes=10) for text in arguments.policies}
+    policies: dict[str, Callable[..., Any]] = {}
+    for text in arguments.policies:
+        augment = augment_lib.make_augment(text, num_classes=10)
+        if augment is not None:
+            policies[text] = augment
     make_step = step_factory(arguments, batch)
     calls: dict[tuple[str, str], Callable[[], None]] = {("", "step"): make_step(None)}
     for text, augment in policies.items():
@@ -93,12 +100,12 @@ def step_factory(
     variables = init(jax.random.key(0), jnp.zeros((1, *arguments.shape)))
 
     def make_step(augment: Callable | None) -> Callable[[], None]:
-        step = steps.make_train_step(
+        step = steps.make_step(
             model,
             optimizer,
-            losses.softmax_cross_entropy,
+            classification(10),
             schedule=optax.constant_schedule(1e-3),
-            normalize=lambda image: data.normalize(image, 0.5, 0.5),
+            normalize=lambda image: augment_lib.normalize(image, 0.5, 0.5),
             augment=augment,
         )
         current = state.create_state(

@@ -32,10 +32,11 @@ from step_costs import (
 )
 from workloads import LEARNING_RATE, WORKLOADS, Workload
 
-from cnnjax import finetune, losses, models
+from cnnjax import finetune, models
 from cnnjax.devices.environment import versions
 from cnnjax.errors import unknown_name
 from cnnjax.run.cli import one_line_errors
+from cnnjax.tasks.classification import classification
 from cnnjax.train import step as steps
 from cnnjax.train.state import TrainState, create_state
 from cnnjax.trees import count_parameters
@@ -131,10 +132,10 @@ def make_step(workload: Workload, method: finetune.Method) -> tuple[TrainState, 
     optimizer = optax.adam(LEARNING_RATE)
     image = jnp.zeros((1, *workload.image_shape))
     variables = jax.jit(lambda key: tuned.init(key, image))(jax.random.key(0))
-    step = steps.make_train_step(
+    step = steps.make_step(
         tuned,  # type: ignore[arg-type]
         optimizer,
-        losses.softmax_cross_entropy,
+        classification(10),
         schedule=optax.constant_schedule(LEARNING_RATE),
     )
     return create_state(variables, optimizer, jax.random.key(1)), step

@@ -25,8 +25,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from cnnjax import augment as augment_lib
 from cnnjax.errors import UserError
 from cnnjax.run.cli import one_line_errors
+from cnnjax.tasks.classification import classification
 
 ROTATION_DEGREES, TRANSLATION_PIXELS = 10.0, 2.0
 MOST_ENCODED = 4096
@@ -171,19 +173,18 @@ def stage_measures(setting: Setting) -> dict[str, Measure]:
     """The stages, each alone and on data that are at hand."""
     import jax
 
-    from cnnjax import data
     from cnnjax.data.pipelines import place
     from cnnjax.train import compile as parallel
 
     image = setting.dataset.train.image[: setting.batch_size]
     host = {"image": image, "label": setting.dataset.train.label[: setting.batch_size]}
     sharding = parallel.batch_sharding(setting.mesh)
-    floats = jax.device_put(data.normalize(image, 0.0, 1.0), sharding)
+    floats = jax.device_put(augment_lib.normalize(image, 0.0, 1.0), sharding)
     key = jax.random.key(0)
-    affine = data.random_affine(
+    affine = augment_lib.random_affine(
         rotation_degrees=ROTATION_DEGREES, translation_pixels=TRANSLATION_PIXELS
     )
-    augment = jax.jit(lambda key, images: data.apply_per_image(key, images, affine))
+    augment = jax.jit(lambda key, images: augment_lib.apply_per_image(key, images, affine))
 
     def transfer() -> int:
         jax.block_until_ready(place(host, sharding))
@@ -326,7 +327,7 @@ def training(setting: Setting, pipeline: Any, method: str, repeat: bool) -> Meas
     """Returns a measure of the compiled training step of `cnnjax`, fed by `pipeline`."""
     import jax
 
-    from cnnjax import data, losses, models, optim, schedules
+    from cnnjax import models, optim, schedules
     from cnnjax.train import compile as parallel
     from cnnjax.train import step as steps
     from cnnjax.train.state import create_state
@@ -337,7 +338,7 @@ def training(setting: Setting, pipeline: Any, method: str, repeat: bool) -> Meas
         shapes = pipeline.batch_shapes
         pipeline = Repeated(batch, setting.batch_size, pipeline.num_examples, 1, shapes)
     model = models.create(setting.model, num_classes=dataset.num_classes)
-    normalize = functools.partial(data.normalize, mean=dataset.mean, std=dataset.std)
+    normalize = functools.partial(augment_lib.normalize, mean=dataset.mean, std=dataset.std)
     schedule = schedules.constant(0.01, total_steps=1)
     optimizer = optim.make_optimizer("momentum", schedule)
     key = jax.random.key(0)
@@ -346,10 +347,10 @@ def training(setting: Setting, pipeline: Any, method: str, repeat: bool) -> Meas
     state = jax.device_put(create_state(variables, optimizer, key), parallel.replicated(mesh))
 
     def make_step(axis_name: str | None) -> Any:
-        return steps.make_train_step(
+        return steps.make_step(
             model,
             optimizer,
-            losses.make_loss("softmax_cross_entropy"),
+            classification(dataset.num_classes),
             schedule=schedule,
             normalize=normalize,
             axis_name=axis_name,

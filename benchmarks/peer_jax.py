@@ -79,9 +79,11 @@ def _count(tree: Any) -> int:
 def _cnnjax(task: Task, image: Images, label: Labels) -> tuple[int, int, Callable[[str], Run]]:
     import jax
 
-    from cnnjax import data, losses, models, optim, schedules
+    from cnnjax import augment as augment_lib
+    from cnnjax import data, models, optim, schedules
     from cnnjax.data.dataset import channel_moments
     from cnnjax.models.summary import summary
+    from cnnjax.tasks.classification import classification
     from cnnjax.train import compile as parallel
     from cnnjax.train import step as steps
     from cnnjax.train.state import create_state
@@ -93,19 +95,22 @@ def _cnnjax(task: Task, image: Images, label: Labels) -> tuple[int, int, Callabl
     macs = task.batch_size * summary(model, workload.image_shape).macs
     mesh = parallel.choose_mesh(_num_devices(task), macs)
     mean, std = channel_moments(image)
-    normalize = functools.partial(data.normalize, mean=mean, std=std)
+    normalize = functools.partial(augment_lib.normalize, mean=mean, std=std)
     key = jax.random.key(0)
-    variables = jax.jit(functools.partial(model.init, train=False))(key, normalize(image[:1]))
+    first = normalize(jax.numpy.asarray(image[:1]))
+    variables = jax.jit(functools.partial(model.init, train=False))(key, first)
     schedule = schedules.constant(LEARNING_RATE, total_steps=1)
     optimizer = optim.make_optimizer("momentum", schedule, momentum=MOMENTUM)
 
     def prepare(mode: str) -> Run:
         if mode == "infer":
-            predict = parallel.compile_predict(steps.make_predict(model, normalize=normalize), mesh)
+            predict = steps.make_predict(model, classification(10), normalize=normalize)
+            predict = parallel.compile_predict(predict, mesh)
             placed = jax.device_put(variables, parallel.replicated(mesh))
             batches = [
                 jax.device_put(
-                    image[start : start + task.batch_size], parallel.batch_sharding(mesh)
+                    {"image": image[start : start + task.batch_size]},
+                    parallel.batch_sharding(mesh),
                 )
                 for start in range(0, len(image), task.batch_size)
             ]
@@ -121,10 +126,10 @@ def _cnnjax(task: Task, image: Images, label: Labels) -> tuple[int, int, Callabl
         state = create_state(jax.tree.map(jax.numpy.copy, variables), optimizer, key)
         state = jax.device_put(state, parallel.replicated(mesh))
         train = parallel.compile_train(
-            lambda axis_name: steps.make_train_step(
+            lambda axis_name: steps.make_step(
                 model,
                 optimizer,
-                losses.make_loss("softmax_cross_entropy"),
+                classification(10),
                 schedule=schedule,
                 normalize=normalize,
                 axis_name=axis_name,

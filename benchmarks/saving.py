@@ -22,11 +22,12 @@ import jax
 import numpy as np
 import optax
 
-from cnnjax import checkpoint, losses, models
+from cnnjax import checkpoint, models
 from cnnjax.data.dataset import Arrays
 from cnnjax.data.pipelines import ResidentPipeline
 from cnnjax.devices import backend
 from cnnjax.models.summary import summary
+from cnnjax.tasks.classification import classification
 from cnnjax.train import compile as parallel
 from cnnjax.train import state
 from cnnjax.train import step as steps
@@ -94,10 +95,10 @@ def prepare(options: argparse.Namespace) -> tuple[parallel.Train, state.TrainSta
     train_state = state.create_state(variables, optimizer, jax.random.key(1))
     train_state = jax.device_put(train_state, parallel.replicated(mesh))
     train = parallel.compile_train(
-        lambda axis_name: steps.make_train_step(
+        lambda axis_name: steps.make_step(
             model,
             optimizer,
-            losses.softmax_cross_entropy,
+            classification(10),
             schedule=optax.constant_schedule(1e-3),
             axis_name=axis_name,
         ),

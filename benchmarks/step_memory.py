@@ -34,12 +34,13 @@ from step_costs import (
 )
 from workloads import LEARNING_RATE, MOMENTUM, WORKLOADS, Workload
 
-from cnnjax import losses, models, ops
+from cnnjax import models, ops
 from cnnjax.devices import backend
 from cnnjax.devices.environment import versions
 from cnnjax.errors import unknown_name
 from cnnjax.run import load
 from cnnjax.run.cli import one_line_errors
+from cnnjax.tasks.classification import classification
 from cnnjax.train import step as steps
 from cnnjax.train.state import TrainState, create_state
 
@@ -170,10 +171,10 @@ def make_step(workload: Workload, variant: Variant) -> tuple[TrainState, steps.T
     image = jnp.zeros((1, *workload.image_shape))
     variables = jax.jit(lambda key: model.init(key, image, train=False))(jax.random.key(0))
     state = create_state(variables, optimizer, jax.random.key(1), precision=variant.precision)
-    step = steps.make_train_step(
+    step = steps.make_step(
         model,
         optimizer,
-        losses.softmax_cross_entropy,
+        classification(10),
         schedule=optax.constant_schedule(LEARNING_RATE),
         accumulate=variant.accumulate,
     )

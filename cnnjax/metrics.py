@@ -158,17 +158,22 @@ def merge(first: PyTree, second: PyTree) -> PyTree:
     return jax.tree.map(operator.add, first, second)
 
 
+def pairs(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries that are `(sum, count)` pairs, without arrays of counts."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if isinstance(value, tuple | list) and len(value) == 2
+    }
+
+
 def finalize(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Divides each `(sum, count)` pair, in float64 on the host; NaN where nothing was counted.
 
     Entries that are no pairs, such as confusion counts, are left out. Under a JAX transformation
     the quotients are arrays instead of floats.
     """
-    return {
-        name: _quotient(*value)
-        for name, value in metrics.items()
-        if isinstance(value, tuple | list) and len(value) == 2
-    }
+    return {name: _quotient(*value) for name, value in pairs(metrics).items()}
 
 
 def precision_recall_f1(confusion: ArrayLike) -> dict[str, jax.Array]:

@@ -78,7 +78,7 @@ def main(config: Config) -> int:
     dataset = classifier.read_data(config)
     arguments = cli.key_values(config.model_arguments)
     model, card = classifier.make_model(config, config.model, arguments, dataset)
-    steps_per_epoch = cnnjax.run.trainer.total_steps(config, dataset) // config.epochs
+    steps_per_epoch = cnnjax.run.recipe.total_steps(config, dataset) // config.epochs
     stored = cnnjax.data.first_examples(dataset, "train", WHITENED_IMAGES).image
     images = cnnjax.augment.normalize(jnp.asarray(stored), dataset.mean, dataset.std)
     recipe = classifier.make_recipe(
@@ -90,11 +90,11 @@ def main(config: Config) -> int:
             optimizer, total_steps, round(config.whitening_bias_epochs * steps_per_epoch)
         ),
         step_factory=lambda *args, **options: alternating_flip(
-            cnnjax.train.step.make_train_step(*args, **options), steps_per_epoch
+            cnnjax.train.step.make_step(*args, **options), steps_per_epoch
         ),
         variables=initial_variables(model, images, config.seed),
     )
-    return cnnjax.run.trainer.train_classifier(config, recipe)
+    return cnnjax.run.trainer.train(config, recipe)
 
 
 def initial_variables(model, images: jax.Array, seed: int) -> dict:

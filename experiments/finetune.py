@@ -130,7 +130,7 @@ def main(config: Config) -> int:
         base_checksum=base.checksum,
         pull=pull,
     )
-    return cnnjax.run.trainer.train_classifier(config, recipe)
+    return cnnjax.run.trainer.train(config, recipe)
 
 
 def _by_group(config, groups, optimizer, total_steps):

@@ -95,16 +95,15 @@ def main(config: Config) -> int:
     def make_eval_step(axis_name, *, split):
         return robust.make_robust_eval_step(
             recipe.model,
-            recipe.loss_fn,
+            recipe.task,
             attacks[split],
-            num_classes=dataset.num_classes,
             normalize=recipe.normalize,
             axis_name=axis_name,
         )
 
     free = config.method == "free"
     updates_per_step = config.replays if free else 1
-    steps_per_epoch = cnnjax.run.trainer.total_steps(config, dataset) // config.epochs
+    steps_per_epoch = cnnjax.run.recipe.total_steps(config, dataset) // config.epochs
     growth = round(config.epsilon_warmup_epochs * steps_per_epoch * updates_per_step)
     factory = _free_factory(config, growth) if free else _factory(config, growth)
     recipe = classifier.make_recipe(
@@ -116,7 +115,7 @@ def main(config: Config) -> int:
         updates_per_step=updates_per_step,
         make_eval_step=make_eval_step,
     )
-    return cnnjax.run.trainer.train_classifier(config, recipe)
+    return cnnjax.run.trainer.train(config, recipe)
 
 
 def _growing(length, num_updates):
@@ -125,24 +124,22 @@ def _growing(length, num_updates):
 
 
 def _factory(config, growth):
-    """Returns what takes the arguments of `make_train_step` and makes the adversarial one."""
+    """Returns what takes the arguments of `make_step` and makes the adversarial one."""
     default = 1.25 if config.method == "fgsm_rs" else 2.5 / max(1, config.attack_steps)
     step_size = config.step_size or default * config.epsilon
 
-    def factory(model, optimizer, loss_fn, *, normalize, **options):
-        objective = cnnjax.robust.make_objective(
+    def factory(model, optimizer, task, *, normalize, **options):
+        attacked = cnnjax.robust.adversarial(
+            task,
             config.method,
-            loss_fn,
             normalize=normalize,
             epsilon=_growing(config.epsilon, growth),
             step_size=_growing(step_size, growth),
             num_steps=config.attack_steps,
             beta=config.beta,
         )
-        as_float = cnnjax.train.step.as_float
-        return cnnjax.train.step.make_train_step(
-            model, optimizer, loss_fn, normalize=as_float, objective=objective, **options
-        )
+        step = cnnjax.train.step
+        return step.make_step(model, optimizer, attacked, normalize=step.as_float, **options)
 
     return factory
 
@@ -159,13 +156,13 @@ def _free_factory(config, growth):
         raise UserError(f"--method free has no {flag}: leave it out, or use another method.")
     cnnjax.robust.check_numbers(replays=config.replays)
 
-    def factory(model, optimizer, loss_fn, **options):
+    def factory(model, optimizer, task, **options):
         for name in ("accumulate", "sam_radius", "averaging", "pull"):
             options.pop(name)
         return cnnjax.robust.make_free_step(
             model,
             optimizer,
-            loss_fn,
+            task,
             epsilon=_growing(config.epsilon, growth),
             step_size=_growing(config.step_size or config.epsilon, growth),
             replays=config.replays,

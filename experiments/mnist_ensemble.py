@@ -24,6 +24,7 @@ import cnnjax
 from cnnjax.commands import evaluate
 from cnnjax.errors import UserError
 from cnnjax.run import classifier, settings
+from cnnjax.tasks import class_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _summarize(config, directory):
         "epochs": config.epochs,
         "step": sum(member["step"] for member in members),
     }
-    cnnjax.run.report.write_summary(directory, summary, cnnjax.train.evaluate.format_report(report))
+    cnnjax.run.report.write_summary(directory, summary, class_scores.format_report(report))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,8 @@ import sklearn.metrics
 
 from cnnjax import metrics
 from cnnjax.errors import UserError
-from cnnjax.train.evaluate import (
-    confusion,
-    evaluate,
-    format_report,
-    predict_all,
-    report,
-    scores,
-)
+from cnnjax.tasks.class_scores import confusion, format_report, report
+from cnnjax.train.evaluate import evaluate, predict_all, scores
 
 
 def padded_batches(
@@ -98,7 +92,7 @@ def test_nothing_counted_is_nan_and_no_batches_an_error() -> None:
     with pytest.raises(UserError, match="no batches to evaluate"):
         evaluate(constant_model_step, jnp.zeros(3), [])
     with pytest.raises(UserError, match="no batches to evaluate"):
-        predict_all(lambda variables, image: image, None, [])
+        predict_all(lambda variables, batch: batch["image"], None, [])
 
 
 def test_batches_are_dispatched_ahead_but_not_all() -> None:
@@ -129,12 +123,13 @@ def test_predict_all_keeps_order_and_drops_padding(count: int, batch_size: int) 
     image = np.arange(count, dtype=np.float32).reshape(count, 1, 1, 1) / 64
     label = (np.arange(count) % 2).astype(np.int32)
 
-    def predict(variables: float, image: np.ndarray) -> jax.Array:
-        probability = jnp.asarray(image)[:, 0, 0, 0] * variables
+    def predict(variables: float, batch: dict[str, np.ndarray]) -> jax.Array:
+        probability = jnp.asarray(batch["image"])[:, 0, 0, 0] * variables
         return jnp.stack([1 - probability, probability], axis=1)
 
     batches = padded_batches({"image": image, "label": label}, batch_size)
-    probabilities, labels = predict_all(predict, 0.5, batches)
+    probabilities, kept = predict_all(predict, 0.5, batches)
+    labels = kept["label"]
     assert probabilities.dtype == np.float32
     np.testing.assert_array_equal(probabilities[:, 1], np.arange(count) / 128)
     np.testing.assert_array_equal(labels, label)

@@ -113,7 +113,11 @@ def test_stops_after_patience_and_remembers_the_best():
 
 def test_lower_is_better_for_the_loss():
     losses = {10: 0.7, 20: 0.9}
-    outcome, _, _ = run(evaluate=lambda state: {"loss": losses[int(state.step)]}, monitor="loss")
+    outcome, _, _ = run(
+        evaluate=lambda state: {"loss": losses[int(state.step)]},
+        monitor="loss",
+        lower_is_better=True,
+    )
     assert outcome.best == loop.Best(0.7, 10, 1)
 
 

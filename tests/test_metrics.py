@@ -38,6 +38,7 @@ CASES = [
         (LABELS, LABELS[::-1], MASK),
     ),
     Case("merge", metrics.merge, (PAIRS, PAIRS)),
+    Case("pairs", metrics.pairs, (PAIRS,)),
     Case("finalize", metrics.finalize, (PAIRS,)),
     Case("precision_recall_f1", metrics.precision_recall_f1, (CONFUSION,)),
     Case("macro_average", metrics.macro_average, (CONFUSION,)),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnjax import losses, models
+from cnnjax import models
 from cnnjax.data import mnist
 from cnnjax.data.pipelines import ResidentPipeline, evaluation_batches
 from cnnjax.data.streaming import stream_arrays
@@ -15,6 +15,7 @@ from cnnjax.devices import sharding
 from cnnjax.errors import UserError
 from cnnjax.models.resnet import ResNet
 from cnnjax.models.simple import SimpleCNN
+from cnnjax.tasks.classification import classification
 from cnnjax.train import compile as parallel
 from cnnjax.train import evaluate
 from cnnjax.train import step as steps
@@ -205,9 +206,7 @@ def test_evaluation_counts_exactly_whatever_the_batch(batch_size, axes):
     mesh = parallel.make_mesh(axes)
     variables = placed(state, mesh).variables()
     eval_step = parallel.compile_eval(
-        lambda axis_name: steps.make_eval_step(
-            model, losses.softmax_cross_entropy, num_classes=10, axis_name=axis_name
-        ),
+        lambda axis_name: steps.make_eval_step(model, classification(10), axis_name=axis_name),
         mesh,
     )
     batches = evaluation_batches(arrays, batch_size, sharding=parallel.batch_sharding(mesh))
@@ -228,12 +227,12 @@ def test_predictions_of_divided_parameters_are_those_of_one_device():
     results = []
     for axes in ("data=1", "data=2,fsdp=2,model=2"):
         mesh = parallel.make_mesh(axes)
-        predict = parallel.compile_predict(steps.make_predict(model), mesh)
+        predict = parallel.compile_predict(steps.make_predict(model, classification(10)), mesh)
         batches = evaluation_batches(arrays, 16, sharding=parallel.batch_sharding(mesh))
         variables = placed(state, mesh).variables()
         results.append(evaluate.predict_all(predict, variables, batches))
     np.testing.assert_allclose(results[0][0], results[1][0], atol=1e-6)
-    np.testing.assert_array_equal(results[0][1], results[1][1])
+    np.testing.assert_array_equal(results[0][1]["label"], results[1][1]["label"])
 
 
 @pytest.mark.parametrize("stream", [False, True])

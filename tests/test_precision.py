@@ -13,6 +13,7 @@ from cnnjax import checkpoint, losses, models
 from cnnjax.data import mnist
 from cnnjax.data.pipelines import ResidentPipeline
 from cnnjax.errors import UserError
+from cnnjax.tasks.classification import classification
 from cnnjax.train import compile as parallel
 from cnnjax.train import loop, precision
 from cnnjax.train import step as steps
@@ -105,10 +106,10 @@ def test_learning_rate_is_that_of_the_update_made():
     state = state.replace(
         step=jnp.int32(7), loss_scale=state.loss_scale.replace(skipped_steps=jnp.int32(3))
     )
-    step = steps.make_train_step(
+    step = steps.make_step(
         dense_net(dtype=jnp.float16),
         optax.adam(1e-3),
-        losses.softmax_cross_entropy,
+        classification(10),
         schedule=schedule,
     )
     _, metrics = jax.jit(step)(state, batch_of(ARRAYS, 0, 16))
@@ -243,7 +244,13 @@ def test_everything_that_adds_up_is_float32(name):
 
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     state = create_state(variables, spy(), jax.random.key(0), precision=name)
-    step = steps.make_train_step(model, spy(), loss_fn, schedule=lambda step: 0.1, accumulate=2)
+    step = steps.make_step(
+        model,
+        spy(),
+        classification(10, loss=loss_fn),
+        schedule=lambda step: 0.1,
+        accumulate=2,
+    )
     new_state, metrics = jax.eval_shape(step, state, batch_of(ARRAYS, 0, 16))
     assert set(gradient_types) == {jnp.dtype("float32")}
     for tree in (new_state.params, new_state.batch_stats):
@@ -272,8 +279,8 @@ def final_loss(model, name, arrays, num_steps, learning_rate):
     data = ResidentPipeline(arrays, 64, seed=0)
 
     def make_step(axis_name):
-        return steps.make_train_step(
-            model, optimizer, losses.softmax_cross_entropy, schedule=lambda step: learning_rate,
+        return steps.make_step(
+            model, optimizer, classification(10), schedule=lambda step: learning_rate,
             axis_name=axis_name,
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from cnnjax import losses, models
+from cnnjax.tasks.classification import classification
 from cnnjax.train import step as steps
 from tests.tiny import BatchNormNet, batch_of, random_arrays, setup
 
@@ -147,7 +148,7 @@ def test_eval_step_counts_by_hand():
             assert not train
             return jnp.tile(jnp.array([[0.0, 2.0, 1.0]]), (image.shape[0], 1))
 
-    eval_step = steps.make_eval_step(ConstantModel(), losses.softmax_cross_entropy, num_classes=3)
+    eval_step = steps.make_eval_step(ConstantModel(), classification(3))
     batch = {
         "image": jnp.zeros((4, 2, 2, 1), jnp.uint8),
         "label": jnp.array([0, 1, 1, 1]),
@@ -165,8 +166,9 @@ def test_one_logit_predicts_two_probabilities():
         def apply(self, variables, image, *, train):
             return jnp.full((image.shape[0], 1), jnp.log(3.0))
 
-    predict = steps.make_predict(OneLogit())
-    np.testing.assert_allclose(predict({}, jnp.zeros((2, 4, 4, 1))), [[0.25, 0.75]] * 2, rtol=1e-6)
+    predict = steps.make_predict(OneLogit(), classification(10))
+    probabilities = predict({}, {"image": jnp.zeros((2, 4, 4, 1))})
+    np.testing.assert_allclose(probabilities, [[0.25, 0.75]] * 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["lenet5", "batch_norm"])

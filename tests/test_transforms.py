@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax import losses
 from cnnjax.augment import geometry, policy
+from cnnjax.tasks.classification import classification
 from cnnjax.train import step as steps
 from cnnjax.train.state import create_state
 from tests.transforms import Case, assert_covered, check_transforms
@@ -31,15 +31,19 @@ MODEL, OPTIMIZER = Linear(), optax.sgd(0.1, momentum=0.9)
 VARIABLES = MODEL.init(KEY, IMAGES, train=False)
 STATE = create_state(VARIABLES, OPTIMIZER, KEY, ema=True)
 BATCH = {"image": IMAGES, "label": np.array([0, 2, 1], np.int32), "mask": np.array([1, 1, 0], bool)}
-TRAIN_STEP = steps.make_train_step(
+TRAIN_STEP = steps.make_step(
     MODEL,
     OPTIMIZER,
-    losses.softmax_cross_entropy,
+    classification(10),
     schedule=optax.constant_schedule(0.1),
     augment=policy.make_augment("rotate:5,mixup:1", num_classes=3),
     ema_decay=0.9,
 )
-EVAL_STEP = steps.make_eval_step(MODEL, losses.softmax_cross_entropy, num_classes=3)
+EVAL_STEP = steps.make_eval_step(MODEL, classification(3))
+
+
+def predict_images(variables, image):
+    return steps.make_predict(MODEL, classification(3))(variables, {"image": image})
 
 
 def train_step(state, batch):
@@ -57,8 +61,8 @@ def loss_after_a_step(params, image):
 STEP_CASES = [
     Case("as_float", steps.as_float, (IMAGES,), (0,)),
     Case("as_float uint8", steps.as_float, ((255 * IMAGES).astype(np.uint8),)),
-    Case("make_train_step", train_step, (STATE, BATCH)),
-    Case("make_train_step gradient", loss_after_a_step, (STATE.params, IMAGES), (0, 1)),
+    Case("make_step", train_step, (STATE, BATCH)),
+    Case("make_step gradient", loss_after_a_step, (STATE.params, IMAGES), (0, 1)),
     Case("make_eval_step", EVAL_STEP, (VARIABLES, BATCH)),
     Case(
         "make_eval_step gradient",
@@ -66,7 +70,7 @@ STEP_CASES = [
         (VARIABLES["params"], IMAGES),
         (0, 1),
     ),
-    Case("make_predict", steps.make_predict(MODEL), (VARIABLES, IMAGES), (0, 1)),
+    Case("make_predict", predict_images, (VARIABLES, IMAGES), (0, 1)),
 ]
 
 
@@ -111,14 +115,16 @@ AUGMENT_CASES = [
 ]
 
 
-# What other steps are made of too: the cases of `make_train_step` call each of them.
+# What other steps are made of too: the cases of `make_step` call each of them.
 PARTS = (
-    "plain_objective",
-    "make_forward",
+    "image_keys",
+    "changed",
+    "make_apply",
     "finish_step",
     "with_axis",
     "sum_over_devices",
-    "predicted_logits",
+    "predicted",
+    "predicted_outputs",
 )
 
 

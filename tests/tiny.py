@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cnnjax import losses
 from cnnjax.data.dataset import Arrays
 from cnnjax.models.norms import norm_layer
 from cnnjax.ops import Conv
+from cnnjax.tasks.classification import classification
+from cnnjax.train import step as steps
 from cnnjax.train.state import create_state
-from cnnjax.train.step import make_train_step
 
 
 class BatchNormNet(nn.Module):
@@ -58,10 +58,10 @@ def setup(model, *, dtype=jnp.float32, learning_rate=0.05, optimizer=None, **ste
         return image.astype(dtype) / (255 if image.dtype == jnp.uint8 else 1)
 
     def make_step(axis_name=None):
-        return make_train_step(
+        return steps.make_step(
             model,
             optimizer,
-            losses.softmax_cross_entropy,
+            classification(10),
             schedule=optax.constant_schedule(learning_rate),
             normalize=normalize,
             axis_name=axis_name,

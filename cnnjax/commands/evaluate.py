@@ -20,6 +20,7 @@ from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
 from cnnjax.run import classifier, load
 from cnnjax.run import settings as runs
+from cnnjax.tasks import classification
 
 BATCH_SIZE = 500
 # Small enough for the gradients of small networks to stay in a CPU's cache.
@@ -100,12 +101,16 @@ def main(config: Config) -> None:
     each, labels = _predict(logits_of, variables, dataset, config.split)
     logits = np.asarray(ensemble.mean_logits(each, config.average))
     probabilities = cnnjax.evaluation.calibration.apply_temperature(logits, 1.0)
-    report = cnnjax.train.evaluate.report(probabilities, labels, dataset.class_names)
+    shown = cnnjax.data.example_inputs(dataset, config.split)
+    found = classification.report(
+        probabilities, {"label": labels, **shown}, class_names=dataset.class_names
+    )
+    report = found.scores
     print(
         f"{_describe(config.run, members)}, on {len(labels):,} {config.split} images of "
         f"{dataset.name}"
     )
-    print(cnnjax.train.evaluate.format_report(report))
+    print(found.text)
     if len(members) > 1:
         report["ensemble"] = _compare(config.run, each, labels)
     if config.calibrate:
@@ -119,10 +124,7 @@ def main(config: Config) -> None:
     kind = "evaluation" if len(members) == 1 else "ensemble"
     out = Path(config.out or Path(directories[0]) / f"{kind}-{config.split}")
     runs.write_json(out / "evaluation.json", report)
-    shown = cnnjax.data.first_examples(dataset, config.split)
-    figures = cnnjax.run.report.write_evaluation_figures(
-        out, shown, probabilities[: len(shown.label)], dataset.class_names
-    )
+    figures = cnnjax.run.report.draw_figures(out / "figures", found.figures)
     print(f"wrote {out / 'evaluation.json'} and {len(figures)} figures in {out / 'figures'}")
 
 
@@ -212,9 +214,9 @@ def _predict(logits_of, variables, dataset, split):
             cnnjax.evaluation.ensemble.log_probabilities(function), mesh
         )
         batches = cnnjax.data.split_batches(dataset, split, BATCH_SIZE)
-        logits, labels = cnnjax.train.evaluate.predict_all(predict, own, batches)
+        logits, kept = cnnjax.train.evaluate.predict_all(predict, own, batches)
         each.append(logits)
-    return np.stack(each), labels
+    return np.stack(each), kept["label"]
 
 
 def _compare(names, each, labels):

@@ -24,6 +24,7 @@ from cnnjax.errors import UserError
 from cnnjax.evaluation import label_quality
 from cnnjax.run import classifier, load
 from cnnjax.run import settings as runs
+from cnnjax.tasks.classification import classification
 
 BATCH_SIZE = 500
 
@@ -124,7 +125,11 @@ def _training_data(config, run):
 
 def _predict(member, train: Arrays):
     predict = cnnjax.train.compile.compile_predict(
-        cnnjax.train.step.make_predict(member.model, normalize=member.normalize),
+        cnnjax.train.step.make_predict(
+            member.model,
+            classification(len(member.card["class_names"])),
+            normalize=member.normalize,
+        ),
         cnnjax.train.compile.make_mesh(1),
     )
     batches = cnnjax.data.evaluation_batches(train, BATCH_SIZE)

@@ -19,6 +19,7 @@ import tyro
 import cnnjax
 from cnnjax.errors import UserError
 from cnnjax.run import load
+from cnnjax.tasks.classification import classification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +57,18 @@ def main(config: Config) -> None:
         for original in originals
     ]
     predict = cnnjax.train.compile.compile_predict(
-        cnnjax.train.step.make_predict(trained.model, normalize=trained.normalize),
+        cnnjax.train.step.make_predict(
+            trained.model, classification(len(class_names)), normalize=trained.normalize
+        ),
         cnnjax.train.compile.make_mesh(1),
     )
     out = Path(config.out or Path(config.run) / "predictions")
     out.mkdir(parents=True, exist_ok=True)
 
     for path, original, image in zip(config.images, originals, inputs, strict=True):
-        probabilities = np.asarray(predict(trained.variables, jnp.asarray(image[None]))[0])
+        probabilities = np.asarray(
+            predict(trained.variables, {"image": jnp.asarray(image[None])})[0]
+        )
         likeliest = probabilities.argsort()[::-1][: config.top]
         answers = "  ".join(f"{class_names[i]} {probabilities[i]:.2%}" for i in likeliest)
         # The whole name, so that digit.png and digit.jpg get pictures of their own.

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "dataset",
         "decoding",
         "few",
+        "fields",
         "folder",
         "image_files",
         "mnist",
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     ),
     {
         "dataset": (
+            "ArrayDataset",
             "Arrays",
             "Dataset",
         ),
@@ -48,6 +50,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         ),
         "streamed": (
             "StreamedDataset",
+            "example_inputs",
             "first_examples",
             "open_dataset",
             "shorten",
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
     from cnnjax.data import dataset as dataset
     from cnnjax.data import decoding as decoding
     from cnnjax.data import few as few
+    from cnnjax.data import fields as fields
     from cnnjax.data import folder as folder
     from cnnjax.data import image_files as image_files
     from cnnjax.data import mnist as mnist
@@ -77,6 +81,7 @@ if TYPE_CHECKING:
     from cnnjax.data import synthetic as synthetic
     from cnnjax.data import tfds_source as tfds_source
     from cnnjax.data import tfds_splits as tfds_splits
+    from cnnjax.data.dataset import ArrayDataset as ArrayDataset
     from cnnjax.data.dataset import Arrays as Arrays
     from cnnjax.data.dataset import Dataset as Dataset
     from cnnjax.data.few import few_labels as few_labels
@@ -89,6 +94,7 @@ if TYPE_CHECKING:
     from cnnjax.data.pipelines import gather as gather
     from cnnjax.data.sources import load as load
     from cnnjax.data.streamed import StreamedDataset as StreamedDataset
+    from cnnjax.data.streamed import example_inputs as example_inputs
     from cnnjax.data.streamed import first_examples as first_examples
     from cnnjax.data.streamed import open_dataset as open_dataset
     from cnnjax.data.streamed import shorten as shorten

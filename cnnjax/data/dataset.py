@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from cnnjax.data.fields import Field, Image, Label, check_examples
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.rng import numpy_generator
 
@@ -22,6 +23,25 @@ class Arrays(NamedTuple):
 
     image: np.ndarray
     label: np.ndarray
+
+
+# A split: one array a key, whose first axis is the examples.
+Split = Arrays | Mapping[str, np.ndarray]
+
+
+def columns(split: Split) -> dict[str, np.ndarray]:
+    """Returns the arrays of a split by key."""
+    return split._asdict() if isinstance(split, Arrays) else dict(split)
+
+
+def num_examples(split: Split) -> int:
+    """Returns the number of examples of a split."""
+    return len(next(iter(columns(split).values())))
+
+
+def first_rows(split: Split, count: int) -> dict[str, np.ndarray]:
+    """Returns the first examples of a split."""
+    return {name: array[:count] for name, array in columns(split).items()}
 
 
 class Source(NamedTuple):
@@ -39,8 +59,49 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ArrayDataset:
+    """Examples of any task in memory: one array a key in each split, and what each key is.
+
+    Attributes:
+      name: for messages and for the record.
+      fields: key -> what it is.
+      train, validation, test: key -> array `[examples, ...]`; `validation` may have no examples.
+
+    Raises:
+      UserError: a split lacks a key, or an array is not what its field says.
+    """
+
+    name: str
+    fields: Mapping[str, Field]
+    train: Mapping[str, np.ndarray]
+    validation: Mapping[str, np.ndarray]
+    test: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        for split in ("train", "validation", "test"):
+            check_examples(getattr(self, split), self.fields, f"the {split} split of {self.name}")
+
+    @property
+    def description(self) -> str:
+        """What an example is, in words."""
+        return "examples of " + ", ".join(
+            f"{name} {'x'.join(map(str, self.train[name].shape[1:])) or 'scalar'}"
+            for name in self.fields
+        )
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """SHA-256 over the fields and every array's shape, dtype and bytes."""
+        return _checksum(sorted(map(repr, self.fields.items())), self._splits())
+
+    def _splits(self) -> list[list[np.ndarray]]:
+        splits = (self.train, self.validation, self.test)
+        return [[split[name] for name in sorted(self.fields)] for split in splits]
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """A dataset in memory.
+    """A labelled image dataset in memory.
 
     Attributes:
       name: what `load` was asked for.
@@ -70,15 +131,39 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def fields(self) -> dict[str, Field]:
+        """What the keys of an example are."""
+        return labelled_images(self.num_classes)
+
+    @property
+    def description(self) -> str:
+        """What an example is, in words."""
+        return describe_images(self.image_shape, self.num_classes)
+
     @functools.cached_property
     def checksum(self) -> str:
         """SHA-256 over the class names and every array's shape, dtype and bytes."""
-        digest = hashlib.sha256(repr(self.class_names).encode())
-        for split in (self.train, self.validation, self.test):
-            for array in split:
-                digest.update(f"{array.shape}{array.dtype.str}".encode())
-                digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        return _checksum(self.class_names, (self.train, self.validation, self.test))
+
+
+def _checksum(what: object, splits: Iterable[Iterable[np.ndarray]]) -> str:
+    digest = hashlib.sha256(repr(what).encode())
+    for split in splits:
+        for array in split:
+            digest.update(f"{array.shape}{array.dtype.str}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def labelled_images(num_classes: int) -> dict[str, Field]:
+    """Returns the fields of a classifier's examples."""
+    return {"image": Image(), "label": Label(num_classes)}
+
+
+def describe_images(image_shape: tuple[int, int, int], num_classes: int) -> str:
+    """Returns what the examples of a labelled image dataset are, in words."""
+    return f"images of {'x'.join(map(str, image_shape))}, {num_classes} classes"
 
 
 def make_dataset(

@@ -1,7 +1,8 @@
 """Endless training batches as pure functions of (seed, step), and exact evaluation batches.
 
-A batch is a dict: `image [batch, height, width, channels]` as stored (uint8), `label [batch]`
-int32, `mask [batch]` bool (False: padding). The batch of a global step does not depend on where a
+A batch is a dict of arrays whose first axis is the examples, of the keys that the dataset has, such
+as `image [batch, height, width, channels]` as stored (uint8) and `label [batch]` int32, and always
+`mask [batch]` bool (False: padding). The batch of a global step does not depend on where a
 run started, so a run resumed at any step sees what it would have seen.
 """
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.data.dataset import Arrays
+from cnnjax.data.dataset import Split, columns, num_examples
 from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
 
@@ -47,14 +48,14 @@ def gather(arrays: Batch, indices: jax.Array) -> Batch:
     """Picks a batch out of arrays in device memory; for use inside a compiled step or scan.
 
     Args:
-      arrays: `image [n, height, width, channels]` and `label [n]`.
+      arrays: key -> `[n, ...]`.
       indices: int32 `[batch]`, each in `[0, n)`.
 
     Returns:
       The batch, of the arrays' dtypes, with a mask of True.
     """
     batch = {
-        name: arrays[name].at[indices].get(mode="promise_in_bounds") for name in ("image", "label")
+        name: array.at[indices].get(mode="promise_in_bounds") for name, array in arrays.items()
     }
     return batch | {"mask": jnp.ones(indices.shape, bool)}
 
@@ -66,12 +67,12 @@ class ResidentPipeline:
     number of examples and the batch size alone, never on devices or processes.
 
     Attributes:
-      arrays: `image` and `label` on the device or, given `replicated`, on each of them.
+      arrays: the split's, on the device or, given `replicated`, on each of them.
     """
 
     def __init__(
         self,
-        arrays: Arrays,
+        arrays: Split,
         batch_size: int,
         *,
         seed: int,
@@ -94,16 +95,13 @@ class ResidentPipeline:
         if sharding is not None and replicated is None:
             raise UserError("a sharded batch needs the data on every device: give replicated too")
         self.batch_size = batch_size
-        self.num_examples = len(arrays.label)
+        self.num_examples = num_examples(arrays)
         self.steps_per_epoch = count_steps(self.num_examples, batch_size)
         check_divides(batch_size, sharding)
         self.arrays: Batch = {
-            name: _place_array(array, replicated)
-            for name, array in zip(("image", "label"), arrays, strict=True)
+            name: _place_array(array, replicated) for name, array in columns(arrays).items()
         }
-        self.batch_shapes = batch_shapes(
-            batch_size, arrays.image.shape[1:], arrays.image.dtype, sharding
-        )
+        self.batch_shapes = batch_shapes(batch_size, forms_of(arrays), sharding)
         self._seed = seed
         self._gather = jax.jit(gather, out_shardings=sharding)
 
@@ -130,21 +128,28 @@ class ResidentPipeline:
         return epoch_indices(self.num_examples, self.batch_size, self._seed, epoch)
 
 
+# Shape and dtype of one example, by key.
+Forms = dict[str, tuple[tuple[int, ...], np.dtype]]
+
+
+def forms_of(split: Split) -> Forms:
+    """Returns the shape and dtype of one example of a split, by key."""
+    return {name: (array.shape[1:], array.dtype) for name, array in columns(split).items()}
+
+
+def image_forms(image_shape: tuple[int, ...], image_dtype: np.dtype) -> Forms:
+    """Returns the shapes and dtypes of a labelled image."""
+    return {"image": (image_shape, image_dtype), "label": ((), np.dtype(np.int32))}
+
+
 def batch_shapes(
-    batch_size: int,
-    image_shape: tuple[int, ...],
-    image_dtype: np.dtype,
-    sharding: jax.sharding.Sharding | None,
+    batch_size: int, forms: Forms, sharding: jax.sharding.Sharding | None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns a whole batch of such images as `jax.ShapeDtypeStruct`s."""
-    forms = {
-        "image": ((batch_size, *image_shape), image_dtype),
-        "label": ((batch_size,), np.int32),
-        "mask": ((batch_size,), np.bool_),
-    }
+    """Returns a whole batch of such examples, with its mask, as `jax.ShapeDtypeStruct`s."""
+    masked: Forms = {**forms, "mask": ((), np.dtype(np.bool_))}
     return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for name, (shape, dtype) in forms.items()
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in masked.items()
     }
 
 
@@ -181,7 +186,7 @@ def check_divides(batch_size: int, sharding: jax.sharding.Sharding | None) -> No
 
 
 def evaluation_batches(
-    arrays: Arrays, batch_size: int, *, sharding: jax.sharding.Sharding | None = None
+    arrays: Split, batch_size: int, *, sharding: jax.sharding.Sharding | None = None
 ) -> Iterator[Batch]:
     """Yields every example exactly once, in order; the last batch is padded and masked.
 
@@ -194,11 +199,9 @@ def evaluation_batches(
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: give a positive number")
     batch_size = padded_size(batch_size, sharding)
-    for start in range(0, len(arrays.label), batch_size):
-        chunk = {
-            "image": arrays.image[start : start + batch_size],
-            "label": arrays.label[start : start + batch_size],
-        }
+    by_key = columns(arrays)
+    for start in range(0, num_examples(arrays), batch_size):
+        chunk = {name: array[start : start + batch_size] for name, array in by_key.items()}
         yield place(pad_and_mask(chunk, batch_size), sharding)
 
 
@@ -252,8 +255,8 @@ def place_local(
 
 
 def pad_and_mask(batch: HostBatch, size: int) -> HostBatch:
-    """Pads `image` and `label` with zeros to `size` examples; `mask` tells the real ones."""
-    count = len(batch["label"])
+    """Pads every key with zeros to `size` examples; `mask` tells the real ones."""
+    count = num_examples(batch)
     mask = np.arange(size) < count
     if count == size:
         return batch | {"mask": mask}

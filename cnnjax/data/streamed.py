@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,16 +21,30 @@ import cnnjax.data
 from cnnjax.data import sources, tfds_source, tfds_splits
 from cnnjax.data.dataset import (
     TEST_SHARE,
+    ArrayDataset,
     Arrays,
     Dataset,
     channel_moments,
     check_validation,
+    describe_images,
+    first_rows,
     held_count,
+    labelled_images,
+    num_examples,
 )
+from cnnjax.data.fields import Field
 from cnnjax.data.image_files import parse_fit
-from cnnjax.data.pipelines import Batch, Pipeline, ResidentPipeline, evaluation_batches
+from cnnjax.data.pipelines import (
+    Batch,
+    Forms,
+    Pipeline,
+    ResidentPipeline,
+    evaluation_batches,
+    forms_of,
+    image_forms,
+)
 from cnnjax.data.streaming import stream_arrays, stream_tfds, stream_tfds_evaluation
-from cnnjax.data.tfds_splits import SPLITS, Range
+from cnnjax.data.tfds_splits import Range
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.rng import numpy_generator
 
@@ -81,6 +95,16 @@ class StreamedDataset:
         return len(self.class_names)
 
     @property
+    def fields(self) -> dict[str, Field]:
+        """What the keys of an example are."""
+        return labelled_images(self.num_classes)
+
+    @property
+    def description(self) -> str:
+        """What an example is, in words."""
+        return describe_images(self.image_shape, self.num_classes)
+
+    @property
     def mean(self) -> tuple[float, ...]:
         """Per channel of the first 2,048 training images, pixels mapped to [0, 1]."""
         return self._moments[0]
@@ -95,6 +119,10 @@ class StreamedDataset:
         return channel_moments(first_examples(self, "train", MOMENT_EXAMPLES).image)
 
 
+LabelledDataset = Dataset | StreamedDataset
+AnyDataset = LabelledDataset | ArrayDataset
+
+
 def open_dataset(
     name: str,
     *,
@@ -106,7 +134,7 @@ def open_dataset(
     image_size: int | tuple[int, int] | None = None,
     fit: str = "pad",
     smallest_area: float = 0.0,
-) -> Dataset | StreamedDataset:
+) -> LabelledDataset:
     """Opens a labelled image dataset, in memory or on disk.
 
     Args:
@@ -167,7 +195,7 @@ def open_dataset(
 
 
 def training_pipeline(
-    dataset: Dataset | StreamedDataset,
+    dataset: AnyDataset,
     batch_size: int,
     *,
     seed: int,
@@ -178,7 +206,7 @@ def training_pipeline(
     """Returns the pipeline over the training split.
 
     Args:
-      dataset: what `open_dataset` returned.
+      dataset: what `open_dataset` returned, or one of arrays.
       batch_size: examples in a batch, over all devices.
       seed: determines the order.
       stream: feed what is in memory batch by batch instead of keeping it on the device; what is on
@@ -206,15 +234,15 @@ def training_pipeline(
     )
 
 
-def split_size(dataset: Dataset | StreamedDataset, split: str) -> int:
+def split_size(dataset: AnyDataset, split: str) -> int:
     """The number of examples of `train`, `validation` or `test`; nothing is read."""
     if isinstance(dataset, StreamedDataset):
         return tfds_splits.count(dataset.splits[split])
-    return len(getattr(dataset, split).label)
+    return num_examples(getattr(dataset, split))
 
 
 def split_batches(
-    dataset: Dataset | StreamedDataset,
+    dataset: AnyDataset,
     split: str,
     batch_size: int,
     *,
@@ -242,9 +270,7 @@ def split_batches(
     return evaluation_batches(getattr(dataset, split), batch_size, sharding=sharding)
 
 
-def first_examples(
-    dataset: Dataset | StreamedDataset, split: str, count: int | None = None
-) -> Arrays:
+def first_examples(dataset: LabelledDataset, split: str, count: int | None = None) -> Arrays:
     """Returns the first `count` examples of a split, or as many as there are.
 
     None is as many as fit into 512 MiB: enough to be drawn, without harm to a large dataset.
@@ -267,7 +293,34 @@ def first_examples(
     )
 
 
-def shorten(dataset: Dataset | StreamedDataset, sizes: dict[str, int]) -> Dataset | StreamedDataset:
+D = TypeVar("D", bound=AnyDataset)
+
+
+def example_forms(dataset: AnyDataset) -> Forms:
+    """Returns the shape and dtype of one example, by key; nothing is read."""
+    if isinstance(dataset, StreamedDataset):
+        return image_forms(dataset.image_shape, np.dtype(np.uint8))
+    return forms_of(dataset.train)
+
+
+def example_inputs(
+    dataset: AnyDataset, split: str, count: int | None = None
+) -> dict[str, np.ndarray]:
+    """Returns the keys that the model gets of the first examples: as many as can be shown.
+
+    Arguments as for `first_examples`.
+    """
+    inputs = {name for name, field in dataset.fields.items() if field.is_input}
+    if not isinstance(dataset, ArrayDataset):
+        return {"image": first_examples(dataset, split, count).image}
+    rows = {name: getattr(dataset, split)[name] for name in inputs}
+    if count is None:
+        example_bytes = sum(array[:1].nbytes for array in rows.values())
+        count = max(1, EXAMPLE_BYTES // max(1, example_bytes))
+    return first_rows(rows, count)
+
+
+def shorten(dataset: D, sizes: dict[str, int]) -> D:
     """Returns the dataset with only the first `sizes[split]` examples of each split named."""
     if isinstance(dataset, StreamedDataset):
         splits = dataset.splits | {
@@ -275,11 +328,15 @@ def shorten(dataset: Dataset | StreamedDataset, sizes: dict[str, int]) -> Datase
         }
         checksum = hashlib.sha256(f"{dataset.checksum}{_texts(splits)}".encode()).hexdigest()
         return replace(dataset, splits=splits, checksum=checksum)
-    arrays = {name: getattr(dataset, name) for name in SPLITS}
-    arrays |= {name: first_examples(dataset, name, size) for name, size in sizes.items()}
-    return replace(
-        dataset, train=arrays["train"], validation=arrays["validation"], test=arrays["test"]
-    )
+    if isinstance(dataset, ArrayDataset):
+        rows: dict[str, Any] = {
+            name: first_rows(getattr(dataset, name), size) for name, size in sizes.items()
+        }
+        return replace(dataset, **rows)
+    arrays: dict[str, Any] = {
+        name: first_examples(dataset, name, size) for name, size in sizes.items()
+    }
+    return replace(dataset, **arrays)
 
 
 def _streamed(

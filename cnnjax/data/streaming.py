@@ -15,16 +15,19 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from cnnjax.data.dataset import Arrays
+from cnnjax.data.dataset import Split, columns, num_examples
 from cnnjax.data.decoding import HostAugment, decoder, tensorflow
 from cnnjax.data.image_files import parse_fit
 from cnnjax.data.pipelines import (
     Batch,
+    Forms,
     HostBatch,
     batch_shapes,
     check_divides,
     count_steps,
     epoch_indices,
+    forms_of,
+    image_forms,
     local_rows,
     pad_and_mask,
     padded_size,
@@ -40,9 +43,6 @@ from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
 
 T = TypeVar("T")
-# Shape and dtype of one image.
-ImageForm = tuple[tuple[int, ...], np.dtype]
-
 _BATCHES_AHEAD = 2
 
 
@@ -54,7 +54,7 @@ class StreamingPipeline:
         read_epoch: Callable[[int, int], Iterator[HostBatch]],
         num_examples: int,
         batch_size: int,
-        image_form: ImageForm,
+        forms: Forms,
         *,
         sharding: jax.sharding.Sharding | None = None,
         rows: np.ndarray | None = None,
@@ -66,7 +66,7 @@ class StreamingPipeline:
             batches of that epoch.
           num_examples: examples in the split, over all processes.
           batch_size: examples in a batch, over all processes.
-          image_form: shape and dtype of one image.
+          forms: shape and dtype of one example, by key.
           sharding: how a batch is spread over devices, along its first axis; None for the default
             device.
           rows: the positions in a batch of the examples that are read here.
@@ -75,7 +75,7 @@ class StreamingPipeline:
         self.num_examples = num_examples
         self.steps_per_epoch = count_steps(num_examples, batch_size)
         check_divides(batch_size, sharding)
-        self.batch_shapes = batch_shapes(batch_size, *image_form, sharding)
+        self.batch_shapes = batch_shapes(batch_size, forms, sharding)
         self._read_epoch = read_epoch
         self._sharding = sharding
         self._rows = local_rows(batch_size, sharding) if rows is None else rows
@@ -93,7 +93,7 @@ class StreamingPipeline:
 
 
 def stream_arrays(
-    arrays: Arrays,
+    arrays: Split,
     batch_size: int,
     *,
     seed: int,
@@ -107,39 +107,39 @@ def stream_arrays(
     host. TensorFlow is imported only for the latter. Arguments as for `stream_tfds`.
     """
     here = local_rows(batch_size, sharding) if rows is None else rows
+    by_key, size = columns(arrays), num_examples(arrays)
 
     def read_epoch(epoch: int, skip: int) -> Iterator[HostBatch]:
-        order = epoch_indices(len(arrays.label), batch_size, seed, epoch)
+        order = epoch_indices(size, batch_size, seed, epoch)
         mine = order[skip:, here]
         if host_augment is None:
             for row in mine:
-                yield _with_mask({"image": arrays.image[row], "label": arrays.label[row]})
+                yield _with_mask({name: array[row] for name, array in by_key.items()})
             return
         tf = tensorflow()
         positions = np.arange(order.size, dtype=np.int64).reshape(order.shape)[skip:, here]
         dataset = tf.data.Dataset.from_generator(
             lambda: (
-                (position, {"image": arrays.image[at], "label": arrays.label[at]})
+                (position, {name: array[at] for name, array in by_key.items()})
                 for position, at in zip(positions.ravel(), mine.ravel(), strict=True)
             ),
             output_signature=(
                 tf.TensorSpec((), tf.int64),
                 {
-                    "image": tf.TensorSpec(arrays.image.shape[1:], tf.uint8),
-                    "label": tf.TensorSpec((), tf.int32),
+                    name: tf.TensorSpec(array.shape[1:], array.dtype)
+                    for name, array in by_key.items()
                 },
             ),
         )
         dataset = _map_images(dataset, host_augment, _epoch_seeds(seed, epoch))
         yield from _host_batches(dataset, len(here))
 
-    form = arrays.image.shape[1:], arrays.image.dtype
+    forms = forms_of(arrays)
     if host_augment is not None:
         tf = tensorflow()
-        form = _image_form(host_augment, tf.TensorSpec(arrays.image.shape[1:], tf.uint8))
-    return StreamingPipeline(
-        read_epoch, len(arrays.label), batch_size, form, sharding=sharding, rows=here
-    )
+        stored = tf.TensorSpec(by_key["image"].shape[1:], tf.uint8)
+        forms["image"] = _image_form(host_augment, stored)
+    return StreamingPipeline(read_epoch, size, batch_size, forms, sharding=sharding, rows=here)
 
 
 def stream_tfds(
@@ -190,8 +190,8 @@ def stream_tfds(
         not exist, and batches that are larger than the split or do not divide.
     """
     builder = _checked_builder(name, data_dir, image_size, fit)
-    num_examples = split_size(builder, split)
-    num_used = count_steps(num_examples, batch_size) * batch_size
+    num_stored = split_size(builder, split)
+    num_used = count_steps(num_stored, batch_size) * batch_size
     check_divides(batch_size, sharding)
     here = local_rows(batch_size, sharding) if rows is None else rows
 
@@ -205,12 +205,12 @@ def stream_tfds(
         dataset = _map_images(dataset, transform, seeds)
         yield from _host_batches(dataset, len(here))
 
-    form: ImageForm = image_shape(builder, image_size), np.dtype(np.uint8)
+    form: tuple[tuple[int, ...], np.dtype] = image_shape(builder, image_size), np.dtype(np.uint8)
     if host_augment is not None:
         transform = decoder(_image_feature(builder), image_size, fit, host_augment, smallest_area)
         form = _image_form(transform, tensorflow().TensorSpec((), tensorflow().string))
     return StreamingPipeline(
-        read_epoch, num_examples, batch_size, form, sharding=sharding, rows=here
+        read_epoch, num_stored, batch_size, image_forms(*form), sharding=sharding, rows=here
     )
 
 
@@ -360,7 +360,7 @@ def _at_rows(dataset: Any, rows: np.ndarray, batch_size: int) -> Any:
     return dataset.filter(lambda position, example: tf.gather(is_here, position % batch_size))
 
 
-def _image_form(transform: HostAugment, image: Any) -> ImageForm:
+def _image_form(transform: HostAugment, image: Any) -> tuple[tuple[int, ...], np.dtype]:
     """Returns shape and dtype of what `transform` makes of an image, without making it."""
     tf = tensorflow()
     traced = tf.function(transform, autograph=False)
@@ -399,4 +399,4 @@ def _host_batches(
 
 
 def _with_mask(batch: HostBatch) -> HostBatch:
-    return batch | {"mask": np.ones(len(batch["label"]), bool)}
+    return batch | {"mask": np.ones(num_examples(batch), bool)}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.errors import UserError, unknown_name
-from cnnjax.train.step import as_float, predicted_logits
+from cnnjax.train.step import as_float, predicted
 
 PyTree = Any
 # `(variables, image [batch, height, width, channels] in [0, 1]) -> logits [batch, classes]`.
@@ -34,7 +34,7 @@ def model_logits(model: nn.Module, normalize: Callable[[jax.Array], jax.Array]) 
     """
 
     def logits_of(variables: PyTree, image: jax.Array) -> jax.Array:
-        return predicted_logits(model, variables, normalize(image))
+        return predicted(model, variables, normalize(image))
 
     return logits_of
 
@@ -122,11 +122,14 @@ def mean_logits(logits: jax.Array, average: str) -> jax.Array:
     return jax.nn.logsumexp(log_probabilities, axis=0) - math.log(len(logits))
 
 
-def log_probabilities(logits_of: ModelLogits) -> Callable[[PyTree, jax.Array], jax.Array]:
-    """Returns `(variables, image) -> log probabilities [batch, classes]`; uint8 images as well."""
+def log_probabilities(
+    logits_of: ModelLogits,
+) -> Callable[[PyTree, dict[str, jax.Array]], jax.Array]:
+    """Returns `(variables, batch) -> log probabilities [batch, classes]`; uint8 images as well."""
 
-    def predict(variables: PyTree, image: jax.Array) -> jax.Array:
-        return jax.nn.log_softmax(class_logits(logits_of(variables, as_float(image))), axis=-1)
+    def predict(variables: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
+        logits = class_logits(logits_of(variables, as_float(batch["image"])))
+        return jax.nn.log_softmax(logits, axis=-1)
 
     return predict
 

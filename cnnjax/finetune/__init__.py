@@ -6,7 +6,7 @@
     variables = finetune.start(tuned, loaded, (28, 28, 1), key)
 
 `tuned` and `variables` then stand where a model and its variables do: in `create_state`,
-`make_train_step`, `evaluate`, `features`. Frozen leaves are `variables["frozen"]`; no gradient, no
+`make_step`, `evaluate`, `features`. Frozen leaves are `variables["frozen"]`; no gradient, no
 optimizer state and no average exists for them. `experiments.finetune` does all this by flags.
 """
 

@@ -136,7 +136,7 @@ def l2_sp(strength: float, new_strength: float) -> Callable[[PyTree, PyTree], ja
       new_strength: `beta` of the paper.
 
     Returns:
-      `(params, frozen) -> scalar`, the `pull` of `make_train_step`; `frozen` is that of
+      `(params, frozen) -> scalar`, the `pull` of `make_step`; `frozen` is that of
       `remember_start`.
 
     Raises:

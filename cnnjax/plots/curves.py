@@ -16,45 +16,52 @@ if TYPE_CHECKING:
 
 
 def learning_curves(
-    records: Sequence[Mapping[str, Any]], path: Path | str, *, steps_per_epoch: int | None = None
+    records: Sequence[Mapping[str, Any]],
+    path: Path | str,
+    *,
+    steps_per_epoch: int | None = None,
+    score: str = "accuracy",
 ) -> Path:
-    """Draws loss, accuracy and learning rate of a run, training beside validation.
+    """Draws loss, score and learning rate of a run, training beside validation.
 
-    The loss axis is logarithmic where all losses are positive. The accuracy axis leaves
-    out what is far below the lowest validation and the median training accuracy, so that a network
-    that is nearly perfect is not a line at the top; the best validation accuracy is marked.
+    The loss axis is logarithmic where all losses are positive. The axis of a score in [0, 1] leaves
+    out what is far below the lowest validation and the median training score, so that a network
+    that is nearly perfect is not a line at the top; the best validation score is marked.
 
     Args:
       records: what `cnnjax.run.logs.read_metrics` returns: dicts with `step`, `kind` (`train`,
-        `validation` or `test`) and any of `loss`, `accuracy`, `learning_rate`.
+        `validation` or `test`) and any of `loss`, `learning_rate` and the score.
       path: where the PNG goes.
       steps_per_epoch: turns steps into epochs; without it the axis counts steps, unless every
         record has an `epoch`.
 
+      score: the metric beside the loss; the accuracy where that is the loss itself.
+
     Raises:
       UserError: there are no records.
     """
+    score = "accuracy" if score == "loss" else score
     if not records:
         raise UserError("there are no metrics to draw: the run has recorded nothing yet.")
     figure = new_figure(12.0, 3.8)
-    loss_axes, accuracy_axes, rate_axes = figure.subplots(1, 3)
+    loss_axes, score_axes, rate_axes = figure.subplots(1, 3)
     position, unit = _time_axis(records, steps_per_epoch)
-    for axes, name in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
+    for axes, name in ((loss_axes, "loss"), (score_axes, score)):
         for kind, color in (("train", BLUE), ("validation", RED)):
             _curve(axes, *_series(records, kind, name, position), label=kind, color=color)
         test_positions, test_values = _series(records, "test", name, position)
         if test_values.size:
-            label = f"test {test_values[-1]:{'.4g' if name == 'loss' else '.2%'}}"
+            label = f"test {test_values[-1]:{'.2%' if name == 'accuracy' else '.4g'}}"
             axes.plot(test_positions, test_values, "*", color="black", markersize=9, label=label)
     rate_positions, rates = _series(records, "train", "learning_rate", position)
     rate_axes.plot(rate_positions, rates, color=GREEN)
     _finish_loss(loss_axes)
-    _finish_accuracy(accuracy_axes, records, position)
+    _finish_score(score_axes, records, position, score)
     rate_axes.set_title("learning rate")
     if np.isfinite(rates).any():
         rate_axes.set_ylim(0.0, 1.05 * np.nanmax(rates) or None)
     rate_axes.ticklabel_format(axis="y", scilimits=(-3, 3), useMathText=True)
-    for axes in (loss_axes, accuracy_axes, rate_axes):
+    for axes in (loss_axes, score_axes, rate_axes):
         axes.set_xlabel(unit)
         tidy(axes)
     return save(figure, path)
@@ -132,11 +139,19 @@ def _finish_loss(axes: Axes) -> None:
         axes.legend(frameon=False)
 
 
-def _finish_accuracy(axes: Axes, records: Sequence[Mapping[str, Any]], position: Any) -> None:
+def _finish_score(
+    axes: Axes, records: Sequence[Mapping[str, Any]], position: Any, score: str
+) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    positions, values = _series(records, "validation", "accuracy", position)
-    if np.isfinite(values).any():
+    axes.set_title(score.replace("_", " "))
+    positions, values = _series(records, "validation", score, position)
+    finite = values[np.isfinite(values)]
+    if finite.size and not (0 <= finite.min() <= finite.max() <= 1):
+        # Its scale is its own, and whether more of it is better is not known here.
+        axes.legend(frameon=False)
+        return
+    if finite.size:
         best = int(np.nanargmax(values))
         axes.plot(
             positions[best],
@@ -147,14 +162,13 @@ def _finish_accuracy(axes: Axes, records: Sequence[Mapping[str, Any]], position:
             markeredgecolor=RED,
             label=f"best {values[best]:.2%}",
         )
-        _, train_values = _series(records, "train", "accuracy", position)
+        _, train_values = _series(records, "train", score, position)
         finite = train_values[np.isfinite(train_values)]
         typical = float(np.median(finite)) if finite.size else 1.0
         lowest = min(float(np.nanmin(values)), typical)
         axes.set_ylim(bottom=max(0.0, lowest - 0.35 * (1 - lowest)))
     low, high = axes.get_ylim()
     axes.set_ylim(top=min(high, 1 + 0.02 * (1 - low)))
-    axes.set_title("accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     if axes.lines:
         axes.legend(loc="lower right", frameon=False)

@@ -1,7 +1,7 @@
 """Robustness to adversarial examples: attacks, accuracy under them, adversarial training.
 
 Attacks are pure functions on images in [0, 1]; `parse_attack("pgd:0.3:20:5")` names one.
-Adversarial training is an objective of `cnnjax.train.step.make_train_step`, or `make_free_step`.
+Adversarial training is a task changed by `adversarial`, or the step of `make_free_step`.
 """
 
 from cnnjax.robust.accuracy import (
@@ -22,34 +22,34 @@ from cnnjax.robust.named import (
 )
 from cnnjax.robust.training import (
     METHODS,
+    adversarial,
     check_numbers,
-    fgsm_rs_objective,
+    fgsm_rs_task,
     make_free_step,
-    make_objective,
-    pgd_objective,
-    trades_objective,
+    pgd_task,
+    trades_task,
 )
 
 __all__ = [
     "KINDS",
     "METHODS",
     "Attack",
+    "adversarial",
     "check_attack",
     "check_numbers",
     "fgsm",
-    "fgsm_rs_objective",
+    "fgsm_rs_task",
     "make_attack",
     "make_attack_step",
     "make_free_step",
-    "make_objective",
     "make_robust_eval_step",
     "margin",
     "masking",
     "parse_attack",
     "pgd",
-    "pgd_objective",
+    "pgd_task",
     "robust_accuracies",
     "signs_of_masking",
     "strength_on_linear_model",
-    "trades_objective",
+    "trades_task",
 ]

@@ -14,15 +14,9 @@ from cnnjax import metrics
 from cnnjax.evaluation.ensemble import ModelLogits, model_logits
 from cnnjax.rng import example_keys, stream_key
 from cnnjax.robust.named import Attack, make_attack, signs_of_masking
+from cnnjax.tasks.task import Task
 from cnnjax.train import evaluate
-from cnnjax.train.step import (
-    Batch,
-    LossFunction,
-    PyTree,
-    as_float,
-    make_eval_step,
-    sum_over_devices,
-)
+from cnnjax.train.step import Batch, PyTree, as_float, make_eval_step, sum_over_devices
 
 
 def make_attack_step(
@@ -40,7 +34,7 @@ def make_attack_step(
     """
 
     def step(variables: PyTree, batch: Batch) -> dict[str, metrics.Pair]:
-        image, label, mask = as_float(batch["image"]), batch["label"], batch["mask"]
+        image, label, mask = as_float(batch["image"]), batch["label"], batch.get("mask")
         device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
         positions = device * image.shape[0] + jnp.arange(image.shape[0])
         key = stream_key(0, "attack", 0)
@@ -58,17 +52,14 @@ def make_attack_step(
 
 def make_robust_eval_step(
     model: nn.Module,
-    loss_fn: LossFunction,
+    task: Task,
     attack: Attack,
     *,
-    num_classes: int,
     normalize: Callable[[jax.Array], jax.Array],
     axis_name: str | None = None,
 ) -> Callable[[PyTree, Batch], dict[str, Any]]:
-    """Returns `steps.make_eval_step` with one more metric, `robust_accuracy` under the attack."""
-    plain = make_eval_step(
-        model, loss_fn, num_classes=num_classes, normalize=normalize, axis_name=axis_name
-    )
+    """Returns `make_eval_step` with one more metric, `robust_accuracy` under the attack."""
+    plain = make_eval_step(model, task, normalize=normalize, axis_name=axis_name)
     attacked = make_attack_step(model_logits(model, normalize), attack, axis_name=axis_name)
 
     def eval_step(variables: PyTree, batch: Batch) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Adversarial training: objectives for `steps.make_train_step`, and the step of free training.
+"""Adversarial training: a task changed so that it is trained under attack; free training's step.
 
-Each objective takes images in [0, 1] (`normalize=steps.as_float` in the step), makes adversarial
-ones of them within an L-infinity ball with the parameters of this very step, and normalizes inside.
+The changed task takes images in [0, 1] (`normalize=as_float` in the step), makes adversarial ones
+of them within an L-infinity ball with the parameters of this very step, and normalizes inside.
 No gradient flows through the making. The model is attacked as it predicts (`train=False`): without
 dropout, with the running statistics.
 
@@ -28,32 +28,62 @@ from cnnjax.errors import UserError, unknown_name
 from cnnjax.evaluation.ensemble import class_logits
 from cnnjax.rng import example_keys, stream_key
 from cnnjax.robust import attacks
+from cnnjax.tasks.task import Batch, Forward, Metrics, PyTree, Task, example_weights
 from cnnjax.train.dropout import by_example
 from cnnjax.train.state import TrainState
 from cnnjax.train.step import (
-    Batch,
-    Forward,
-    LossFunction,
-    Metrics,
-    Objective,
-    PyTree,
+    Normalize,
     TrainStep,
     as_float,
     finish_step,
-    make_forward,
-    plain_objective,
+    make_apply,
     sum_over_devices,
     with_axis,
 )
 
-Normalize = Callable[[jax.Array], jax.Array]
-Length = float | Callable[[jax.Array], jax.Array]
+Length = float | Callable[[jax.Array | int], jax.Array]
 METHODS = ("none", "fgsm_rs", "pgd", "trades", "free")
 
 
-def fgsm_rs_objective(
-    loss_fn: LossFunction, *, normalize: Normalize, epsilon: Length, step_size: Length
-) -> Objective:
+def adversarial(
+    task: Task,
+    method: str,
+    *,
+    normalize: Normalize,
+    epsilon: Length,
+    step_size: Length,
+    num_steps: int = 10,
+    beta: float = 6.0,
+) -> Task:
+    """Returns the task, trained under attack: by `none`, `fgsm_rs`, `pgd` or `trades`.
+
+    Args:
+      task: classification.
+      method: `none` trains on the images as they are.
+      normalize: images in [0, 1] -> what the model expects.
+      epsilon: the radius of the L-infinity ball.
+      step_size: of each step of the attack.
+      num_steps: of `pgd` and `trades`.
+      beta: of `trades`.
+
+    Raises:
+      UserError: an unknown name, or a number out of its range.
+    """
+    known = [name for name in METHODS if name != "free"]
+    if method not in known:
+        raise unknown_name("method of adversarial training", method, known)
+    check_numbers(epsilon=epsilon, step_size=step_size, attack_steps=num_steps, beta=beta)
+    ball: dict[str, Any] = {"normalize": normalize, "epsilon": epsilon, "step_size": step_size}
+    if method == "none":
+        return dataclasses.replace(task, apply=_clean(normalize))
+    if method == "fgsm_rs":
+        return fgsm_rs_task(task, **ball)
+    if method == "pgd":
+        return pgd_task(task, num_steps=num_steps, **ball)
+    return trades_task(task, num_steps=num_steps, beta=beta, **ball)
+
+
+def fgsm_rs_task(task: Task, *, normalize: Normalize, epsilon: Length, step_size: Length) -> Task:
     """One signed gradient step from a random start within the ball: the price of two steps.
 
     Wong, Rice and Kolter 2020, "Fast is better than free: Revisiting adversarial training",
@@ -66,17 +96,12 @@ def fgsm_rs_objective(
         # is then spread over the ball. Clipped, it is 0 or epsilon, and robustness may collapse.
         return image + attacks.uniform_change(keys, image, epsilon, "linf")
 
-    return _adversarial(loss_fn, normalize, start, epsilon, step_size, num_steps=1)
+    return _under_attack(task, normalize, start, epsilon, step_size, num_steps=1)
 
 
-def pgd_objective(
-    loss_fn: LossFunction,
-    *,
-    normalize: Normalize,
-    epsilon: Length,
-    step_size: Length,
-    num_steps: int,
-) -> Objective:
+def pgd_task(
+    task: Task, *, normalize: Normalize, epsilon: Length, step_size: Length, num_steps: int
+) -> Task:
     """The last image of `num_steps` projected steps from a random start.
 
     Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks", section 2.1;
@@ -86,18 +111,18 @@ def pgd_objective(
     def start(keys: jax.Array, image: jax.Array, epsilon: attacks.Number) -> jax.Array:
         return attacks.uniform_start(keys, image, epsilon, "linf")
 
-    return _adversarial(loss_fn, normalize, start, epsilon, step_size, num_steps)
+    return _under_attack(task, normalize, start, epsilon, step_size, num_steps)
 
 
-def trades_objective(
-    loss_fn: LossFunction,
+def trades_task(
+    task: Task,
     *,
     normalize: Normalize,
     epsilon: Length,
     step_size: Length,
     num_steps: int,
     beta: float,
-) -> Objective:
+) -> Task:
     """The loss of the image plus `beta` times how far the prediction can be moved within the ball.
 
         loss(f(x), y) + beta max KL(f(x) || f(x'))   over x' in the ball
@@ -107,12 +132,13 @@ def trades_objective(
     0.001, because at the image itself the divergence has no gradient. With BatchNorm both images
     are normalized by statistics of their own; the running ones are updated by the originals.
     """
+    clean = _clean(normalize)
 
-    def objective(
-        forward: Forward, params: PyTree, key: jax.Array, part: Batch, update: jax.Array
-    ) -> tuple[jax.Array, jax.Array, PyTree]:
-        image, radius = part["image"], _at(epsilon, update)
-        logits_fn = _frozen(forward, params, normalize)
+    def apply(forward: Forward, batch: Batch, *, train: bool) -> tuple[Any, PyTree]:
+        if not train:
+            return clean(forward, batch, train=False)
+        image, radius = batch["image"], _at(epsilon, forward.update)
+        logits_fn = _frozen(forward, normalize)
         natural = jax.lax.stop_gradient(logits_fn(image))
 
         def divergence(x: jax.Array) -> jax.Array:
@@ -120,49 +146,31 @@ def trades_objective(
 
         noise = jax.vmap(lambda key: jax.random.normal(key, image.shape[1:], image.dtype))
         start = attacks.project(
-            image + 1e-3 * noise(example_keys(key, part["example"])), image, radius, "linf"
+            image + 1e-3 * noise(example_keys(_key(forward), batch["example"])),
+            image,
+            radius,
+            "linf",
         )
-        found = _climb(divergence, start, image, radius, _at(step_size, update), num_steps)
-        logits, batch_stats = forward(params, normalize(image), train=True)
-        moved, _ = forward(params, normalize(jax.lax.stop_gradient(found)), train=True)
-        return loss_fn(logits, part["label"]) + beta * _kl(logits, moved), logits, batch_stats
+        length = _at(step_size, forward.update)
+        found = _climb(divergence, start, image, radius, length, num_steps)
+        logits, batch_stats = forward(normalize(image), train=True)
+        moved, _ = forward(normalize(jax.lax.stop_gradient(found)), train=True)
+        return {"logits": logits, "moved": moved}, batch_stats
 
-    return objective
+    def loss(outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        values, weights = task.loss(outputs["logits"], batch)
+        return values + beta * _kl(outputs["logits"], outputs["moved"]), weights
 
+    def metrics(outputs: Any, batch: Batch) -> Metrics:
+        return task.metrics(outputs["logits"] if isinstance(outputs, dict) else outputs, batch)
 
-def make_objective(
-    method: str,
-    loss_fn: LossFunction,
-    *,
-    normalize: Normalize,
-    epsilon: Length,
-    step_size: Length,
-    num_steps: int = 10,
-    beta: float = 6.0,
-) -> Objective:
-    """Returns the objective of that name: `none`, `fgsm_rs`, `pgd` or `trades`.
-
-    Raises:
-      UserError: an unknown name, or a number out of its range.
-    """
-    known = [name for name in METHODS if name != "free"]
-    if method not in known:
-        raise unknown_name("method of adversarial training", method, known)
-    check_numbers(epsilon=epsilon, step_size=step_size, attack_steps=num_steps, beta=beta)
-    if method == "none":
-        return plain_objective(loss_fn, normalize)
-    ball: dict[str, Any] = {"normalize": normalize, "epsilon": epsilon, "step_size": step_size}
-    if method == "fgsm_rs":
-        return fgsm_rs_objective(loss_fn, **ball)
-    if method == "pgd":
-        return pgd_objective(loss_fn, num_steps=num_steps, **ball)
-    return trades_objective(loss_fn, num_steps=num_steps, beta=beta, **ball)
+    return dataclasses.replace(task, apply=apply, loss=loss, metrics=metrics)
 
 
 def make_free_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    loss_fn: LossFunction,
+    task: Task,
     *,
     schedule: Callable[[jax.Array], jax.Array],
     normalize: Normalize,
@@ -184,8 +192,8 @@ def make_free_step(
     2020, section 4.1), and a run then needs no state beside the usual one.
 
     Args:
-      model, optimizer, loss_fn, augment, penalty, ema_decay, axis_name: as for
-        `steps.make_train_step`.
+      model, optimizer, task, augment, penalty, ema_decay, axis_name: as for
+        `cnnjax.train.step.make_step`; the task is classification.
       schedule: update -> learning rate; there are `replays` updates a step.
       normalize: images in [0, 1] -> what the model expects.
       epsilon: the radius of the L-infinity ball.
@@ -213,7 +221,8 @@ def make_free_step(
         examples = device * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
         if augment is not None:
             batch = augment(stream_key(state.key, "augment", state.step), batch, examples[0])
-        image, label, mask = batch["image"], batch["label"], batch["mask"]
+        image = batch["image"]
+        mask = example_weights(batch, examples)
         num_examples = sum_over_devices(jnp.sum(mask, dtype=jnp.int32), axis_name)
         keys = example_keys(stream_key(state.key, "objective", state.step), examples)
         first_update = state.step * replays
@@ -224,20 +233,17 @@ def make_free_step(
             state, x = carry
             update = first_update + number
             key = stream_key(state.key, "dropout", update)
-            forward = make_forward(model, state.batch_stats, key, frozen=state.frozen)
+            apply = make_apply(model, state.batch_stats, key, frozen=state.frozen)
 
             def total(params: PyTree, x: jax.Array) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
                 with by_example(examples):
-                    logits, batch_stats = forward(params, normalize(x), train=True)
-                losses = loss_fn(logits, label)
-                share = jnp.sum(jnp.where(mask, losses, 0.0)) / num_examples
+                    logits, batch_stats = apply(params, normalize(x), True)
+                loss = metrics_lib.mean(*task.loss(logits, batch))
+                term = loss[0] / num_examples
                 if penalty is not None:
-                    share = share + penalty(params) / num_devices
-                metrics = {
-                    "loss": metrics_lib.mean(losses, mask),
-                    "accuracy": metrics_lib.accuracy(logits, label, mask),
-                }
-                return share, (metrics, batch_stats)
+                    term = term + penalty(params) / num_devices
+                pairs = metrics_lib.pairs(task.metrics(logits, batch))
+                return term, ({**pairs, "loss": loss}, batch_stats)
 
             (gradient, ascent), (metrics, batch_stats) = jax.grad(total, (0, 1), has_aux=True)(
                 state.params, x
@@ -279,38 +285,53 @@ def check_numbers(**numbers: Length) -> None:
             raise UserError(f"{name} {number} must be positive (white is 1).")
 
 
-def _adversarial(
-    loss_fn: LossFunction,
+def _clean(normalize: Normalize) -> Callable[..., tuple[Any, PyTree]]:
+    """Returns the `apply` of a task for images in [0, 1]."""
+
+    def apply(forward: Forward, batch: Batch, *, train: bool) -> tuple[Any, PyTree]:
+        return forward(normalize(batch["image"]), train=train)
+
+    return apply
+
+
+def _under_attack(
+    task: Task,
     normalize: Normalize,
     start: Callable[[jax.Array, jax.Array, attacks.Number], jax.Array],
     epsilon: Length,
     step_size: Length,
     num_steps: int,
-) -> Objective:
-    """The loss of the image that so many steps reach from `start(keys, image, epsilon)`."""
-    clean = plain_objective(loss_fn, normalize)
+) -> Task:
+    """The task on the image that `num_steps` steps reach from `start(keys, image, epsilon)`."""
+    clean = _clean(normalize)
 
-    def objective(
-        forward: Forward, params: PyTree, key: jax.Array, part: Batch, update: jax.Array
-    ) -> tuple[jax.Array, jax.Array, PyTree]:
-        image, radius = part["image"], _at(epsilon, update)
-        logits_fn = _frozen(forward, params, normalize)
+    def apply(forward: Forward, batch: Batch, *, train: bool) -> tuple[Any, PyTree]:
+        if not train:
+            return clean(forward, batch, train=False)
+        image, radius = batch["image"], _at(epsilon, forward.update)
+        logits_fn = _frozen(forward, normalize)
 
         def value(x: jax.Array) -> jax.Array:
-            return jnp.sum(loss_fn(logits_fn(x), part["label"]))
+            losses, _ = task.loss(logits_fn(x), batch)
+            return jnp.sum(losses)
 
-        first = start(example_keys(key, part["example"]), image, radius)
-        found = _climb(value, first, image, radius, _at(step_size, update), num_steps)
-        found_part = {**part, "image": jax.lax.stop_gradient(found)}
-        return clean(forward, params, key, found_part, update)
+        first = start(example_keys(_key(forward), batch["example"]), image, radius)
+        length = _at(step_size, forward.update)
+        found = _climb(value, first, image, radius, length, num_steps)
+        return clean(forward, {**batch, "image": jax.lax.stop_gradient(found)}, train=True)
 
-    return objective
+    return dataclasses.replace(task, apply=apply)
 
 
-def _frozen(forward: Forward, params: PyTree, normalize: Normalize) -> attacks.LogitsFunction:
+def _key(forward: Forward) -> jax.Array:
+    assert forward.key is not None
+    return forward.key
+
+
+def _frozen(forward: Forward, normalize: Normalize) -> attacks.LogitsFunction:
     """The model as it predicts, of which the parameters are not differentiated."""
-    params = jax.lax.stop_gradient(params)
-    return lambda image: forward(params, normalize(image), train=False)[0]
+    params = jax.lax.stop_gradient(forward.params)
+    return lambda image: forward(normalize(image), train=False, params=params)[0]
 
 
 def _climb(
@@ -327,7 +348,7 @@ def _climb(
     return jax.lax.fori_loop(0, num_steps, step, start)
 
 
-def _at(length: Length, update: jax.Array) -> attacks.Number:
+def _at(length: Length, update: jax.Array | int) -> attacks.Number:
     return length(update) if callable(length) else length
 
 

@@ -2,18 +2,20 @@
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import cnnjax
 from cnnjax.augment.filters import filter_images
 from cnnjax.errors import NotPreparedError, UserError
 from cnnjax.run import cli, load
 from cnnjax.run import settings as runs
-from cnnjax.train import averaging
+from cnnjax.run.groups import LabelledImages, Training
+from cnnjax.run.recipe import Recipe
+from cnnjax.tasks.classification import classification
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.Settings):
+class Config(Training, LabelledImages):
     """Train a classifier: validates after each epoch, tests at the end, keeps everything."""
 
     experiment: ClassVar[str] = "experiments.classify"
@@ -24,44 +26,6 @@ class Config(runs.Settings):
     model_arguments: tuple[str, ...] = ()
     """Fields of the model, such as activation=tanh pool=average."""
 
-    dataset: str = "mnist"
-    """mnist (shipped), digits, tfds:NAME, or folder:PATH with one sub-folder a class."""
-
-    classes: str = "all"
-    """all; some of them, such as 3,8; or even-odd. Two classes make a binary task: one logit."""
-
-    image_size: int = 0
-    """Height and width that the model gets: smaller images are padded, larger ones resized; 0
-    leaves them as they are. --fit says otherwise."""
-
-    fit: str = "pad"
-    """How an image gets --image-size: pad; resize (stretched); or crop, the middle of it when it is
-    scaled to 1 / 0.875 of the size, as ImageNet is tested (crop:0.95 with another share)."""
-
-    crop_area: float = 0.0
-    """Read of each training image a random part of at least this share of its area, stretched to
-    --image-size: 0.08 is usual for ImageNet. Streamed datasets only; 0 reads whole images."""
-
-    validation: float = 0.1
-    """Share of the training images held out to validate on, or their number."""
-
-    data_seed: int = -1
-    """Seed that chooses them, --train-examples and --label-noise: runs that share it share their
-    data. -1 takes --seed."""
-
-    train_examples: int = 0
-    """Train on so many of the training images only, drawn at random; 0 takes all."""
-
-    label_noise: float = 0.0
-    """Share of the training labels made wrong on purpose, such as 0.2."""
-
-    exclude: str = ""
-    """File with the index of a training image on each line: these are left out. See
-    cnnjax.commands.inspect_labels."""
-
-    balance: str = "none"
-    """For classes of different size: weights (of the loss) or resample (repeat the rare ones)."""
-
     loss: str = "auto"
     """auto (cross-entropy: softmax, or sigmoid for one logit), softmax_cross_entropy,
     sigmoid_binary_cross_entropy, one_vs_all_cross_entropy, mean_squared_error or lenet1998_map."""
@@ -70,63 +34,8 @@ class Config(runs.Settings):
     """Share of each label's weight spread over all classes in training (softmax cross-entropy
     only); validation and test are of the labels as they are."""
 
-    optimizer: str = "adam"
-    """sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, lamb, lion or muon."""
-
-    learning_rate: float = 1e-3
-    """The peak of the schedule."""
-
-    schedule: str = "cosine"
-    """constant, step, exponential, cosine, polynomial or one_cycle."""
-
-    schedule_arguments: tuple[str, ...] = ()
-    """Arguments of the schedule, such as 'boundaries=(0.5, 0.75)' factor=0.1: cnnjax.schedules."""
-
-    cycles: int = 1
-    """Restarts of the cosine schedule: so many equal cycles, such as for snapshot ensembles."""
-
-    warmup_epochs: float = 1.0
-    """Epochs in which the learning rate rises linearly from 0."""
-
-    momentum: float = 0.9
-    """Of momentum, nesterov and muon."""
-
-    weight_decay: float = 0.0
-    """Decoupled decay of the kernels, times the learning rate at each step."""
-
-    l1: float = 0.0
-    """Factor of the kernels' sum of absolute values, added to the loss."""
-
-    l2: float = 0.0
-    """Factor of the kernels' sum of squares, added to the loss."""
-
-    clip_norm: float = 0.0
-    """Largest global gradient norm; 0 does not clip."""
-
-    max_norm: float = 0.0
-    """Largest L2 norm of the weights into a unit or channel, kept after each update; 0 is none."""
-
-    sam: float = 0.0
-    """Radius of sharpness-aware minimization, such as 0.05; a step takes twice as long. 0 does not
-    use it."""
-
-    ema_decay: float = 0.0
-    """Decay of the moving average of the parameters that is validated and tested; 0 keeps none."""
-
-    swa_from_epoch: int = 0
-    """Validate and test the mean of the parameters after this epoch and all later ones (stochastic
-    weight averaging) instead of a moving average; 0 does not."""
-
-    recalibrate: int = 0
-    """Training batches on which BatchNorm's statistics are measured anew for each validation and
-    for the test: averaged parameters need it. 0 takes the running ones."""
-
-    preprocess: str = ""
-    """A filter of all images, training and test: median:3, mean:3 or gaussian:1.5."""
-
-    augment: str = ""
-    """Random changes of the training images, in order, such as crop:4,flip,rotate:15,mixup:0.2:
-    names and numbers of cnnjax.augment.policy. cnnjax.commands.show_batch shows what they do."""
+    monitor: Literal["accuracy", "loss"] = "accuracy"  # type: ignore[assignment]
+    """The validation score that says which weights are best: highest accuracy, or lowest loss."""
 
 
 def main(config: Config) -> int:
@@ -152,7 +61,7 @@ def train(config: Config) -> int:
     dataset = read_data(config)
     arguments = cli.key_values(config.model_arguments)
     model, card = make_model(config, config.model, arguments, dataset)
-    return cnnjax.run.trainer.train_classifier(config, make_recipe(config, dataset, model, card))
+    return cnnjax.run.trainer.train(config, make_recipe(config, dataset, model, card))
 
 
 def read_data(config: Config):
@@ -219,106 +128,62 @@ def make_model(config: Config, name: str, arguments: dict, dataset):
     }
 
 
-def make_recipe(
-    config: Config,
-    dataset,
-    model,
-    card: dict,
-    *,
-    wrap_optimizer=lambda optimizer, total_steps: optimizer,
-    step_factory=None,
-    updates_per_step=1,
-    **start,
-):
-    """Returns what `train_classifier` needs.
+def make_recipe(config: Config, dataset, model, card: dict, **others) -> Recipe:
+    """Returns what `trainer.train` needs.
 
     Args:
       config: the settings.
       dataset: what `read_data` returned.
       model, card: what `make_model` returned; a card with `mean` and `std` replaces the dataset's.
-      wrap_optimizer: `(optimizer, total_steps) -> optimizer`.
-      step_factory: what takes the arguments of `steps.make_train_step` in its place.
-      updates_per_step: how often a step of that factory updates the parameters.
-      **start: further fields of the recipe, and `pull` of the step.
+      **others: see `run.recipe.make_recipe`.
     """
-
     image_filter = cnnjax.augment.make_filter(config.preprocess)
 
+    def moments():
+        # Those of a dataset on disk take seconds: not before all settings are checked.
+        return {name: card.get(name) or getattr(dataset, name) for name in ("mean", "std")}
+
     def normalize(images):
-        # The moments of a dataset on disk take seconds: not before all settings are checked.
-        mean, std = (card.get(name) or getattr(dataset, name) for name in ("mean", "std"))
         order = card.get("channel_order", "RGB")
         images = filter_images(images, image_filter)
-        return cnnjax.augment.normalize(images, mean, std, channel_order=order)
+        return cnnjax.augment.normalize(images, **moments(), channel_order=order)
+
+    def metadata():
+        shown = {"image_shape": dataset.image_shape, "class_names": dataset.class_names}
+        return {**shown, **moments(), **card}
 
     num_outputs = card["num_outputs"]
     smoothing = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
-    loss_fn = _balanced(config, _loss(config, num_outputs, **smoothing), dataset)
-    augment = cnnjax.augment.make_augment(config.augment, num_classes=num_outputs)
-    if config.sam < 0:
-        raise UserError(f"--sam {config.sam}: give a radius of 0 or more.")
-    total_steps = cnnjax.run.trainer.total_steps(config, dataset)
-    updates = total_steps * updates_per_step
-    schedule = cnnjax.schedules.make_schedule(
-        config.schedule,
-        config.learning_rate,
-        total_steps=updates,
-        warmup_steps=round(updates * config.warmup_epochs / config.epochs),
-        **({"cycles": config.cycles} if config.cycles != 1 else {}),
-        **cli.key_values(config.schedule_arguments),
-    )
-    optimizer = cnnjax.optim.make_optimizer(
-        config.optimizer,
-        schedule,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm or None,
-        max_norm=config.max_norm or None,
-    )
-    optimizer = wrap_optimizer(optimizer, total_steps)
-    pull = start.pop("pull", None)
-    step_factory = step_factory or cnnjax.train.step.make_train_step
-    averages = _stochastic_average(config, total_steps // config.epochs)
-    return cnnjax.run.recipe.Recipe(
-        dataset=dataset,
-        model=model,
-        optimizer=optimizer,
-        make_step=lambda axis_name: step_factory(
-            model,
-            optimizer,
-            loss_fn,
-            schedule=schedule,
-            normalize=normalize,
-            augment=augment,
-            penalty=_penalty(config),
-            pull=pull,
-            ema_decay=config.ema_decay,
-            averaging=averages,
-            sam_radius=config.sam,
-            accumulate=config.accumulate,
-            axis_name=axis_name,
-        ),
+    task = classification(
+        dataset.num_classes,
         # Of the labels as they are and all classes alike, whatever training weighs.
-        loss_fn=_loss(config, num_outputs),
+        loss=_loss(config.loss, num_outputs),
+        training_loss=_balanced(
+            config.balance, _loss(config.loss, num_outputs, **smoothing), dataset
+        ),
+        class_names=dataset.class_names,
+    )
+    return cnnjax.run.recipe.make_recipe(
+        config,
+        dataset,
+        task,
+        model,
         normalize=normalize,
-        card=card,
-        ema=config.ema_decay > 0 or averages is not None,
-        recalibrate_batches=config.recalibrate,
-        precision=config.precision,
-        **start,
+        metadata=metadata,
+        augment=cnnjax.augment.make_augment(config.augment, num_classes=num_outputs),
+        **others,
     )
 
 
-def _loss(config, num_outputs, **options):
-    name = config.loss
+def _loss(name, num_outputs, **options):
     if name == "auto":
         name = "sigmoid_binary_cross_entropy" if num_outputs == 1 else "softmax_cross_entropy"
     return cnnjax.losses.make_loss(name, **options)
 
 
-def _balanced(config, loss_fn, dataset):
+def _balanced(balance, loss_fn, dataset):
     """Returns the training loss: weighted by class, where that is asked for."""
-    if config.balance != "weights":
+    if balance != "weights":
         return loss_fn
     if isinstance(dataset, cnnjax.data.StreamedDataset):
         raise UserError("--balance weights counts labels in memory: use --pipeline resident.")
@@ -326,27 +191,3 @@ def _balanced(config, loss_fn, dataset):
         dataset.train.label, dataset.num_classes
     )
     return cnnjax.losses.weighted(loss_fn, weights)
-
-
-def _stochastic_average(config, steps_per_epoch):
-    """Returns the average of the ends of epochs, or None where it is not asked for."""
-    first = config.swa_from_epoch
-    if not first:
-        return None
-    if config.ema_decay:
-        raise UserError("--swa-from-epoch and --ema-decay are two averages: give one.")
-    if not 1 <= first <= config.epochs:
-        raise UserError(
-            f"--swa-from-epoch {first}: give an epoch from 1 to {config.epochs}, or more --epochs."
-        )
-    return averaging.stochastic(first * steps_per_epoch, steps_per_epoch)
-
-
-def _penalty(config):
-    """Returns `params -> scalar`, or None where there is none."""
-    if not (config.l1 or config.l2):
-        return None
-    losses = cnnjax.losses
-    return lambda params: (
-        config.l1 * losses.l1_penalty(params) + config.l2 * losses.l2_penalty(params)
-    )

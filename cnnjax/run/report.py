@@ -1,25 +1,23 @@
 """What a finished run leaves: figures, `summary.json` and `summary.md`."""
 
-import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cnnjax import plots
-from cnnjax.data.dataset import Arrays
 from cnnjax.run import settings
 from cnnjax.run.logs import read_metrics
-from cnnjax.train import evaluate
 from cnnjax.trees import named_leaves
 
 
 def write_figures(
     directory: Path,
     params: Any,
-    test: Arrays,
-    probabilities: np.ndarray,
-    class_names: tuple[str, ...],
+    figures: Mapping[str, Callable[[Path], Any]],
+    *,
+    score: str,
     steps_per_epoch: int,
 ) -> list[Path]:
     """Draws a run's pictures into `directory / "figures"` and returns their paths.
@@ -27,42 +25,29 @@ def write_figures(
     Args:
       directory: the run directory, with its metrics.
       params: the model's parameters; the first convolution's kernel is drawn, if there is one.
-      test: the test images and labels.
-      probabilities: `[test images, classes]`, the model's.
-      class_names: one a class.
+      figures: those of the task's report: name -> `draw(path)`.
+      score: the monitored metric, drawn beside the loss.
       steps_per_epoch: the scale of the learning curves.
     """
-    curves = functools.partial(plots.learning_curves, steps_per_epoch=steps_per_epoch)
-    paths = [
-        _draw(directory, "learning_curves", curves, read_metrics(directory)),
-        *write_evaluation_figures(directory, test, probabilities, class_names),
-    ]
+    records = read_metrics(directory)
+
+    def curves(path: Path) -> None:
+        plots.learning_curves(records, path, score=score, steps_per_epoch=steps_per_epoch)
+
+    drawn = {"learning_curves": curves, **figures}
     kernels = [leaf for leaf in named_leaves(params).values() if np.ndim(leaf) == 4]
     if kernels:
-        paths.append(_draw(directory, "filters", plots.filters, np.asarray(kernels[0])))
-    return paths
+        drawn["filters"] = lambda path: plots.filters(np.asarray(kernels[0]), path)
+    return draw_figures(directory / "figures", drawn)
 
 
-def write_evaluation_figures(
-    directory: Path, images: Arrays, probabilities: np.ndarray, class_names: tuple[str, ...]
-) -> list[Path]:
-    """Draws what needs predictions only: confusion, worst images, reliability, ROC curves."""
-    label = images.label
-    confusion = evaluate.confusion(probabilities, label)
-    return [
-        _draw(directory, "confusion_matrix", plots.confusion_matrix, confusion, class_names),
-        _draw(
-            directory,
-            "worst_classified",
-            plots.worst_classified,
-            images.image,
-            label,
-            probabilities,
-            class_names,
-        ),
-        _draw(directory, "reliability", plots.reliability_diagram, probabilities, label),
-        _draw(directory, "roc_curves", plots.roc_curves, probabilities, label, class_names),
-    ]
+def draw_figures(directory: Path, figures: Mapping[str, Callable[[Path], Any]]) -> list[Path]:
+    """Draws each figure into a file of its name and returns their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = {name: directory / f"{name}.png" for name in figures}
+    for name, draw in figures.items():
+        draw(paths[name])
+    return list(paths.values())
 
 
 def write_summary(directory: Path, summary: dict[str, Any], scores: str) -> None:
@@ -70,8 +55,8 @@ def write_summary(directory: Path, summary: dict[str, Any], scores: str) -> None
 
     Args:
       directory: the run directory.
-      summary: at least `experiment`, `model`, `dataset`, `test_accuracy`, `parameters`, `seconds`,
-        `seed` and `step`.
+      summary: at least `experiment`, `model`, `dataset`, `monitor` and the test's score of that
+        name, `parameters`, `seconds`, `seed` and `step`.
       scores: the table of scores by class, as text.
     """
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in summary.items())
@@ -80,18 +65,18 @@ def write_summary(directory: Path, summary: dict[str, Any], scores: str) -> None
         for path in sorted((directory / "figures").glob("*.png"))
     )
     text = (
-        f"# {summary['experiment']}: {summary['test_accuracy']:.2%} on the test set\n\n"
+        f"# {summary['experiment']}: {score_text(summary)} on the test set\n\n"
         f"| | |\n|---|---|\n{rows}\n\n```\n{scores}\n```\n\n{figures}\n"
     )
     (directory / "summary.md").write_text(text)
     settings.write_json(directory / "summary.json", summary)
 
 
-def _draw(directory: Path, name: str, plot: Any, *arguments: Any) -> Path:
-    path = directory / "figures" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plot(*arguments, path)
-    return path
+def score_text(summary: Mapping[str, Any]) -> str:
+    """Returns the score of a summary in words, such as 99.10% or mean_iou 0.9312."""
+    name = summary.get("monitor", "accuracy")
+    score = summary[f"test_{name}"]
+    return f"{score:.2%}" if name == "accuracy" else f"{name} {score:.4f}"
 
 
 def _cell(value: Any) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 
 from cnnjax import checkpoint
 from cnnjax.checkpoint import directories
-from cnnjax.data.dataset import Dataset
-from cnnjax.data.streamed import StreamedDataset, split_size
+from cnnjax.data.streamed import AnyDataset, split_size
 from cnnjax.devices import processes
 from cnnjax.errors import UserError
 from cnnjax.run import files, settings
@@ -23,7 +22,7 @@ def agree(config: settings.Settings) -> settings.Settings:
     return config
 
 
-def check_retention(config: settings.Settings, dataset: Dataset | StreamedDataset) -> None:
+def check_retention(config: settings.Settings, dataset: AnyDataset) -> None:
     """Raises a UserError unless what is asked to be kept can be, and early stopping can work."""
     for name in ("keep_last", "keep_best", "patience", "save_every_steps"):
         if getattr(config, name) < 0:

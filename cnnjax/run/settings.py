@@ -40,8 +40,8 @@ LAUNCH_SETTINGS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """The settings that mean the same in every experiment."""
+class Run:
+    """How long a run trains, what it keeps, and where."""
 
     seed: int = 0
     """Seed of initialization, data order, augmentation and dropout."""
@@ -55,9 +55,6 @@ class Settings:
     run_dir: str = ""
     """Directory of the run; by default runs/EXPERIMENT-DATE-TIME."""
 
-    data_dir: str = ""
-    """Where tfds datasets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-
     resume: str = ""
     """Continue the run in this directory, with its settings; flags given beside it must agree.
     With the same directory as --run-dir: start it if it was not started yet."""
@@ -65,12 +62,45 @@ class Settings:
     stop_after_epochs: int = 0
     """Stop after so many epochs, to be resumed later; 0 does not. The schedule is unchanged."""
 
-    parallel: Literal["auto", "jit", "pmap", "scan"] = "auto"
-    """How the step is compiled: jit over a mesh, pmap, or many steps in one call (scan)."""
+    save_every_steps: int = 0
+    """Save a checkpoint every so many steps too, not only after each epoch."""
+
+    keep_last: int = 2
+    """Latest checkpoints to keep; 0 keeps all."""
+
+    keep_best: int = 1
+    """Best checkpoints to keep beside the latest, by --monitor."""
+
+    monitor: str = ""
+    """The validation score that says which weights are best, such as accuracy or loss (the lowest);
+    by default the task's own."""
+
+    patience: int = 0
+    """Stop after so many epochs without a better validation score (see --monitor), and keep the
+    best weights."""
+
+    smoke: bool = False
+    """Shrink the run to seconds: one epoch over 1,024 images. Its scores mean nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """Where data come from, and where they wait."""
+
+    data_dir: str = ""
+    """Where tfds datasets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
 
     pipeline: Literal["auto", "resident", "stream"] = "auto"
     """Where training data wait: resident on the device, or read as they are needed (stream; tfds
     datasets from disk, so that they may be larger than memory). auto is resident where they fit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """What a run computes on, and how."""
+
+    parallel: Literal["auto", "jit", "pmap", "scan"] = "auto"
+    """How the step is compiled: jit over a mesh, pmap, or many steps in one call (scan)."""
 
     devices: int = 0
     """Devices to use; 0 is all accelerators or, on a CPU, one a core up to 4; see the README."""
@@ -112,24 +142,13 @@ class Settings:
     """Compute the activations within each block again in the backward pass instead of keeping
     them: less memory, about a third more time."""
 
-    save_every_steps: int = 0
-    """Save a checkpoint every so many steps too, not only after each epoch."""
 
-    keep_last: int = 2
-    """Latest checkpoints to keep; 0 keeps all."""
+@dataclasses.dataclass(frozen=True)
+class Settings(Devices, Input, Run):
+    """The settings that mean the same in every experiment, in groups.
 
-    keep_best: int = 1
-    """Best checkpoints to keep beside the latest, by --monitor."""
-
-    monitor: Literal["accuracy", "loss"] = "accuracy"
-    """The validation score that says which weights are best: highest accuracy, or lowest loss."""
-
-    patience: int = 0
-    """Stop after so many epochs without a better validation score (see --monitor), and keep the
-    best weights."""
-
-    smoke: bool = False
-    """Shrink the run to seconds: one epoch over 1,024 images. Its scores mean nothing."""
+    A function takes the group that it uses; only the outermost take all.
+    """
 
 
 def launch(
@@ -312,8 +331,9 @@ def _refuse_changes(saved: Settings, given: Settings) -> None:
 
 def _finished(directory: Path) -> str:
     summary = read_json(directory / "summary.json", f"{directory} is damaged")
+    monitor = summary.get("monitor", "accuracy")
     return (
-        f"{directory} is finished (test accuracy {summary['test_accuracy']:.4f}, see "
+        f"{directory} is finished (test {monitor} {summary[f'test_{monitor}']:.4f}, see "
         f"{directory / 'summary.md'}); nothing to do. More --epochs with --resume continues it."
     )
 

@@ -1,7 +1,7 @@
-"""The whole line for a classifier: mesh, pipeline, state, compiled steps, loop, report.
+"""The whole line of a run: mesh, pipeline, state, compiled steps, loop, report.
 
-An experiment decides data, model, optimizer and step; this module connects them in the order in
-which a reader would. Whoever wants another order calls the same functions.
+An experiment decides data, task, model, optimizer and step; this module connects them in the
+order in which a reader would. Whoever wants another order calls the same functions.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ import jax
 from jax.sharding import Mesh
 
 from cnnjax import checkpoint
-from cnnjax.data.dataset import Dataset
 from cnnjax.data.pipelines import Batch, Pipeline, ResidentPipeline
 from cnnjax.data.streamed import (
-    StreamedDataset,
-    first_examples,
+    AnyDataset,
+    D,
+    example_inputs,
     shorten,
     split_batches,
     split_size,
@@ -32,7 +32,7 @@ from cnnjax.models.summary import format_summary, summary
 from cnnjax.run import files, load, report, resume, settings
 from cnnjax.run.cli import INTERRUPT_EXIT_CODES
 from cnnjax.run.logs import MetricsLog, ProgressBar
-from cnnjax.run.recipe import Recipe, compile_eval_steps, new_state, state_form
+from cnnjax.run.recipe import Recipe, compile_eval_steps, model_input, new_state, state_form
 from cnnjax.train import batch_stats, evaluate, loop, memory
 from cnnjax.train import compile as parallel
 from cnnjax.train.gradients import check_parts
@@ -44,9 +44,11 @@ PyTree = Any
 # Training metrics are averaged over a twentieth of an epoch: fine enough for a curve and a bar.
 LOGS_PER_EPOCH = 20
 EVALUATION_BATCH = 512
+# Scores of which less is better, beside what tasks say of theirs.
+MINIMIZED = ("loss",)
 
 
-def train_classifier(config: settings.Settings, recipe: Recipe) -> int:
+def train(config: settings.Settings, recipe: Recipe) -> int:
     """Trains, validates after each epoch, tests at the end, and fills the run directory.
 
     Returns:
@@ -62,7 +64,7 @@ def _train(config: settings.Settings, recipe: Recipe, held: contextlib.ExitStack
     config = resume.agree(settings.place(config, experiment))
     directory = Path(config.run_dir)
     sharding.count_devices(config.mesh, config.devices)
-    sizes = summary(recipe.model, recipe.dataset.image_shape)
+    sizes = summary(recipe.model, model_input(recipe).shape[1:])  # type: ignore[arg-type]
     mesh = parallel.choose_mesh(config.mesh or config.devices, config.batch_size * sizes.macs)
     rules = sharding.parse_rules(config.sharding)
     resume.check_retention(config, recipe.dataset)
@@ -90,7 +92,7 @@ def _train(config: settings.Settings, recipe: Recipe, held: contextlib.ExitStack
     processes.say(format_summary(sizes))
 
     compiling = time.monotonic()
-    train = parallel.compile_train(recipe.make_step, state, data, **how)
+    trainer = parallel.compile_train(recipe.make_step, state, data, **how)
     eval_steps = compile_eval_steps(recipe, mesh)
     processes.exchange("compiled", None)
     processes.say(f"compiled     in {time.monotonic() - compiling:.1f} s")
@@ -99,9 +101,7 @@ def _train(config: settings.Settings, recipe: Recipe, held: contextlib.ExitStack
         return notes.get("seconds", 0.0) + time.monotonic() - started
 
     def validate(state: TrainState) -> dict[str, float]:
-        return _scores(
-            eval_steps["validation"], variables_of(state), recipe.dataset, "validation", mesh
-        )
+        return _scores(eval_steps["validation"], variables_of(state), recipe, "validation", mesh)
 
     with files.stop_requests() as asked:
         stop_requested = processes.agreed("stop", asked)
@@ -109,7 +109,7 @@ def _train(config: settings.Settings, recipe: Recipe, held: contextlib.ExitStack
             config,
             recipe,
             state,
-            train,
+            trainer,
             data.steps_per_epoch,
             validate if split_size(recipe.dataset, "validation") else None,
             notes,
@@ -128,19 +128,7 @@ def _train(config: settings.Settings, recipe: Recipe, held: contextlib.ExitStack
     return 0
 
 
-def total_steps(config: settings.Settings, dataset: Dataset | StreamedDataset) -> int:
-    """Returns the number of steps of the whole run: what a schedule must span."""
-    num_examples = split_size(dataset, "train")
-    steps_per_epoch = num_examples // config.batch_size
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"batch size {config.batch_size} is larger than the {num_examples} training images: "
-            "use a smaller one."
-        )
-    return config.epochs * steps_per_epoch
-
-
-def shrink(dataset: Dataset | StreamedDataset) -> Dataset | StreamedDataset:
+def shrink(dataset: D) -> D:
     """Returns data for a run of seconds that takes every path a long one takes."""
     return shorten(dataset, {"train": 1024, "validation": 256, "test": 256})
 
@@ -150,9 +138,7 @@ def _checksums(recipe: Recipe) -> dict[str, str]:
     return {"data_checksum": recipe.dataset.checksum, "base_checksum": recipe.base_checksum}
 
 
-def _pipeline(
-    dataset: Dataset | StreamedDataset, config: settings.Settings, mesh: Mesh
-) -> Pipeline:
+def _pipeline(dataset: AnyDataset, config: settings.Settings, mesh: Mesh) -> Pipeline:
     parallel.check_batch_size(config.batch_size, mesh)
     check_parts(config.batch_size, config.accumulate, num_devices=sharding.num_batch_parts(mesh))
     return training_pipeline(
@@ -176,7 +162,7 @@ def _scored_variables(
         return lambda state: state.variables()
     if not state.batch_stats:
         raise UserError(
-            f"--recalibrate {num_batches}: {recipe.card['model']} has no BatchNorm, whose "
+            f"--recalibrate {num_batches}: {type(recipe.model).__name__} has no BatchNorm, whose "
             "statistics could be measured; leave it out."
         )
     statistics = jax.jit(batch_stats.make_statistics(recipe.model, normalize=recipe.normalize))
@@ -214,14 +200,15 @@ def _fit(
     log = None
     if processes.is_first():
         log = MetricsLog(directory, resume_step=first_step if config.resume else None)
-    saver = _saver(config)
+    monitor, lower_is_better = monitored(config, recipe)
+    saver = _saver(config, lower_is_better)
     validated: dict[int, float] = {}
 
     def record(step: int, kind: str, values: dict[str, float]) -> None:
         if log is not None:
             log.write(step, kind, values)
         if kind == "validation":
-            validated[step] = values[config.monitor]
+            validated[step] = values[monitor]
         if kind == "train":
             bar.update(step, values)
         else:
@@ -247,7 +234,10 @@ def _fit(
     def evaluate_paused(state: TrainState) -> dict[str, float]:
         assert validate is not None
         with bar.paused():
-            return validate(state)
+            values = validate(state)
+            if recipe.after_validation is not None and processes.is_first():
+                recipe.after_validation(directory, state)
+        return values
 
     with log or contextlib.nullcontext(), bar, saver:
         return loop.fit(
@@ -261,20 +251,29 @@ def _fit(
             evaluate=evaluate_paused if validate else None,
             save=save,
             save_every_steps=config.save_every_steps or None,
-            monitor=config.monitor,
+            monitor=monitor,
+            lower_is_better=lower_is_better,
             patience=config.patience,
             best=loop.Best(**notes.get("best", {})),
             should_stop=lambda: stop_requested() is not None,
         )
 
 
-def _saver(config: settings.Settings) -> checkpoint.Saver:
+def monitored(config: settings.Settings, recipe: Recipe) -> tuple[str, bool]:
+    """Returns the validation score that says which parameters are best, and if less is better."""
+    name, direction = recipe.task.monitor
+    if config.monitor and config.monitor != name:
+        name, direction = config.monitor, "min" if config.monitor in MINIMIZED else "max"
+    return name, direction == "min"
+
+
+def _saver(config: settings.Settings, lower_is_better: bool) -> checkpoint.Saver:
     return checkpoint.Saver(
         Path(config.run_dir) / "checkpoints",
         keep_last=config.keep_last or None,
         keep_best=config.keep_best,
         metric="monitored",
-        lower_is_better=config.monitor in loop.LOWER_IS_BETTER,
+        lower_is_better=lower_is_better,
     )
 
 
@@ -298,34 +297,38 @@ def _finish(
     if recipe.recalibrate_batches:
         statistics = {"step": state.step, "batch_stats": variables["batch_stats"]}
         checkpoint.save(directory / load.RECALIBRATED, statistics, {})
-    test = _scores(eval_step, variables, dataset, "test", mesh)
-    predict = parallel.compile_predict(make_predict(recipe.model, normalize=recipe.normalize), mesh)
-    batches = _batches(dataset, "test", mesh)
-    probabilities, labels = evaluate.predict_all(predict, variables, batches)
+    test = _scores(eval_step, variables, recipe, "test", mesh)
+    predict = parallel.compile_predict(
+        make_predict(recipe.model, recipe.task, normalize=recipe.normalize), mesh
+    )
+    targets = [name for name, field in dataset.fields.items() if not field.is_input]
+    predictions, examples = evaluate.predict_all(
+        predict, variables, _batches(dataset, "test", mesh), keep=targets
+    )
     # The frozen ones first: the first convolution is the likeliest to be frozen.
     params = processes.fetch((variables.get("frozen", {}).get("params", {}), variables["params"]))
     if not processes.is_first():
         return
     with MetricsLog(directory, resume_step=int(outcome.state.step)) as log:
         log.write(int(outcome.state.step), "test", test)
-    scores = evaluate.format_report(evaluate.report(probabilities, labels, dataset.class_names))
-    shown = first_examples(dataset, "test")
+    found = recipe.task.report(predictions, examples | example_inputs(dataset, "test"))
+    monitor, _ = monitored(config, recipe)
     report.write_figures(
         directory,
         params,
-        shown,
-        probabilities[: len(shown.label)],
-        dataset.class_names,
+        found.figures,
+        score=monitor,
         steps_per_epoch=split_size(dataset, "train") // config.batch_size,
     )
     summary = {
         "experiment": experiment,
-        "model": recipe.card["model"],
+        "model": settings.read_json(directory / "model.json", f"{directory} is damaged")["model"],
         "dataset": dataset.name,
         **{f"test_{name}": value for name, value in test.items()},
-        "test_examples": len(labels),
+        "test_examples": split_size(dataset, "test"),
         "validation_examples": split_size(dataset, "validation"),
-        f"best_validation_{config.monitor}": best.value,
+        "monitor": monitor,
+        f"best_validation_{monitor}": best.value,
         "parameters": count_parameters(state.all_params),
         "trained_parameters": count_parameters(state.params),
         "seconds": elapsed(),
@@ -335,10 +338,10 @@ def _finish(
         "ended": outcome.reason,
         "devices": backend.describe(),
     }
-    report.write_summary(directory, summary, scores)
+    report.write_summary(directory, summary, found.text)
     print(
         f"test         {'  '.join(f'{name} {value:.4f}' for name, value in test.items())}  "
-        f"({len(labels)} images, {summary['seconds']:.1f} s in all)\n"
+        f"({summary['test_examples']} examples, {summary['seconds']:.1f} s in all)\n"
         f"see          {directory / 'summary.md'}"
     )
 
@@ -346,14 +349,17 @@ def _finish(
 def _scores(
     eval_step: EvalStep,
     variables: PyTree,
-    dataset: Dataset | StreamedDataset,
+    recipe: Recipe,
     split: str,
     mesh: Mesh,
 ) -> dict[str, float]:
-    return evaluate.scores(evaluate.evaluate(eval_step, variables, _batches(dataset, split, mesh)))
+    batches = _batches(recipe.dataset, split, mesh)
+    return evaluate.scores(
+        evaluate.evaluate(eval_step, variables, batches, scores_of=recipe.task.scores)
+    )
 
 
-def _batches(dataset: Dataset | StreamedDataset, split: str, mesh: Mesh) -> Iterator[Batch]:
+def _batches(dataset: AnyDataset, split: str, mesh: Mesh) -> Iterator[Batch]:
     return split_batches(dataset, split, EVALUATION_BATCH, sharding=parallel.batch_sharding(mesh))
 
 
@@ -361,13 +367,9 @@ def _record_facts(config: settings.Settings, experiment: str, recipe: Recipe) ->
     dataset, directory = recipe.dataset, Path(config.run_dir)
     card = {
         "dataset": dataset.name,
-        "image_shape": dataset.image_shape,
-        "class_names": dataset.class_names,
-        "mean": dataset.mean,
-        "std": dataset.std,
         "parameters_averaged": recipe.ema,
         "precision": recipe.precision,
-        **recipe.card,
+        **recipe.metadata(),
     }
     settings.write_config(config, experiment, data_checksum=dataset.checksum)
     settings.write_json(directory / "model.json", card)
@@ -375,7 +377,7 @@ def _record_facts(config: settings.Settings, experiment: str, recipe: Recipe) ->
 
 def _print_header(
     config: settings.Settings,
-    dataset: Dataset | StreamedDataset,
+    dataset: AnyDataset,
     mesh: Mesh,
     data: Pipeline,
     method: str,
@@ -388,6 +390,5 @@ def _print_header(
     processes.say(
         f"run          {config.run_dir}\n"
         f"devices      {backend.describe()}; {sharding.describe(mesh)} in use, step by {method}\n"
-        f"data         {dataset.name}, {kept}: {splits} images of "
-        f"{'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes"
+        f"data         {dataset.name}, {kept}: {splits} {dataset.description}"
     )

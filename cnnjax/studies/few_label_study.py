@@ -19,6 +19,7 @@ from cnnjax.models.summary import abstract_variables
 from cnnjax.run import files
 from cnnjax.run.load import read_base
 from cnnjax.studies import tables, trials
+from cnnjax.tasks.classification import classification
 from cnnjax.trees import count_parameters
 
 if TYPE_CHECKING:
@@ -152,10 +153,7 @@ class Study:
         """Compiles the evaluation of a model."""
         return jax.jit(
             cnnjax.train.step.make_eval_step(
-                model,
-                cnnjax.losses.softmax_cross_entropy,
-                num_classes=num_classes,
-                normalize=self.normalize,
+                model, classification(num_classes), normalize=self.normalize
             )
         )
 

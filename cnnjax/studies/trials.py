@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cnnjax import checkpoint, losses, optim, schedules
+from cnnjax import checkpoint, optim, schedules
 from cnnjax.data.dataset import Arrays
 from cnnjax.data.pipelines import ResidentPipeline, gather
 from cnnjax.finetune.base import Base
@@ -29,6 +29,7 @@ from cnnjax.finetune.rates import gradual_unfreezing, l2_sp, layer_wise_decay, r
 from cnnjax.finetune.start import start
 from cnnjax.finetune.wrapped import FineTuned
 from cnnjax.rng import stream_key
+from cnnjax.tasks.classification import classification
 from cnnjax.train import step as steps
 from cnnjax.train.state import TrainState, create_state
 
@@ -134,10 +135,10 @@ def prepare(
             each = max(1, round(num_steps * way.unfrozen_by / len(groups)))
             optimizer = gradual_unfreezing(optimizer, groups, each)
         pull = l2_sp(way.l2_sp, L2_SP_NEW) if way.l2_sp else None
-        return optimizer, steps.make_train_step(
+        return optimizer, steps.make_step(
             tuned,  # type: ignore[arg-type]
             optimizer,
-            losses.softmax_cross_entropy,
+            classification(num_outputs(model)),
             schedule=schedule,
             normalize=normalize,
             pull=pull,
@@ -149,6 +150,11 @@ def prepare(
         return remember_start(variables, found.kept) if way.l2_sp else variables
 
     return Prepared(tuned, step, begin, num_steps)
+
+
+def num_outputs(model: Any) -> int:
+    """Returns the number of classes of a model of `cnnjax.models`: 2 for one logit."""
+    return max(2, model.num_classes)
 
 
 def loader(

@@ -6,11 +6,13 @@ from cnnjax import lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    ("task",),
+    ("class_scores", "classification", "task"),
     {"task": ("Forward", "Report", "Task", "example_weights")},
 )
 
 if TYPE_CHECKING:
+    from cnnjax.tasks import class_scores as class_scores
+    from cnnjax.tasks import classification as classification
     from cnnjax.tasks import task as task
     from cnnjax.tasks.task import Forward as Forward
     from cnnjax.tasks.task import Report as Report

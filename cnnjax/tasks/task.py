@@ -73,7 +73,7 @@ class Report:
 
     scores: dict[str, Any]
     text: str
-    figures: dict[str, Callable[[Path], None]]
+    figures: dict[str, Callable[[Path], Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +97,8 @@ class Task:
       monitor: the metric that says which parameters are best, and "max" or "min".
       needs_whole_batch: whether the loss of an example depends on the others of its batch, so that
         a batch cannot be computed in microbatches.
+      scores: what `metrics` add up to over a whole split -> further numbers computed from it, such
+        as a mean IoU from counts: logged, shown and monitored like the quotients of pairs.
     """
 
     inputs: Mapping[str, Field]
@@ -107,6 +109,7 @@ class Task:
     report: Callable[[Any, Mapping[str, Any]], Report]
     monitor: tuple[str, str]
     needs_whole_batch: bool = False
+    scores: Callable[[Mapping[str, Any]], dict[str, float]] = lambda totals: {}
 
 
 def example_weights(batch: Batch, values: jax.Array) -> jax.Array:

@@ -110,7 +110,7 @@ def compile_train(
     """Compiles a training step for `data` and returns its trainer; the compiler runs here.
 
     Args:
-      make_step: axis name -> step: `make_train_step` with all but `axis_name` bound.
+      make_step: axis name -> step: `make_step` with all but `axis_name` bound.
       state: a state of arrays or `jax.ShapeDtypeStruct`s that lie on the mesh as `state_shardings`
         says, or whole on each device; training keeps them there. No values are used.
       data: the pipeline that the trainer will read.
@@ -174,9 +174,9 @@ def compile_eval(
 
 
 def compile_predict(
-    predict: Callable[[PyTree, jax.Array], jax.Array], mesh: Mesh
-) -> Callable[[PyTree, jax.Array], jax.Array]:
-    """Compiles `(variables, image) -> one row an image`; images are split over the mesh."""
+    predict: Callable[[PyTree, Any], PyTree], mesh: Mesh
+) -> Callable[[PyTree, Any], PyTree]:
+    """Compiles `(variables, batch) -> arrays [batch, ...]`; batches are split over the mesh."""
     if splits_parameters(mesh):
         return _one_at_a_time(jax.jit(predict, out_shardings=batch_sharding(mesh)), mesh)
     whole, split = PartitionSpec(), batch_spec(mesh)

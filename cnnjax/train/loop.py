@@ -12,9 +12,6 @@ from cnnjax.errors import UserError
 from cnnjax.train.compile import StackedMetrics, Train
 from cnnjax.train.state import TrainState
 
-# Monitored values of which less is better; of every other one, more is.
-LOWER_IS_BETTER = frozenset({"loss"})
-
 
 class Diverged(UserError):
     """Training produced a number that is not finite; what was saved before is untouched."""
@@ -68,6 +65,7 @@ def fit(
     save: Callable[[TrainState, Best], None] | None = None,
     save_every_steps: int | None = None,
     monitor: str = "accuracy",
+    lower_is_better: bool = False,
     patience: int = 0,
     best: Best | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -88,8 +86,8 @@ def fit(
       save: called every `save_every_steps` steps (counted from the start of each epoch), at the
         end of each epoch, at the end, and when stopping early or interrupted.
       save_every_steps: see `save`; None for epoch ends only.
-      monitor: the validation value that decides which step is best: the highest, or for one of
-        `LOWER_IS_BETTER` the lowest.
+      monitor: the validation value that decides which step is best: the highest.
+      lower_is_better: the lowest is.
       patience: stop when so many validations in a row brought no improvement; 0 never does. A run
         that is resumed where it had stopped for this reason stops at once.
       best: what a resumed run had reached.
@@ -119,7 +117,7 @@ def fit(
         if evaluate is not None and (evaluation_due or ends):
             values = evaluate(state)
             record(step, "validation", values)
-            best = best.after(step, values[monitor], lower_is_better=monitor in LOWER_IS_BETTER)
+            best = best.after(step, values[monitor], lower_is_better=lower_is_better)
 
         interrupted = should_stop()
         exhausted = 0 < patience <= best.evaluations_since

@@ -1,6 +1,6 @@
 """One training step, one evaluation step, one prediction: pure functions, not compiled.
 
-A factory closes over what never changes (model, optimizer, loss) and returns a function of arrays.
+A factory closes over what never changes (model, optimizer, task) and returns a function of arrays.
 `cnnjax.train.compile` compiles it; `jax.jit` does too. Under `pmap` or `shard_map` give the factory
 the name of the mapped axis: losses, gradients and metrics are then those of the whole batch, and so
 are BatchNorm's statistics.
@@ -9,7 +9,7 @@ are BatchNorm's statistics.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +19,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from cnnjax import metrics as metrics_lib
+from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
+from cnnjax.tasks.task import Forward, Task
 from cnnjax.train.averaging import Averaging, exponential, mix_in
 from cnnjax.train.dropout import by_example
 from cnnjax.train.gradients import ascend, in_parts
@@ -28,14 +30,8 @@ from cnnjax.train.state import TrainState
 
 PyTree = Any
 Batch = dict[str, jax.Array]
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
-LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
-# `(params, image, *, train) -> (logits, batch_stats)`: the model as a step applies it.
-Forward = Callable[..., tuple[jax.Array, PyTree]]
-# `(forward, params, key, part, update) -> (losses [batch], logits, batch_stats)`.
-Objective = Callable[
-    [Forward, PyTree, jax.Array, Batch, jax.Array], tuple[jax.Array, jax.Array, PyTree]
-]
+Metrics = dict[str, Any]
+Normalize = Callable[[jax.Array], jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[PyTree, Batch], dict[str, Any]]
 
@@ -48,17 +44,16 @@ def as_float(image: jax.Array) -> jax.Array:
     return image.astype(jnp.float32) / 255.0 if image.dtype == jnp.uint8 else image
 
 
-def make_train_step(
+def make_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    loss_fn: LossFunction,
+    task: Task,
     *,
     schedule: Callable[[jax.Array], jax.Array],
-    normalize: Callable[[jax.Array], jax.Array] = as_float,
+    normalize: Normalize = as_float,
     augment: Callable[[jax.Array, Batch, jax.Array], Batch] | None = None,
     penalty: Callable[[PyTree], jax.Array] | None = None,
     pull: Callable[[PyTree, PyTree], jax.Array] | None = None,
-    objective: Objective | None = None,
     ema_decay: float = 0.0,
     averaging: Averaging | None = None,
     sam_radius: float = 0.0,
@@ -67,80 +62,86 @@ def make_train_step(
 ) -> TrainStep:
     """Returns `step(state, batch) -> (state, metrics)`.
 
-    The objective is the mean of `loss_fn` over the unmasked examples of the whole batch, plus the
-    penalties. Only `state.params` are differentiated, and no further down than they reach. Every
-    random draw is a function of (`state.key`, the stream's name, `state.step`, the example's
-    position in the batch), so a resumed run draws the same numbers, on any number of devices. A
-    state with a `loss_scale` is trained in float16: see `cnnjax.train.precision`.
+    What is minimized is the mean of the task's loss, weighted by the task's weights over the whole
+    batch, plus the penalties. Only `state.params` are differentiated, and no further down than they
+    reach. Every random draw is a function of (`state.key`, the stream's name, `state.step`, the
+    example's position in the batch), so a resumed run draws the same numbers, on any number of
+    devices. A state with a `loss_scale` is trained in float16: see `cnnjax.train.precision`.
 
     Args:
       model: a Linen module with the contract of `cnnjax.models`.
       optimizer: an Optax transformation; `optimizer.init(params)` made `state.opt_state`.
-      loss_fn: `(logits [batch, classes], label) -> loss [batch]`.
+      task: what the network is to find.
       schedule: step -> learning rate, the one that the optimizer uses; here for the metrics only.
-      normalize: `image [batch, height, width, channels]`, as stored, or float in [0, 1] where there
-        is an `augment` -> what the model expects.
+      normalize: of every key that is an image: `[batch, height, width, channels]`, as stored, or
+        float in [0, 1] where there is an `augment` -> what the model expects.
       augment: `(key, batch, first_index) -> batch`, before `normalize`, such as
         `cnnjax.augment.make_augment` returns; it gets images as `as_float` makes them and may mix
-        labels. `first_index` is the position of the first image within the whole batch, so that
+        labels. `first_index` is the position of the first example within the whole batch, so that
         each example's draw does not depend on the number of devices.
-      penalty: `params -> scalar` added to the objective, such as an L2 term.
+      penalty: `params -> scalar` added to the loss, such as an L2 term.
       pull: `(params, state.frozen) -> scalar` added likewise, such as `cnnjax.finetune.l2_sp`.
-      objective: `(forward, params, key, part, update) -> (losses [batch], logits, batch_stats)` in
-        place of `loss_fn` on the model's logits, for losses that apply the model otherwise, such as
-        those of `cnnjax.robust`. `forward(params, image, train=...)` is the model, `key` the step's
-        key of the stream `objective`, `part` a batch whose `example` are the positions in the
-        whole, and `update` the number of updates so far, for what changes as training goes on.
       ema_decay: decay of the parameters' moving average, see `averaging.exponential`; used where
         `state.ema` is not None.
       averaging: another average for `state.ema`, such as `averaging.stochastic` returns.
       sam_radius: `rho` of sharpness-aware minimization, see `gradients.ascend`: the update's
         gradient is taken at parameters that far uphill, which costs a second pass. 0 does not.
-      accumulate: the batch is computed in so many equal parts, one after another, whose gradients
-        are summed for one update: the objective is the same, the activations in memory are those of
-        one part. BatchNorm's statistics are sequential, not pooled: each part (over all devices) is
-        normalized by its own, and updates the running ones in its turn. See `gradients.in_parts`
-        for which examples are a part.
+      accumulate: the number of microbatches that the batch is computed in, one after another, whose
+        gradients are summed for one update: the loss is the same, the activations in memory are
+        those of one microbatch. BatchNorm's statistics are sequential, not pooled: each microbatch
+        (over all devices) is normalized by its own, and updates the running ones in its turn. See
+        `gradients.in_parts` for which examples are in one.
       axis_name: the mapped axis under `pmap` or `shard_map`; None under `jit`.
 
     Returns:
-      The step. Its metrics are `(sum, count)` pairs: `loss` and `accuracy` over examples;
-      `learning_rate`, `gradient_norm` and `update_norm` (global L2 norms) with count 1; with a
-      loss scale also what `precision.skip_overflow` adds.
+      The step. Its metrics are `(sum, count)` pairs: `loss` (of the task, in training) and the
+      task's other pairs; `learning_rate`, `gradient_norm` and `update_norm` (global L2 norms) with
+      count 1; with a loss scale also what `precision.skip_overflow` adds.
+
+    Raises:
+      UserError: microbatches for a task whose loss needs the whole batch.
     """
+    if accumulate > 1 and task.needs_whole_batch:
+        raise UserError(
+            f"accumulate {accumulate}: the loss of this task needs all examples of a batch at "
+            "once; use 1, a smaller batch or more devices."
+        )
     model = with_axis(model, axis_name)
-    objective = plain_objective(loss_fn) if objective is None else objective
+    images = image_keys(task)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
         num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-        first_index = device * batch["image"].shape[0]
+        num_rows = jax.tree.leaves(batch)[0].shape[0]
+        first_index = device * num_rows
         if augment is not None:
-            batch = {**batch, "image": as_float(batch["image"])}
+            batch = changed(batch, images, as_float)
             batch = augment(stream_key(state.key, "augment", state.step), batch, first_index)
-        examples = first_index + jnp.arange(batch["image"].shape[0], dtype=jnp.int32)
-        batch = {**batch, "image": normalize(batch["image"]), "example": examples}
-        batch_size = num_devices * batch["image"].shape[0]
+        examples = first_index + jnp.arange(num_rows, dtype=jnp.int32)
+        batch = {**changed(batch, images, normalize), "example": examples}
+        batch_size = num_devices * num_rows
         dropout_key = stream_key(state.key, "dropout", state.step)
         key, update = stream_key(state.key, "objective", state.step), state.num_updates
+        # Of the loss, per example: known when the loss has been traced.
+        values_per_example: list[int] = []
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
 
         def part_gradient(
             params: PyTree, batch_stats: PyTree, part: Batch
         ) -> tuple[PyTree, PyTree]:
-            label, mask = part["label"], part["mask"]
-            forward = make_forward(model, batch_stats, dropout_key, frozen=state.frozen)
+            apply = make_apply(model, batch_stats, dropout_key, frozen=state.frozen)
 
             def total(params: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+                forward = Forward(apply, params, state.ema, key, update, axis_name)
                 with by_example(part["example"]):
-                    losses, logits, updated = objective(forward, params, key, part, update)
-                # This part's share of the mean over the batch: the shares are summed.
-                share = jnp.sum(jnp.where(mask, losses, 0.0)) / batch_size
-                metrics = {
-                    "loss": metrics_lib.mean(losses, mask),
-                    "accuracy": metrics_lib.accuracy(logits, label, mask),
-                }
-                return share * scale, (metrics, updated)
+                    outputs, updated = task.apply(forward, part, train=True)
+                values, weights = task.loss(outputs, part)
+                values_per_example[:] = [values.size // values.shape[0]]
+                loss = metrics_lib.mean(values, weights)
+                # This microbatch's term of the mean over the batch: the terms are summed.
+                term = loss[0] / (batch_size * values_per_example[0])
+                pairs = metrics_lib.pairs(task.metrics(outputs, part))
+                return term * scale, ({**pairs, "loss": loss}, updated)
 
             gradient, (metrics, batch_stats) = jax.grad(total, has_aux=True)(params)
             return (gradient, metrics), batch_stats
@@ -149,11 +150,12 @@ def make_train_step(
             compute = functools.partial(part_gradient, params)
             sums, batch_stats = in_parts(compute, state.batch_stats, batch, accumulate)
             gradient, metrics = sum_over_devices(sums, axis_name)
-            # The mean is over the examples that are not masked. How many there are on all devices
-            # is known only now: to ask before the gradient would be one more wait for the others.
-            _, num_examples = metrics["loss"]
+            # The mean is over the weights on all devices, which are known only now: to ask before
+            # the gradient would be one more all-reduce.
+            _, weight = metrics["loss"]
+            size = batch_size * values_per_example[0]
             gradient = jax.tree.map(
-                lambda leaf: leaf * (batch_size / num_examples.astype(leaf.dtype)) / scale, gradient
+                lambda leaf: leaf * (size / weight.astype(leaf.dtype)) / scale, gradient
             )
             if penalty is not None:
                 gradient = jax.tree.map(jnp.add, gradient, jax.grad(penalty)(params))
@@ -171,46 +173,42 @@ def make_train_step(
     return step
 
 
-def plain_objective(
-    loss_fn: LossFunction, normalize: Callable[[jax.Array], jax.Array] = lambda image: image
-) -> Objective:
-    """Returns the objective `loss_fn(logits, label)` of the images, normalized if need be."""
-
-    def objective(
-        forward: Forward, params: PyTree, key: jax.Array, part: Batch, update: jax.Array
-    ) -> tuple[jax.Array, jax.Array, PyTree]:
-        logits, batch_stats = forward(params, normalize(part["image"]), train=True)
-        return loss_fn(logits, part["label"]), logits, batch_stats
-
-    return objective
+def image_keys(task: Task) -> list[str]:
+    """Returns the keys of a task's batches that are images."""
+    return [name for name, field in task.inputs.items() if field.moves == "image"]
 
 
-def make_forward(
+def changed(batch: Batch, names: Sequence[str], change: Normalize) -> Batch:
+    """Returns the batch with some of its keys changed, those of them that it has."""
+    return {**batch, **{name: change(batch[name]) for name in names if name in batch}}
+
+
+def make_apply(
     model: nn.Module,
     batch_stats: PyTree,
     dropout_key: jax.Array,
     *,
     frozen: PyTree | None = None,
-) -> Forward:
-    """Returns `forward(params, image, train=...) -> (logits, batch_stats)`.
+) -> Callable[[PyTree, Any, bool], tuple[Any, PyTree]]:
+    """Returns `(params, x, train) -> (outputs, batch_stats)`, for a `Forward`.
 
     In training mode layers draw from `dropout_key` and the new running statistics are returned;
-    otherwise the old ones are. Logits are float32 at least, whatever the layers compute in.
+    otherwise the old ones are. Outputs are float32 at least, whatever the layers compute in.
     `frozen` is that of the state (see `cnnjax.finetune`).
     """
 
-    def forward(params: PyTree, image: jax.Array, *, train: bool) -> tuple[jax.Array, PyTree]:
+    def apply(params: PyTree, x: Any, train: bool) -> tuple[Any, PyTree]:
         variables = {"params": params, "batch_stats": batch_stats}
         if frozen:
             variables["frozen"] = frozen
         if not train:
-            return predicted_logits(model, variables, image), batch_stats
-        logits, updated = model.apply(
-            variables, image, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
+            return predicted(model, variables, x), batch_stats
+        outputs, updated = model.apply(
+            variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
-        return _float32_at_least(logits), updated.get("batch_stats", batch_stats)
+        return _float32_at_least(outputs), updated.get("batch_stats", batch_stats)
 
-    return forward
+    return apply
 
 
 def finish_step(
@@ -240,66 +238,84 @@ def finish_step(
 
 def make_eval_step(
     model: nn.Module,
-    loss_fn: LossFunction,
+    task: Task,
     *,
-    num_classes: int,
-    normalize: Callable[[jax.Array], jax.Array] = as_float,
+    normalize: Normalize = as_float,
     axis_name: str | None = None,
 ) -> EvalStep:
-    """Returns `eval_step(variables, batch) -> metrics`.
+    """Returns `eval_step(variables, batch) -> metrics`, those of the task, summed over devices.
 
     Args:
       model: a Linen module with the contract of `cnnjax.models`.
-      loss_fn: `(logits [batch, classes], label) -> loss [batch]`.
-      num_classes: the number of classes; 2 for a model with one logit.
-      normalize: as for `make_train_step`.
+      task: what the network is to find.
+      normalize: as for `make_step`.
       axis_name: the mapped axis under `pmap` or `shard_map`; None under `jit`.
-
-    Returns:
-      The step. `loss` and `accuracy` are `(sum, count)` pairs over unmasked examples; `confusion`
-      is int32 `[num_classes, num_classes]`, true class by row, predicted class by column.
     """
 
     def eval_step(variables: PyTree, batch: Batch) -> dict[str, Any]:
-        label, mask = batch["label"], batch["mask"]
-        logits = predicted_logits(model, variables, normalize(batch["image"]))
-        predicted = metrics_lib.predicted_label(logits)
-        return sum_over_devices(
-            {
-                "loss": metrics_lib.mean(loss_fn(logits, label), mask),
-                "accuracy": metrics_lib.accuracy(logits, label, mask),
-                "confusion": metrics_lib.confusion_counts(label, predicted, mask, num_classes),
-            },
-            axis_name,
+        outputs = predicted_outputs(
+            model, task, variables, batch, normalize=normalize, axis_name=axis_name
         )
+        return sum_over_devices(task.metrics(outputs, batch), axis_name)
 
     return eval_step
 
 
 def make_predict(
-    model: nn.Module, *, normalize: Callable[[jax.Array], jax.Array] = as_float
-) -> Callable[[PyTree, jax.Array], jax.Array]:
-    """Returns `predict(variables, image [batch, h, w, c]) -> probabilities [batch, classes]`.
+    model: nn.Module, task: Task, *, normalize: Normalize = as_float
+) -> Callable[[PyTree, Batch], Any]:
+    """Returns `predict(variables, batch) -> what the task keeps of each example`.
 
-    A model with one logit yields two columns: the probabilities of class 0 and of class 1.
+    The batch needs only the keys that the model gets.
     """
 
-    def predict(variables: PyTree, image: jax.Array) -> jax.Array:
-        return metrics_lib.probabilities(predicted_logits(model, variables, normalize(image)))
+    def predict(variables: PyTree, batch: Batch) -> Any:
+        return task.predict(predicted_outputs(model, task, variables, batch, normalize=normalize))
 
     return predict
 
 
-def predicted_logits(model: nn.Module, variables: PyTree, image: jax.Array) -> jax.Array:
-    """Returns a model's logits for images as it expects them, float32 at least."""
-    logits = model.apply(variables, image, train=False)
-    assert not isinstance(logits, tuple)
-    return _float32_at_least(logits)
+def predicted_outputs(
+    model: nn.Module,
+    task: Task,
+    variables: PyTree,
+    batch: Batch,
+    *,
+    normalize: Normalize,
+    axis_name: str | None = None,
+) -> Any:
+    """Returns the task's outputs for a batch as it is stored; the model is not in training mode."""
+    batch = changed(batch, image_keys(task), normalize)
+    num_rows = jax.tree.leaves(batch)[0].shape[0]
+    device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
+    examples = device * num_rows + jnp.arange(num_rows, dtype=jnp.int32)
+
+    def apply(params: PyTree, x: Any, train: bool) -> tuple[Any, PyTree]:
+        own = {**variables, "params": params} if params else variables
+        return predicted(model, own, x), variables.get("batch_stats", {})
+
+    key = stream_key(0, "evaluation", 0)
+    forward = Forward(apply, variables.get("params", {}), key=key, axis_name=axis_name)
+    outputs, _ = task.apply(forward, {**batch, "example": examples}, train=False)
+    return outputs
 
 
-def _float32_at_least(logits: jax.Array) -> jax.Array:
+def predicted(model: nn.Module, variables: PyTree, x: Any) -> Any:
+    """Returns a model's outputs for inputs as it expects them, float32 at least."""
+    outputs = model.apply(variables, x, train=False)
+    assert not isinstance(outputs, tuple)
+    return _float32_at_least(outputs)
+
+
+def _float32_at_least(outputs: Any) -> Any:
     """Losses and metrics are not computed in the 16 bits of the layers."""
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def widen(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+    return jax.tree.map(widen, outputs)
 
 
 def with_axis(model: nn.Module, axis_name: str | None) -> nn.Module:

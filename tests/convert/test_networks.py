@@ -16,10 +16,11 @@ import optax
 import pytest
 import weights
 
-from cnnjax import convert, losses, models
+from cnnjax import convert, models
 from cnnjax.convert import mapping
 from cnnjax.models import googlenet, inception
 from cnnjax.models.blocks import ConvNorm, layer_factories
+from cnnjax.tasks.classification import classification
 from cnnjax.train import state
 from cnnjax.train import step as steps
 from tests.models.quick import quick_jit
@@ -200,9 +201,7 @@ def test_training_follows_pytorch():
     table = convert.entries(model, image_shape, convert.find_names(model, "torchvision"))
     arrays = {entry.name: weights.weight(entry.name, entry.their_shape) for entry in table}
     variables = convert.to_cnnjax(arrays, model, image_shape)
-    train_step = steps.make_train_step(
-        model, optimizer, losses.softmax_cross_entropy, schedule=lambda step: 0.0
-    )
+    train_step = steps.make_step(model, optimizer, classification(10), schedule=lambda step: 0.0)
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables)
         train_state = state.create_state(variables, optimizer, jax.random.key(0))

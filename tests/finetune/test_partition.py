@@ -7,11 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax import finetune, losses, models, optim, trees
+from cnnjax import finetune, models, optim, trees
 from cnnjax.errors import UserError
 from cnnjax.models.norms import norm_layer
+from cnnjax.tasks.classification import classification
+from cnnjax.train import step as steps
 from cnnjax.train.state import create_state
-from cnnjax.train.step import make_train_step
 from tests.finetune.small import METHODS, SHAPE, initialized, small, tuned
 from tests.models.quick import quick_jit
 from tests.tiny import batch_of, random_arrays
@@ -28,10 +29,10 @@ def trained(model, variables, num_steps=3, **options):
     optimizer = optim.make_optimizer("adamw", 0.01, weight_decay=0.1)
     state = create_state(variables, optimizer, jax.random.key(1), ema=True)
     step = quick_jit(
-        make_train_step(
+        steps.make_step(
             model,
             optimizer,
-            losses.softmax_cross_entropy,
+            classification(10),
             schedule=optax.constant_schedule(0.01),
             ema_decay=0.9,
             **options,
@@ -152,9 +153,7 @@ def flops(text, model, shape):
         image = jnp.zeros((1, *shape))
         return create_state(tuned_model.init(key, image), optimizer, jax.random.key(0))
 
-    step = make_train_step(
-        tuned_model, optimizer, losses.softmax_cross_entropy, schedule=lambda step: 0.1
-    )
+    step = steps.make_step(tuned_model, optimizer, classification(10), schedule=lambda step: 0.1)
     batch = {
         "image": jax.ShapeDtypeStruct((2, *shape), jnp.float32),
         "label": jax.ShapeDtypeStruct((2,), jnp.int32),

@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax import finetune, losses, optim, trees
+from cnnjax import finetune, optim, trees
 from cnnjax.errors import UserError
+from cnnjax.tasks.classification import classification
+from cnnjax.train import step as steps
 from cnnjax.train.state import create_state
-from cnnjax.train.step import make_train_step
 from tests.finetune.small import SHAPE, initialized, small, tuned
 from tests.models.quick import quick_jit
 from tests.tiny import batch_of, random_arrays
@@ -105,10 +106,10 @@ def test_a_strong_pull_holds_what_comes_from_the_base():
     moved = {}
     for strength in (0.0, 10.0):
         step = quick_jit(
-            make_train_step(
+            steps.make_step(
                 model,
                 optax.sgd(0.05),
-                losses.softmax_cross_entropy,
+                classification(10),
                 schedule=lambda step: 0.05,
                 pull=finetune.l2_sp(strength, 0.0),
             )

@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from cnnjax import finetune, losses
+from cnnjax import finetune
 from cnnjax.data.pipelines import ResidentPipeline, evaluation_batches
 from cnnjax.errors import UserError
 from cnnjax.models.simple import MLP
 from cnnjax.rng import stream_key
 from cnnjax.studies import trials
+from cnnjax.tasks.classification import classification
 from cnnjax.train.state import create_state
 from cnnjax.train.step import as_float, make_eval_step
 from tests.tiny import random_arrays
@@ -85,7 +86,7 @@ def test_a_linear_probe_forgets_nothing(base, arrays):
     batches = list(evaluation_batches(random_arrays(50, num_classes=10, seed=1), 16))
     scores = [
         trials.accuracy(
-            jax.jit(make_eval_step(model, losses.softmax_cross_entropy, num_classes=10)),
+            jax.jit(make_eval_step(model, classification(10))),
             weights,
             batches,
         )

@@ -12,6 +12,7 @@ from cnnjax import losses, robust
 from cnnjax.data.pipelines import ResidentPipeline, evaluation_batches
 from cnnjax.errors import UserError
 from cnnjax.models.simple import MLP
+from cnnjax.tasks.classification import classification
 from cnnjax.train import compile as parallel
 from cnnjax.train import evaluate
 from cnnjax.train import step as steps
@@ -37,19 +38,16 @@ def setup(method, model=None, batch_norm=False, **options):
             return robust.make_free_step(
                 model,
                 optimizer,
-                losses.softmax_cross_entropy,
+                classification(3),
                 axis_name=axis_name,
                 **(BALL | {"replays": 3} | options),
                 **shared,
             )
-        objective = robust.make_objective(
-            method, losses.softmax_cross_entropy, num_steps=4, **(BALL | options)
-        )
-        return steps.make_train_step(
+        task = robust.adversarial(classification(3), method, num_steps=4, **(BALL | options))
+        return steps.make_step(
             model,
             optimizer,
-            losses.softmax_cross_entropy,
-            objective=objective,
+            task,
             axis_name=axis_name,
             **shared,
         )
@@ -213,9 +211,8 @@ def test_robust_accuracy_is_the_same_on_any_number_of_devices():
         def make_step(axis_name):
             return robust.make_robust_eval_step(
                 model,
-                losses.softmax_cross_entropy,
+                classification(3),
                 robust.parse_attack("pgd:0.02:3:2"),
-                num_classes=3,
                 normalize=BALL["normalize"],
                 axis_name=axis_name,
             )
