@@ -9,7 +9,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
     (
         "calibration",
         "ensemble",
-        "frechet",
         "label_quality",
     ),
 )
@@ -17,5 +16,4 @@ __getattr__, __dir__, __all__ = lazy.attach(
 if TYPE_CHECKING:
     from cnnjax.evaluation import calibration as calibration
     from cnnjax.evaluation import ensemble as ensemble
-    from cnnjax.evaluation import frechet as frechet
     from cnnjax.evaluation import label_quality as label_quality

@@ -44,7 +44,7 @@ def main(config: Config) -> int:
     return train(config)
 
 
-def start(config: Config) -> None:
+def start(config: runs.Settings) -> None:
     """Connects the processes and devices; before any use of JAX."""
     cnnjax.devices.processes.start(
         config.coordinator,

@@ -6,13 +6,15 @@ from cnnjax import lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
-    ("class_scores", "classification", "task"),
+    ("class_scores", "classification", "frechet", "generation", "task"),
     {"task": ("Forward", "Report", "Task", "example_weights")},
 )
 
 if TYPE_CHECKING:
     from cnnjax.tasks import class_scores as class_scores
     from cnnjax.tasks import classification as classification
+    from cnnjax.tasks import frechet as frechet
+    from cnnjax.tasks import generation as generation
     from cnnjax.tasks import task as task
     from cnnjax.tasks.task import Forward as Forward
     from cnnjax.tasks.task import Report as Report

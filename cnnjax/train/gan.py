@@ -28,7 +28,7 @@ from cnnjax.train.step import (
     Metrics,
     TrainStep,
     as_float,
-    make_forward,
+    make_apply,
     sum_over_devices,
     with_axis,
 )
@@ -139,9 +139,9 @@ def make_gan_step(
         def apply(
             model: nn.Module, params: PyTree, batch_stats: PyTree, inputs: jax.Array, draw: str
         ) -> tuple[jax.Array, PyTree]:
-            forward = make_forward(model, batch_stats, stream_key(state.key, draw, state.step))
+            key = stream_key(state.key, draw, state.step)
             with by_example(examples):
-                return forward(params, inputs, train=True)
+                return make_apply(model, batch_stats, key)(params, inputs, True)
 
         def generate(params: PyTree) -> tuple[jax.Array, PyTree]:
             return apply(generator, params, old["generator"].batch_stats, z, "generator dropout")

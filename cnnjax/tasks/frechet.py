@@ -3,9 +3,10 @@
 Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
 Equilibrium" (arXiv 1706.08500), equation 6. What they call FID is this distance of the features of
 Inception v3 trained on ImageNet; with those of another network the numbers do not compare with
-theirs, so a score needs its yardsticks: two sets of real images, and noise.
+theirs, so a score needs its yardsticks: two sets of real images, and noise. The fewer the examples,
+the larger it is: that of two samples of one distribution falls as one over their number.
 
-All on the host in float64: the trace of a root is a small difference of large sums.
+All on the host in float64: the distance is a small difference of large sums.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.errors import UserError
@@ -40,15 +43,47 @@ def moments(features: Any) -> Moments:
       UserError: another rank, fewer than two examples, or a number that is not finite.
     """
     features = np.asarray(features, np.float64)
-    if features.ndim != 2 or len(features) < 2:
-        raise UserError(
-            f"features are {list(features.shape)}: give [examples, features], 2 examples or more."
-        )
-    if not np.isfinite(features).all():
+    if features.ndim != 2:
+        raise UserError(f"features are {list(features.shape)}: give [examples, features].")
+    centered = features - features.mean(axis=0)
+    return _checked(features.mean(axis=0), centered.T @ centered, len(features))
+
+
+def products(features: jax.Array, weights: jax.Array) -> jax.Array:
+    """Returns the sum over examples of `weight * outer([1, x], [1, x])`, for a compiled step.
+
+    It holds the number of examples, the sum of their features and of the products of these, and is
+    added up over batches and devices; `from_products` makes moments of it.
+
+    Args:
+      features: `[examples, features]`.
+      weights: `[examples]`, 0 or 1.
+    """
+    ones = jnp.ones((len(features), 1), features.dtype)
+    rows = jnp.concatenate([ones, features], axis=1)
+    # Selected, not multiplied: a NaN in the padding must not reach the sum.
+    rows = jnp.where(weights[:, None] != 0, rows, 0)
+    return jnp.matmul(rows.T, rows, precision="highest")
+
+
+def from_products(total: np.ndarray) -> Moments:
+    """Returns the moments of all examples whose `products` were added up, in float64.
+
+    Raises:
+      UserError: fewer than two examples, or a number that is not finite.
+    """
+    total = np.asarray(total, np.float64)
+    num_examples = round(total[0, 0]) if np.isfinite(total[0, 0]) else 0
+    mean = total[0, 1:] / max(num_examples, 1)
+    return _checked(mean, total[1:, 1:] - num_examples * np.outer(mean, mean), num_examples)
+
+
+def _checked(mean: np.ndarray, scatter: np.ndarray, num_examples: int) -> Moments:
+    if num_examples < 2:
+        raise UserError(f"{num_examples} examples have no covariance: give 2 or more.")
+    if not (np.isfinite(mean).all() and np.isfinite(scatter).all()):
         raise UserError("the features hold a number that is not finite: the network diverged.")
-    mean = features.mean(axis=0)
-    centered = features - mean
-    return Moments(mean, centered.T @ centered / (len(features) - 1), len(features))
+    return Moments(mean, scatter / (num_examples - 1), num_examples)
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
@@ -74,17 +109,6 @@ def frechet_distance(one: Moments, other: Moments) -> float:
         - 2 * trace_of_root
     )
     return max(float(distance), 0.0)
-
-
-def halves_distance(features: Any) -> float:
-    """Returns the distance of the features at even places from those at odd ones.
-
-    What two sets of real images have: a generator cannot be told to be nearer than that. The fewer
-    the examples, the larger it is: the distance of two finite samples of one distribution falls
-    about as one over their number, so a set of all examples is compared more strictly.
-    """
-    features = np.asarray(features)
-    return frechet_distance(moments(features[::2]), moments(features[1::2]))
 
 
 def _root(matrix: np.ndarray) -> np.ndarray:

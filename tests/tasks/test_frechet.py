@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cnnjax.errors import UserError
-from cnnjax.evaluation.frechet import Moments, frechet_distance, halves_distance, moments
+from cnnjax.tasks.frechet import Moments, frechet_distance, from_products, moments, products
 
 
 def features(seed=0, num_examples=500, size=6):
@@ -71,16 +71,35 @@ def test_noise_grows_the_distance_and_rotation_does_not():
     )
 
 
-def test_halves_of_one_set_come_nearer_with_more_examples():
-    few, many = (halves_distance(features(num_examples=n)) for n in (200, 20000))
-    assert 0 < many < few / 10
-    by_hand = frechet_distance(moments(features()[::2]), moments(features()[1::2]))
-    assert halves_distance(features()) == by_hand
+def test_two_samples_of_one_distribution_come_nearer_as_they_grow():
+    distances = []
+    for size in (200, 20000):
+        one, other = (moments(features(seed, num_examples=size)) for seed in (1, 2))
+        distances.append(frechet_distance(one, other))
+    assert 0 < distances[1] < distances[0] / 10
+
+
+def test_products_add_up_to_the_moments_without_the_padding():
+    whole = features(num_examples=40).astype(np.float32)
+    padded = np.concatenate([whole, np.full((8, 6), np.nan, np.float32)])
+    mask = np.arange(48) < 40
+    parts = [
+        np.asarray(products(padded[rows], mask[rows]), np.float64)
+        for rows in (slice(0, 30), slice(30, 48))
+    ]
+    found, expected = from_products(parts[0] + parts[1]), moments(whole)
+    assert found.num_examples == 40
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-5)
+    np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [(np.ones((1, 3)), "2 examples"), (np.ones(3), "2 examples"), (np.full((4, 2), np.nan), "fin")],
+    [
+        (np.ones((1, 3)), "2 or more"),
+        (np.ones(3), r"\[examples, features\]"),
+        (np.full((4, 2), np.nan), "not finite"),
+    ],
 )
 def test_impossible_features_are_refused(wrong, words):
     with pytest.raises(UserError, match=words):
