@@ -1,10 +1,10 @@
-"""Time augmentation policies beside the training step that they feed, and print a Markdown table.
+"""Time augmentation policies against the training step that they feed, and print a Markdown table.
 
     python benchmarks/augmentation.py
     python benchmarks/augmentation.py --model resnet18 --model-arguments stem=cifar \
         --shape 32 32 3 --policies crop:4,flip randaugment:2:9
 
-Each policy is timed alone, as one compiled call a batch on images that wait on the device, and
+Each policy is timed alone, as one compiled call per batch on images that wait on the device, and
 within the training step; all take turns, and the fastest round counts. The last column is the time
 of the step with the policy over that of the step without.
 """
@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from cnnjax import augment as augment_lib
-from cnnjax import models
+from cnnjax import models, spec
 from cnnjax.devices import backend
 from cnnjax.run import cli
 from cnnjax.tasks.classification import classification
@@ -93,7 +93,7 @@ def step_factory(
 ) -> Callable[[Callable | None], Callable[[], None]]:
     """Returns `augment -> a call that makes one training step` of the model asked for."""
     model = models.create(
-        arguments.model, num_classes=10, **cli.key_values(arguments.model_arguments)
+        arguments.model, num_classes=10, **spec.arguments(arguments.model_arguments)
     )
     optimizer = optax.sgd(1e-3)
     init = jax.jit(functools.partial(model.init, train=False))

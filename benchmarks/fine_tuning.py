@@ -145,8 +145,8 @@ def markdown(rows: Sequence[Row]) -> str:
     """Returns the rows as a table; ratios are to the first."""
     first = rows[0]
     lines = [
-        f"| method | trained | of all | ms a step | x {first.method} | peak MB | x {first.method} "
-        "| temporaries MB | compiled in s |",
+        f"| method | trained | of all | ms per step | x {first.method} | peak MB "
+        f"| x {first.method} | temporaries MB | compiled in s |",
         "|---|" + "---:|" * 8,
     ]
     for row in rows:

@@ -1,11 +1,11 @@
-"""Times each stage of the input beside the training step, and says which of them starves it.
+"""Times each stage of the input against the training step, and says which of them starves it.
 
     python benchmarks/input_pipelines.py
     python benchmarks/input_pipelines.py --model cnn_32_64 --batch-size 128 --rounds 5
     python benchmarks/input_pipelines.py --dataset tfds:imagenette/160px-v2:1.0.0 \\
         --image-size 160 --model resnet18
 
-Three tables, all in images a second: the stages apart (reading and decoding what tfds has stored,
+Three tables, all in images per second: the stages apart (reading and decoding what tfds has stored,
 augmenting on the host and on the device, moving a batch to the device); the pipelines that put
 them together, with nobody training; and training, fed by each of them. On a CPU the input and the
 step share the cores, so that only the last table shows what is lost.
@@ -44,7 +44,7 @@ STAGES_OF = {
     "stream_tfds": (READ, DECODE, TRANSFER),
 }
 
-# Runs for about so many seconds and returns (images, seconds).
+# Runs for about this many seconds and returns (images, seconds).
 Measure = Callable[[float], tuple[int, float]]
 
 
@@ -137,7 +137,7 @@ def open_setting(options: argparse.Namespace, stack: contextlib.ExitStack) -> Se
 def measure_all(
     measures: dict[str, Measure], options: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """Returns images a second of each, the measures taking turns; the first turn is not counted."""
+    """Returns images per second of each, measured in turns; the first turn is not counted."""
     rates: dict[str, list[float]] = {name: [] for name in measures}
     for number in range(options.rounds + 1):
         for name, measure in measures.items():

@@ -1,4 +1,4 @@
-"""The contenders on JAX for `bench.py`: cnnjax itself, and the same networks in plain Flax.
+"""The contenders on JAX for `peers.py`: cnnjax itself, and the same networks in plain Flax.
 
 cnnjax runs as its experiments do: uint8 images on the device, gathered in a fresh random order,
 normalized within the step, which also measures accuracy and norms. Plain Flax gets float32 batches
@@ -20,7 +20,7 @@ from workloads import (
     Program,
     Run,
     Task,
-    standardise,
+    standardize,
 )
 
 MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bf16": None}
@@ -172,7 +172,7 @@ def _flax(task: Task, image: Images, label: Labels) -> tuple[int, int, Callable[
 
     workload = task.workload
     model = plain_flax_model(workload.model, workload.num_classes, _dtype(task))
-    floats = standardise(image)
+    floats = standardize(image)
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), floats[:1])
     optimizer = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
 

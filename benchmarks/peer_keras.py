@@ -1,4 +1,4 @@
-"""Keras 3 for `bench.py`, on JAX or TensorFlow, as its users run it, fed from NumPy arrays."""
+"""Keras 3 for `peers.py`, on JAX or TensorFlow, as its users run it, fed from NumPy arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workloads import (
     Program,
     Run,
     Task,
-    standardise,
+    standardize,
 )
 
 
@@ -30,7 +30,7 @@ def build(task: Task, image: Images, label: Labels) -> Program:
     if task.precision == "bf16":
         keras.mixed_precision.set_global_policy("mixed_bfloat16")
     keras.utils.set_random_seed(0)
-    floats = standardise(image)
+    floats = standardize(image)
     workload = task.workload
 
     def model() -> Any:
@@ -95,7 +95,7 @@ def _whole(method: Any, batch_size: int, *arrays: Any) -> Run:
 
 
 def _by_batch(method: Any, batch_size: int, *arrays: Any) -> Run:
-    """Steps by `train_on_batch` or `predict_on_batch`: one call a step."""
+    """Steps by `train_on_batch` or `predict_on_batch`: one call per step."""
     starts = itertools.cycle(range(0, len(arrays[0]), batch_size))
 
     def run(num_steps: int) -> float:

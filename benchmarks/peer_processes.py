@@ -1,4 +1,4 @@
-"""The processes of `bench.py`: its workers, the machine they run on, and the MNIST experiment."""
+"""The processes of `peers.py`: its workers, the machine they run on, and the MNIST experiment."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Worker:
         return facts
 
     def measure(self, mode: str, seconds: float) -> dict[str, Any]:
-        """Returns one measurement: seconds a step, wall and CPU."""
+        """Returns one measurement: seconds per step, wall and CPU."""
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):

@@ -1,4 +1,4 @@
-"""The rows of `bench.py`, as a Markdown table and as a figure."""
+"""The rows of `peers.py`, as a Markdown table and as a figure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TITLES = {"train": "training step", "infer": "inference"}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One contender in one mode; a measurement a round, in milliseconds a step.
+    """One contender in one mode; a measurement per round, in milliseconds per step.
 
     Attributes:
-      variant: the contender's fastest way, which was measured; `trials` holds the seconds a step
+      variant: the contender's fastest way, which was measured; `trials` holds the seconds per step
         that each way took when it was chosen, or why it failed.
       first_secs: preparation, compilation and the first step.
       peak_mib: the largest memory that the process has held so far, on the host.

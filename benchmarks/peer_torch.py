@@ -1,4 +1,4 @@
-"""PyTorch for `bench.py`: eager and compiled, in both memory formats, float32 batches ready."""
+"""PyTorch for `peers.py`: eager and compiled, in both memory formats, float32 batches ready."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workloads import (
     Program,
     Run,
     Task,
-    standardise,
+    standardize,
 )
 
 
@@ -33,7 +33,7 @@ def build(task: Task, image: Images, label: Labels) -> Program:
         torch.backends.cuda.matmul.allow_tf32 = task.precision == "tf32"
         torch.backends.cudnn.allow_tf32 = task.precision == "tf32"
         torch.backends.cudnn.benchmark = True
-    floats = standardise(image)
+    floats = standardize(image)
     model = torch_model(task.workload.model, task.workload.num_classes)
     variants: dict[str, dict[str, Callable[[], Run]]] = {mode: {} for mode in MODES}
     for mode in MODES:
@@ -52,7 +52,7 @@ def build(task: Task, image: Images, label: Labels) -> Program:
 
 
 def _settings(task: Task, device: str) -> dict[str, dict[str, Any]]:
-    """What is tried beside the memory format: thread counts; on a GPU the compiler's modes."""
+    """What is tried besides the memory format: thread counts; on a GPU the compiler's modes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = cores or 1
     compiled = task.contender == "torch-compile"

@@ -1,8 +1,8 @@
-"""One contender in a process of its own, for `bench.py`: prepares itself, then measures on request.
+"""One contender in a process of its own, for `peers.py`: prepares itself, then measures on request.
 
 The task is the first argument, as JSON. The first line that it prints says how the preparation
 went: `{"ready": ...}`, `{"missing": reason}` or `{"failed": reason}`. After that each line read,
-such as `{"mode": "train", "seconds": 2}`, is answered by one line: wall and CPU seconds a step.
+such as `{"mode": "train", "seconds": 2}`, is answered by one line: wall and CPU seconds per step.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def measure(run: Run, seconds: float, num_steps: int = 1) -> Timing:
     """Times about as many steps as fit into `seconds`, at least one.
 
     Starts at `num_steps` and takes more until they fill half of the time, so that what a call costs
-    beside its steps is shared by as many steps as the caller has time for.
+    besides its steps is shared by as many steps as the caller has time for.
     """
     if num_steps >= 10:
         run(num_steps // 10)  # The first steps after a pause are slow.

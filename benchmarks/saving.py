@@ -1,4 +1,4 @@
-"""What saving costs: the same training with and without a checkpoint, in turns.
+"""The cost of saving: the same training with and without checkpoints, alternating.
 
     python benchmarks/saving.py                            # ResNet-18 at 32x32, 5 rounds
     python benchmarks/saving.py --batch-size 8 --rounds 3 --optimizer adam

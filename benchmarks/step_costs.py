@@ -1,4 +1,4 @@
-"""One compiled training step a call: its batch, its memory, its time. For step_memory.py and
+"""Costs of one compiled training step: its batch, its memory, its time. For step_memory.py and
 fine_tuning.py."""
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def compile_step(
 def time_by_turns(
     programs: Sequence[Program], states: list[TrainState], batch: Batch, rounds: int
 ) -> list[list[float]]:
-    """Runs a step of each program, one after another, so many times; returns their milliseconds."""
+    """Runs a step of each program, one after another, N times; returns their milliseconds."""
     times: list[list[float]] = [[] for _ in programs]
     for _ in range(rounds):
         for index, program in enumerate(programs):

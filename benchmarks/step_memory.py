@@ -187,7 +187,7 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [
         f"### {first.workload}, batch {first.batch_size}",
         "",
-        f"| variant | ms a step | x {first.variant} | state and batch MB | temporaries MB "
+        f"| variant | ms per step | x {first.variant} | state and batch MB | temporaries MB "
         f"| peak MB | x {first.variant} | compiled in s |",
         "|---|" + "---:|" * 7,
     ]

@@ -1,4 +1,4 @@
-"""What `bench.py` measures, with which contenders, on which data; no framework is imported here."""
+"""What `peers.py` measures, with which contenders, on which data; no framework is imported here."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def load_data(workload: Workload, batch_size: int) -> tuple[Images, Labels]:
     return image, generator.integers(0, workload.num_classes, size, np.int32)
 
 
-def standardise(image: Images) -> Images:
+def standardize(image: Images) -> Images:
     """Returns float32 images of mean 0 and deviation 1: what the peers are fed."""
     center, deviation = image.mean(dtype=np.float64), image.std(dtype=np.float64)
     result = image.astype(np.float32)

@@ -32,6 +32,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "robust",
         "run",
         "schedules",
+        "spec",
         "studies",
         "tasks",
         "train",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from cnnjax import robust as robust
     from cnnjax import run as run
     from cnnjax import schedules as schedules
+    from cnnjax import spec as spec
     from cnnjax import studies as studies
     from cnnjax import tasks as tasks
     from cnnjax import train as train

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend."""
+"""The one exception for mistakes that a user can fix."""
 
 import difflib
 from collections.abc import Iterable
@@ -15,10 +15,13 @@ class NotPreparedError(UserError):
     """A known dataset whose files are not on this machine."""
 
 
-def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
-    """Returns the error for a `name` that is not among the `valid` ones, nearest first."""
+def unknown_name(kind: str, name: str, valid: Iterable[str], *, cutoff: float = 0.4) -> UserError:
+    """Returns the error for a `name` that is not among the `valid` ones, nearest first.
+
+    Names that are less alike than `cutoff` (1: the same) are not suggested; all are listed instead.
+    """
     valid = sorted(valid)
-    nearest = difflib.get_close_matches(name, valid, n=3, cutoff=0.4)
+    nearest = difflib.get_close_matches(name, valid, n=3, cutoff=cutoff)
     hint = (
         f"did you mean {' or '.join(nearest)}?" if nearest else f"choose from {', '.join(valid)}."
     )

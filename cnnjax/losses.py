@@ -34,7 +34,7 @@ def softmax_cross_entropy(
       logits: float `[batch, classes]`, two classes or more.
       labels: integers `[batch]` in `[0, classes)`, or one-hot or soft labels `[batch, classes]`.
         A class number out of range gives NaN: under `jit` there is no way to raise.
-      label_smoothing: the share of the target spread evenly over all classes, in `[0, 1)`.
+      label_smoothing: the fraction of the target spread evenly over all classes, in `[0, 1)`.
 
     Returns:
       `[batch]`, float32, or float64 for float64 logits.
@@ -214,7 +214,7 @@ def weighted(loss_fn: LossFunction, class_weights: ArrayLike) -> LossFunction:
 
     Args:
       loss_fn: `(logits, labels) -> [batch]`.
-      class_weights: `[classes]`, such as `data_quality.class_weights` returns.
+      class_weights: `[classes]`, such as `evaluation.label_quality.class_weights` returns.
     """
     weights = jnp.asarray(class_weights)
 

@@ -16,10 +16,9 @@ From `total_steps` on, the last value stays.
 [0.0, 0.05, 0.1, 0.05, 0.0]
 """
 
-import inspect
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +26,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from cnnjax.errors import UserError, unknown_name
+from cnnjax import spec
+from cnnjax.errors import UserError
 
 Schedule = Callable[[ArrayLike], jax.Array]
 
@@ -192,7 +192,7 @@ def polynomial(
     power: float = 1.0,
     end_factor: float = 0.0,
 ) -> Schedule:
-    """A power of the share of steps left; a straight line by default.
+    """A power of the fraction of steps left; a straight line by default.
 
         learning_rate * (end_factor + (1 - end_factor) * (1 - t / T)^power)
 
@@ -277,6 +277,8 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "polynomial": polynomial,
     "one_cycle": one_cycle,
 }
+# What the program says of every schedule.
+SHARED = ("learning_rate", "total_steps", "warmup_steps")
 
 
 def make_schedule(
@@ -289,29 +291,38 @@ def make_schedule(
     0.025
 
     Args:
-      name: a key of `SCHEDULES`.
+      name: a key of `SCHEDULES`, perhaps with its arguments, such as `cosine(cycles=3)`.
       learning_rate: the peak, 0 or more.
       total_steps: steps of the whole run, warmup included; 1 or more.
       warmup_steps: steps of the linear rise from 0, from 0 to `total_steps`.
-      **options: further arguments of that schedule.
+      **options: arguments of that schedule, besides those.
 
     Raises:
       UserError: an unknown name or option, or an argument out of its range.
     """
-    if name not in SCHEDULES:
-        raise unknown_name("schedule", name, SCHEDULES)
-    shared = ("learning_rate", "total_steps", "warmup_steps")
-    own = [
-        option for option in inspect.signature(SCHEDULES[name]).parameters if option not in shared
-    ]
-    for option, value in options.items():
-        if not own:
-            raise UserError(f"schedule {name!r} has no options, but was given {option}={value!r}.")
-        if option not in own:
-            raise unknown_name(f"option of schedule {name!r}", option, own)
-    return SCHEDULES[name](
-        learning_rate, total_steps=total_steps, warmup_steps=warmup_steps, **options
+    item = spec.extend(spec.parse_one(name, "schedule"), options, "schedule")
+    return spec.call(
+        item,
+        SCHEDULES,
+        "schedule",
+        learning_rate=learning_rate,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
     )
+
+
+def read_schedule(text: str, further: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the options that a text such as `cosine(cycles=3)` gives, checked.
+
+    Args:
+      text: a key of `SCHEDULES`, perhaps with options.
+      further: more options, each a text such as `end_factor=0.1`.
+
+    Raises:
+      UserError: an unknown name or option, or a value of another type.
+    """
+    item = spec.extend(spec.parse_one(text, "schedule"), spec.arguments(further), "schedule")
+    return item.name, spec.bind(item, SCHEDULES, "schedule", supplied=SHARED).keywords
 
 
 def _steps_after_warmup(learning_rate: float, total_steps: int, warmup_steps: int) -> int:

@@ -1,1 +1,1 @@
-"""Experiments: one file a run. `python -m experiments.NAME --help` lists its settings."""
+"""Experiments: one file per run. `python -m experiments.NAME --help` lists its settings."""

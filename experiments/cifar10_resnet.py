@@ -15,7 +15,7 @@ The paper trains on all 50,000 images, and so does this: nothing is held out (`-
 nothing is chosen by the test images. 164 epochs of 390 steps are 63,960 steps. For 110 layers the
 paper starts at a rate of 0.01 until the training error is below 80%; an epoch of rising rate serves
 the same end. Time and score are not measured here: CIFAR-10 cannot be had without a network.
-`--smoke` runs on made images where CIFAR-10 is not prepared, and says so.
+`--smoke` runs on synthetic images where CIFAR-10 is not prepared, and says so.
 """
 
 import dataclasses

@@ -22,8 +22,8 @@ epochs, 3.29 s on one A100, mean of many runs. What makes it fast, each switched
 Of the paper's: 10 epochs instead of 9.9, a rate that rises from 0 instead of a fifth of its peak,
 no decay of biases, and at the test 18 crops of equal weight instead of 6. The paper's rates are for
 the sum over a batch, those here for the mean: 1.5 is 11.5 of its units. Neither score nor time is
-measured here: CIFAR-10 cannot be had without a network. `--smoke` runs on made images where it is
-not prepared.
+measured here: CIFAR-10 cannot be had without a network. `--smoke` runs on synthetic images where it
+is not prepared.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ import optax
 import cnnjax
 from cnnjax import trees
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, cli, settings
+from cnnjax.run import classifier, settings
 
 WHITENED_IMAGES = 5000
 WHITENING_EPSILON = 5e-4
@@ -74,10 +74,10 @@ class Config(classifier.Config):
 
 def main(config: Config) -> int:
     """Trains and tests the network; returns the exit code."""
-    classifier.start(config)
+    cnnjax.run.trainer.start(config)
+    name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
     dataset = classifier.read_data(config)
-    arguments = cli.key_values(config.model_arguments)
-    model, card = classifier.make_model(config, config.model, arguments, dataset)
+    model, card = classifier.make_model(config, name, arguments, dataset)
     steps_per_epoch = cnnjax.run.recipe.total_steps(config, dataset) // config.epochs
     stored = cnnjax.data.first_examples(dataset, "train", WHITENED_IMAGES).image
     images = cnnjax.augment.normalize(jnp.asarray(stored), dataset.mean, dataset.std)

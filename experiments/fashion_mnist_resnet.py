@@ -5,7 +5,7 @@ parameters. Zhong et al. 2020, "Random Erasing Data Augmentation" (arXiv 1708.04
 report errors below 4.5% with it on Fashion-MNIST, with and without random erasing, after 300
 epochs. The recipe here is shorter: shifts of up to 2 pixels, flips and random erasing; Nesterov
 momentum with a rate that rises and falls once; label smoothing; the moving average of the
-parameters is validated and tested, with BatchNorm's statistics measured anew for it.
+parameters is validated and tested, with BatchNorm's statistics recomputed for it.
 
     python scripts/prepare_data.py --help        # prepares fashion_mnist from its four files
     python -m experiments.fashion_mnist_resnet
@@ -13,7 +13,7 @@ parameters is validated and tested, with BatchNorm's statistics measured anew fo
 A tenth of the training images is held out to validate on. On MNIST, which has as many images of
 that size (`--dataset mnist --epochs 2`), two cores of an AMD EPYC train on 840 images/s and the two
 epochs, with validation and test, take 3 minutes: 60 should take 75 to 90.
-The run on Fashion-MNIST and its score are not measured. `--smoke` runs on made images where
+The run on Fashion-MNIST and its score are not measured. `--smoke` runs on synthetic images where
 it is not prepared.
 """
 

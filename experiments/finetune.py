@@ -10,19 +10,22 @@ model, image size and normalization are its own. docs/finetune.md says what each
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import cnnjax
 from cnnjax import finetune
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, cli
+from cnnjax.run import classifier
 from cnnjax.run import settings as runs
+from cnnjax.run.listings import listed
 from cnnjax.run.load import read_base
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(classifier.Config):
     """Fine-tune a classifier: validates after each epoch, tests at the end, keeps everything."""
+
+    listings: ClassVar[dict[str, str]] = listed("method")
 
     base: str = ""
     """Directory of a run (trained, fine-tuned or converted) or of checkpoints to start from. With
@@ -32,17 +35,17 @@ class Config(classifier.Config):
     """A name that `cnnjax models` lists; by default the base's, with its arguments."""
 
     method: str = "full"
-    """full, head, last:STAGES, bitfit, norm, lora:RANK, adapter:UNITS; or scratch: nothing of the
-    base is used but its settings."""
+    """What is trained, such as head or lora:4; or scratch: nothing of the base is used but its
+    settings."""
 
     new: tuple[str, ...] = ("head/.*",)
-    """Patterns of parameters that are drawn anew instead of taken from the base; none keeps all."""
+    """Patterns of parameters reinitialized instead of loaded from the base; none keeps all."""
 
     drop: tuple[str, ...] = ()
     """Patterns of the base's parameters that the model does not have."""
 
     also_train: tuple[str, ...] = ()
-    """Patterns of parameters that are trained beside those of the method."""
+    """Patterns of parameters that are trained besides those of the method."""
 
     lora_ranks: tuple[str, ...] = ()
     """Ranks of some kernels, before lora's own: PATTERN=RANK, such as 'stage4/.*=16'."""
@@ -58,7 +61,7 @@ class Config(classifier.Config):
     """Factor of the learning rate for each stage further from the head."""
 
     unfreeze_epochs: float = 0.0
-    """Train the head alone at first, and one more stage every so many epochs; 0: all at once."""
+    """Train the head alone at first, and one more stage every N epochs; 0: all at once."""
 
     l2_sp: float = 0.0
     """Strength of the pull of parameters to where the base has them (L2-SP)."""
@@ -67,12 +70,14 @@ class Config(classifier.Config):
     """With --l2-sp: strength of the pull of new parameters to 0."""
 
     labels_per_class: int = 0
-    """Train on so many images of each class, chosen by the seed; 0: on all."""
+    """Train on N images of each class, chosen by the seed; 0: on all."""
 
 
 def main(config: Config) -> int:
     """Fine-tunes and tests one network; returns the exit code."""
-    classifier.start(config)
+    if config.method != "scratch":
+        finetune.check_method(config.method)
+    cnnjax.run.trainer.start(config)
     directory = Path(config.base or Path(config.run_dir) / "base")
     if not config.base:
         if not config.smoke:
@@ -83,17 +88,18 @@ def main(config: Config) -> int:
     base = read_base(directory)
     if not (config.model or base.card):
         raise UserError(f"{base.source} does not say its model: name it with --model.")
-    name = config.model or base.card["model"]
+    name, given = cnnjax.models.read_model(
+        config.model or base.card["model"], config.model_arguments
+    )
     size = config.image_size or base.card.get("image_shape", (0,))[0]
     preprocess = config.preprocess or base.card.get("preprocess", "")
-    # The run's own settings stay as they were given: the base's are in its card.
+    # The run's own settings stay as they were given: the base's are in its metadata.
     like_base = dataclasses.replace(config, image_size=size, preprocess=preprocess)
     dataset = classifier.read_data(like_base)
     if config.labels_per_class:
         dataset = cnnjax.data.few_labels(dataset, config.labels_per_class, seed=config.seed)
     arguments = base.card["arguments"] if name == base.card.get("model") else {}
-    arguments = arguments | cli.key_values(config.model_arguments)
-    model, card = classifier.make_model(like_base, name, arguments, dataset)
+    model, card = classifier.make_model(like_base, name, arguments | given, dataset)
 
     scratch, shape = config.method == "scratch", dataset.image_shape
     new = (".*",) if scratch else config.new

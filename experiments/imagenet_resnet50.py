@@ -11,15 +11,15 @@ norms nor of biases; the last scale of each block starts at 0; random parts of 8
 area, flips. Other batch sizes need `--learning-rate` in proportion.
 
 300: Wightman et al. 2021, "ResNet strikes back" (arXiv 2110.00476), Table 2, A2: LAMB at 0.005 with
-2,048 images a step and a cosine, weight decay 0.02, one sigmoid a class as the loss, RandAugment,
-mixup 0.1 or CutMix 1, stochastic depth 0.05, tested at a crop of 0.95. Left out: repeated
-augmentation, and the spread of RandAugment's magnitude.
+2,048 images per step and a cosine, weight decay 0.02, one sigmoid per class as the loss,
+RandAugment, mixup 0.1 or CutMix 1, stochastic depth 0.05, tested at a crop of 0.95. Left out:
+repeated augmentation, and the spread of RandAugment's magnitude.
 
 ImageNet must be prepared by tfds from its two archives (`python scripts/prepare_data.py --help`);
 it is streamed from disk, and of each file only the part that is seen is decoded. `test` is its
 validation split, and nothing is held out. It cannot be had without an account, so neither score nor
 time is measured here: the tests run both recipes for 20 steps on made JPEG files (the second with
-fewer blocks). Where it is not prepared, `--smoke` runs on made images of 32x32 pixels, and says so.
+fewer blocks). Where it is not prepared, `--smoke` runs on synthetic images of 32x32, and says so.
 """
 
 import dataclasses

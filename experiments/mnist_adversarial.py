@@ -26,7 +26,7 @@ import optax
 
 import cnnjax
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, cli, settings
+from cnnjax.run import classifier, settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Config(classifier.Config):
     """Weight of the divergence in trades."""
 
     replays: int = 8
-    """Updates with each batch in free training; each epoch then costs so many."""
+    """Updates with each batch in free training; each epoch then costs that many."""
 
     validation_attack: str = "pgd:0.3:10"
     """The attack of validation: see cnnjax/robust/named.py."""
@@ -85,12 +85,12 @@ def main(config: Config) -> int:
     }
     if not 0 <= config.epsilon_warmup_epochs < float("inf"):
         raise UserError(f"--epsilon-warmup-epochs {config.epsilon_warmup_epochs}: give 0 or more.")
-    classifier.start(config)
+    cnnjax.run.trainer.start(config)
+    name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
     dataset = classifier.read_data(config)
     for attack in attacks.values():
         robust.check_attack(attack, dataset.image_shape)
-    arguments = cli.key_values(config.model_arguments)
-    model, card = classifier.make_model(config, config.model, arguments, dataset)
+    model, card = classifier.make_model(config, name, arguments, dataset)
 
     def make_eval_step(axis_name, *, split):
         return robust.make_robust_eval_step(

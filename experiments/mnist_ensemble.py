@@ -35,7 +35,7 @@ class Config(classifier.Config):
     """The number of networks, with the seeds SEED, SEED + 1, ..."""
 
     snapshots: bool = False
-    """Take the members from one run, at the end of each of so many cycles of the learning rate."""
+    """Take the members from one run, at the end of each of N cycles of the learning rate."""
 
     tta: str = ""
     """Test-time augmentation: average over views of each image, such as shift:1."""
@@ -63,7 +63,7 @@ def main(config: Config) -> int:
             f"{config.members} (not {config.epochs}), and --ema-decay 0: an average would mix the "
             "cycles."
         )
-    classifier.start(dataclasses.replace(config, coordinator="off"))
+    cnnjax.run.trainer.start(dataclasses.replace(config, coordinator="off"))
     directory = Path(config.run_dir)
     cnnjax.run.files.make_directory(directory)
     with cnnjax.run.files.only_writer(directory):

@@ -161,7 +161,7 @@ def torment(
     generator: random.Random,
     tally: Tally,
 ) -> list[str]:
-    """Kills an experiment so many times; returns what was wrong."""
+    """Kills an experiment N times; returns what was wrong."""
     straight, run = directory / f"{experiment}-straight", directory / f"{experiment}-killed"
     duration = train_straight(server, experiment, straight)
     problems: list[str] = []

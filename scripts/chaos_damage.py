@@ -1,4 +1,4 @@
-"""What befalls files, done on purpose to the newest checkpoint of a run, for `chaos.py`."""
+"""Damage to files, done on purpose to the newest checkpoint of a run, for `chaos.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts experiments for `chaos.py` without the seconds that imports take.
+"""Starts experiments for `chaos.py` without paying for imports each time.
 
 It imports everything once, then forks a process for each line such as
 `{"module": "experiments.mnist_lenet", "argv": ["--smoke"], "log": "log.txt"}` and answers with its

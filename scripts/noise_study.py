@@ -1,4 +1,4 @@
-"""What wrong labels and noisy pixels cost, and what ranking, cleaning and filtering bring back.
+"""What wrong labels and noisy pixels cost, and what ranking, cleaning and filtering recover.
 
     python scripts/noise_study.py
 
@@ -7,8 +7,8 @@ any regularization, learns many of them by heart. A run of 3 epochs ranks the tr
 that it would label otherwise are left out, and the long training is repeated. Validation and test
 labels are right throughout.
 
-Pixels: LeNet-5 trained on MNIST as it is, tested on images of which a share of the pixels was made
-black or white, with and without a median filter of 3x3 before it.
+Pixels: LeNet-5 trained on MNIST as it is, tested on images of which a fraction of the pixels was
+made black or white, with and without a median filter of 3x3 before it.
 
 Tables with means and 95% intervals (Student's) over the seeds. Finished runs under --out are not
 run again.
@@ -53,7 +53,7 @@ def labels_study(share: float, seeds: Sequence[int], out: Path, flags: str) -> s
     ]
     lines = ["| training labels | test accuracy, % |", "|---|---|"]
     lines += [f"| {name} | {interval(values)} |" for name, values in accuracies.items()]
-    lines += ["", f"Cleaning brings back {interval(recovered)} % of what was lost.", ""]
+    lines += ["", f"Cleaning recovers {interval(recovered)} % of what was lost.", ""]
     lines += [
         "| ranking by | wrong ones found at 90% precision, % | average precision, % | "
         "of those left out wrong, % | of the wrong left out, % |",
@@ -109,9 +109,9 @@ def experiment(name: str, *arguments: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--share", type=float, default=0.2, help="share of labels made wrong")
+    parser.add_argument("--share", type=float, default=0.2, help="fraction of labels made wrong")
     parser.add_argument(
-        "--shares", nargs="+", type=float, default=PIXEL_SHARES, help="shares of noisy pixels"
+        "--shares", nargs="+", type=float, default=PIXEL_SHARES, help="fractions of noisy pixels"
     )
     parser.add_argument("--flags", default="", help="flags for every run, such as '--smoke'")
     parser.add_argument("--out", type=Path, default=Path("runs/noise"))

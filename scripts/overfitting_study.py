@@ -2,7 +2,7 @@
 
     python scripts/overfitting_study.py
 
-1,000 images of MNIST, drawn anew for each seed, 1,000 others to validate on, the whole test set; a
+1,000 images of MNIST, redrawn for each seed, 1,000 others to validate on, the whole test set; a
 network of two convolutions and a dense layer of 128, trained for 60 epochs by Adam: as it is, with
 each of nine remedies, and with all of them. Means and 95% intervals (Student's) over the seeds;
 the difference to no remedy is taken within each seed, where images and initial values are the same.

@@ -209,7 +209,7 @@ def test_data_are_whole_batches():
     assert image.dtype == np.uint8 and set(label) <= set(range(10))
     image, label = workloads.load_data(WORKLOADS["lenet5"], 64)
     assert len(image) == len(label) == 60_000 // 64 * 64
-    floats = workloads.standardise(image)
+    floats = workloads.standardize(image)
     assert floats.dtype == np.float32
     assert floats.mean() == pytest.approx(0.0, abs=1e-3)
     assert floats.std() == pytest.approx(1.0, abs=1e-3)

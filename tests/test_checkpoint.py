@@ -669,7 +669,7 @@ def test_killed_while_saving_the_last_announced_step_is_there(tmp_path):
     _kill_and_check(tmp_path, 2, random.Random(0))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_often_while_saving(tmp_path):
     _kill_and_check(tmp_path, 30, random.Random(1))
 

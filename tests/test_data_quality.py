@@ -126,7 +126,7 @@ def test_bad_settings_are_one_clear_error(settings, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("1\ntwo", "one whole number a line"), ("40", "names example 40, but")]
+    ("text", "words"), [("1\ntwo", "one whole number per line"), ("40", "names example 40, but")]
 )
 def test_bad_index_files_are_one_clear_error(tmp_path, text, words):
     (tmp_path / "exclude.txt").write_text(text)

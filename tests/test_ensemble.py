@@ -70,7 +70,7 @@ def test_disagreement_by_hand():
     ("call", "words"),
     [
         (lambda: ensemble.parse_views("flop"), "unknown view 'flop': did you mean flip"),
-        (lambda: ensemble.parse_views("shift:0"), "view 'shift:0': give a whole number"),
+        (lambda: ensemble.parse_views("shift:0"), "view 'shift:0': pixels=0: give a whole number"),
         (lambda: ensemble.ensemble_logits([]), "needs one member at least"),
         (lambda: ensemble.ensemble_logits([constant], average="mean"), "unknown average"),
         (lambda: ensemble.disagreement(np.zeros((1, 2, 3))), "two members at least"),

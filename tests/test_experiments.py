@@ -22,7 +22,7 @@ from cnnjax.data import mnist
 from cnnjax.data.dataset import Dataset
 from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
-from cnnjax.run import cli, load, replay, resume, trainer
+from cnnjax.run import classifier, cli, load, recipe, replay, resume, trainer
 from cnnjax.run import settings as runs
 from cnnjax.run.logs import read_metrics
 from cnnjax.run.recipe import training_key
@@ -193,7 +193,7 @@ def test_predict_classifies_files_of_any_size_and_color(finished_run, tmp_path, 
         (["--preprocess", "median:4"], "window of size=4: give an odd number"),
         (["--sam", "-0.1"], "--sam -0.1: give a radius of 0 or more"),
         (["--max-norm", "-3"], "max_norm must be positive"),
-        (["--recalibrate", "4"], "--recalibrate 4: lenet5 has no BatchNorm"),
+        (["--recalibrate", "4"], "--recalibrate 4: LeNet5 has no BatchNorm"),
         (["--swa-from-epoch", "3"], "--swa-from-epoch and --ema-decay are two averages"),
         (["--ema-decay", "0", "--swa-from-epoch", "13"], "--swa-from-epoch 13: give an epoch"),
     ],
@@ -232,7 +232,7 @@ def test_predict_refuses_what_is_no_image(finished_run, tmp_path, content, capsy
     assert str(path) in capsys.readouterr().err
 
 
-# What follows trains on a few hundred made images, through the same line as every experiment.
+# What follows trains on a few hundred synthetic images, through the same line as every experiment.
 
 
 def made_dataset(num_classes=10, data_seed=0):
@@ -245,7 +245,7 @@ def made_dataset(num_classes=10, data_seed=0):
 
 @pytest.fixture
 def train_made(monkeypatch, capsys):
-    """Returns `train(**settings) -> exit code` for the `classify` experiment on made images."""
+    """Returns `train(**settings) -> exit code` for `classify` on synthetic images."""
 
     def train(num_classes=10, data_seed=0, **settings):
         dataset = made_dataset(num_classes, data_seed)
@@ -481,7 +481,7 @@ def test_sigterm_saves_and_exits_with_143_and_the_resumed_run_has_the_same_bits(
 
 def test_every_setting_is_read():
     source = "".join(
-        Path(module.__file__).read_text() for module in (classify, trainer, resume, runs)
+        Path(module.__file__).read_text() for module in (classifier, trainer, recipe, resume, runs)
     )
     for field in dataclasses.fields(classify.Config):
         assert f"config.{field.name}" in source, f"--{field.name} is read nowhere"

@@ -32,7 +32,7 @@ def run(module, *argv):
         (["--methods", "last:9"], "last:9: SimpleCNN has 4 stages"),
         (["--seeds", "0"], "--seeds 0: give at least 1"),
         (["--rates", "full=fast"], "--rates full=fast: write it as METHOD=RATE"),
-        (["--task", "digits", "--labels", "500"], "500 labels a class asked for, but class"),
+        (["--task", "digits", "--labels", "500"], "500 labels per class asked for, but class"),
         (["--task", "letters"], "letters"),
     ],
 )
@@ -64,7 +64,11 @@ def test_half_of_a_small_target_is_for_testing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [mnist_finetune, fashion_finetune])
+@pytest.mark.parametrize(
+    "module",
+    # CI makes a smoke run of both.
+    [mnist_finetune, pytest.param(fashion_finetune, marks=pytest.mark.exhaustive)],
+)
 def test_a_study_leaves_tables_and_a_figure_and_continues(module, tmp_path, monkeypatch, capsys):
     def made(name, **options):
         """Stands for both datasets: patterns to learn, others in each."""

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from cnnjax import losses, models
-from cnnjax.augment.geometry import apply_per_image
+from cnnjax.augment.change import apply_per_image
 from cnnjax.errors import UserError
 from cnnjax.train import compile as parallel
 from cnnjax.train import gradients

@@ -14,7 +14,6 @@ from cnnjax.data.streaming import stream_arrays
 from cnnjax.devices import sharding
 from cnnjax.errors import UserError
 from cnnjax.models.resnet import ResNet
-from cnnjax.models.simple import SimpleCNN
 from cnnjax.tasks.classification import classification
 from cnnjax.train import compile as parallel
 from cnnjax.train import evaluate
@@ -31,7 +30,7 @@ MODELS = {
         stem="cifar",
         stem_features=8,
         features=8,
-        activation="silu",
+        layers=models.Layers(activation="silu"),
         num_classes=10,
     ),
     "batch_norm": BatchNormNet,
@@ -148,7 +147,7 @@ def test_sums_over_devices_are_those_of_each_leaf():
 
 def test_max_pools_between_divided_channels_have_their_gradient():
     """The compiler computes the pooled values again there, and not always to the last bit."""
-    model = SimpleCNN(10, widths=(4, 6), norm="batch")
+    model = models.create("cnn_32_64", num_classes=10, widths=(4, 6), norm="batch")
     with jax.enable_x64(True):
         reference = trained(model, "jit", 1, 1, dtype=jnp.float64)
         other = trained(model, "jit", "data=4,model=2", 1, dtype=jnp.float64)

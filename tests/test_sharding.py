@@ -19,12 +19,12 @@ from cnnjax.trees import named_leaves
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("dta=8", "unknown mesh axis 'dta': did you mean data?"),
-        ("data=4,data=2", "mesh 'data=4,data=2' has the axis data twice: give each axis once."),
-        ("data=0", "mesh axis data=0: give a whole number of at least 1."),
-        ("model=-2", "mesh axis model=-2: give a whole number of at least 1."),
-        ("fsdp=two", "mesh axis fsdp=two: give a whole number of at least 1."),
-        ("data", "mesh 'data': write an axis as name=size, such as data=4,model=2."),
+        ("dta=8", "mesh 'mesh(dta=8)': unknown argument 'dta': did you mean data?"),
+        ("data=4,data=2", "mesh 'mesh(data=4,data=2)': data is given twice: drop one"),
+        ("data=0", "data=0: give a whole number of at least 1"),
+        ("model=-2", "model=-2: give a whole number of at least 1"),
+        ("fsdp=two", "fsdp='two': give a whole number"),
+        ("data", "too many positional arguments. Write it as mesh(data=1, fsdp=1, model=1)"),
         ("data=8,model=2", "16 devices asked for by data=8,model=2, but JAX sees 8 cpu"),
     ],
 )
@@ -141,9 +141,9 @@ def test_rules_of_the_user_come_first_whatever_the_size():
     ("rule", "problem"),
     [
         ("hed/kernel=fsdp:-1", "did you mean head/kernel"),
-        ("head/kernel=data:-1", "unknown mesh axis for parameters 'data'"),
-        ("head/kernel", "sharding rule 'head/kernel': write it as PATTERN=AXIS:DIMENSION"),
-        ("head/kernel=fsdp", "sharding rule 'head/kernel=fsdp'"),
+        ("head/kernel=data:-1", "unknown sharding axis 'data'"),
+        ("head/kernel", "sharding 'head/kernel' has no pattern: write it as PATTERN=AXIS"),
+        ("head/kernel=fsdp", "sharding axis 'fsdp': missing a required argument: 'dimension'"),
     ],
 )
 def test_bad_rules_are_refused(rule, problem):

@@ -95,7 +95,7 @@ def test_a_smoke_run_keeps_its_whitening(tmp_path, capsys):
 
     flags = ["--smoke", "--devices", 1, "--data-dir", tmp_path / "data"]
     assert launch(speedrun, *flags, "--run-dir", tmp_path / "run") == 0
-    assert "made images  in place of tfds:cifar10" in capsys.readouterr().out
+    assert "synthetic    images in place of tfds:cifar10" in capsys.readouterr().out
     kernel = np.asarray(load.load_trained(tmp_path / "run").variables["params"]["whiten"]["kernel"])
     np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -245,8 +245,8 @@ def test_a_run_has_one_writer_at_a_time(tmp_path):
 
 def test_a_killed_writer_lets_go(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from cnnjax import run_directory\n"
-        "with run_directory.only_writer(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+        "import os, sys; from pathlib import Path; from cnnjax.run import files\n"
+        "with files.only_writer(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root)

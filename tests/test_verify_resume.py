@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from cnnjax import checkpoint
+from cnnjax.commands import verify_resume as command
 from cnnjax.errors import UserError
 from cnnjax.run import verify_resume
 from cnnjax.run.compare import compare_runs, compare_states, format_comparisons
@@ -124,8 +125,8 @@ def test_what_is_no_run_is_said(a_run, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["experiments.mnist_lenet", "--resume", "x"], "--resume is set by verify_resume"),
-        (["experiments.mnist_lenet", "--run-dir=x"], "--run-dir=x is set by verify_resume"),
+        (["experiments.mnist_lenet", "--resume", "x"], "--resume is set by verify-resume"),
+        (["experiments.mnist_lenet", "--run-dir=x"], "--run-dir=x is set by verify-resume"),
         (["experiments.mnist_lenet", "--kills", "0"], "--kills 0: use 1 or more"),
         (["experiments.mnist_lenet", "--directory", "/"], "--directory / is not empty"),
         (["experiments.nothing"], "experiments.nothing .* ended with exit status 1: .*No module"),
@@ -133,7 +134,7 @@ def test_what_is_no_run_is_said(a_run, tmp_path):
 )
 def test_mistakes_are_one_line(argv, message):
     with pytest.raises(UserError, match=message):
-        verify_resume.main(argv)
+        command.main(argv)
 
 
 def test_a_killed_run_is_described(a_run, tmp_path):
@@ -151,7 +152,7 @@ def test_an_experiment_killed_twice_ends_with_the_same_bits(tmp_path, capsys, mo
     monkeypatch.setenv("XLA_FLAGS", "")
     argv = ["experiments.mnist_lenet", "--smoke", "--devices", "1", "--save-every-steps", "2"]
     argv += ["--kills", "2", "--kill-seed", "1", "--directory", str(tmp_path / "runs")]
-    assert verify_resume.main(argv) == 0
+    assert command.main(argv) == 0
     printed = capsys.readouterr().out
     assert printed.count("killed ") == 3 and "SAME: " in printed
     # The control: one array changed, and the verdict is the other one.

@@ -7,39 +7,45 @@ from cnnjax import lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     (
+        "change",
         "color",
         "corrupt",
         "filters",
         "geometry",
         "mixup",
+        "pixels",
         "policy",
         "randaugment",
+        "sampling",
     ),
     {
-        "geometry": (
-            "apply_per_image",
-            "compose",
-            "normalize",
-            "random_affine",
-            "random_flip",
-        ),
+        "change": ("Geometric", "Move", "apply_per_image", "compose"),
+        "geometry": ("affine_move", "random_affine", "random_flip", "sampled_move"),
+        "pixels": ("normalize",),
         "policy": ("make_augment",),
         "filters": ("make_filter",),
     },
 )
 
 if TYPE_CHECKING:
+    from cnnjax.augment import change as change
     from cnnjax.augment import color as color
     from cnnjax.augment import corrupt as corrupt
     from cnnjax.augment import filters as filters
     from cnnjax.augment import geometry as geometry
     from cnnjax.augment import mixup as mixup
+    from cnnjax.augment import pixels as pixels
     from cnnjax.augment import policy as policy
     from cnnjax.augment import randaugment as randaugment
+    from cnnjax.augment import sampling as sampling
+    from cnnjax.augment.change import Geometric as Geometric
+    from cnnjax.augment.change import Move as Move
+    from cnnjax.augment.change import apply_per_image as apply_per_image
+    from cnnjax.augment.change import compose as compose
     from cnnjax.augment.filters import make_filter as make_filter
-    from cnnjax.augment.geometry import apply_per_image as apply_per_image
-    from cnnjax.augment.geometry import compose as compose
-    from cnnjax.augment.geometry import normalize as normalize
+    from cnnjax.augment.geometry import affine_move as affine_move
     from cnnjax.augment.geometry import random_affine as random_affine
     from cnnjax.augment.geometry import random_flip as random_flip
+    from cnnjax.augment.geometry import sampled_move as sampled_move
+    from cnnjax.augment.pixels import normalize as normalize
     from cnnjax.augment.policy import make_augment as make_augment

@@ -1,7 +1,7 @@
 """Random changes of the brightness and color of single images in [0, 1].
 
 The `adjust_*` functions change a float image by a given amount; the factories draw the amount and
-follow the contract of `cnnjax.augment.geometry`. Images are in [0, 1] (uint8 too in the factories),
+follow the contract of `cnnjax.augment.change`. Images are in [0, 1] (uint8 too in the factories),
 before normalization, and so are the results: they are clipped. Definitions are those of Pillow's
 `ImageEnhance` and torchvision's `ColorJitter`. Images of one channel are gray: saturation and hue
 leave them as they are.
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.augment.geometry import Augment, Magnitude, check_magnitude, on_floats
+from cnnjax.augment.change import Augment, Magnitude, check_magnitude, on_floats
 from cnnjax.errors import UserError
 
 # The luma of ITU-R BT.601, as Pillow turns colors into gray.
@@ -38,7 +38,7 @@ def adjust_saturation(image: jax.Array, factor: Magnitude) -> jax.Array:
 
 
 def adjust_hue(image: jax.Array, turns: Magnitude) -> jax.Array:
-    """Turns the hue of the hexcone model by so many turns: 1/3 makes red green, 1 is the image."""
+    """Rotates the hue of the hexcone model: 1/3 of a turn makes red green, 1 is the image."""
     if is_gray(image):
         return image
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]

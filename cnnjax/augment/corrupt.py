@@ -1,6 +1,6 @@
 """Random damage to single images in [0, 1]: noise, blur, erased parts.
 
-All follow the contract of `cnnjax.augment.geometry`. Images are float in [0, 1] or uint8, before
+All follow the contract of `cnnjax.augment.change`. Images are float in [0, 1] or uint8, before
 normalization, and so are the results.
 """
 
@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.augment.filters import gaussian_filter, median_filter
-from cnnjax.augment.geometry import (
+from cnnjax.augment.change import (
     Augment,
     Magnitude,
     check_magnitude,
     check_probability,
     on_floats,
 )
+from cnnjax.augment.filters import gaussian_filter, median_filter
 from cnnjax.errors import UserError
 
 
@@ -84,7 +84,7 @@ def random_erase(
 
     Args:
       probability: of erasing anything; the paper uses 0.5.
-      largest_area, smallest_area: bounds of the rectangle's share of the image.
+      largest_area, smallest_area: bounds of the rectangle's fraction of the image.
       aspect: height / width is between `1 / aspect` and `aspect`.
     """
     check_probability(probability=probability)

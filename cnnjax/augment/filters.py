@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.errors import UserError, unknown_name
+from cnnjax import spec
+from cnnjax.errors import UserError
 
 Filter = Callable[[jax.Array], jax.Array]
 
@@ -58,40 +59,35 @@ def median_filter(image: jax.Array, size: int) -> jax.Array:
     return _median(_windows(image, size))
 
 
-FILTERS: dict[str, Callable[..., jax.Array]] = {
-    "gaussian": gaussian_filter,
-    "mean": mean_filter,
-    "median": median_filter,
-}
+def gaussian(deviation: float) -> Filter:
+    """Smooths by a Gaussian of so many pixels."""
+    if deviation < 0:
+        raise UserError(f"deviation={deviation}: give 0 pixels or more")
+    return functools.partial(gaussian_filter, deviation=deviation)
+
+
+def mean(size: int) -> Filter:
+    """Replaces each pixel by the mean of the `size` x `size` around it."""
+    _check_size(size)
+    return functools.partial(mean_filter, size=size)
+
+
+def median(size: int) -> Filter:
+    """Replaces each pixel by the median of the `size` x `size` around it."""
+    _check_size(size)
+    return functools.partial(median_filter, size=size)
+
+
+FILTERS: dict[str, Callable[..., Filter]] = {"gaussian": gaussian, "mean": mean, "median": median}
 
 
 def make_filter(text: str) -> Filter | None:
-    """Returns the filter that `text` names: `median:3`, `mean:3`, `gaussian:1.5`; None for "".
-
-    The number is the width of the window in pixels, or the Gaussian's deviation.
+    """Returns the filter that `text` names: `median:3`, `mean(size=3)`; None for "".
 
     Raises:
       UserError: an unknown name, or a number that it cannot be.
     """
-    if not text:
-        return None
-    name, _, number = text.partition(":")
-    if name not in FILTERS:
-        raise unknown_name("filter", name, FILTERS)
-    try:
-        if name == "gaussian":
-            deviation = float(number)
-        else:
-            size = int(number)
-    except ValueError:
-        example = "gaussian:1.5" if name == "gaussian" else f"{name}:3"
-        raise UserError(f"filter {text!r}: give one number, such as {example}") from None
-    if name != "gaussian":
-        _check_size(size)
-        return functools.partial(FILTERS[name], size=size)
-    if not 0 <= deviation < float("inf"):
-        raise UserError(f"filter {text!r}: give a deviation of 0 pixels or more")
-    return functools.partial(gaussian_filter, deviation=deviation)
+    return spec.call(spec.parse_one(text, "filter"), FILTERS, "filter") if text else None
 
 
 def filter_images(images: jax.Array, function: Filter | None) -> jax.Array:

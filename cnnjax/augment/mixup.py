@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from cnnjax.augment.change import check_magnitude
 from cnnjax.augment.corrupt import box
-from cnnjax.augment.geometry import check_magnitude
 from cnnjax.rng import example_keys
 
 Batch = dict[str, jax.Array]
@@ -111,7 +111,7 @@ def mix_neighbors(
 
 def _blend(own: jax.Array, share: jax.Array) -> jax.Array:
     other = _neighbors(own)
-    # At a share of 1 the example's own bits, whatever the other holds.
+    # At a weight of 1 the example's own bits, whatever the other holds.
     return jnp.where(share == 1.0, own, share * own + (1.0 - share) * other)
 
 

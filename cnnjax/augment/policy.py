@@ -1,24 +1,25 @@
 """Augmentation by a short string, such as `crop:4,flip,rotate:15,randaugment:2:9,mixup:0.2`.
 
-A policy is a list of changes in the order in which they are applied, separated by commas; each is a
-name, and its numbers after colons. `CHANGES`, `AFFINE` and `MIXING` are the names; a change's
-numbers are the arguments of its factory, in order, and those left out have its defaults. `rotate`,
-`scale`, `translate` and `shear` next to each other are one map, whose pixels are read once. Mixing
-comes last, wherever it stands: of several ways to mix each example takes one, each as likely.
+A policy is a list of changes in the order in which they are applied, in the grammar of
+`cnnjax.spec`: `crop:4` is `crop(pixels=4)`. `CHANGES`, `AFFINE` and `MIXING` are the names, and a
+change's arguments are those of its factory. What moves pixels changes images, class maps and boxes
+by one draw; all else changes images only. `rotate`, `scale`, `translate` and `shear` next to each
+other are one map, whose pixels are read once. Mixing comes last, wherever it stands: of several
+ways to mix each example takes one, each as likely.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
+from cnnjax import spec
 from cnnjax.augment import color, corrupt, geometry, mixup, randaugment
-from cnnjax.augment.geometry import Augment
-from cnnjax.errors import UserError, unknown_name
+from cnnjax.augment.change import Augment, apply_by_kind, check_kinds, compose
+from cnnjax.data.fields import Field, Image, Label
+from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
 
 Batch = dict[str, jax.Array]
@@ -27,24 +28,24 @@ BatchAugment = Callable[[jax.Array, Batch, jax.Array], Batch]
 
 def rotate(degrees: float) -> dict[str, Any]:
     """Turns by an angle uniform within plus and minus `degrees`."""
-    return {"rotation_degrees": degrees}
+    return _affine(rotation_degrees=degrees)
 
 
 def scale(change: float) -> dict[str, Any]:
     """Grows or shrinks by a factor log-uniform between `1 / (1 + change)` and `1 + change`."""
     if not change >= 0:
         raise UserError(f"change={change}: give a magnitude of 0 or more")
-    return {"scale": (1.0 / (1.0 + change), 1.0 + change)}
+    return _affine(scale=(1.0 / (1.0 + change), 1.0 + change))
 
 
 def translate(pixels: float) -> dict[str, Any]:
     """Moves along each axis, uniformly within plus and minus `pixels`, between pixels too."""
-    return {"translation_pixels": pixels}
+    return _affine(translation_pixels=pixels)
 
 
 def shear(degrees: float) -> dict[str, Any]:
     """Leans vertical lines by an angle uniform within plus and minus `degrees`."""
-    return {"shear_degrees": degrees}
+    return _affine(shear_degrees=degrees)
 
 
 AFFINE: dict[str, Callable[..., dict[str, Any]]] = {
@@ -74,6 +75,8 @@ CHANGES: dict[str, Callable[..., Augment]] = {
     "augmix": randaugment.augmix,
 }
 MIXING: dict[str, Callable[..., mixup.Weights]] = {"mixup": mixup.mixup, "cutmix": mixup.cutmix}
+NAMES: spec.Registry = {**CHANGES, **AFFINE, **MIXING}
+KIND = "augmentation"
 
 
 class Policy(NamedTuple):
@@ -89,20 +92,27 @@ class Policy(NamedTuple):
 
 
 def make_augment(
-    policy: str | Policy | Sequence[Augment], *, num_classes: int
+    policy: str | Policy | Sequence[Augment],
+    *,
+    num_classes: int,
+    fields: Mapping[str, Field] | None = None,
 ) -> BatchAugment | None:
     """Returns `(key, batch, first_index) -> batch`, for the step; None where nothing changes.
 
     The batch's images are float in [0, 1] (or uint8, where nothing is mixed). Every example draws
-    from a key of its own, a function of `key` and its position in the whole batch.
+    from a key of its own, a function of `key` and its position in the whole batch. By its draw
+    geometric changes move all keys of the example whose field says how (`Field.moves`); other
+    changes are of its images only.
 
     Args:
-      policy: a string, what `parse_policy` returned, or functions of `cnnjax.augment`'s
-        modules.
+      policy: a string, what `parse_policy` returned, or functions: those of `cnnjax.augment`'s
+        modules and any of your own, see `cnnjax.augment.change`.
       num_classes: the logits of the model, for mixed labels; 1 for a binary task.
+      fields: the keys of the batch that there are, besides `mask`; None: `image` and `label`.
 
     Raises:
-      UserError: as for `parse_policy`.
+      UserError: as for `parse_policy`; or if a change cannot be applied to one of the fields, as
+        mixing to class maps and boxes.
     """
     if isinstance(policy, str):
         policy = parse_policy(policy)
@@ -111,12 +121,15 @@ def make_augment(
     changes, mixing = policy
     if not changes and not mixing:
         return None
-    change = geometry.compose(*changes)
+    fields = {"image": Image(), "label": Label(num_classes)} if fields is None else dict(fields)
+    check_kinds(changes, fields)
+    if mixing:
+        _check_mixed(fields)
+    change = compose(*changes)
 
     def augmented(key: jax.Array, batch: Batch, first_index: jax.Array) -> Batch:
         if changes:
-            image = geometry.apply_per_image(key, batch["image"], change, first_index)
-            batch = {**batch, "image": image}
+            batch = apply_by_kind(key, batch, change, fields, first_index)
         if mixing:
             mix_key = stream_key(key, "mix", 0)
             batch = mixup.mix_neighbors(
@@ -127,79 +140,46 @@ def make_augment(
     return augmented
 
 
+def _check_mixed(fields: Mapping[str, Field]) -> None:
+    """Raises a UserError unless mixed images have labels to be mixed with them, and no more."""
+    for name, kind in (("image", Image), ("label", Label)):
+        if not isinstance(fields.get(name), kind):
+            raise UserError(
+                f"mixing (mixup, cutmix) needs {name!r}, a field of {kind.__name__}, and the keys "
+                f"are {', '.join(fields)}: leave it out."
+            )
+    for name, field in fields.items():
+        if name not in ("image", "label"):
+            raise UserError(
+                f"mixing (mixup, cutmix) mixes 'image' and 'label', and cannot mix {name!r} "
+                f"({type(field).__name__}) with them: leave it out."
+            )
+
+
 def parse_policy(text: str) -> Policy:
     """Reads a policy, such as `crop:4,flip,mixup:0.2`; "" changes nothing.
 
     Raises:
-      UserError: an unknown name, or numbers that its factory does not take.
+      UserError: an unknown name, or arguments that its factory does not take.
     """
     changes: list[Augment] = []
     mixing: list[mixup.Weights] = []
     affine: dict[str, Any] = {}
-    for item in text.split(",") if text.strip() else []:
-        name, *words = item.strip().split(":")
-        if name in AFFINE:
-            added = _call(AFFINE[name], item, words)
-            if affine.keys() & added.keys():
-                changes.append(_affine(affine, item))
-                affine = {}
-            affine |= added
-            _affine(affine, item)
-            continue
-        if affine:
-            changes.append(_affine(affine, item))
+    for item in spec.parse(text, KIND):
+        made = spec.call(item, NAMES, KIND)
+        if affine and (item.name not in AFFINE or affine.keys() & made.keys()):
+            changes.append(geometry.random_affine(**affine))
             affine = {}
-        if name in MIXING:
-            mixing.append(_call(MIXING[name], item, words))
-        elif name in CHANGES:
-            changes.append(_call(CHANGES[name], item, words))
+        if item.name in AFFINE:
+            affine |= made
         else:
-            raise unknown_name("augmentation", name, {**AFFINE, **CHANGES, **MIXING})
+            (mixing if item.name in MIXING else changes).append(made)
     if affine:
-        changes.append(_affine(affine, text))
+        changes.append(geometry.random_affine(**affine))
     return Policy(tuple(changes), tuple(mixing))
 
 
-def _affine(arguments: dict[str, Any], item: str) -> Augment:
-    try:
-        return geometry.random_affine(**arguments)
-    except UserError as error:
-        raise UserError(f"augmentation {item.strip()!r}: {error}") from None
-
-
-def _call(factory: Callable[..., Any], item: str, words: Sequence[str]) -> Any:
-    """Calls a factory with the numbers of one item."""
-    parameters = [
-        parameter
-        for parameter in inspect.signature(factory).parameters.values()
-        if parameter.kind == parameter.POSITIONAL_OR_KEYWORD
-    ]
-    required = [each for each in parameters if each.default is each.empty]
-    if not len(required) <= len(words) <= len(parameters):
-        name = item.strip().split(":")[0]
-        form = name + "".join(
-            f":{each.name.upper()}" if each in required else f"[:{each.name.upper()}]"
-            for each in parameters
-        )
-        raise UserError(
-            f"augmentation {item.strip()!r} has {len(words)} numbers: write it as {form}"
-        )
-    try:
-        values = [_value(*pair) for pair in zip(words, parameters, strict=False)]
-        return factory(*values)
-    except UserError as error:
-        raise UserError(f"augmentation {item.strip()!r}: {error}") from None
-
-
-def _value(word: str, parameter: inspect.Parameter) -> Any:
-    if parameter.name == "fill" and word == "reflect":
-        return word
-    whole = parameter.annotation in (int, "int")
-    try:
-        value = int(word) if whole else float(word)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        kind = "a whole number" if whole else "a number"
-        raise UserError(f"{parameter.name}={word!r}: give {kind}")
-    return value
+def _affine(**arguments: Any) -> dict[str, Any]:
+    """Returns the arguments, once `random_affine` has checked them."""
+    geometry.random_affine(**arguments)
+    return arguments

@@ -4,24 +4,37 @@ They share the transformations of AutoAugment (Cubuk et al. 2019a, arXiv 1805.09
 rotate, shear and translate along x and y (one map, read once), brightness, color (saturation),
 contrast, sharpness, posterize, solarize, autocontrast and equalize. Images are float in [0, 1] or
 uint8, before normalization, and so are the results. All follow the contract of
-`cnnjax.augment.geometry`; a magnitude of 0 switches a policy off, the two transformations without a
+`cnnjax.augment.change`; a magnitude of 0 switches a policy off, the two transformations without a
 magnitude (autocontrast and equalize) included.
 
 Under `vmap` every transformation is computed for every image and one is kept, so that a drawn
-transformation costs what all cost.
+transformation costs what all cost. The maps among them move class maps and boxes too; AugMix, which
+averages several, moves images only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax.augment.change import (
+    Augment,
+    Geometric,
+    Magnitude,
+    Move,
+    Size,
+    chain,
+    check_magnitude,
+    is_traced,
+    size_of,
+)
 from cnnjax.augment.color import adjust_brightness, adjust_contrast, adjust_saturation
-from cnnjax.augment.geometry import Augment, Magnitude, check_magnitude, on_floats, warp
+from cnnjax.augment.geometry import affine_move
 from cnnjax.errors import UserError
 
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
@@ -55,7 +68,7 @@ class Ranges(NamedTuple):
     Attributes:
       degrees: of rotation.
       shear: the tangent of the angle.
-      translation: as a share of the image's width or height.
+      translation: as a fraction of the image's width or height.
       translation_pixels: or in pixels, where it is not 0.
       enhancement: distance of the factors of brightness, color, contrast and sharpness from 1.
       lost_bits: of the 8 that posterize leaves at a strength of 0.
@@ -77,7 +90,7 @@ WIDE = Ranges(135.0, 0.99, 0.0, 32.0, 0.99, 6)
 AUGMIX = Ranges(30.0, 0.3, 1 / 3, 0.0, 0.9, 4)
 
 
-def rand_augment(num_operations: int = 2, magnitude: Magnitude = 9.0) -> Augment:
+def rand_augment(num_operations: int = 2, magnitude: Magnitude = 9.0) -> Geometric:
     """Applies `num_operations` random transformations, one after another, all of one magnitude.
 
     Cubuk et al. 2019b (arXiv 1909.13719), section 3. Magnitudes are on the scale from 0 to 30, and
@@ -96,10 +109,19 @@ def rand_augment(num_operations: int = 2, magnitude: Magnitude = 9.0) -> Augment
             image = _random_operation(step_key, image, OPERATIONS, magnitude / LEVELS, RAND_AUGMENT)
         return image
 
-    return _switched_off(magnitude, on_floats(policy))
+    def moves(key: jax.Array, size: Size) -> list[Move]:
+        keys = [jax.random.fold_in(key, position) for position in range(int(num_operations))]
+        strength = magnitude / LEVELS
+        return [_random_move(each, size, OPERATIONS, strength, RAND_AUGMENT) for each in keys]
+
+    def draw(key: jax.Array, size: Size) -> Move:
+        changed = functools.partial(_switched_off(magnitude, policy), key)
+        return chain(changed, functools.partial(moves, key, size))
+
+    return Geometric(draw)
 
 
-def trivial_augment(max_magnitude: Magnitude = 30.0) -> Augment:
+def trivial_augment(max_magnitude: Magnitude = 30.0) -> Geometric:
     """Applies one random transformation of a random magnitude.
 
     Müller and Hutter 2021, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation"
@@ -111,15 +133,27 @@ def trivial_augment(max_magnitude: Magnitude = 30.0) -> Augment:
     """
     _check_level(max_magnitude=max_magnitude)
 
-    def policy(key: jax.Array, image: jax.Array) -> jax.Array:
+    def drawn(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         level_key, key = jax.random.split(key)
         level = jax.random.randint(level_key, (), 0, LEVELS + 1) / LEVELS
-        return _random_operation(key, image, OPERATIONS, level * max_magnitude / LEVELS, WIDE)
+        return key, level * max_magnitude / LEVELS
 
-    return _switched_off(max_magnitude, on_floats(policy))
+    def policy(key: jax.Array, image: jax.Array) -> jax.Array:
+        key, strength = drawn(key)
+        return _random_operation(key, image, OPERATIONS, strength, WIDE)
+
+    def moves(key: jax.Array, size: Size) -> list[Move]:
+        key, strength = drawn(key)
+        return [_random_move(key, size, OPERATIONS, strength, WIDE)]
+
+    def draw(key: jax.Array, size: Size) -> Move:
+        changed = functools.partial(_switched_off(max_magnitude, policy), key)
+        return chain(changed, functools.partial(moves, key, size))
+
+    return Geometric(draw)
 
 
-def augmix(severity: Magnitude = 3.0, width: int = 3, depth: int = 3) -> Augment:
+def augmix(severity: Magnitude = 3.0, width: int = 3, depth: int = 3) -> Geometric:
     """Averages the image with chains of random transformations.
 
     Hendrycks et al. 2020 (arXiv 1912.02781), algorithm 1: `m x + (1 - m) sum_i w_i chain_i(x)`, the
@@ -153,7 +187,10 @@ def augmix(severity: Magnitude = 3.0, width: int = 3, depth: int = 3) -> Augment
         share = jax.random.uniform(share_key)
         return share * image + (1.0 - share) * mixed
 
-    return _switched_off(severity, on_floats(policy))
+    def draw(key: jax.Array, size: Size) -> Move:
+        return Move(functools.partial(_switched_off(severity, policy), key))
+
+    return Geometric(draw, kinds=("image",))
 
 
 def autocontrast(image: jax.Array) -> jax.Array:
@@ -216,13 +253,7 @@ def _random_operation(
     ranges: Ranges,
 ) -> jax.Array:
     """Applies one of the operations, each as likely, with `strength` from 0 to 1."""
-    choice_key, sign_key = jax.random.split(key)
-    chosen = jax.random.randint(choice_key, (), 0, len(operations))
-    sign = jnp.where(jax.random.bernoulli(sign_key), 1.0, -1.0)
-
-    def is_chosen(name: str) -> jax.Array:
-        return chosen == operations.index(name)
-
+    is_chosen, sign = _choose(key, operations)
     if "brightness" in operations:
         factor = 1.0 + sign * ranges.enhancement * strength
         enhanced = {
@@ -242,17 +273,42 @@ def _random_operation(
         "equalize": equalize(image),
     }
     geometric = jnp.any(jnp.stack([is_chosen(name) for name in GEOMETRIC]))
-    changed = _moved(image, sign * strength, ranges, {name: is_chosen(name) for name in GEOMETRIC})
+    move = _operation_move(is_chosen, size_of(image), sign * strength, ranges)
     return jnp.select(
-        [geometric, *(is_chosen(name) for name in results)], [changed, *results.values()], image
+        [geometric, *(is_chosen(name) for name in results)],
+        [move.image(image), *results.values()],
+        image,
     )
 
 
-def _moved(
-    image: jax.Array, strength: jax.Array, ranges: Ranges, chosen: dict[str, jax.Array]
-) -> jax.Array:
-    """Turns, leans or moves the image; black comes in from outside, as in Pillow."""
-    height, width, _ = image.shape
+def _random_move(
+    key: jax.Array, size: Size, operations: Sequence[str], strength: Magnitude, ranges: Ranges
+) -> Move:
+    """Returns the move of what `_random_operation` draws: none where it changes colors."""
+    is_chosen, sign = _choose(key, operations)
+    return _operation_move(is_chosen, size, sign * strength, ranges)
+
+
+def _choose(
+    key: jax.Array, operations: Sequence[str]
+) -> tuple[Callable[[str], jax.Array], jax.Array]:
+    """Draws one of the operations, each as likely, and a sign.
+
+    Returns:
+      `name -> bool`, whether it is the one, and 1 or -1.
+    """
+    choice_key, sign_key = jax.random.split(key)
+    chosen = jax.random.randint(choice_key, (), 0, len(operations))
+    sign = jnp.where(jax.random.bernoulli(sign_key), 1.0, -1.0)
+    return lambda name: chosen == operations.index(name), sign
+
+
+def _operation_move(
+    is_chosen: Callable[[str], jax.Array], size: Size, strength: Magnitude, ranges: Ranges
+) -> Move:
+    """Turns, leans or moves what is there; black comes in from outside, as in Pillow."""
+    height, width = size
+    chosen = {name: is_chosen(name) for name in GEOMETRIC}
 
     def amount(name: str, largest: float) -> jax.Array:
         return jnp.where(chosen[name], strength * largest, 0.0)
@@ -267,7 +323,7 @@ def _moved(
     )
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     inverse = jnp.array([[cos, shear_y - sin], [shear_x + sin, cos]])
-    return warp(image, inverse, move, fill=0.0)
+    return affine_move(size, inverse, move, fill=0.0)
 
 
 def _switched_off(magnitude: Magnitude, policy: Augment) -> Augment:
@@ -282,5 +338,5 @@ def _switched_off(magnitude: Magnitude, policy: Augment) -> Augment:
 def _check_level(largest: float = LEVELS, **magnitudes: Magnitude) -> None:
     check_magnitude(**magnitudes)
     for name, value in magnitudes.items():
-        if not isinstance(value, jax.core.Tracer) and value > largest:
+        if not is_traced(value) and value > largest:
             raise UserError(f"{name}={value}: the scale ends at {largest}")

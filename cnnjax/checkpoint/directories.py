@@ -1,4 +1,4 @@
-"""A directory of saved steps: how one appears at once, disappears at once, and what it is called.
+"""Step directories: atomic creation, atomic deletion, and names.
 
 Steps are named by their number, `00001234`. One that is saved again gets a new name, `00001234.1`,
 so that the old one stays until the new one is whole. What is not whole has a name that starts with
@@ -29,7 +29,7 @@ def create(directory: Path, step: int, fill: Callable[[Path], dict[str, Any]]) -
       directory: where the steps are; created if needed.
       step: its number.
       fill: writes the step's files into the directory it is given, and returns what its manifest
-        records beside the digests of the files.
+        records together with the digests of the files.
 
     Returns:
       The path of the new directory.

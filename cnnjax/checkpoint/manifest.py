@@ -1,4 +1,4 @@
-"""The manifest of a saved step: what must be there, and a digest of all of it.
+"""The manifest of a saved step: its files and arrays, with a digest of each.
 
 Storage formats do not notice most flipped bits, and a killed or full machine leaves half-written
 files. So a step directory holds `manifest.json`, written last: a SHA-256 for each file, which tells

@@ -1,4 +1,4 @@
-"""Checkpoints: a training state and its host-side progress, saved so that no kill loses them.
+"""Checkpoints: a training state and the host's progress, saved so that no kill loses them.
 
 A run's `checkpoints/` holds a directory for each saved step:
 
@@ -74,7 +74,7 @@ class Saver:
     Attributes:
       directory: where the steps are.
       keep_last: number of latest steps to keep; None keeps all.
-      keep_best: number of best steps to keep beside them.
+      keep_best: number of best steps to keep besides them.
       metric: the entry of `meta` that ranks steps; steps without it (or with NaN) are never best,
         and of equal ones the earliest is.
       lower_is_better: how `metric` ranks.

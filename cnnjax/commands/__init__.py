@@ -1,14 +1,20 @@
-"""The program `cnnjax`, a file a command: what acts on a run, a model or a file of weights.
+"""The program `cnnjax`, a file per command: what acts on a run, a model or a file of weights.
+
+    cnnjax COMMAND [FLAG ...]
+    python -m cnnjax COMMAND [FLAG ...]
 
 A command's module has a dataclass `Config`, which becomes its flags, and `main(config)`; or only
-`main(argv)`. It is imported when it is called for.
+`main(argv)`. It is imported when its command is called, and it imports JAX only when it runs, so
+that `--help` is quick.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from cnnjax.errors import UserError, unknown_name
+from cnnjax.errors import unknown_name
 from cnnjax.run import cli
 
 COMMANDS = {
@@ -22,24 +28,24 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command that the first word names, with the flags that follow, and exits."""
-    name, *flags = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
-    if name in ("-h", "--help"):
-        print(usage())
-        sys.exit(0)
-    with cli.one_line_errors():
-        if name == "--version":
-            import cnnjax
+# 128 + SIGPIPE, as shells report a program whose reader has gone.
+BROKEN_PIPE_EXIT_CODE = 141
 
-            print(f"cnnjax {cnnjax.__version__}")
-            sys.exit(0)
-        if name not in COMMANDS:
-            raise unknown_command(name)
-        module = importlib.import_module(f"cnnjax.commands.{name.replace('-', '_')}")
-        if hasattr(module, "Config"):
-            cli.run(module.Config, module.main, flags, program=f"cnnjax {name}")
-        sys.exit(module.main(flags))
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command that the first word names, with the flags that follow, and exits.
+
+    The exit code is the command's; 2 for a mistake of the user's, which is printed on one line.
+    """
+    try:
+        try:
+            _run(sys.argv[1:] if argv is None else list(argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # As after `| head -1`. What is still buffered would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE_EXIT_CODE)
 
 
 def usage() -> str:
@@ -49,11 +55,28 @@ def usage() -> str:
     return (
         "usage: cnnjax COMMAND [FLAG ...]    (python -m cnnjax is the same)\n\n"
         f"{rows}\n\n"
-        "cnnjax COMMAND --help lists a command's flags. Networks are trained by experiments, such\n"
-        "as python -m experiments.mnist_lenet."
+        "cnnjax COMMAND --help lists a command's flags, cnnjax --version prints the version.\n"
+        "Networks are trained by experiments, such as python -m experiments.mnist_lenet."
     )
 
 
-def unknown_command(name: str) -> UserError:
-    """Returns the error for a word that is no command."""
-    return unknown_name("command", name, list(COMMANDS))
+def _run(argv: list[str]) -> NoReturn:
+    name, *flags = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        sys.exit(0)
+    if name == "--version":
+        import cnnjax
+
+        print(f"cnnjax {cnnjax.__version__}")
+        sys.exit(0)
+    with cli.one_line_errors():
+        if name not in COMMANDS:
+            raise unknown_name("command", name, COMMANDS, cutoff=0.6)
+        module = importlib.import_module(f"cnnjax.commands.{name.replace('-', '_')}")
+        if not hasattr(module, "Config"):
+            sys.exit(module.main(flags))
+        config = cli.parse(
+            module.Config, flags, program=f"cnnjax {name}", description=module.__doc__
+        )
+        sys.exit(module.main(config))

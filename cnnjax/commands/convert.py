@@ -1,4 +1,4 @@
-"""Make a run of a file of weights, or a file of weights of a run.
+"""Convert a file of weights into a run, or a run into a file of weights.
 
     cnnjax convert resnet50.safetensors --model resnet50 --out runs/resnet50
     cnnjax convert runs/mine --framework torchvision --out mine.safetensors
@@ -20,15 +20,12 @@ import numpy as np
 import tyro
 
 import cnnjax
-from cnnjax import checkpoint, convert
-from cnnjax.convert import names_keras, parity
-from cnnjax.convert.preprocessing import moments_within, preprocessing
-from cnnjax.devices import environment
+from cnnjax import convert
 from cnnjax.errors import UserError
-from cnnjax.run import cli, files, load
+from cnnjax.run import files, load
 from cnnjax.run import settings as runs
 
-# What a file of weights says of its model, beside the classes.
+# What a file of weights says of its model, besides the classes.
 IN_FILES = ("model", "arguments", "image_shape", "mean", "std", "channel_order")
 # The settings that mean something when a run is made into a file.
 FOR_EXPORT = ("source", "out", "framework", "like")
@@ -62,7 +59,7 @@ class Config:
     """Height and width of the images; 0: as published."""
 
     new_head: bool = False
-    """Leave out the file's head and draw a new one: for another number of classes."""
+    """Drop the file's head and initialize a new one: for another number of classes."""
 
     seed: int = 0
     """Of the new head."""
@@ -81,10 +78,10 @@ class Config:
     """Largest relative error that --check lets pass."""
 
     class_names: str = ""
-    """A text file with the name of one class a line."""
+    """A text file with one class name per line."""
 
     mean: tuple[float, ...] = ()
-    """Of the images that the model expects, a channel; default: the published weights'."""
+    """Per channel, of the images that the model expects; default: the published weights'."""
 
     std: tuple[float, ...] = ()
     """The standard deviation, likewise."""
@@ -99,6 +96,8 @@ class Config:
 
 def main(config: Config) -> int:
     """Converts in the direction that the source tells."""
+    if not config.source.exists():
+        raise UserError(f"there is no {config.source}: give a file of weights, or a run directory.")
     return export_run(config) if config.source.is_dir() else import_weights(config)
 
 
@@ -112,13 +111,15 @@ def import_weights(config: Config) -> int:
         )
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"{config.out} exists and is not empty: choose another --out.")
-    card = _model_card(config)
+    name, given = cnnjax.models.read_model(config.model, config.model_arguments)
+    config = dataclasses.replace(config, model=name)
+    card = _model_card(config, given)
     model = cnnjax.models.create(
         card["model"], num_classes=card["num_outputs"], **card["arguments"]
     )
     arrays = convert.read(config.source, entry=config.entry, note=_note)
-    if config.framework == names_keras.FRAMEWORK:
-        found = moments_within(arrays).items()
+    if config.framework == convert.names_keras.FRAMEWORK:
+        found = convert.preprocessing.moments_within(arrays).items()
         channels = card["image_shape"][-1]
         card |= {key: _moments(key, getattr(config, key), channels, value) for key, value in found}
     variables = convert.to_cnnjax(
@@ -157,8 +158,8 @@ def export_run(config: Config) -> int:
         "class_names": "\n".join(card["class_names"]),
         "producer": f"cnnjax {cnnjax.__version__}",
     }
-    if config.framework == names_keras.FRAMEWORK:
-        arrays |= names_keras.normalization(arrays, card["mean"], card["std"])
+    if config.framework == convert.names_keras.FRAMEWORK:
+        arrays |= convert.names_keras.normalization(arrays, card["mean"], card["std"])
     convert.write(config.out, arrays, metadata, like=config.like or None)
     print(
         f"{config.out}: {len(arrays)} tensors of {card['model']}, step {trained.step}, under "
@@ -167,16 +168,16 @@ def export_run(config: Config) -> int:
     return 0
 
 
-def _model_card(config: Config) -> dict[str, Any]:
-    """Returns what `trained_model.load_trained` needs to build the model and to feed it."""
+def _model_card(config: Config, given: dict[str, Any]) -> dict[str, Any]:
+    """Returns what `run.load.load_trained` needs to build the model and to feed it."""
     height, width, channels = cnnjax.models.input_shape(config.model)
-    published = preprocessing(config.model, config.framework)
+    published = convert.preprocessing.preprocessing(config.model, config.framework)
     size = config.image_size or published.get("crop", height)
     num_classes = config.num_classes or cnnjax.models.canonical_classes(config.model)
     return {
         "model": config.model,
         "num_outputs": num_classes,
-        "arguments": _arguments(config, num_classes),
+        "arguments": _arguments(config, given, num_classes),
         "dataset": str(config.source),
         "image_shape": [size, config.image_size or published.get("crop", width), channels],
         "class_names": _class_names(config, max(num_classes, 2)),
@@ -187,13 +188,12 @@ def _model_card(config: Config) -> dict[str, Any]:
     }
 
 
-def _arguments(config: Config, num_classes: int) -> dict[str, Any]:
+def _arguments(config: Config, given: dict[str, Any], num_classes: int) -> dict[str, Any]:
     """Returns the model's arguments; those that Keras's networks need where none are given."""
-    given = cli.key_values(config.model_arguments)
-    if config.framework != names_keras.FRAMEWORK:
+    if config.framework != convert.names_keras.FRAMEWORK:
         return given
     model = cnnjax.models.create(config.model, num_classes=num_classes, **given)
-    return {**names_keras.names_for(model).requires, **given}
+    return {**convert.names_keras.names_for(model).requires, **given}
 
 
 def _class_names(config: Config, num_classes: int) -> list[str]:
@@ -226,13 +226,13 @@ def _moments(
 
 def _check(config: Config, model: Any, variables: Any) -> dict[str, Any]:
     """Compares with the reference; a UserError where the two diverge."""
-    reference = parity.read_reference(config.check)
+    reference = convert.parity.read_reference(config.check)
     cnnjax.devices.backend.start(devices=1)
     names = convert.find_names(model, config.framework)
-    errors = parity.compare(model, variables, reference, names)
+    errors = convert.parity.compare(model, variables, reference, names)
     for name, error in errors.items():
         print(f"  {name:40} relative error {error:.2e}")
-    first = parity.first_divergence(errors, config.tolerance)
+    first = convert.parity.first_divergence(errors, config.tolerance)
     if first is not None:
         raise UserError(
             f"{first} is the first output that diverges from {config.check}: relative error "
@@ -260,12 +260,12 @@ def _write_run(
             "experiment": "cnnjax.convert",
             "settings": settings,
             "command": sys.argv,
-            "versions": environment.versions(),
+            "versions": cnnjax.devices.environment.versions(),
         },
     )
     runs.write_json(config.out / "model.json", card)
     state = {"step": np.zeros((), np.int32), **variables, "ema": None}
-    checkpoint.save(config.out / "checkpoints", state, {"source": str(config.source)})
+    cnnjax.checkpoint.save(config.out / "checkpoints", state, {"source": str(config.source)})
     runs.write_json(
         config.out / "card.json",
         {
@@ -276,7 +276,7 @@ def _write_run(
             "new_head": config.new_head,
             "ignored": config.ignore,
             "preprocessing": {
-                **preprocessing(config.model, config.framework),
+                **convert.preprocessing.preprocessing(config.model, config.framework),
                 **{key: card[key] for key in ("mean", "std", "channel_order", "image_shape")},
             },
             "parity": checked,

@@ -4,22 +4,24 @@
     cnnjax evaluate --run runs/a runs/b runs/c --tta shift:1 --calibrate
     cnnjax evaluate --run runs/a --attack fgsm:0.3 pgd:0.3:20:5 --check-masking
 
-Attacks are named NAME:EPSILON:STEPS:RESTARTS; `cnnjax/robust/named.py` lists them. Each is first
-tried on a linear model, on which the best attack is known: one that falls short there is refused.
+Attacks are written NAME:EPSILON:STEPS:RESTARTS, or in full such as `pgd(0.3, num_steps=20)`. Each
+is first tried on a linear model, on which the best attack is known: one that falls short there is
+refused.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 import cnnjax
-from cnnjax.augment.filters import filter_images
+from cnnjax import spec
 from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, load
+from cnnjax.run import load
 from cnnjax.run import settings as runs
+from cnnjax.run.listings import listed
 from cnnjax.tasks import classification
 
 BATCH_SIZE = 500
@@ -30,6 +32,8 @@ ATTACK_BATCH_SIZE = 128
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Print accuracy, precision, recall, F1, ROC AUC and calibration of a run; draw its figures."""
+
+    listings: ClassVar[dict[str, str]] = listed("tta", "preprocess", "attack")
 
     run: tuple[str, ...]
     """The run directory; several are an ensemble. RUN@STEP is the checkpoint of that step."""
@@ -47,13 +51,13 @@ class Config:
     """What an ensemble averages."""
 
     tta: str = ""
-    """Test-time augmentation: average over views of each image, such as flip or shift:1 or both."""
+    """Test-time augmentation: average over views of each image, such as shift:1,flip."""
 
     corrupt: str = ""
     """Random changes of the images first, as of --augment, such as salt_and_pepper:0.1."""
 
     preprocess: str = ""
-    """A filter of the (corrupted) images, such as median:3, beside the run's own."""
+    """A filter of the (corrupted) images, such as median:3, besides the run's own."""
 
     calibrate: bool = False
     """Fit a temperature to the validation images, and report calibration with it."""
@@ -62,7 +66,7 @@ class Config:
     """Attacks to report the accuracy under, such as fgsm:0.3 pgd:0.3:20:5."""
 
     attack_examples: int = 0
-    """Attack only so many of the first images; 0 attacks all."""
+    """Attack only the first N images; 0 attacks all."""
 
     check_masking: bool = False
     """Look for signs that gradients mislead the attacks: see robust.signs_of_masking."""
@@ -79,6 +83,8 @@ def main(config: Config) -> None:
     """Evaluates one run, or several as one."""
     attacks = [cnnjax.robust.parse_attack(text) for text in config.attack]
     views = cnnjax.evaluation.ensemble.parse_views(config.tta) if config.tta else []
+    spec.check(config.corrupt, cnnjax.augment.policy.NAMES, cnnjax.augment.policy.KIND)
+    spec.check(config.preprocess, cnnjax.augment.filters.FILTERS, "filter")
     if config.attack_examples < 0:
         raise UserError(f"--attack-examples {config.attack_examples}: give 0 (all) or more.")
     if config.check_masking and not attacks:
@@ -130,6 +136,8 @@ def main(config: Config) -> None:
 
 def _dataset(config, directories, cards):
     """Opens the first run's dataset, or the one asked for; all members must fit it."""
+    from cnnjax.run import classifier
+
     if not directories:
         raise UserError("no run given: name one, such as --run runs/mine.")
     settings = [classifier.settings_of_run(directory) for directory in directories]
@@ -188,6 +196,8 @@ def _corrupted(dataset, config):
 
 
 def _of_filtered(logits_of, image_filter):
+    from cnnjax.augment.filters import filter_images
+
     return lambda variables, image: logits_of(variables, filter_images(image, image_filter))
 
 

@@ -21,8 +21,7 @@ import numpy as np
 import cnnjax
 from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
-from cnnjax.evaluation import label_quality
-from cnnjax.run import classifier, load
+from cnnjax.run import load
 from cnnjax.run import settings as runs
 from cnnjax.tasks.classification import classification
 
@@ -55,6 +54,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Ranks the training images of one run or several."""
+    from cnnjax.evaluation import label_quality
+
     if not config.run:
         raise UserError("no run given: name one, such as --run runs/mine.")
     cnnjax.devices.backend.start(devices=1)
@@ -110,6 +111,8 @@ def main(config: Config) -> None:
 
 def _training_data(config, run):
     """Returns the labels as they were, and the images and labels that a run may exclude from."""
+    from cnnjax.run import classifier
+
     settings = classifier.settings_of_run(run)
     whole = dataclasses.replace(
         settings,

@@ -1,25 +1,38 @@
-"""Lists the models, or prints one model's layers and its source.
+"""List the models, or print one model's layers, sizes and source.
 
-cnnjax models
-cnnjax models 'vgg*'
-cnnjax models lenet5 --num-classes 26 --image-shape 32 32 3
+    cnnjax models
+    cnnjax models 'vgg*'
+    cnnjax models lenet5 --num-classes 26 --image-shape 32 32 3
+    cnnjax models my_networks:tiny
+
+Classes and image size are as published unless a flag gives others; as published, sizes are compared
+with the model's row, and others are an error.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from cnnjax import models
 from cnnjax.errors import UserError
+from cnnjax.run import cli
+
+if TYPE_CHECKING:
+    from cnnjax.models import Summary
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code, 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the list or the model; returns the exit code.
+
+    Raises:
+      UserError: an unknown flag or model, or an image that the model cannot take.
+    """
+    parser = cli.Parser(
         prog="cnnjax models",
-        description="List the models, or print one model's layers, sizes and source.",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "name", nargs="?", default="*", help="a model, or a pattern such as 'vgg*' (default: all)"
@@ -34,19 +47,19 @@ def main(arguments: list[str] | None = None) -> int:
         metavar=("HEIGHT", "WIDTH", "CHANNELS"),
         help="size of the image (default: as published)",
     )
-    options = parser.parse_args(arguments)
-    try:
-        if any(character in options.name for character in "*?["):
-            _print_list(options.name, options.num_classes, options.image_shape)
-        else:
-            _print_model(options.name, options.num_classes, options.image_shape)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = parser.parse_args(argv)
+    if any(character in options.name for character in "*?["):
+        _print_list(options.name, options.num_classes, options.image_shape)
+    else:
+        _print_model(options.name, options.num_classes, options.image_shape)
     return 0
 
 
-def _summary(name: str, num_classes: int | None, image_shape: list[int] | None) -> models.Summary:
+def _summary(name: str, num_classes: int | None, image_shape: list[int] | None) -> Summary:
+    from cnnjax import models
+
+    if num_classes is None and image_shape is None:
+        return models.check_sizes(name)
     num_classes = models.canonical_classes(name) if num_classes is None else num_classes
     height, width, channels = image_shape or models.input_shape(name)
     model = models.create(name, num_classes=num_classes)
@@ -54,6 +67,8 @@ def _summary(name: str, num_classes: int | None, image_shape: list[int] | None) 
 
 
 def _print_list(pattern: str, num_classes: int | None, image_shape: list[int] | None) -> None:
+    from cnnjax import models
+
     names = models.list_models(pattern)
     if not names:
         raise UserError(f"no model matches {pattern!r}: try '*'.")
@@ -72,6 +87,8 @@ def _print_list(pattern: str, num_classes: int | None, image_shape: list[int] | 
 
 
 def _print_model(name: str, num_classes: int | None, image_shape: list[int] | None) -> None:
+    from cnnjax import models
+
     print(models.format_summary(_summary(name, num_classes, image_shape)))
     module_class = type(models.create(name, num_classes=models.canonical_classes(name)))
     module = inspect.getmodule(module_class)

@@ -12,7 +12,6 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -41,6 +40,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Classifies each file."""
+    import jax.numpy as jnp
+
     if not config.images:
         raise UserError("no image files given: name at least one, such as digit.png.")
     data, plots = cnnjax.data, cnnjax.plots

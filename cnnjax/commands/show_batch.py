@@ -3,32 +3,34 @@
     cnnjax show-batch --dataset mnist --augment elastic:34,cutmix:1 --step 5
     cnnjax show-batch --run runs/mnist_lenet-20250101-120000 --step 1000
 
-Images are a function of (seed, step, place in the batch), so those of any step of a run can be made
-again without the run. `cnnjax.augment.policy` lists the names that `--augment` knows.
+Images are a function of (seed, step, place in the batch), so those of any step can be recomputed
+without repeating the run. `cnnjax.augment.policy` lists the names that `--augment` knows.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 import cnnjax
 from cnnjax import plots
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, replay
 from cnnjax.run import settings as runs
+from cnnjax.run.listings import listed
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Draw the images of one training step, before and after augmentation."""
 
+    listings: ClassVar[dict[str, str]] = listed("augment", "fit")
+
     run: str = ""
     """A run directory: its data, seed, batch size and augmentation are taken."""
 
     dataset: str = "mnist"
-    """mnist (shipped), tfds:NAME, or folder:PATH with one sub-folder a class."""
+    """mnist (shipped), tfds:NAME, or folder:PATH with one sub-folder per class."""
 
     augment: str = ""
     """The augmentation, such as crop:4,flip,rotate:15,mixup:0.2."""
@@ -80,6 +82,8 @@ OF_THE_RUN = (
 
 def main(config: Config) -> None:
     """Draws one batch."""
+    from cnnjax.run import classifier, replay
+
     if config.count < 1:
         raise UserError(f"--count {config.count}: give 1 image or more.")
     cnnjax.devices.backend.start(devices=1)
@@ -124,7 +128,7 @@ def _of_run(config: Config) -> Config:
 
 
 def _title(label: np.ndarray, class_names: tuple[str, ...]) -> str:
-    """The class; of a mixed label each class with its share."""
+    """The class; of a mixed label each class with its weight."""
     if label.ndim == 0 and label.dtype.kind == "f":
         label = np.array([1.0 - label, label])
     if label.ndim == 0:

@@ -8,18 +8,52 @@
 used once, every leaf filled once, every shape checked, and all problems are reported together.
 """
 
-from cnnjax.convert.files import read, write
-from cnnjax.convert.mapping import find_names, frameworks_for, from_cnnjax, to_cnnjax
-from cnnjax.convert.names import Entry, Names, entries
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Entry",
-    "Names",
-    "entries",
-    "find_names",
-    "frameworks_for",
-    "from_cnnjax",
-    "read",
-    "to_cnnjax",
-    "write",
-]
+from cnnjax import lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    (
+        "files",
+        "mapping",
+        "names",
+        "names_keras",
+        "parity",
+        "preprocessing",
+    ),
+    {
+        "files": (
+            "read",
+            "write",
+        ),
+        "mapping": (
+            "find_names",
+            "frameworks_for",
+            "from_cnnjax",
+            "to_cnnjax",
+        ),
+        "names": (
+            "Entry",
+            "Names",
+            "entries",
+        ),
+    },
+)
+
+if TYPE_CHECKING:
+    from cnnjax.convert import files as files
+    from cnnjax.convert import mapping as mapping
+    from cnnjax.convert import names as names
+    from cnnjax.convert import names_keras as names_keras
+    from cnnjax.convert import parity as parity
+    from cnnjax.convert import preprocessing as preprocessing
+    from cnnjax.convert.files import read as read
+    from cnnjax.convert.files import write as write
+    from cnnjax.convert.mapping import find_names as find_names
+    from cnnjax.convert.mapping import frameworks_for as frameworks_for
+    from cnnjax.convert.mapping import from_cnnjax as from_cnnjax
+    from cnnjax.convert.mapping import to_cnnjax as to_cnnjax
+    from cnnjax.convert.names import Entry as Entry
+    from cnnjax.convert.names import Names as Names
+    from cnnjax.convert.names import entries as entries

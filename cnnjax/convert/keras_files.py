@@ -1,7 +1,7 @@
 """Weights in Keras's files, read and written without Keras.
 
 - `.weights.h5`, Keras 3: `layers/conv2d_17/vars/0` and so on. A layer is found by its class and its
-  place among the model's layers of that class; its name stands beside it as an attribute.
+  place among the model's layers of that class; its name is an attribute of it.
 - `.keras`: a zip archive of such a file and the architecture, `config.json`, as Keras describes it.
   It is written on the pattern of another, whose weights are replaced.
 - `.h5` of Keras 2 (the files that keras.applications downloads): a group for each layer's name.

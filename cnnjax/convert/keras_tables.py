@@ -71,7 +71,7 @@ def numbered_blocks(stage_sizes: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _vgg(model: Any) -> dict[str, Any] | None:
-    if model.norm != "none":
+    if model.layers.norm != "none":
         return None
     numbers = range(1, len(model.dense_widths) + 1)
     return {
@@ -91,7 +91,7 @@ def _resnet(model: Any) -> dict[str, Any] | None:
     published = model.block == "bottleneck" and model.stem == "imagenet" and model.groups == 1
     if not published or model.se_reduction or model.shortcut != "projection":
         return None
-    if model.norm != "batch":
+    if model.layers.norm != "batch":
         return None
     return _resnet_v2(model) if model.version.startswith("v2") else _resnet_v1(model)
 
@@ -139,7 +139,7 @@ def _residual_stages(model: Any) -> dict[str, str]:
 
 
 def _densenet(model: Any) -> dict[str, Any] | None:
-    if model.stem != "imagenet" or model.growth != 32 or model.norm != "batch":
+    if model.stem != "imagenet" or model.growth != 32 or model.layers.norm != "batch":
         return None
     layers = conv_norm("stem", "conv1_conv", "conv1_bn")
     for stage, block in numbered_blocks(model.stage_sizes):
@@ -160,7 +160,7 @@ def _densenet(model: Any) -> dict[str, Any] | None:
 
 
 def _inception(model: Any) -> dict[str, Any] | None:
-    if model.auxiliary_head or model.norm != "batch":
+    if model.auxiliary_head or model.layers.norm != "batch":
         return None
     # Keras gives the names: the number is that of creation, the place another.
     units = [
@@ -181,7 +181,7 @@ def _inception(model: Any) -> dict[str, Any] | None:
 
 
 def _mobilenet_v1(model: Any) -> dict[str, Any] | None:
-    if model.norm != "batch":
+    if model.layers.norm != "batch":
         return None
     # Keras pads below and at the right at stride 2: as "same" does, where sides stay even.
     layers = conv_norm("stem", "conv1", "conv1_bn")
@@ -201,7 +201,7 @@ def _mobilenet_v1(model: Any) -> dict[str, Any] | None:
 
 
 def _mobilenet_v2(model: Any) -> dict[str, Any] | None:
-    if model.norm != "batch":
+    if model.layers.norm != "batch":
         return None
     layers = conv_norm("stem", "Conv1", "bn_Conv1")
     depths = [row[2] for row in model.stages]
@@ -221,7 +221,7 @@ def _mobilenet_v2(model: Any) -> dict[str, Any] | None:
 
 
 def _mobilenet_v3(model: Any) -> dict[str, Any] | None:
-    if model.norm != "batch":
+    if model.layers.norm != "batch":
         return None
     layers = conv_norm("stem", "conv", "conv_bn")
     rows = [row for stage in model.stages for row in stage]
@@ -251,7 +251,7 @@ def _mobilenet_v3(model: Any) -> dict[str, Any] | None:
 
 
 def _efficientnet(model: Any) -> dict[str, Any] | None:
-    if model.norm != "batch":
+    if model.layers.norm != "batch":
         return None
     layers = [*conv_norm("stem", "stem_conv", "stem_bn")]
     depths = [math.ceil(row[4] * model.depth) for row in model.stages]
@@ -275,7 +275,7 @@ def _efficientnet(model: Any) -> dict[str, Any] | None:
 
 def _convnext(model: Any) -> dict[str, Any] | None:
     name = CONVNEXTS.get((tuple(model.stage_sizes), model.stage_features[0]))
-    if model.norm != "layer" or model.stem != "imagenet" or name is None:
+    if model.layers.norm != "layer" or model.stem != "imagenet" or name is None:
         return None
     stem = f"{name}_stem/{name}_stem"
     layers = conv_norm("stem", f"{stem}_conv", f"{stem}_layernorm")

@@ -1,4 +1,4 @@
-"""How another framework lays the numbers of one leaf out: as data, usable in both directions."""
+"""The memory layout of one leaf in another framework, as data usable in both directions."""
 
 from __future__ import annotations
 

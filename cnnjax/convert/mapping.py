@@ -233,7 +233,7 @@ def _report(problems: Sequence[str], framework: str, model: str) -> str:
 
 
 def _counters(arrays: Arrays, names: Names) -> Arrays:
-    """Returns the integer zeros that the framework keeps beside its running statistics."""
+    """Returns the integer zeros that the framework keeps with its running statistics."""
     if names.counters is None:
         return {}
     leaf, counter = (f"{names.separator}{name}" for name in names.counters)

@@ -1,4 +1,4 @@
-"""The names that another framework gives to a model's leaves, as a table, and what it comes to.
+"""The names that another framework gives to a model's leaves, as a table.
 
 A table is a list of rules: a regular expression over our path, and a template for theirs. All
 variants of a family share one; what differs between them, such as the running number of a block, is
@@ -20,6 +20,7 @@ from cnnjax import trees
 from cnnjax.convert import layouts
 from cnnjax.convert.layouts import Layout, Shape
 from cnnjax.errors import UserError
+from cnnjax.models.fields import fields
 from cnnjax.models.summary import abstract_variables
 
 # A block of a stage, at the beginning of a path; the groups are numbers for the template.
@@ -127,12 +128,11 @@ def entries(model: nn.Module, image_shape: Sequence[int], names: Names) -> list[
 
 
 def _check_fields(model: nn.Module, names: Names) -> None:
-    wrong = {
-        field: value for field, value in names.requires.items() if getattr(model, field) != value
-    }
+    values = fields(model)
+    wrong = {field: value for field, value in names.requires.items() if values[field] != value}
     if wrong:
         there = ", ".join(f"{field}={value}" for field, value in wrong.items())
-        here = ", ".join(f"{field}={getattr(model, field)}" for field in wrong)
+        here = ", ".join(f"{field}={values[field]}" for field in wrong)
         raise UserError(
             f"{names.framework}'s {type(model).__name__} has {there}, and this model {here}: build "
             f"it with {there}."

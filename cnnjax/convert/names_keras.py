@@ -10,7 +10,7 @@ with odd sides otherwise.
 
 EfficientNet, MobileNet v3 and ConvNeXt prepare their images within the model over there. Here the
 images are normalized before the model; the numbers of EfficientNet's `normalization` are no leaves
-of ours, and `from_cnnjax` writes the identity for them. The command reads them into the card
+of ours, and `from_cnnjax` writes the identity for them. The command reads them into the metadata
 (`preprocessing.moments_within`) and writes them from it (`normalization`).
 """
 
@@ -27,6 +27,7 @@ from cnnjax.convert.keras_tables import TABLES
 from cnnjax.convert.layouts import DEPTHWISE
 from cnnjax.convert.names import Names
 from cnnjax.errors import UserError
+from cnnjax.models.fields import fields
 
 FRAMEWORK = "keras"
 
@@ -56,7 +57,7 @@ def names_for(model: nn.Module) -> Names:
         ignored="normalization/(mean|variance|count)",
         constants=dict(NORMALIZATION) if normalizes else {},
         separator="/",
-        requires={"activation": _default(model, "activation"), **table.get("arguments", {})},
+        requires={"activation": fields(type(model))["activation"], **table.get("arguments", {})},
         layers=[*(["normalization"] if normalizes else ()), *(pair[1] for pair in table["layers"])],
     )
 
@@ -77,11 +78,11 @@ NORMALIZATION: dict[str, Callable[[int], np.ndarray]] = {
 def normalization(
     arrays: Mapping[str, np.ndarray], mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays by which Keras's network normalizes images as our card says.
+    """Returns the arrays by which Keras's network normalizes images as our metadata says.
 
     Args:
       arrays: of `from_cnnjax`; `{}` is returned where they have no normalization of images.
-      mean, std: one number, or one a channel, in units where white is 1.
+      mean, std: one number, or one per channel, in units where white is 1.
     """
     if "normalization/mean" not in arrays:
         return {}
@@ -95,10 +96,6 @@ def normalization(
 def _table(model: Any) -> dict[str, Any] | None:
     make = TABLES.get(type(model).__name__)
     return make(model) if make else None
-
-
-def _default(model: Any, field: str) -> Any:
-    return type(model).__dataclass_fields__[field].default
 
 
 def _rules(ours: str, theirs: str) -> list[tuple[str, str]]:

@@ -9,7 +9,6 @@ The tables of rules are in `torchvision_tables` and `timm_tables`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from cnnjax.convert.layouts import DENSE, OIHW
 from cnnjax.convert.names import IMAGE, Names
 from cnnjax.convert.torchvision_tables import Table
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.models.fields import fields
 
 FRAMEWORKS = ("torchvision", "timm", "pytorch")
 TABLES: Mapping[str, Mapping[str, Table]] = {
@@ -49,8 +49,8 @@ def names_for(model: nn.Module, framework: str) -> Names:
     if table is None:
         raise UserError(_no_counterpart(model, framework))
     requires = {}
-    if framework != "pytorch" and hasattr(model, "activation"):
-        defaults = {field.name: field.default for field in dataclasses.fields(model)}
+    defaults = fields(type(model))
+    if framework != "pytorch" and "activation" in defaults:
         requires = {"activation": defaults["activation"], **table.pop("requires", {})}
     return Names(
         framework=framework,

@@ -1,4 +1,4 @@
-"""Whether a converted model computes what the other framework does, layer by layer."""
+"""Compare a converted model with the other framework's outputs, layer by layer."""
 
 from __future__ import annotations
 

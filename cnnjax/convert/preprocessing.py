@@ -1,4 +1,4 @@
-"""How the published weights of a framework want their images: moments, order, sizes."""
+"""Preprocessing of each framework's published weights: moments, channel order, sizes."""
 
 from __future__ import annotations
 

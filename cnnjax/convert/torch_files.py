@@ -2,8 +2,8 @@
 
 Such a file is a pickle, that is, a program. `_Machine` runs the few instructions that build
 tensors, dictionaries, lists, tuples, text and numbers, and refuses every other by name, so that no
-function of the file's choice is ever called. The bytes of the tensors stand beside the pickle: in a
-zip archive since PyTorch 1.6, one after another in a row before.
+function of the file's choice is ever called. The tensors' bytes stand next to the pickle: in a zip
+archive since PyTorch 1.6, one after another in a row before.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class _Machine:
             arguments, function = stack.pop(), stack.pop()
             stack.append(_call(function, arguments))
         elif name == "BUILD":
-            # Only a dictionary's attributes, such as the versions beside a state dict.
+            # Only a dictionary's attributes, such as the versions next to a state dict.
             stack.pop()
             _of_type(stack[-1], dict)
         elif name in ("NEWOBJ", "NEWOBJ_EX"):

@@ -45,7 +45,7 @@ def _vgg(model: Any) -> dict[str, Any]:
         for number in range(1, depth + 1):
             rules.append((f"stage{stage}/conv{number}", f"features.{position}"))
             rules.append((f"stage{stage}/norm{number}", f"features.{position + 1}"))
-            position += 2 if model.norm == "none" else 3
+            position += 2 if model.layers.norm == "none" else 3
         ends.append(position)
         position += 1
     # A dense layer, its activation, its dropout.
@@ -99,7 +99,7 @@ def _inception(model: Any) -> dict[str, Any]:
 
 
 def _squeezenet(model: Any) -> dict[str, Any] | None:
-    if model.norm != "none":
+    if model.layers.norm != "none":
         return None
     # The convolution and its activation, then fires and pools.
     position, places = 2, {}
@@ -254,7 +254,7 @@ def _regnet(model: Any) -> dict[str, Any]:
 
 
 def _convnext(model: Any) -> dict[str, Any] | None:
-    if model.norm != "layer":
+    if model.layers.norm != "layer":
         return None
     # Stem, stage, downsampling, stage and so on share one list.
     rules: list[tuple[str, str]] = [*conv_norm("stem", "features.0")]

@@ -1,4 +1,4 @@
-"""A labelled image dataset in memory: its splits, its classes, its moments."""
+"""A labeled image dataset in memory: its splits, its classes, its moments."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cnnjax import spec
 from cnnjax.data.fields import Field, Image, Label, check_examples
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.rng import numpy_generator
 
-# A dataset without a test split is tested on this share of its training images.
+# A dataset without a test split is tested on this fraction of its training images.
 TEST_SHARE = 0.1
 
 
@@ -101,7 +102,7 @@ class ArrayDataset:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled image dataset in memory.
+    """A labeled image dataset in memory.
 
     Attributes:
       name: what `load` was asked for.
@@ -184,7 +185,7 @@ def make_dataset(
         `validation` is the test split, as is usual for ImageNet; without both, a tenth of `train`
         is: the same tenth for every seed, so that the scores of different seeds compare.
       relabel: int32 `[old classes]`, the new label of each old one, -1 to leave the class out.
-      validation: a share of the training images below 1, or their number; used where the dataset
+      validation: a fraction of the training images below 1, or their number; used where the dataset
         has no validation split left. 0 trains on all images and leaves `validation` empty.
       seed: chooses the validation images.
 
@@ -245,40 +246,58 @@ def check_validation(validation: float) -> None:
     """Raises UserError unless `validation` is a share below 1 or a whole number of images."""
     if not (0 <= validation < 1 or (validation >= 1 and float(validation).is_integer())):
         raise UserError(
-            f"validation={validation}: give a share of the training images below 1, such as 0.1, "
-            "or a whole number of images, such as 5000"
+            f"validation={validation}: give a fraction of the training images below 1, such as 0.1,"
+            " or a whole number of images, such as 5000"
         )
 
 
-def select_classes(
-    class_names: Sequence[str], classes: str
-) -> tuple[tuple[str, ...], np.ndarray | None]:
-    """Reads what `load` accepts as `classes`.
+Selection = tuple[tuple[str, ...], np.ndarray | None]
 
-    Args:
-      class_names: the names of the labels 0, 1, ...
-      classes: `"all"`; `"even-odd"` (the label's parity); or names or labels separated by commas,
-        such as `"3,8"`, which become the labels 0, 1, ... in the order given.
 
-    Returns:
-      (names of the classes left, the new label of each old one or -1; None for `"all"`).
-    """
-    if classes == "all":
-        return tuple(class_names), None
-    if classes == "even-odd":
-        return ("even", "odd"), np.arange(len(class_names), dtype=np.int32) % 2
-    chosen = [_class_index(class_names, part.strip()) for part in classes.split(",")]
+def all_classes(class_names: Sequence[str]) -> Selection:
+    """Keeps every class."""
+    return tuple(class_names), None
+
+
+def even_odd(class_names: Sequence[str]) -> Selection:
+    """Makes two classes of the label's parity."""
+    return ("even", "odd"), np.arange(len(class_names), dtype=np.int32) % 2
+
+
+def only(*classes: int | str, class_names: Sequence[str]) -> Selection:
+    """Keeps these, by name or label, which become the labels 0, 1, ... in the order given."""
+    chosen = [_class_index(class_names, str(each)) for each in classes]
     if len(chosen) < 2 or len(set(chosen)) < len(chosen):
-        raise UserError(
-            f"classes={classes!r}: name at least two different classes, separated by commas, or "
-            "'all' or 'even-odd'"
-        )
+        raise UserError("name at least two different classes, or 'all' or 'even-odd'")
     relabel = np.full(len(class_names), -1, np.int32)
     relabel[chosen] = np.arange(len(chosen), dtype=np.int32)
     return tuple(class_names[index] for index in chosen), relabel
 
 
+CLASSES: spec.Registry = {"all": all_classes, "even-odd": even_odd, "only": only}
+
+
+def select_classes(class_names: Sequence[str], classes: str) -> Selection:
+    """Reads what `load` accepts as `classes`.
+
+    Args:
+      class_names: the names of the labels 0, 1, ...
+      classes: `"all"`; `"even-odd"`; or `"only(3, 8)"`, of which `"3,8"` is short.
+
+    Returns:
+      (names of the classes left, the new label of each old one or -1; None for `"all"`).
+
+    Raises:
+      UserError: an unknown class, or fewer than two different ones.
+    """
+    items = spec.parse(classes, "classes")
+    if len(items) != 1 or items[0].name not in CLASSES:
+        items = [spec.Spec("only", tuple(spec.split(classes, ",")), text=classes)]
+    return spec.call(items[0], CLASSES, "classes", class_names=class_names)
+
+
 def _class_index(class_names: Sequence[str], text: str) -> int:
+    text = text.strip()
     if text in class_names:
         return list(class_names).index(text)
     if text.isdecimal():
@@ -288,7 +307,7 @@ def _class_index(class_names: Sequence[str], text: str) -> int:
                 "class by name"
             )
         return int(text)
-    raise unknown_name("class", text, [*class_names, "all", "even-odd"])
+    raise unknown_name("class", text, [*class_names, *CLASSES])
 
 
 def _relabelled(arrays: Arrays, relabel: np.ndarray) -> Arrays:

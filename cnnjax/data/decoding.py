@@ -118,9 +118,9 @@ def random_crop_decoder(
 ) -> Callable[[Any, Any], Any]:
     """Returns `(encoded, seed) -> image`, a random part of the image stretched to `size`.
 
-    Szegedy et al. 2015 (arXiv 1409.4842), section 6: the part has a share of the area uniform from
-    `smallest_area` to 1 and a width of 3/4 to 4/3 of its height; where ten draws do not fit into
-    the image, it is the whole. Of a JPEG only what the part needs is decoded.
+    Szegedy et al. 2015 (arXiv 1409.4842), section 6: the part's area is uniform in
+    [`smallest_area`, 1] of the image's, its width 3/4 to 4/3 of its height; where ten draws do not
+    fit into the image, it is the whole. Of a JPEG only what the part needs is decoded.
 
     Args:
       feature: the tfds feature of the image.

@@ -1,4 +1,4 @@
-"""A few labelled examples of each class, as a training split."""
+"""A few labeled examples of each class, as a training split."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def few_labels(dataset: object, per_class: int, *, seed: int) -> Dataset:
             "pipeline 'resident'."
         )
     if per_class < 1:
-        raise UserError(f"{per_class} labels a class: use at least 1.")
+        raise UserError(f"{per_class} labels per class: use at least 1.")
     chosen = []
     for label, name in enumerate(dataset.class_names):
         rows = np.flatnonzero(dataset.train.label == label)
         if per_class > len(rows):
             raise UserError(
-                f"{per_class} labels a class asked for, but class {name} of {dataset.name} has "
+                f"{per_class} labels per class asked for, but class {name} of {dataset.name} has "
                 f"{len(rows)} training images: use at most as many as the smallest class has."
             )
         order = numpy_generator(seed, "few labels", label).permutation(len(rows))

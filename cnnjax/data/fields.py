@@ -1,4 +1,4 @@
-"""What the keys of a batch are: how each is checked, padded and changed by augmentation.
+"""Fields of a batch: how each key is checked, padded and augmented.
 
 A dataset is a dict of arrays whose first axis is the examples, with one field a key. A batch is a
 dict of the same keys, and `mask [batch]` bool (False: padding).

@@ -1,4 +1,4 @@
-"""Image classification from a directory with one sub-directory of image files a class."""
+"""Image classification from a directory with one sub-directory of image files per class."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def open_folder(
     """Finds the classes and images below `path` and reads every header, but no pixels yet.
 
     The layout is `path/CLASS/FILE`, or `path/train/CLASS/FILE` with `validation` (or `val`) and
-    `test` beside `train`. Classes are numbered in the order of their sorted names; files come in
+    `test` next to `train`. Classes are numbered in the order of their sorted names; files come in
     the order of theirs. Hidden files and files of other suffixes are passed over.
 
     Args:
@@ -63,8 +63,8 @@ def open_folder(
     class_names = tuple(sorted(child.name for child in _subdirectories(directories["train"])))
     if len(class_names) < 2:
         raise UserError(
-            f"{str(directories['train'])!r} has {len(class_names)} sub-directories: one a class is "
-            "needed, two at least"
+            f"{str(directories['train'])!r} has {len(class_names)} sub-directories: one per class "
+            "is needed, two at least"
         )
     files = {name: _labelled_files(where, class_names) for name, where in directories.items()}
     shape = _common_shape([file for split in files.values() for file, _ in split], image_size)
@@ -88,7 +88,7 @@ def _split_directories(root: pathlib.Path) -> dict[str, pathlib.Path]:
     strange = [child.name for child in children if child.name not in _SPLIT_OF_DIRECTORY]
     if strange:
         raise UserError(
-            f"{str(root)!r} has both a sub-directory 'train' and {strange[0]!r}: beside 'train' "
+            f"{str(root)!r} has both a sub-directory 'train' and {strange[0]!r}: next to 'train' "
             "only 'validation' (or 'val') and 'test' are expected"
         )
     return {_SPLIT_OF_DIRECTORY[child.name]: child for child in children}

@@ -1,21 +1,22 @@
-"""A person's own image files, and images of other sizes, as what a network expects."""
+"""Image files of any size, converted to what a network expects."""
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnjax.errors import UserError, unknown_name
+from cnnjax import spec
+from cnnjax.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 # A 236 KB PNG can hold 9,000 x 9,000 pixels, which decode to hundreds of megabytes.
 MAX_PIXELS = 50_000_000
-FITS = ("pad", "resize", "crop")
 # He et al. 2016, section 3.4: of a shorter side of 256 pixels the middle 224.
 CROP_SHARE = 0.875
 
@@ -125,7 +126,7 @@ def fit_image(image: np.ndarray, size: tuple[int, int], fit: str = "pad") -> np.
       fit: `"pad"` centers the image on black, made smaller first (its aspect ratio kept) where it
         does not fit; `"resize"` stretches it to the size; `"crop"` scales it until the size is
         0.875 of it in height or width and at most that in the other, and cuts the middle out;
-        `"crop:0.95"` does so with another share.
+        `"crop:0.95"`, or `"crop(share=0.95)"`, does so with another share.
     """
     kind, share = parse_fit(fit)
     if kind == "resize":
@@ -139,24 +140,28 @@ def fit_image(image: np.ndarray, size: tuple[int, int], fit: str = "pad") -> np.
     return pad_to(resize_image(image, shrunk_size(image.shape[:2], size)), size)
 
 
+def _whole() -> float:
+    return 1.0
+
+
+def _crop(share: float = CROP_SHARE) -> float:
+    if not 0.0 < share <= 1.0:
+        raise UserError(f"share={share}: give a share above 0 and at most 1")
+    return share
+
+
+FITS: spec.Registry = {"pad": _whole, "resize": _whole, "crop": _crop}
+
+
+@functools.cache
 def parse_fit(fit: str) -> tuple[str, float]:
     """Returns the kind of a `fit` of `fit_image` and its share, 1 where it has none.
 
     Raises:
       UserError: another name, or a share outside (0, 1].
     """
-    kind, colon, text = fit.partition(":")
-    if kind not in FITS or (colon and kind != "crop"):
-        raise unknown_name("fit", fit, FITS)
-    if kind != "crop":
-        return kind, 1.0
-    try:
-        share = float(text) if colon else CROP_SHARE
-    except ValueError:
-        share = 0.0
-    if not 0.0 < share <= 1.0:
-        raise UserError(f"fit={fit!r}: give a share above 0 and at most 1, such as crop:0.875")
-    return kind, share
+    item = spec.parse_one(fit, "fit")
+    return item.name, spec.call(item, FITS, "fit")
 
 
 def pad_to(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -305,7 +310,7 @@ def _thickened(ink: np.ndarray, min_width_pixels: float) -> np.ndarray:
         return ink
     ink = np.pad(ink, radius)
     square = 2 * radius + 1
-    return ndimage.gray_dilation(ink, size=(square, square))
+    return ndimage.grey_dilation(ink, size=(square, square))
 
 
 def _scaled_to_box(ink: np.ndarray, box_pixels: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The MNIST that ships inside the package: the four files as first published.
 
 LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition",
-Proceedings of the IEEE 86(11), 1998. Attribution and licence stand beside the files.
+Proceedings of the IEEE 86(11), 1998. Attribution and license stand next to the files.
 """
 
 from __future__ import annotations

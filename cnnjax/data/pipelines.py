@@ -29,7 +29,7 @@ class Pipeline(Protocol):
     Attributes:
       batch_size: examples in a batch, over all processes.
       num_examples: examples in the split.
-      steps_per_epoch: whole batches in an epoch. Each epoch is shuffled anew, so the remainder
+      steps_per_epoch: whole batches in an epoch. Each epoch is reshuffled, so the remainder
         that it leaves out differs from epoch to epoch.
       batch_shapes: a batch as `jax.ShapeDtypeStruct`s, with the sharding that it will have: enough
         to compile a step before anything is read.

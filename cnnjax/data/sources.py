@@ -34,7 +34,7 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     fit: str = "pad",
 ) -> Dataset:
-    """Loads a labelled image dataset into memory, as uint8.
+    """Loads a labeled image dataset into memory, as uint8.
 
     Nothing is downloaded: `mnist` ships with cnnjax, and other tfds datasets are prepared once by
     `python scripts/prepare_data.py`. Everything that can be checked is checked before the pixels
@@ -47,7 +47,7 @@ def load(
         `tfds:NAME`: any image-classification dataset of tfds, with configuration, version and
         sliced splits as tfds writes them: `tfds:fashion_mnist`, `tfds:mnist:3.0.1`,
         `tfds:mnist?train=train[:10%]&test=test`;
-        `folder:PATH`: image files in one sub-directory a class, optionally below `train`,
+        `folder:PATH`: image files in one sub-directory per class, optionally below `train`,
         `validation` and `test`.
       data_dir: where tfds keeps prepared datasets; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` by
         default. The other sources do not use it.

@@ -1,4 +1,4 @@
-"""Datasets that are read as they are needed, and what training asks of any dataset.
+"""Streamed datasets, and the interface that training uses for any dataset.
 
 `open_dataset` returns a `Dataset` (in memory) or a `StreamedDataset` (prepared by tfds, on disk,
 never read whole). Both have a name, classes, an image shape, moments and a checksum; their examples
@@ -20,7 +20,6 @@ import numpy as np
 import cnnjax.data
 from cnnjax.data import sources, tfds_source, tfds_splits
 from cnnjax.data.dataset import (
-    TEST_SHARE,
     ArrayDataset,
     Arrays,
     Dataset,
@@ -28,7 +27,6 @@ from cnnjax.data.dataset import (
     check_validation,
     describe_images,
     first_rows,
-    held_count,
     labelled_images,
     num_examples,
 )
@@ -46,7 +44,6 @@ from cnnjax.data.pipelines import (
 from cnnjax.data.streaming import stream_arrays, stream_tfds, stream_tfds_evaluation
 from cnnjax.data.tfds_splits import Range
 from cnnjax.errors import UserError, unknown_name
-from cnnjax.rng import numpy_generator
 
 PIPELINES = ("auto", "resident", "stream")
 # The mean of a channel over 2,048 images is known to about 0.005 (white is 1).
@@ -74,8 +71,8 @@ class StreamedDataset:
       image_size: (height, width) that images are fitted to; None where they are taken as they are.
       fit: how: see `cnnjax.data.image_files.fit_image`.
       shuffle_buffer: the number of examples shuffled at a time.
-      smallest_area: training reads random parts of at least this share of an image's area; 0 reads
-        whole images.
+      smallest_area: training reads random parts of at least this fraction of an image's area; 0
+        reads whole images.
     """
 
     name: str
@@ -135,7 +132,7 @@ def open_dataset(
     fit: str = "pad",
     smallest_area: float = 0.0,
 ) -> LabelledDataset:
-    """Opens a labelled image dataset, in memory or on disk.
+    """Opens a labeled image dataset, in memory or on disk.
 
     Args:
       name: see `cnnjax.data.load`.
@@ -148,7 +145,7 @@ def open_dataset(
         Likewise the last tenth of `train` is the test split of a dataset that has nothing else.
       seed: chooses the validation images: of a dataset on disk, where the slice starts.
       smallest_area: of each training image of a dataset on disk a random part of at least this
-        share of its area is read, each epoch another: see
+        fraction of its area is read, each epoch another: see
         `cnnjax.data.decoding.random_crop_decoder`. 0 reads whole images.
 
     Raises:
@@ -352,7 +349,7 @@ def _streamed(
 ) -> StreamedDataset:
     check_validation(validation)
     parse_fit(fit)
-    splits = _completed(name, builder, splits, validation, seed)
+    splits = tfds_splits.completed(name, builder, splits, validation, seed)
     class_names = tfds_source.image_features(builder).class_names
     shape = tfds_source.image_shape(builder, image_size)
     stored = builder.info.splits[splits["train"][0].split]
@@ -369,37 +366,6 @@ def _streamed(
         fit=fit,
         shuffle_buffer=max(1, min(50_000, SHUFFLE_BYTES // example_bytes)),
     )
-
-
-def _completed(
-    name: str, builder: Any, splits: dict[str, tuple[Range, ...]], validation: float, seed: int
-) -> dict[str, tuple[Range, ...]]:
-    """Returns all three splits, as `make_dataset` completes them, but by slices."""
-    splits = dict(splits)
-    if "test" not in splits and "validation" in splits:
-        splits["test"] = splits.pop("validation")
-    missing = {"test", *(["validation"] if validation else [])} - set(splits)
-    if missing and builder.info.disable_shuffling:
-        raise UserError(
-            f"{name!r} is stored in order, so that no slice of it is a fair sample: name its "
-            "splits, such as 'tfds:NAME?train=train&validation=test[:50%]&test=test[50%:]', or "
-            "use the pipeline 'resident'"
-        )
-    if "test" not in splits:
-        train = splits["train"]
-        size = tfds_splits.count(train)
-        rest = size - held_count(size, TEST_SHARE)
-        splits["train"] = tfds_splits.cut(train, 0, rest)
-        splits["test"] = tfds_splits.cut(train, rest, size)
-    if "validation" not in splits:
-        train = splits["train"]
-        size = tfds_splits.count(train)
-        held = held_count(size, validation)
-        start = int(numpy_generator(seed, "validation split").integers(size - held + 1))
-        before = tfds_splits.cut(train, 0, start)
-        splits["train"] = before + tfds_splits.cut(train, start + held, size)
-        splits["validation"] = tfds_splits.cut(train, start, start + held)
-    return splits
 
 
 def _checksum(

@@ -1,4 +1,4 @@
-"""Batches read as they are needed, for data larger than memory or augmented on the host.
+"""Streaming batches, for data larger than memory or augmented on the host.
 
 TensorFlow only reads, shuffles, decodes and augments; no JAX operation runs inside tf.data. A
 background thread moves each batch to the device before it is needed.
@@ -159,7 +159,7 @@ def stream_tfds(
 ) -> StreamingPipeline:
     """Streams a prepared tfds dataset from disk.
 
-    Each epoch is shuffled anew: its files, and the still encoded examples within a buffer. The
+    Each epoch is reshuffled: its files, and the still encoded examples within a buffer. The
     order does not depend on the number of processes: each passes over the whole split, but decodes
     and augments, which is most of the work, only the examples of its own devices. A start in
     mid-epoch passes over the examples of the steps before without decoding them.
@@ -172,7 +172,7 @@ def stream_tfds(
       data_dir: where prepared datasets are; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` by default.
       image_size: (height, width) of the batches' images; needed where they differ in size.
       fit: `"pad"`, `"resize"` or `"crop"`: see `cnnjax.data.image_files.fit_image`.
-      smallest_area: of each image a random part of at least this share of its area, stretched to
+      smallest_area: of each image a random part of at least this fraction of its area, stretched to
         `image_size`: see `cnnjax.data.decoding.random_crop_decoder`. 0 takes the whole, by
         `fit`.
       host_augment: `(image, seed) -> image` of TensorFlow operations on one uint8 image as stored

@@ -1,4 +1,4 @@
-"""Made images in place of a dataset that is not on this machine, to try a program with."""
+"""Synthetic images in place of a dataset that is not on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CELLS = 4
 def stand_in(
     name: str, *, classes: str = "all", image_size: int | tuple[int, int] | None = None
 ) -> Dataset:
-    """Returns made images with the classes and the image shape of a tfds dataset, prepared or not.
+    """Returns synthetic images with the classes and image shape of a tfds dataset.
 
     Each class is a pattern of 4x4 colors, half hidden by noise: a network can learn them, and what
     it scores says nothing about the dataset.
@@ -41,7 +41,7 @@ def stand_in(
     stored = len(class_names) if relabel is None else len(relabel)
     patterns = generator.integers(0, 256, (stored, _CELLS, _CELLS, shape[2]), dtype=np.uint8)
     splits = {split: _images(generator, patterns, shape, count) for split, count in SIZES.items()}
-    return make_dataset(f"{name} (made images)", class_names, splits, relabel=relabel)
+    return make_dataset(f"{name} (synthetic images)", class_names, splits, relabel=relabel)
 
 
 def _images(

@@ -1,11 +1,13 @@
-"""Which part of a tfds dataset is used for training, validation and testing."""
+"""The training, validation and test splits of a tfds dataset."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from cnnjax.data.dataset import TEST_SHARE, held_count
 from cnnjax.errors import UserError
+from cnnjax.rng import numpy_generator
 
 SPLITS = ("train", "validation", "test")
 
@@ -143,3 +145,38 @@ def _overlap(builder: Any, first: str, second: str) -> bool:
         for name, start, stop in ranges(builder, first)
         for other, begin, end in ranges(builder, second)
     )
+
+
+def completed(
+    name: str, builder: Any, splits: dict[str, tuple[Range, ...]], validation: float, seed: int
+) -> dict[str, tuple[Range, ...]]:
+    """Returns all three splits, as `make_dataset` completes them, but by slices.
+
+    Raises:
+      UserError: the dataset is stored in order, so that no slice of it is a fair sample.
+    """
+    splits = dict(splits)
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    missing = {"test", *(["validation"] if validation else [])} - set(splits)
+    if missing and builder.info.disable_shuffling:
+        raise UserError(
+            f"{name!r} is stored in order, so that no slice of it is a fair sample: name its "
+            "splits, such as 'tfds:NAME?train=train&validation=test[:50%]&test=test[50%:]', or "
+            "use the pipeline 'resident'"
+        )
+    if "test" not in splits:
+        train = splits["train"]
+        size = count(train)
+        rest = size - held_count(size, TEST_SHARE)
+        splits["train"] = cut(train, 0, rest)
+        splits["test"] = cut(train, rest, size)
+    if "validation" not in splits:
+        train = splits["train"]
+        size = count(train)
+        held = held_count(size, validation)
+        start = int(numpy_generator(seed, "validation split").integers(size - held + 1))
+        before = cut(train, 0, start)
+        splits["train"] = before + cut(train, start + held, size)
+        splits["validation"] = cut(train, start, start + held)
+    return splits

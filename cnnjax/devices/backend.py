@@ -5,7 +5,7 @@ import os
 import platform
 from pathlib import Path
 
-from cnnjax.devices import processes as distributed
+from cnnjax.devices import processes
 from cnnjax.devices.sharding import count_devices
 from cnnjax.errors import UserError
 
@@ -13,9 +13,9 @@ DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 # XLA ends the process when one CPU device waits longer for another, 40 s by default: on a busy or
 # suspended machine that happens.
 PATIENCE_FLAG = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-# Measured on 2 cores: a device a core is faster for small networks; large ones leave all but one
-# idle (see `parallel.choose_mesh`). Each holds the parameters and resident data, and a small part
-# of a batch keeps no core busy.
+# Measured on 2 cores: a device per core is faster for small networks; large ones leave all but one
+# idle (see `train.compile.choose_mesh`). Each holds the parameters and resident data, and a small
+# part of a batch keeps no core busy.
 MOST_CPU_DEVICES = 4
 LEAST_PART = 16
 
@@ -37,7 +37,7 @@ def start(devices: int, mesh: str = "", *, batch_size: int = 1) -> int:
         run do not have that number of devices.
     """
     devices = count_devices(mesh, devices)
-    num_processes = distributed.count()
+    num_processes = processes.count()
     if devices % num_processes:
         raise UserError(
             f"{devices} devices do not divide among {num_processes} processes: use a multiple."
@@ -55,7 +55,7 @@ def start(devices: int, mesh: str = "", *, batch_size: int = 1) -> int:
             f"{devices} devices asked for, but the {num_processes} processes have {available}, and "
             "each must use all of its own: drop --devices, or start as many processes as it takes."
         )
-    distributed.connect_devices()
+    processes.connect_devices()
     return devices or available
 
 
@@ -89,8 +89,8 @@ def describe() -> str:
     kind = (
         f"{_processor()}, {os.cpu_count()} cores" if first.platform == "cpu" else first.device_kind
     )
-    processes = f" in {distributed.count()} processes" if distributed.count() > 1 else ""
-    return f"{len(jax.devices())} x {first.platform} ({kind}){processes}"
+    where = f" in {processes.count()} processes" if processes.count() > 1 else ""
+    return f"{len(jax.devices())} x {first.platform} ({kind}){where}"
 
 
 def _cpu_devices(batch_size: int) -> int:

@@ -1,7 +1,7 @@
-"""The connections between the processes of a run: who is there, what was said, who is gone.
+"""TCP connections between the processes of a run: who is there, what was sent, who is gone.
 
 Process 0 listens at the coordinator's address until all others have reported, hands the address
-over to JAX's own coordination service, and keeps the connections. Messages are JSON, one a line.
+over to JAX's own coordination service, and keeps the connections. Messages are JSON, one per line.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What a run computes with: versions, devices, flags, commits; and what a change of them may do."""
+"""The environment of a run: versions, devices, flags, commit; and what changing them may alter."""
 
 import contextlib
 import functools
@@ -40,7 +40,7 @@ Environment = dict[str, Any]
 
 
 def describe() -> Environment:
-    """Returns what the results of this process depend on, beside its settings and data.
+    """Returns what the results of this process depend on, besides its settings and data.
 
     Keys: `versions` of Python and of `PACKAGES`, `devices` in one line, `flags` (those of
     `VARIABLES` that are set), `jax` (`JAX_OPTIONS`), and `code`: for cnnjax and for the program

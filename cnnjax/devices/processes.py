@@ -1,9 +1,9 @@
-"""Several processes as one run: they find each other, agree, and end together.
+"""Multi-process runs: processes connect, agree, and end together.
 
-    distributed.start("10.0.0.1:8476", num_processes=4, process_id=2)   # before any use of JAX
+    processes.start("10.0.0.1:8476", num_processes=4, process_id=2)   # before any use of JAX
 
 Afterwards `jax.devices()` are the devices of all processes, and a mesh over them makes one program
-of them. What the processes agree on beside that (the run directory, a request to stop, what of a
+of them. What the processes agree on besides that (the run directory, a request to stop, what of a
 checkpoint is written) goes over plain TCP connections of each process with process 0, kept open
 for the whole run: no device takes part, so a background thread may wait while the step computes,
 and when a process dies its connection breaks, which the others notice at once instead of hanging.
@@ -54,7 +54,7 @@ def start(
     """
     global _channel
     if _channel is not None:
-        raise UserError("the processes are connected already: call distributed.start once.")
+        raise UserError("the processes are connected already: call processes.start once.")
     local_device_ids = None
     if coordinator in ("auto", "off"):
         if num_processes or process_id >= 0:
@@ -81,9 +81,9 @@ def start(
 
 
 def connect_devices() -> None:
-    """Lets the devices of all processes meet, while the processes are in step.
+    """Connects the devices of all processes, while the processes are in step.
 
-    On CPUs they otherwise meet in the first step, and a process that waits there for another one,
+    On CPUs they otherwise connect in the first step, and a process that waits there for another,
     which still compiles, gives up after 30 s.
     """
     if _channel is None:
@@ -312,7 +312,7 @@ def _start_jax(
 
     # Only CPUs ask for it: it is how their devices in different processes reach each other.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # It takes SIGTERM for itself; `run_directory.stop_requests` and `agreed` do its work.
+    # It takes SIGTERM for itself; `run.files.stop_requests` and `agreed` do its work.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         coordinator,

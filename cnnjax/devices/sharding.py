@@ -1,4 +1,4 @@
-"""The mesh of devices, and where on it the arrays of training lie.
+"""The device mesh, and how training arrays are sharded over it.
 
 A mesh is written as axes with sizes, such as `data=4,model=2`:
 
@@ -16,6 +16,7 @@ array no such dimension, the axis does not divide it, or either is already in us
 rules, training computes the same numbers up to rounding.
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cnnjax import spec
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.trees import from_named_leaves, label_by_path, named_leaves
 
@@ -31,7 +33,6 @@ PyTree = Any
 Tries = Sequence[tuple[str, int]]
 Rules = Sequence[tuple[str, Tries]]
 
-AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
 PARAMETER_AXES = ("fsdp", "model")
 # Kernels are `[height, width, in, out]` and `[in, out]`.
@@ -43,25 +44,29 @@ DEFAULT_RULES: Rules = (
 SMALL_BYTES = 16 * 2**10
 
 
+def _mesh(*, data: int = 1, fsdp: int = 1, model: int = 1) -> dict[str, int]:
+    """Divides the devices among these axes, in the order given; neighbors along the last."""
+    sizes = {"data": data, "fsdp": fsdp, "model": model}
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name}={size}: give a whole number of at least 1")
+    return sizes
+
+
+MESHES: spec.Registry = {"mesh": _mesh}
+
+
 def parse_mesh(text: str) -> dict[str, int]:
     """Reads `data=4,model=2` into `{"data": 4, "model": 2}`; "" into `{}`.
+
+    In full it is written as `mesh(data=4, model=2)`.
 
     Raises:
       UserError: an unknown or doubled axis, or a size that is not a positive whole number.
     """
-    axes: dict[str, int] = {}
-    for word in filter(None, text.split(",")):
-        name, equals, size = (part.strip() for part in word.partition("="))
-        if not equals:
-            raise UserError(f"mesh {text!r}: write an axis as name=size, such as data=4,model=2.")
-        if name not in AXES:
-            raise unknown_name("mesh axis", name, AXES)
-        if name in axes:
-            raise UserError(f"mesh {text!r} has the axis {name} twice: give each axis once.")
-        if not size.isdecimal() or int(size) < 1:
-            raise UserError(f"mesh axis {name}={size}: give a whole number of at least 1.")
-        axes[name] = int(size)
-    return axes
+    item = spec.parse_one(text if "(" in text else f"mesh({text})", "mesh")
+    sizes = spec.call(item, MESHES, "mesh")
+    return {name: sizes[name] for name in item.keyword}
 
 
 def count_devices(mesh: str, devices: int) -> int:
@@ -166,22 +171,30 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
+def _try(axis: str, dimension: int) -> tuple[str, int]:
+    return axis, dimension
+
+
+AXIS = "sharding axis"
+TRIES: spec.Registry = {axis: functools.partial(_try, axis) for axis in PARAMETER_AXES}
+
+
 def parse_rules(words: Sequence[str]) -> Rules:
-    """Reads rules such as `head/kernel=fsdp:-2,model:-1`; `PATTERN=` keeps whole copies.
+    """Reads rules such as `head/kernel=fsdp:-2,model(-1)`; `PATTERN=` keeps whole copies.
 
     Raises:
       UserError: a word that is no such rule.
     """
     rules = []
     for word in words:
-        pattern, equals, text = word.rpartition("=")
-        tries = [re.fullmatch(r"(\w+):(-?\d+)", part) for part in filter(None, text.split(","))]
-        if not equals or not all(tries):
+        *pattern, text = spec.split(word, "=", "sharding")
+        if not pattern:
             raise UserError(
-                f"sharding rule {word!r}: write it as PATTERN=AXIS:DIMENSION,..., such as "
-                "head/kernel=fsdp:-2,model:-1."
+                f"sharding {word!r} has no pattern: write it as PATTERN=AXIS(DIMENSION),..., such "
+                "as head/kernel=fsdp(-2),model(-1)."
             )
-        rules.append((pattern, [(found[1], int(found[2])) for found in tries if found]))
+        tries = [spec.call(item, TRIES, AXIS) for item in spec.parse(text, AXIS)]
+        rules.append(("=".join(pattern), tries))
     return rules
 
 

@@ -1,4 +1,4 @@
-"""What is learned from predictions: ensembles, calibration, the quality of labels."""
+"""Analysis of predictions: ensembles, calibration, label quality."""
 
 from typing import TYPE_CHECKING
 

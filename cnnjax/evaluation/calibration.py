@@ -1,4 +1,4 @@
-"""Calibration: confidence that means what it says.
+"""Calibration of predicted probabilities by temperature scaling.
 
 The error that it lowers is `metrics.expected_calibration_error`.
 """

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax import spec
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.train.step import as_float, predicted
 
@@ -42,7 +43,7 @@ def model_logits(model: nn.Module, normalize: Callable[[jax.Array], jax.Array]) 
 def ensemble_logits(
     members: Sequence[ModelLogits], *, average: str = "probabilities"
 ) -> ModelLogits:
-    """Returns the logits of an ensemble; its variables are a sequence, one a member.
+    """Returns the logits of an ensemble; its variables are a sequence, one per member.
 
     Args:
       members: the models' logits functions; each is applied to the same image.
@@ -88,29 +89,35 @@ def with_views(logits_of: ModelLogits, views: Sequence[View]) -> ModelLogits:
     return averaged
 
 
+def flip(views: list[View]) -> list[View]:
+    """Mirrors each view left to right."""
+    return [*views, *map(_mirrored, views)]
+
+
+def shift(views: list[View], pixels: int) -> list[View]:
+    """Moves the image by so many pixels in each of the eight directions; repeats its border."""
+    if pixels < 1:
+        raise UserError(f"pixels={pixels}: give a whole number of pixels from 1 on")
+    steps = (-pixels, 0, pixels)
+    return [*views, *(_shift(down, right) for down in steps for right in steps if down or right)]
+
+
+VIEWS: spec.Registry = {"flip": flip, "shift": shift}
+
+
 def parse_views(text: str) -> list[View]:
     """Reads the views of test-time augmentation, the image itself always among them.
 
     Args:
-      text: parts separated by commas: `flip` (mirrored left to right) and `shift:N` (moved by N
-        pixels in each of the eight directions; the border is repeated). With both, the mirrored
-        image is moved too.
+      text: names of `VIEWS` with their arguments, such as `shift:1,flip`. Moved images are mirrored
+        too, in whichever order.
 
     Raises:
-      UserError: an unknown part, or a shift that is no whole number of pixels.
+      UserError: an unknown view, or a shift that is no whole number of pixels.
     """
     views: list[View] = [lambda image: image]
-    flips = False
-    for part in text.split(","):
-        name, _, number = part.strip().partition(":")
-        if name == "flip" and not number:
-            flips = True
-        elif name == "shift":
-            views += _shifts(part, number)
-        else:
-            raise unknown_name("view", part, ["flip", "shift:1"])
-    if flips:
-        views += [_mirrored(view) for view in views]
+    for item in sorted(spec.parse(text, "view"), key=lambda item: item.name == "flip"):
+        views = spec.call(item, VIEWS, "view", views=views)
     return views
 
 
@@ -141,7 +148,7 @@ def disagreement(probabilities: Any) -> dict[str, Any]:
       probabilities: `[members, examples, classes]`.
 
     Returns:
-      `pairs`, a list `[members][members]` of the share of examples that two members classify
+      `pairs`, a list `[members][members]` of the fraction of examples that two members classify
       differently; `mean`, its mean over the pairs of two; `any`, the share on which not all agree;
       `mutual_information`, the mean over examples of the entropy of the average minus the average
       entropy, in nats: what the members' differing adds to the uncertainty (Smith and Gal 2018,
@@ -174,14 +181,6 @@ def class_logits(logits: jax.Array) -> jax.Array:
     if logits.shape[-1] > 1:
         return logits
     return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
-
-
-def _shifts(part: str, number: str) -> list[View]:
-    if not number.isdecimal() or int(number) < 1:
-        raise UserError(f"view {part!r}: give a whole number of pixels from 1 on, as in shift:1.")
-    pixels = int(number)
-    steps = (-pixels, 0, pixels)
-    return [_shift(down, right) for down in steps for right in steps if down or right]
 
 
 def _shift(down: int, right: int) -> View:

@@ -1,6 +1,6 @@
-"""What is wrong with training data, and what to do about it.
+"""Label quality: ranking suspicious labels, label noise, class balance.
 
-Ranking: scores of which high ones point to mislabelled or odd examples, from what a network
+Ranking: scores of which high ones point to mislabeled or odd examples, from what a network
 predicts for its own training images. Networks learn what examples have in common before they learn
 wrong labels by heart, so scores of a short or a regularized training tell most. Balance: weights of
 the loss, or resampling. Noise: wrong labels on purpose, to test all of this with.
@@ -100,7 +100,7 @@ def detection(order: Any, is_wrong: Any, *, precision: float = 0.9) -> dict[str,
       precision: see `recall`.
 
     Returns:
-      `recall`, the largest share of the wrong ones among the first n, over all n of which that
+      `recall`, the largest fraction of the wrong ones among the first n, over all n of which that
       `precision` is right; `count`, that n; `precision_at_count` and `average_precision`, the area
       under the precision-recall curve; `share`, of the wrong ones among all.
 
@@ -130,7 +130,7 @@ def detection(order: Any, is_wrong: Any, *, precision: float = 0.9) -> dict[str,
 def flip_labels(
     labels: Any, share: float, num_classes: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gives a share of the examples, drawn at random, another class, uniform among the others.
+    """Gives a fraction of the examples, drawn at random, another class, uniform among the others.
 
     Args:
       labels: integers `[examples]`.
@@ -193,8 +193,8 @@ def prepare(
 
     Args:
       dataset: what `data.open_dataset` returned; in memory, if there is anything to do.
-      train_examples: keep so many training images, drawn by the seed; 0 keeps all.
-      label_noise: the share of training labels made wrong by `flip_labels`.
+      train_examples: number of training images to keep, drawn by the seed; 0 keeps all.
+      label_noise: the fraction of training labels made wrong by `flip_labels`.
       exclude: a text file with the index of a training image on each line: these are left out.
         They count the images that are there after the two steps before.
       balance: `resample` repeats images of rare classes; `none` and `weights` leave them.
@@ -232,14 +232,14 @@ def prepare(
 
 
 def read_indices(path: str | Path, num_examples: int) -> np.ndarray:
-    """Reads indices of examples, one a line; a UserError for anything else."""
+    """Reads indices of examples, one per line; a UserError for anything else."""
     try:
         lines = Path(path).read_text().split()
         indices = np.array([int(line) for line in lines], np.int64)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the indices of examples in {path}: {error}") from None
     except ValueError as error:
-        raise UserError(f"{path} must hold one whole number a line: {error}") from None
+        raise UserError(f"{path} must hold one whole number per line: {error}") from None
     outside = indices[(indices < 0) | (indices >= num_examples)]
     if outside.size:
         raise UserError(

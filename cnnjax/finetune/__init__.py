@@ -15,7 +15,7 @@ from cnnjax.finetune.base import Base, variables_checksum
 from cnnjax.finetune.groups import Group, layer_groups
 from cnnjax.finetune.load import Loaded, format_loaded, load
 from cnnjax.finetune.lora import init_lora, merge_lora, parse_ranks
-from cnnjax.finetune.methods import METHODS, Method, make_method
+from cnnjax.finetune.methods import METHODS, Method, check_method, make_method
 from cnnjax.finetune.partition import frozen_norms, join_variables, split_variables
 from cnnjax.finetune.rates import gradual_unfreezing, l2_sp, layer_wise_decay, remember_start
 from cnnjax.finetune.start import (
@@ -37,6 +37,7 @@ __all__ = [
     "Loaded",
     "Method",
     "check_base",
+    "check_method",
     "describe",
     "format_loaded",
     "frozen_norms",

@@ -7,7 +7,7 @@ Learning for NLP" (arXiv 1902.00751), section 2, as 1x1 convolutions behind the 
 convolutional network (Rebuffi et al. 2017, "Learning multiple visual domains with residual
 adapters", arXiv 1705.08045, put theirs within the blocks). `up` starts at zero: the adapted model
 is at first the model itself. Parameters are `adapters/STAGE/down/kernel [features, width]` and so
-on, beside the model's own.
+on, together with the model's own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pretrained variables into a model: what is new and what is dropped, the caller says."""
+"""Load pretrained variables into a model; the caller names what is new and what is dropped."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def load(
       base: pretrained variables, such as `cnnjax.run.load.read_base` returns.
       model: a Linen module with the contract of `cnnjax.models`.
       image_shape: `[height, width, channels]` of its images.
-      new: patterns of the model's leaves to draw anew, such as `head/.*`; those of `params` and
+      new: patterns of the model's leaves to reinitialize, such as `head/.*`; those of `params` and
         `batch_stats` alike (see `cnnjax.trees`).
       drop: patterns of the base's leaves to leave out.
       key: typed key of what is new.
@@ -160,7 +160,7 @@ def _report(base: Base, model: str, problems: Mapping[str, Sequence[str]]) -> st
     lists = [f"{title}: {_named(paths)}" for title, paths in problems.items() if paths]
     return (
         f"{name} does not fit {model} ({'; '.join(lists)}): choose another base or model, or list "
-        "what is to be drawn anew (new) and what is to be left out (drop)."
+        "what is to be reinitialized (new) and what is to be left out (drop)."
     )
 
 

@@ -6,7 +6,7 @@ Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106
 4.1. A kernel `[..., out]` counts as the matrix `[product of the others, out]`, so that `a` is
 `[height * width * in, rank]` and `b` is `[rank, out]` for a convolution (grouped and depthwise ones
 included) and `[in, rank]`, `[rank, out]` for a dense layer. `b` starts at zero: the changed model
-is at first the model itself. They are leaves `lora_a` and `lora_b` beside the kernel.
+is at first the model itself. They are leaves `lora_a` and `lora_b` next to the kernel.
 
 The gradient of the whole kernel is computed on the way to those of `a` and `b`. What is saved is
 the optimizer's state and the size of checkpoints, not the time of a step.

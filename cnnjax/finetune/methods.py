@@ -1,4 +1,4 @@
-"""What is trained of a model, by the name of a method or by patterns."""
+"""Which parameters are trained, by the name of a method or by patterns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cnnjax.errors import UserError, unknown_name
+from cnnjax import spec
+from cnnjax.errors import UserError
 from cnnjax.finetune.groups import layer_groups
 from cnnjax.finetune.lora import Ranks
 from cnnjax.models.summary import abstract_variables
@@ -40,7 +41,7 @@ class Method:
     adapter_width: int = 0
 
 
-class _Target:
+class Target:
     """The model that a method is for."""
 
     def __init__(self, model: Any, image_shape: tuple[int, int, int]):
@@ -75,7 +76,7 @@ def make_method(
     """Returns what a method trains of a model.
 
     Args:
-      text: a key of `METHODS`, and behind a colon its number, where it has one: `last:2`.
+      text: a key of `METHODS`, with its arguments where it has any: `last:2`, `lora(rank=8)`.
       model: a Linen module with the contract of `cnnjax.models`.
       image_shape: `[height, width, channels]` of its images.
       also_train: patterns of more parameters to train.
@@ -87,13 +88,10 @@ def make_method(
       UserError: an unknown method, a number that is missing, too much or out of range, or a model
         in which there is nothing for the method to train.
     """
-    name, colon, number = text.partition(":")
-    if name not in METHODS:
-        raise unknown_name("fine-tuning method", name, METHODS)
-    if lora_ranks and name != "lora":
+    item = spec.parse_one(text, KIND)
+    if lora_ranks and item.name != "lora":
         raise UserError(f"LoRA ranks are for the method lora, not for {text}: drop them.")
-    count = _count(name, colon, number)
-    method = METHODS[name](_Target(model, image_shape), count)
+    method = spec.call(item, METHODS, KIND, target=Target(model, image_shape))
     ranks = (*lora_ranks, *method.lora_ranks)
     return dataclasses.replace(
         method,
@@ -104,29 +102,34 @@ def make_method(
     )
 
 
-def _full(target: _Target, count: int) -> Method:
+def check_method(text: str) -> None:
+    """Refuses a method that does not exist or does not take its arguments; needs no model."""
+    spec.bind(spec.parse_one(text, KIND), METHODS, KIND, supplied=("target",))
+
+
+def full(target: Target) -> Method:
     """Everything."""
     return Method()
 
 
-def _head(target: _Target, count: int) -> Method:
+def head(target: Target) -> Method:
     """The last dense layer alone: a linear probe."""
     return Method(trainable=target.patterns("head", HEAD))
 
 
-def _last(target: _Target, count: int) -> Method:
-    """The last so many stages, and all that comes behind them."""
+def last(target: Target, stages: int) -> Method:
+    """The last stages, and all that comes behind them."""
     groups = layer_groups(target.model, target.image_shape)
-    stages = [number for number, group in enumerate(groups) if group.name not in ("stem", "head")]
-    if not 1 <= count <= len(stages):
+    known = [number for number, group in enumerate(groups) if group.name not in ("stem", "head")]
+    if not 1 <= stages <= len(known):
         raise UserError(
-            f"last:{count}: {target.name} has {len(stages)} stages "
-            f"({', '.join(groups[number].name for number in stages)}): choose 1 to {len(stages)}."
+            f"{target.name} has {len(known)} stages "
+            f"({', '.join(groups[number].name for number in known)}): choose 1 to {len(known)}."
         )
-    return Method(trainable=tuple(group.pattern for group in groups[stages[-count] :]))
+    return Method(trainable=tuple(group.pattern for group in groups[known[-stages] :]))
 
 
-def _bitfit(target: _Target, count: int) -> Method:
+def bitfit(target: Target) -> Method:
     """Every bias, and the head.
 
     Ben Zaken et al. 2022, "BitFit" (arXiv 2106.10199), section 3.
@@ -134,7 +137,7 @@ def _bitfit(target: _Target, count: int) -> Method:
     return Method(trainable=target.patterns("bitfit", BIASES) + target.head)
 
 
-def _norm(target: _Target, count: int) -> Method:
+def norm(target: Target) -> Method:
     """Scales and biases of the normalizations, and the head.
 
     Frankle et al. 2021, "Training BatchNorm and only BatchNorm" (arXiv 2003.00152).
@@ -142,36 +145,31 @@ def _norm(target: _Target, count: int) -> Method:
     return Method(trainable=target.patterns("norm", NORMS) + target.head)
 
 
-def _lora(target: _Target, count: int) -> Method:
+def lora(target: Target, rank: int) -> Method:
     """Low-rank changes of every kernel, of that rank, and the head."""
-    return Method(trainable=target.head, lora_ranks=((KERNELS, count),))
+    _check_count(rank=rank)
+    return Method(trainable=target.head, lora_ranks=((KERNELS, rank),))
 
 
-def _adapter(target: _Target, count: int) -> Method:
+def adapter(target: Target, units: int) -> Method:
     """A residual adapter of that width behind each stage, and the head."""
-    return Method(trainable=target.head, adapter_width=count)
+    _check_count(units=units)
+    return Method(trainable=target.head, adapter_width=units)
 
 
-METHODS: dict[str, Callable[[_Target, int], Method]] = {
-    "full": _full,
-    "head": _head,
-    "last": _last,
-    "bitfit": _bitfit,
-    "norm": _norm,
-    "lora": _lora,
-    "adapter": _adapter,
+METHODS: dict[str, Callable[..., Method]] = {
+    "full": full,
+    "head": head,
+    "last": last,
+    "bitfit": bitfit,
+    "norm": norm,
+    "lora": lora,
+    "adapter": adapter,
 }
-COUNTED = {"last": "stages", "lora": "rank", "adapter": "units"}
+KIND = "fine-tuning method"
 
 
-def _count(name: str, colon: str, number: str) -> int:
-    """Returns the number behind the colon; 0 for a method that has none."""
-    if name not in COUNTED:
-        if colon:
-            raise UserError(f"the method {name} has no number: write {name}, not {name}:{number}.")
-        return 0
-    if not number.isdecimal() or int(number) < 1:
-        raise UserError(
-            f"the method {name}{colon}{number} needs a number ({COUNTED[name]}): write {name}:2."
-        )
-    return int(number)
+def _check_count(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{name}={count}: give a whole number from 1 on")

@@ -1,4 +1,4 @@
-"""Variables in two parts: what is trained, and what stays as it is, bit for bit.
+"""Variables in two parts: trainable, and frozen (unchanged bit for bit).
 
 The trained part has the collections `params` and `batch_stats`; what is frozen of each is under
 `frozen`, as `frozen/params` and `frozen/batch_stats`, each leaf under its path in the model.

@@ -1,4 +1,4 @@
-"""How fast, and from when on, each group of layers learns; and the pull to where it came from."""
+"""Layer-wise learning rates, gradual unfreezing, and L2-SP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fine-tuned run: what it starts with, what is recorded of it, and how it is read back.
+"""A fine-tuned run: its initial variables, its metadata, and how it is read back.
 
 Its checkpoints hold what was trained alone. The rest is read from the base again, which is known by
 its checksum: with another base the run cannot be read.
@@ -38,8 +38,8 @@ def start(
     lost = [path for path in loaded.new if path in frozen]
     if lost:
         raise UserError(
-            f"{', '.join(lost[:8])} would be drawn anew and never trained: train it too, or take "
-            "it from the base."
+            f"{', '.join(lost[:8])} would be reinitialized and never trained: train it too, or "
+            "take it from the base."
         )
     return variables
 
@@ -84,7 +84,7 @@ def read_back(
     """Returns a fine-tuned model and its variables.
 
     Args:
-      model: the model as its card describes it.
+      model: the model as its metadata describe it.
       card: `model.json` of the run.
       trained: `params` and `batch_stats` of its checkpoint.
       base: what it was fine-tuned from, see `needs_base`; None where it needs none.

@@ -1,4 +1,4 @@
-"""A model as a method of fine-tuning trains it, with the contract of any other model."""
+"""A model wrapped by a fine-tuning method, with the contract of any other model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FineTuned:
     """A model of which a part is trained; `init` and `apply` are those of a Linen module.
 
     Its variables are `params` and `batch_stats` of what is trained, and `frozen` with the rest (see
-    `cnnjax.finetune.partition`). So every step, evaluation and way to compile works with it.
+    `cnnjax.finetune.partition`). So every step, evaluation and compile mode works with it.
 
     Attributes:
       model: a Linen module with the contract of `cnnjax.models`.
@@ -97,12 +97,3 @@ class FineTuned:
                 "adapters cannot be merged into the model: use it as it is, with its adapters."
             )
         return whole | {"params": lora.merge_lora(whole["params"], self.method.lora_alpha)}
-
-    def clone(self, **fields: Any) -> FineTuned:
-        """Returns the same of a model with other fields, as `flax.linen.Module.clone`."""
-        return dataclasses.replace(self, model=self.model.clone(**fields))
-
-    @property
-    def axis_name(self) -> str | None:
-        """Of a model that has one."""
-        return self.model.axis_name

@@ -15,13 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import ops
-from cnnjax.models.blocks import Activation, activation_function
-from cnnjax.models.layers import (
-    adaptive_average_pool,
-    kernel_initialiser,
-    require_image,
-    require_stem,
-)
+from cnnjax.models.images import adaptive_average_pool, require_image, require_stem
+from cnnjax.models.layers import Activation, activation_function, kernel_initializer
+from cnnjax.models.rows import TORCHVISION, row
 from cnnjax.models.stages import stage_output
 
 
@@ -32,7 +28,7 @@ class AlexNet(nn.Module):
       num_classes: the logits; None returns the 4,096 features before them.
       stem: `imagenet`, 11x11 at stride 4 and an average pool to 6x6 before the dense layers; or
         `cifar`, 3x3 at stride 1 and no average pool, for images of 28 to 64 pixels.
-      activation: a name from `blocks.ACTIVATIONS` or a function.
+      activation: a name from `layers.ACTIVATIONS` or a function.
       dropout_rate: before each of the first two dense layers; random stream `dropout`.
       dtype: of the computation; None: that of image and parameters.
 
@@ -51,7 +47,7 @@ class AlexNet(nn.Module):
         large = self.stem == "imagenet"
         require_image(image, "AlexNet", minimum=63 if large else 15)
         activation = activation_function(self.activation)
-        layer = {"kernel_init": kernel_initialiser(self.activation), "dtype": self.dtype}
+        layer = {"kernel_init": kernel_initializer(self.activation), "dtype": self.dtype}
         # features, kernel, stride, padding on each side, and whether a pool follows
         first = (64, 11, 4, 2, True) if large else (64, 3, 1, 1, True)
         rest = ((192, 5, 1, 2, True), (384, 3, 1, 1, False))
@@ -110,7 +106,7 @@ class AlexNet2012(nn.Module):
     """AlexNet of 2012, sections 3.5 and 4.2: 60,965,224 parameters at 227x227x3.
 
     Convolutions 2, 4 and 5 see only their own half of the channels (the paper's two GPUs; groups
-    here). Response normalisation follows convolutions 1 and 2, before the pool. The paper says 224
+    here). Response normalization follows convolutions 1 and 2, before the pool. The paper says 224
     pixels; its sizes need 227 (55x55 after convolution 1). Kernels start from a Gaussian of
     deviation 0.01, biases of convolutions 2, 4 and 5 and of the dense layers from 1 (section 5).
 
@@ -166,3 +162,17 @@ class AlexNet2012(nn.Module):
         if self.num_classes is None:
             return x
         return nn.Dense(self.num_classes, name="head", **layer)(x)
+
+
+# parameters, running statistics, multiply-accumulates
+ROWS = {
+    "alexnet": row(AlexNet, 61_100_840, 0, 714_188_480, source=TORCHVISION),
+    "alexnet_2012": row(
+        AlexNet2012,
+        60_965_224,
+        0,
+        724_406_816,
+        source='counted; "60 million parameters" in section 3.5',
+        image=(227, 227, 3),
+    ),
+}

@@ -1,162 +1,25 @@
-"""Parts that the families of residual and mobile networks share.
+"""Blocks that families of networks share, and the loop over stages.
 
-A model builds three factories once, by `layers_of`, and hands them to its blocks:
-
-    conv(features, kernel_size, strides, groups=..., name=...)(x)
-    norm(name=..., scale_init=...)(x)
-    activation(x)
-
-so that no block knows which normalisation, activation, dtype or device axis it runs with.
-All images are `[batch, height, width, channels]`.
+All images are `[batch, height, width, channels]`. Blocks take the factories of their layers as
+`layers`: see `cnnjax.models.layers`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cnnjax import ops
-from cnnjax.errors import UserError, unknown_name
-from cnnjax.models.layers import require_stem
-from cnnjax.models.norms import norm_layer
+from cnnjax.errors import UserError
+from cnnjax.models.layers import Activation, Array, Factories, Factory
 from cnnjax.models.stages import stage_output
 
-Array = jax.Array
-Factory = Callable[..., Any]
-Activation = Callable[[Array], Array]
-
-# He et al. 2015 (arXiv 1502.01852), section 2.2, in the fan-out form that torchvision uses.
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": nn.relu,
-    "relu6": nn.relu6,
-    "leaky_relu": nn.leaky_relu,
-    "elu": nn.elu,
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "silu": nn.silu,
-    "hard_swish": nn.hard_swish,
-    "tanh": nn.tanh,
-    "sigmoid": nn.sigmoid,
-}
-PADDINGS = ("symmetric", "same")
-
-
-def check_name(kind: str, name: str, valid: Iterable[str]) -> None:
-    """Raises UserError unless `name` is among the `valid` ones."""
-    if name not in valid:
-        raise unknown_name(kind, name, valid)
-
-
-def activation_function(activation: str | Activation) -> Activation:
-    """Returns the function of that name; a function is returned as it is."""
-    if callable(activation):
-        return activation
-    check_name("activation", activation, ACTIVATIONS)
-    return ACTIVATIONS[activation]
-
-
-def conv_layer(
-    features: int,
-    kernel_size: int,
-    strides: int = 1,
-    *,
-    groups: int = 1,
-    use_bias: bool = False,
-    padding: str = "symmetric",
-    dtype: Any = None,
-    kernel_init: Any = he_normal_fan_out,
-    name: str,
-) -> nn.Module:
-    """Square convolution of an odd `kernel_size` whose output is as large as the image, or half.
-
-    `padding="symmetric"`, PyTorch's convention, pads by `kernel_size // 2` on every side at every
-    stride. `"same"`, TensorFlow's and Keras's, pads no more than it must: at stride 2 one pixel
-    less at the top and left of images with even sides. Weights of the one compute other numbers
-    with the other.
-
-    Raises:
-      UserError: `padding` is neither.
-    """
-    check_name("padding", padding, PADDINGS)
-    sides = (kernel_size // 2, kernel_size // 2)
-    return ops.Conv(
-        features,
-        (kernel_size, kernel_size),
-        strides=(strides, strides),
-        padding="SAME" if padding == "same" and strides > 1 else [sides] * 2,
-        feature_group_count=groups,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=kernel_init,
-        name=name,
-    )
-
-
-def layer_factories(
-    norm: str,
-    activation: str | Activation,
-    *,
-    train: bool,
-    dtype: Any = None,
-    axis_name: str | None = None,
-    group_size: int = 0,
-    epsilon: float = 1e-5,
-    momentum: float = 0.9,
-    kernel_init: Any = he_normal_fan_out,
-    padding: str = "symmetric",
-    conv_bias: bool = False,
-) -> dict[str, Any]:
-    """Returns `conv`, `norm` and `activation` for blocks; arguments as in `norm_layer`.
-
-    `padding` is that of `conv_layer`. Convolutions have a bias where no normalisation follows
-    (`norm="none"`), and with `conv_bias` where it makes the bias superfluous, too.
-    """
-    return {
-        "conv": functools.partial(
-            conv_layer,
-            dtype=dtype,
-            use_bias=conv_bias or norm == "none",
-            padding=padding,
-            kernel_init=kernel_init,
-        ),
-        "norm": norm_layer(
-            norm,
-            train=train,
-            dtype=dtype,
-            axis_name=axis_name,
-            group_size=group_size,
-            epsilon=epsilon,
-            momentum=momentum,
-        ),
-        "activation": activation_function(activation),
-    }
-
-
-def layers_of(model: Any, *, train: bool, kernel_init: Any = he_normal_fan_out) -> dict[str, Any]:
-    """Returns `layer_factories` of a model's own fields.
-
-    They are `norm`, `activation`, `dtype`, `axis_name`, `norm_group_size`, `norm_epsilon`,
-    `norm_momentum`, and in the models that have them `padding` and `conv_bias`.
-    """
-    return layer_factories(
-        model.norm,
-        model.activation,
-        train=train,
-        dtype=model.dtype,
-        axis_name=model.axis_name,
-        group_size=model.norm_group_size,
-        epsilon=model.norm_epsilon,
-        momentum=model.norm_momentum,
-        kernel_init=kernel_init,
-        padding=getattr(model, "padding", "symmetric"),
-        conv_bias=getattr(model, "conv_bias", False),
-    )
+# PyTorch's initializer of dense kernels: uniform within 1 / sqrt(fan-in) on either side.
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -183,20 +46,6 @@ def stochastic_depth_rates(rate: float, num_blocks: int) -> list[float]:
     return [rate * block / max(num_blocks - 1, 1) for block in range(num_blocks)]
 
 
-def strides_for(stem: str, strides: Sequence[int]) -> list[int]:
-    """Returns the strides of a network's stem and stages, in order, for the kind of stem.
-
-    `"imagenet"` for images of about 224 pixels; `"cifar"` for 28 to 64 pixels: the first two
-    strides of 2 (where there are so many) become 1. Raises UserError for an unknown stem.
-    """
-    require_stem(stem)
-    result = list(strides)
-    if stem == "cifar":
-        for index in [index for index, stride in enumerate(strides) if stride == 2][:2]:
-            result[index] = 1
-    return result
-
-
 class StochasticDepth(nn.Module):
     """Drops the whole input of an example with probability `rate` while training.
 
@@ -214,24 +63,40 @@ class StochasticDepth(nn.Module):
         return drop(x)
 
 
+def drop_branch(block: Any, y: Array) -> Array:
+    """Stochastic depth of `y`, at the rate and in the mode of the block that calls."""
+    rate = block.stochastic_depth_rate
+    return StochasticDepth(rate, name="drop")(y, train=block.layers.train)
+
+
 class ConvNorm(nn.Module):
-    """Convolution, normalisation, activation; `activation=None` leaves the sum linear."""
+    """Convolution, normalization, activation.
+
+    Attributes:
+      features, kernel_size, strides, groups, valid: of the convolution, see `conv_layer`.
+      linear: whether the activation is left out.
+    """
 
     features: int
-    kernel_size: int
-    conv: Factory
-    norm: Factory
-    activation: Activation | None
+    kernel_size: int | tuple[int, int]
+    layers: Factories
     strides: int = 1
     groups: int = 1
+    linear: bool = False
+    valid: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = self.conv(
-            self.features, self.kernel_size, self.strides, groups=self.groups, name="conv"
+        x = self.layers.conv(
+            self.features,
+            self.kernel_size,
+            self.strides,
+            groups=self.groups,
+            valid=self.valid,
+            name="conv",
         )(x)
-        x = self.norm(name="norm")(x)
-        return x if self.activation is None else self.activation(x)
+        x = self.layers.norm(name="norm")(x)
+        return x if self.linear else self.layers.activation(x)
 
 
 class SqueezeExcite(nn.Module):
@@ -264,104 +129,132 @@ class InvertedResidual(nn.Module):
       features: channels of the output.
       expanded_features: channels between; equal to the input's, there is no widening convolution.
       se_features: channels inside the gate; 0 for no gate.
+      activation: in place of that of `layers`, or None.
     """
 
     features: int
     expanded_features: int
     kernel_size: int
     strides: int
-    conv: Factory
-    norm: Factory
-    activation: Activation
+    layers: Factories
     se_features: int = 0
     se_activation: Activation = nn.relu
     se_gate: Activation = nn.sigmoid
+    activation: Activation | None = None
     stochastic_depth_rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        conv_norm = functools.partial(ConvNorm, conv=self.conv, norm=self.norm)
+    def __call__(self, x: Array) -> Array:
+        activation = self.activation or self.layers.activation
+        layers = dataclasses.replace(self.layers, activation=activation)
+        conv_norm = functools.partial(ConvNorm, layers=layers)
         expanded = self.expanded_features
         y = x
         if expanded != x.shape[-1]:
-            y = conv_norm(expanded, 1, activation=self.activation, name="expand")(y)
+            y = conv_norm(expanded, 1, name="expand")(y)
         y = conv_norm(
-            expanded,
-            self.kernel_size,
-            strides=self.strides,
-            groups=expanded,
-            activation=self.activation,
-            name="depthwise",
+            expanded, self.kernel_size, strides=self.strides, groups=expanded, name="depthwise"
         )(y)
         if self.se_features:
             y = SqueezeExcite(
-                self.se_features, self.conv, self.se_activation, self.se_gate, name="se"
+                self.se_features, layers.conv, self.se_activation, self.se_gate, name="se"
             )(y)
-        y = conv_norm(self.features, 1, activation=None, name="project")(y)
+        y = conv_norm(self.features, 1, linear=True, name="project")(y)
         if self.strides == 1 and x.shape[-1] == self.features:
-            y = x + StochasticDepth(self.stochastic_depth_rate, name="drop")(y, train=train)
+            y = x + drop_branch(self, y)
         return y
 
 
-def call_block(block: nn.Module, x: Array, *, remat: bool, **options: Any) -> Array:
-    """Returns `block(x, **options)`.
+def call_block(block: nn.Module, x: Array, layers: Factories) -> Array:
+    """Returns `block(x)`.
 
-    With `remat` the backward pass computes again what happens between the block's input and output,
-    instead of keeping it from the forward pass: about a third more computation for the memory of
-    one block at a time (Chen et al. 2016, arXiv 1604.06174, section 3). Parameters, their paths and
-    the random draws stay the same. Only training gains by it.
+    With `layers.remat` the backward pass computes again what happens between the block's input and
+    output, instead of keeping it from the forward pass: about a third more computation for the
+    memory of one block at a time (Chen et al. 2016, arXiv 1604.06174, section 3). Parameters, their
+    paths and the random draws stay the same. Only training gains by it.
     """
 
     def run(block: nn.Module, x: Array) -> Array:
-        return block(x, **options)
+        return block(x)
 
-    return (nn.remat(run) if remat else run)(block, x)
+    return (nn.remat(run) if layers.remat else run)(block, x)
 
 
 class Stage(nn.Module):
-    """Blocks one after another, named `block1`, `block2` ...; `remat` as for `call_block`.
+    """Blocks one after another, named `block1`, `block2` ...
 
     Sows its result into `intermediates` as `output`; a model's stage 2 is thus found at
     `intermediates/stage2/output`. (Flax reserves the name of a submodule in every collection.)
     """
 
     blocks: Sequence[Factory]
-    remat: bool = False
+    layers: Factories
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array) -> Array:
         for number, block in enumerate(self.blocks, 1):
-            x = call_block(block(name=f"block{number}"), x, remat=self.remat and train, train=train)
+            x = call_block(block(layers=self.layers, name=f"block{number}"), x, self.layers)
         return stage_output(self, "output", x)
 
 
-# PyTorch's initialiser of dense kernels: uniform within 1 / sqrt(fan-in) on either side.
-uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+def run_stages(
+    x: Array,
+    stages: Iterable[Sequence[Factory]],
+    layers: Factories,
+    *,
+    stochastic_depth_rate: float | None = None,
+    between: Callable[[int, Array], Array] | None = None,
+) -> Array:
+    """Runs the stages `stage1`, `stage2` ... of the calling module.
+
+    Args:
+      x: what enters the first.
+      stages: the blocks of each, still without `layers`, `name` and `stochastic_depth_rate`.
+      layers: of the blocks.
+      stochastic_depth_rate: of the last block, rising linearly from 0 at the first; None where
+        blocks have none.
+      between: called with the number of the stage before and its output, where another follows.
+
+    Raises:
+      UserError: a rate outside [0, 1).
+    """
+    stages = [list(stage) for stage in stages]
+    if stochastic_depth_rate is not None:
+        rates = iter(stochastic_depth_rates(stochastic_depth_rate, sum(map(len, stages))))
+        stages = [
+            [functools.partial(block, stochastic_depth_rate=next(rates)) for block in stage]
+            for stage in stages
+        ]
+    for number, stage in enumerate(stages, 1):
+        if between is not None and number > 1:
+            x = between(number - 1, x)
+        x = Stage(stage, layers, name=f"stage{number}")(x)
+    return x
 
 
 def classify(
     features: Array,
     num_classes: int | None,
+    layers: Factories,
     *,
-    train: bool,
     dropout_rate: float = 0.0,
-    dtype: Any = None,
     kernel_init: Any = uniform_fan_in,
 ) -> Array:
     """Dropout, then the dense layer `head` of the calling module.
 
     Args:
-      features: `[batch, features]`.
+      features: `[batch, features]`, or `[batch, height, width, features]`, averaged first.
       num_classes: of the logits; `None` leaves out the dense layer.
-      train: dropout acts.
+      layers: dropout acts in training; the dtype is that of the logits.
       dropout_rate: probability of a zero.
-      dtype: of the logits; `None` for that of features and parameters.
       kernel_init: of the dense kernel; the bias starts at 0.
 
     Returns:
       Logits `[batch, num_classes]`, or `[batch, features]`.
     """
-    features = nn.Dropout(dropout_rate, deterministic=not train)(features)
+    if features.ndim == 4:
+        features = jnp.mean(features, axis=(1, 2))
+    features = nn.Dropout(dropout_rate, deterministic=not layers.train)(features)
     if num_classes is None:
         return features
-    return nn.Dense(num_classes, dtype=dtype, kernel_init=kernel_init, name="head")(features)
+    return nn.Dense(num_classes, dtype=layers.dtype, kernel_init=kernel_init, name="head")(features)

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models import blocks
-from cnnjax.models.blocks import Activation, Array, Factory
-from cnnjax.models.layers import require_image, require_stem
+from cnnjax.models.images import require_image, require_stem
+from cnnjax.models.layers import Array, Factories, Layers
+from cnnjax.models.rows import TORCHVISION, row
 
 he_normal_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -33,53 +33,47 @@ class DenseLayer(nn.Module):
     """
 
     growth: int
-    conv: Factory
-    norm: Factory
-    activation: Activation
+    layers: Factories
     dropout_rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        y = self.activation(self.norm(name="norm1")(x))
-        y = self.conv(4 * self.growth, 1, name="conv1")(y)
-        y = self.activation(self.norm(name="norm2")(y))
-        y = self.conv(self.growth, 3, name="conv2")(y)
-        y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+    def __call__(self, x: Array) -> Array:
+        y = self.layers.activation(self.layers.norm(name="norm1")(x))
+        y = self.layers.conv(4 * self.growth, 1, name="conv1")(y)
+        y = self.layers.activation(self.layers.norm(name="norm2")(y))
+        y = self.layers.conv(self.growth, 3, name="conv2")(y)
+        y = nn.Dropout(self.dropout_rate, deterministic=not self.layers.train)(y)
         return jnp.concatenate([x, y], axis=-1)
 
 
 class Transition(nn.Module):
     """Halves resolution and features: norm, activation, 1x1 convolution, 2x2 average pool."""
 
-    conv: Factory
-    norm: Factory
-    activation: Activation
+    layers: Factories
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = self.activation(self.norm(name="norm")(x))
-        return ops.avg_pool(self.conv(x.shape[-1] // 2, 1, name="conv")(y), (2, 2), (2, 2))
+        y = self.layers.activation(self.layers.norm(name="norm")(x))
+        return ops.avg_pool(self.layers.conv(x.shape[-1] // 2, 1, name="conv")(y), (2, 2), (2, 2))
 
 
 class Stem(nn.Module):
     """`"imagenet"`: 7x7 convolution at stride 2, norm, 3x3 max pool; `"cifar"`: 3x3 convolution.
 
-    The small stem is bare: the first layer begins with the normalisation.
+    The small stem is bare: the first layer begins with the normalization.
     """
 
     kind: str
     features: int
-    conv: Factory
-    norm: Factory
-    activation: Activation
+    layers: Factories
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
         if self.kind == "cifar":
-            x = self.conv(self.features, 3, name="conv")(image)
+            x = self.layers.conv(self.features, 3, name="conv")(image)
         else:
-            x = self.conv(self.features, 7, 2, name="conv")(image)
-            x = self.activation(self.norm(name="norm")(x))
+            x = self.layers.conv(self.features, 7, 2, name="conv")(image)
+            x = self.layers.activation(self.layers.norm(name="norm")(x))
             x = ops.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         return x
 
@@ -93,15 +87,9 @@ class DenseNet(nn.Module):
       stem_features: channels of the stem.
       num_classes: of the head; `None` returns the pooled features.
       stem: `"imagenet"` for images of about 224 pixels, `"cifar"` for 28 to 64 pixels.
-      norm: `"batch"`, `"group"`, `"layer"` or `"none"`.
-      activation: a name of `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head.
       block_dropout_rate: after each layer.
-      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
-      axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
-      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
-      dtype: of the computation; `None` is that of image and parameters, which are float32.
-      remat: whether activations within a block are computed again in the backward pass, not kept.
+      layers: what all layers share; see `Layers`.
 
     Raises:
       UserError: a name among these is unknown, or the image does not fit.
@@ -112,52 +100,50 @@ class DenseNet(nn.Module):
     stem_features: int
     num_classes: int | None = 1000
     stem: str = "imagenet"
-    norm: str = "batch"
-    activation: str | Activation = "relu"
     dropout_rate: float = 0.0
     block_dropout_rate: float = 0.0
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
-    axis_name: str | None = None
-    norm_group_size: int = 0
-    dtype: Any = None
-    remat: bool = False
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         minimum = 2 ** (len(self.stage_sizes) - 1) * (4 if self.stem == "imagenet" else 1)
         require_image(image, "DenseNet", minimum=minimum)
         require_stem(self.stem)
-        layers = blocks.layers_of(self, train=train, kernel_init=he_normal_fan_in)
-        layer = functools.partial(
-            DenseLayer, self.growth, dropout_rate=self.block_dropout_rate, **layers
+        layers = self.layers.factories(train=train, kernel_init=he_normal_fan_in)
+        layer = functools.partial(DenseLayer, self.growth, dropout_rate=self.block_dropout_rate)
+        x = Stem(self.stem, self.stem_features, layers, name="stem")(image)
+        x = blocks.run_stages(
+            x,
+            [[layer] * depth for depth in self.stage_sizes],
+            layers,
+            between=lambda stage, x: Transition(layers, name=f"transition{stage}")(x),
         )
-        x = Stem(self.stem, self.stem_features, name="stem", **layers)(image)
-        for stage, depth in enumerate(self.stage_sizes, 1):
-            if stage > 1:
-                x = Transition(name=f"transition{stage - 1}", **layers)(x)
-            x = blocks.Stage([layer] * depth, self.remat, name=f"stage{stage}")(x, train=train)
-        x = layers["activation"](layers["norm"](name="norm")(x))
-        return blocks.classify(
-            jnp.mean(x, axis=(1, 2)),
-            self.num_classes,
-            train=train,
-            dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
-        )
+        x = layers.activation(layers.norm(name="norm")(x))
+        return blocks.classify(x, self.num_classes, layers, dropout_rate=self.dropout_rate)
 
 
-densenet121 = functools.partial(DenseNet, stage_sizes=(6, 12, 24, 16), growth=32, stem_features=64)
-densenet161 = functools.partial(DenseNet, stage_sizes=(6, 12, 36, 24), growth=48, stem_features=96)
-densenet169 = functools.partial(DenseNet, stage_sizes=(6, 12, 32, 32), growth=32, stem_features=64)
-densenet201 = functools.partial(DenseNet, stage_sizes=(6, 12, 48, 32), growth=32, stem_features=64)
+published = functools.partial(row, DenseNet, source=TORCHVISION)
+growth32 = functools.partial(published, growth=32, stem_features=64)
+growth48 = functools.partial(published, growth=48, stem_features=96)
 
-# Depth 100 is 3 stages of 16 layers of 2 convolutions, 2 transitions, the stem and the head.
-cifar_densenet_bc100 = functools.partial(
-    DenseNet,
-    stage_sizes=(16, 16, 16),
-    growth=12,
-    stem_features=24,
-    num_classes=10,
-    stem="cifar",
-)
+# parameters, running statistics, multiply-accumulates, and what differs
+ROWS = {
+    "densenet121": growth32(7_978_856, 83_648, 2_834_161_664, stage_sizes=(6, 12, 24, 16)),
+    "densenet161": growth48(28_681_000, 219_936, 7_727_907_072, stage_sizes=(6, 12, 36, 24)),
+    "densenet169": growth32(14_149_480, 158_400, 3_359_843_328, stage_sizes=(6, 12, 32, 32)),
+    "densenet201": growth32(20_013_928, 229_056, 4_291_365_888, stage_sizes=(6, 12, 48, 32)),
+    # Depth 100 is 3 stages of 16 layers of 2 convolutions, 2 transitions, the stem and the head.
+    "cifar_densenet_bc100": row(
+        DenseNet,
+        769_162,
+        23_988,
+        287_929_692,
+        source="by hand, tests/models/test_densenet.py",
+        image=(32, 32, 3),
+        num_classes=10,
+        stage_sizes=(16, 16, 16),
+        growth=12,
+        stem_features=24,
+        stem="cifar",
+    ),
+}

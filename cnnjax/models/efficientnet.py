@@ -17,12 +17,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax.models import blocks
-from cnnjax.models.blocks import Activation, Array
-from cnnjax.models.layers import require_image
+from cnnjax.models.images import require_image, strides_for
+from cnnjax.models.layers import Array, Factory, Layers
+from cnnjax.models.rows import TORCHVISION, Row, row
 
 # (expansion, kernel size, stride, features, blocks) of each stage of B0.
 STAGES = (
@@ -45,16 +45,10 @@ class EfficientNet(nn.Module):
       width: factor of all channels, which are then made divisible by 8.
       depth: factor of the number of blocks of each stage, rounded up.
       stem: `"imagenet"` for images of 224 pixels and more, `"cifar"` for 28 to 64 pixels.
-      norm: `"batch"`, `"group"`, `"layer"` or `"none"`.
-      activation: a name of `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head.
       stochastic_depth_rate: of the last block; rises linearly from 0.
-      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
-      padding: `"symmetric"` as in PyTorch or `"same"` as in Keras: see `blocks.conv_layer`.
-      axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
-      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
-      dtype: of the computation; `None` is that of image and parameters, which are float32.
-      remat: whether activations within a block are computed again in the backward pass, not kept.
+      padding: `"symmetric"` as in PyTorch or `"same"` as in Keras: see `layers.conv_layer`.
+      layers: what all layers share; see `Layers`.
 
     Raises:
       UserError: a name among these is unknown, or the image does not fit.
@@ -65,66 +59,57 @@ class EfficientNet(nn.Module):
     width: float = 1.0
     depth: float = 1.0
     stem: str = "imagenet"
-    norm: str = "batch"
-    activation: str | Activation = "silu"
     dropout_rate: float = 0.2
     stochastic_depth_rate: float = 0.2
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
     padding: str = "symmetric"
-    axis_name: str | None = None
-    norm_group_size: int = 0
-    dtype: Any = None
-    remat: bool = False
+    layers: Layers = Layers(activation="silu")
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "EfficientNet")
-        layers = blocks.layers_of(self, train=train)
-        stem_strides, *strides = blocks.strides_for(
-            self.stem, (2, *(row[2] for row in self.stages))
-        )
-        depths = [math.ceil(row[4] * self.depth) for row in self.stages]
-        rates = iter(blocks.stochastic_depth_rates(self.stochastic_depth_rate, sum(depths)))
+        layers = self.layers.factories(train=train, padding=self.padding)
+        stem_strides, *strides = strides_for(self.stem, (2, *(row[2] for row in self.stages)))
         channels = blocks.scale_channels(32, width=self.width)
-        x = blocks.ConvNorm(channels, 3, strides=stem_strides, name="stem", **layers)(image)
-        for stage, (expansion, kernel_size, _, features, _) in enumerate(self.stages, 1):
+        x = blocks.ConvNorm(channels, 3, layers, stem_strides, name="stem")(image)
+        stages: list[list[Factory]] = []
+        for numbers, stride in zip(self.stages, strides, strict=True):
+            expansion, kernel_size, _, features, depth = numbers
             features = blocks.scale_channels(features, width=self.width)
-            stage_blocks = []
-            for index in range(depths[stage - 1]):
-                stage_blocks.append(
-                    functools.partial(
-                        blocks.InvertedResidual,
-                        features,
-                        expansion * channels,
-                        kernel_size,
-                        strides[stage - 1] if index == 0 else 1,
-                        # A quarter of the block's input, not of the expanded channels.
-                        se_features=max(1, channels // 4),
-                        se_activation=layers["activation"],
-                        stochastic_depth_rate=next(rates),
-                        **layers,
-                    )
+            stages.append([])
+            for index in range(math.ceil(depth * self.depth)):
+                block = functools.partial(
+                    blocks.InvertedResidual,
+                    features,
+                    expansion * channels,
+                    kernel_size,
+                    stride if index == 0 else 1,
+                    # A quarter of the block's input, not of the expanded channels.
+                    se_features=max(1, channels // 4),
+                    se_activation=layers.activation,
                 )
+                stages[-1].append(block)
                 channels = features
-            x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
-        x = blocks.ConvNorm(4 * channels, 1, name="last", **layers)(x)
-        return blocks.classify(
-            jnp.mean(x, axis=(1, 2)),
-            self.num_classes,
-            train=train,
-            dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
-        )
+        x = blocks.run_stages(x, stages, layers, stochastic_depth_rate=self.stochastic_depth_rate)
+        x = blocks.ConvNorm(4 * channels, 1, layers, name="last")(x)
+        return blocks.classify(x, self.num_classes, layers, dropout_rate=self.dropout_rate)
 
 
-_large = functools.partial(EfficientNet, norm_epsilon=1e-3, norm_momentum=0.99)
+def scaled(width: float, depth: float, side: int, *sizes: int, **options: Any) -> Row:
+    """Returns the row of a network scaled so, for images of `side` pixels."""
+    options |= {"width": width, "depth": depth, "image": (side, side, 3)}
+    return row(EfficientNet, *sizes, source=TORCHVISION, **options)
 
-efficientnet_b0 = functools.partial(EfficientNet, width=1.0, depth=1.0, dropout_rate=0.2)
-efficientnet_b1 = functools.partial(EfficientNet, width=1.0, depth=1.1, dropout_rate=0.2)
-efficientnet_b2 = functools.partial(EfficientNet, width=1.1, depth=1.2, dropout_rate=0.3)
-efficientnet_b3 = functools.partial(EfficientNet, width=1.2, depth=1.4, dropout_rate=0.3)
-efficientnet_b4 = functools.partial(EfficientNet, width=1.4, depth=1.8, dropout_rate=0.4)
-efficientnet_b5 = functools.partial(_large, width=1.6, depth=2.2, dropout_rate=0.4)
-efficientnet_b6 = functools.partial(_large, width=1.8, depth=2.6, dropout_rate=0.5)
-efficientnet_b7 = functools.partial(_large, width=2.0, depth=3.1, dropout_rate=0.5)
+
+large = functools.partial(scaled, norm_epsilon=1e-3, norm_momentum=0.99)
+
+# width, depth, image; parameters, running statistics, multiply-accumulates
+ROWS = {
+    "efficientnet_b0": scaled(1.0, 1.0, 224, 5_288_548, 42_016, 385_814_752, dropout_rate=0.2),
+    "efficientnet_b1": scaled(1.0, 1.1, 240, 7_794_184, 62_048, 686_802_832, dropout_rate=0.2),
+    "efficientnet_b2": scaled(1.1, 1.2, 260, 9_109_994, 67_568, 993_561_872, dropout_rate=0.3),
+    "efficientnet_b3": scaled(1.2, 1.4, 300, 12_233_232, 87_296, 1_827_141_392, dropout_rate=0.3),
+    "efficientnet_b4": scaled(1.4, 1.8, 380, 19_341_616, 125_200, 4_393_771_024, dropout_rate=0.4),
+    "efficientnet_b5": large(1.6, 2.2, 456, 30_389_784, 172_736, 10_266_384_752, dropout_rate=0.4),
+    "efficientnet_b6": large(1.8, 2.6, 528, 43_040_704, 224_432, 19_067_593_536, dropout_rate=0.5),
+    "efficientnet_b7": large(2.0, 3.1, 600, 66_347_960, 310_720, 37_745_884_192, dropout_rate=0.5),
+}

@@ -1,35 +1,28 @@
-"""GoogLeNet (Inception v1) with batch normalisation.
+"""GoogLeNet (Inception v1) with batch normalization.
 
 Szegedy et al., "Going Deeper with Convolutions", CVPR 2015 (arXiv 1409.4842), section 5 and table
-1; batch normalisation in place of the paper's response normalisation, and 3x3 in place of the
+1; batch normalization in place of the paper's response normalization, and 3x3 in place of the
 paper's 5x5 convolutions, as torchvision has it (`large_kernel=5` gives the paper's).
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cnnjax import ops
-from cnnjax.models.blocks import (
-    Activation,
-    ConvNorm,
-    Factory,
-    activation_function,
-    call_block,
-    classify,
-    layer_factories,
-)
-from cnnjax.models.layers import (
+from cnnjax.models.blocks import ConvNorm, call_block, classify
+from cnnjax.models.images import (
     adaptive_average_pool,
     max_pool_ceil,
     require_image,
     require_stem,
 )
+from cnnjax.models.layers import Factories, Layers
+from cnnjax.models.rows import TORCHVISION, row
 from cnnjax.models.stages import stage_output
 
 # Table 1: (1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection) of each module, stage by stage.
@@ -58,18 +51,19 @@ class InceptionModule(nn.Module):
 
     widths: tuple[int, int, int, int, int, int]
     large_kernel: int
-    conv_norm: Factory
+    layers: Factories
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        conv_norm = functools.partial(ConvNorm, layers=self.layers)
         small, reduce3, middle, reduce5, large, projection = self.widths
-        branch1 = self.conv_norm(small, 1, name="branch1")(x)
-        branch2 = self.conv_norm(reduce3, 1, name="branch2_1")(x)
-        branch2 = self.conv_norm(middle, 3, name="branch2_2")(branch2)
-        branch3 = self.conv_norm(reduce5, 1, name="branch3_1")(x)
-        branch3 = self.conv_norm(large, self.large_kernel, name="branch3_2")(branch3)
+        branch1 = conv_norm(small, 1, name="branch1")(x)
+        branch2 = conv_norm(reduce3, 1, name="branch2_1")(x)
+        branch2 = conv_norm(middle, 3, name="branch2_2")(branch2)
+        branch3 = conv_norm(reduce5, 1, name="branch3_1")(x)
+        branch3 = conv_norm(large, self.large_kernel, name="branch3_2")(branch3)
         pooled = ops.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)))
-        branch4 = self.conv_norm(projection, 1, name="branch4")(pooled)
+        branch4 = conv_norm(projection, 1, name="branch4")(pooled)
         return jnp.concatenate([branch1, branch2, branch3, branch4], axis=-1)
 
 
@@ -77,16 +71,16 @@ class AuxiliaryHead(nn.Module):
     """Average to 4x4, 1x1 convolution, dense 1024, dropout 0.7, dense (section 5)."""
 
     num_classes: int
-    conv_norm: Factory
+    layers: Factories
     dropout_rate: float = 0.7
-    dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = self.conv_norm(128, 1, name="conv")(adaptive_average_pool(x, 4))
-        x = nn.relu(nn.Dense(1024, dtype=self.dtype, name="dense")(x.reshape(x.shape[0], -1)))
-        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = self.layers.dtype
+        x = ConvNorm(128, 1, self.layers, name="conv")(adaptive_average_pool(x, 4))
+        x = nn.relu(nn.Dense(1024, dtype=dtype, name="dense")(x.reshape(x.shape[0], -1)))
+        x = nn.Dropout(self.dropout_rate, deterministic=not self.layers.train)(x)
+        return nn.Dense(self.num_classes, dtype=dtype, name="head")(x)
 
 
 class GoogLeNet(nn.Module):
@@ -99,14 +93,8 @@ class GoogLeNet(nn.Module):
         losses with weight 0.3. They do nothing in evaluation, and need `num_classes`.
       large_kernel: of the third branch: 3 as in torchvision, 5 as in the paper.
       stem: `imagenet`; or `cifar`, one 3x3 convolution at stride 1 without a pool.
-      norm: `batch`, `group`, `layer` or `none`.
-      activation: a name from `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head; random stream `dropout`. (The paper has 0.4.)
-      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
-      axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
-      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
-      dtype: of the computation; None: that of image and parameters.
-      remat: whether activations within a block are computed again in the backward pass, not kept.
+      layers: what all layers share; see `Layers`.
 
     Call: `image [batch, height, width, channels]` -> `[batch, num_classes]`.
     """
@@ -115,68 +103,45 @@ class GoogLeNet(nn.Module):
     auxiliary_heads: bool = False
     large_kernel: int = 3
     stem: str = "imagenet"
-    norm: str = "batch"
-    activation: str | Activation = "relu"
     dropout_rate: float = 0.2
-    norm_epsilon: float = 1e-3
-    norm_momentum: float = 0.9
-    axis_name: str | None = None
-    norm_group_size: int = 0
-    dtype: Any = None
-    remat: bool = False
+    layers: Layers = Layers(norm_epsilon=1e-3)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         require_stem(self.stem)
         require_image(image, "GoogLeNet", minimum=15)
-        layers = layer_factories(
-            self.norm,
-            activation_function(self.activation),
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            group_size=self.norm_group_size,
-            epsilon=self.norm_epsilon,
-            momentum=self.norm_momentum,
-        )
-        conv_norm = partial(ConvNorm, **layers)
-        x = self._stem(image, conv_norm)
+        layers = self.layers.factories(train=train)
+        x = self._stem(image, layers)
         for stage, modules in MODULES.items():
             for name, widths in modules.items():
-                module = InceptionModule(widths, self.large_kernel, conv_norm, name=name)
-                x = call_block(module, x, remat=self.remat and train)
-                self._auxiliary(name, x, conv_norm, train)
+                module = InceptionModule(widths, self.large_kernel, layers, name=name)
+                x = call_block(module, x, layers)
+                self._auxiliary(name, x, layers)
             x = stage_output(self, f"stage{stage}", x)
             if stage == 3:
                 x = max_pool_ceil(x, 3, 2)
             elif stage == 4:
                 x = max_pool_ceil(x, 2, 2)
-        return classify(
-            jnp.mean(x, axis=(1, 2)),
-            self.num_classes,
-            train=train,
-            dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
-        )
+        return classify(x, self.num_classes, layers, dropout_rate=self.dropout_rate)
 
-    def _stem(self, image: jax.Array, conv_norm: Factory) -> jax.Array:
+    def _stem(self, image: jax.Array, layers: Factories) -> jax.Array:
+        conv_norm = functools.partial(ConvNorm, layers=layers)
         if self.stem == "cifar":
-            x = conv_norm(192, 3, name="conv1")(image)
-            x = stage_output(self, "stage1", x)
-            return x
+            return stage_output(self, "stage1", conv_norm(192, 3, name="conv1")(image))
         x = max_pool_ceil(conv_norm(64, 7, strides=2, name="conv1")(image), 3, 2)
         x = stage_output(self, "stage1", x)
         x = conv_norm(64, 1, name="conv2")(x)
         x = max_pool_ceil(conv_norm(192, 3, name="conv3")(x), 3, 2)
-        x = stage_output(self, "stage2", x)
-        return x
+        return stage_output(self, "stage2", x)
 
-    def _auxiliary(self, module: str, x: jax.Array, conv_norm: Factory, train: bool) -> None:
+    def _auxiliary(self, module: str, x: jax.Array, layers: Factories) -> None:
         if not self.auxiliary_heads or self.num_classes is None or module not in AUXILIARY_AFTER:
             return
-        if train or self.is_initializing():
+        if layers.train or self.is_initializing():
             name = AUXILIARY_AFTER[module]
-            head = AuxiliaryHead(self.num_classes, conv_norm, dtype=self.dtype, name=name)
-            logits = head(x, train=train)
+            logits = AuxiliaryHead(self.num_classes, layers, name=name)(x)
             if not self.is_initializing():
                 self.sow("auxiliary_logits", f"{name}_logits", logits)
+
+
+ROWS = {"googlenet": row(GoogLeNet, 6_624_904, 14_560, 1_498_376_192, source=TORCHVISION)}

@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are of groups of examples instead of the whole batch."""
+"""Batch normalization whose statistics are of groups of examples instead of the whole batch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Array = jax.Array
 
 
 class GroupedBatchNorm(nn.Module):
-    """Normalises each group of consecutive examples by its own mean and variance, while training.
+    """Normalizes each group of consecutive examples by its own mean and variance, while training.
 
-    "Ghost" batch normalisation: Hoffer et al. 2017 (arXiv 1705.08741), algorithm 1. Groups are of
+    "Ghost" batch normalization: Hoffer et al. 2017 (arXiv 1705.08741), algorithm 1. Groups are of
     the whole batch: those of a `group_size` do not depend on the devices that share it, and batch
     size / devices gives each device its own. The running statistics take the mean over all groups
     of the means, and of the variances, and so are the same on every device. (The paper feeds the
@@ -64,7 +64,7 @@ class GroupedBatchNorm(nn.Module):
             [grouped.mean(axes, keepdims=True), jnp.square(grouped).mean(axes, keepdims=True)]
         )
         if num_devices > 1:
-            moments = self._mean_over_neighbours(moments, num_devices)
+            moments = self._mean_over_neighbors(moments, num_devices)
         mean = moments[0]
         # Rounding may make the difference of the moments negative.
         var = jnp.maximum(0.0, moments[1] - jnp.square(mean))
@@ -88,10 +88,10 @@ class GroupedBatchNorm(nn.Module):
             "groups; use a divisor of the batch size" + (" on each device." if mapped else ".")
         )
 
-    def _mean_over_neighbours(self, moments: Array, num_devices: int) -> Array:
+    def _mean_over_neighbors(self, moments: Array, num_devices: int) -> Array:
         count = jax.lax.axis_size(self.axis_name)
-        neighbours = [list(range(i, i + num_devices)) for i in range(0, count, num_devices)]
-        return jax.lax.pmean(moments, self.axis_name, axis_index_groups=neighbours)
+        neighbors = [list(range(i, i + num_devices)) for i in range(0, count, num_devices)]
+        return jax.lax.pmean(moments, self.axis_name, axis_index_groups=neighbors)
 
     def _update(self, running: nn.Variable, by_group: Array) -> None:
         new = by_group.reshape(-1, by_group.shape[-1]).mean(0)

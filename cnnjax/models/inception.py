@@ -9,52 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cnnjax import ops
-from cnnjax.models.blocks import (
-    PADDINGS,
-    Activation,
-    Factory,
-    activation_function,
-    call_block,
-    check_name,
-    classify,
-    he_normal_fan_out,
-)
-from cnnjax.models.layers import require_image
-from cnnjax.models.norms import norm_layer
+from cnnjax.models.blocks import ConvNorm, call_block, classify
+from cnnjax.models.images import require_image
+from cnnjax.models.layers import PADDINGS, Factories, Factory, Layers, check_name
+from cnnjax.models.rows import TORCHVISION, row
 from cnnjax.models.stages import stage_output
-
-
-class ConvUnit(nn.Module):
-    """Convolution of `kernel_size` (height, width), norm, activation.
-
-    At stride 1 the size is kept; `valid` drops the padding, as every convolution at stride 2 does.
-    """
-
-    features: int
-    kernel_size: tuple[int, int]
-    conv: Factory
-    norm: Factory
-    activation: Activation
-    strides: int = 1
-    valid: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.conv(
-            self.features,
-            self.kernel_size,
-            strides=(self.strides, self.strides),
-            padding="VALID" if self.valid or self.strides > 1 else "SAME",
-            name="conv",
-        )(x)
-        return self.activation(self.norm(name="norm")(x))
 
 
 def _average(padding: str) -> Callable[[jax.Array], jax.Array]:
@@ -78,12 +43,12 @@ class InceptionA(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         unit = self.unit
-        branch1x1 = unit(64, (1, 1), name="branch1x1")(x)
-        branch5x5 = unit(48, (1, 1), name="branch5x5_1")(x)
-        branch5x5 = unit(64, (5, 5), name="branch5x5_2")(branch5x5)
-        branch3x3dbl = unit(64, (1, 1), name="branch3x3dbl_1")(x)
-        branch3x3dbl = unit(96, (3, 3), name="branch3x3dbl_2")(branch3x3dbl)
-        branch3x3dbl = unit(96, (3, 3), name="branch3x3dbl_3")(branch3x3dbl)
+        branch1x1 = unit(64, 1, name="branch1x1")(x)
+        branch5x5 = unit(48, 1, name="branch5x5_1")(x)
+        branch5x5 = unit(64, 5, name="branch5x5_2")(branch5x5)
+        branch3x3dbl = unit(64, 1, name="branch3x3dbl_1")(x)
+        branch3x3dbl = unit(96, 3, name="branch3x3dbl_2")(branch3x3dbl)
+        branch3x3dbl = unit(96, 3, name="branch3x3dbl_3")(branch3x3dbl)
         branch_pool = unit(self.pool_features, (1, 1), name="branch_pool")(self.average(x))
         return jnp.concatenate([branch1x1, branch5x5, branch3x3dbl, branch_pool], axis=-1)
 
@@ -96,10 +61,10 @@ class InceptionB(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         unit = self.unit
-        branch3x3 = unit(384, (3, 3), strides=2, name="branch3x3")(x)
-        branch3x3dbl = unit(64, (1, 1), name="branch3x3dbl_1")(x)
-        branch3x3dbl = unit(96, (3, 3), name="branch3x3dbl_2")(branch3x3dbl)
-        branch3x3dbl = unit(96, (3, 3), strides=2, name="branch3x3dbl_3")(branch3x3dbl)
+        branch3x3 = unit(384, 3, strides=2, valid=True, name="branch3x3")(x)
+        branch3x3dbl = unit(64, 1, name="branch3x3dbl_1")(x)
+        branch3x3dbl = unit(96, 3, name="branch3x3dbl_2")(branch3x3dbl)
+        branch3x3dbl = unit(96, 3, strides=2, valid=True, name="branch3x3dbl_3")(branch3x3dbl)
         branch_pool = ops.max_pool(x, (3, 3), (2, 2))
         return jnp.concatenate([branch3x3, branch3x3dbl, branch_pool], axis=-1)
 
@@ -114,16 +79,16 @@ class InceptionC(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         unit, width = self.unit, self.width
-        branch1x1 = unit(192, (1, 1), name="branch1x1")(x)
-        branch7x7 = unit(width, (1, 1), name="branch7x7_1")(x)
+        branch1x1 = unit(192, 1, name="branch1x1")(x)
+        branch7x7 = unit(width, 1, name="branch7x7_1")(x)
         branch7x7 = unit(width, (1, 7), name="branch7x7_2")(branch7x7)
         branch7x7 = unit(192, (7, 1), name="branch7x7_3")(branch7x7)
-        branch7x7dbl = unit(width, (1, 1), name="branch7x7dbl_1")(x)
+        branch7x7dbl = unit(width, 1, name="branch7x7dbl_1")(x)
         branch7x7dbl = unit(width, (7, 1), name="branch7x7dbl_2")(branch7x7dbl)
         branch7x7dbl = unit(width, (1, 7), name="branch7x7dbl_3")(branch7x7dbl)
         branch7x7dbl = unit(width, (7, 1), name="branch7x7dbl_4")(branch7x7dbl)
         branch7x7dbl = unit(192, (1, 7), name="branch7x7dbl_5")(branch7x7dbl)
-        branch_pool = unit(192, (1, 1), name="branch_pool")(self.average(x))
+        branch_pool = unit(192, 1, name="branch_pool")(self.average(x))
         return jnp.concatenate([branch1x1, branch7x7, branch7x7dbl, branch_pool], axis=-1)
 
 
@@ -135,12 +100,12 @@ class InceptionD(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         unit = self.unit
-        branch3x3 = unit(192, (1, 1), name="branch3x3_1")(x)
-        branch3x3 = unit(320, (3, 3), strides=2, name="branch3x3_2")(branch3x3)
-        branch7x7x3 = unit(192, (1, 1), name="branch7x7x3_1")(x)
+        branch3x3 = unit(192, 1, name="branch3x3_1")(x)
+        branch3x3 = unit(320, 3, strides=2, valid=True, name="branch3x3_2")(branch3x3)
+        branch7x7x3 = unit(192, 1, name="branch7x7x3_1")(x)
         branch7x7x3 = unit(192, (1, 7), name="branch7x7x3_2")(branch7x7x3)
         branch7x7x3 = unit(192, (7, 1), name="branch7x7x3_3")(branch7x7x3)
-        branch7x7x3 = unit(192, (3, 3), strides=2, name="branch7x7x3_4")(branch7x7x3)
+        branch7x7x3 = unit(192, 3, strides=2, valid=True, name="branch7x7x3_4")(branch7x7x3)
         branch_pool = ops.max_pool(x, (3, 3), (2, 2))
         return jnp.concatenate([branch3x3, branch7x7x3, branch_pool], axis=-1)
 
@@ -154,19 +119,19 @@ class InceptionE(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         unit = self.unit
-        branch1x1 = unit(320, (1, 1), name="branch1x1")(x)
-        branch3x3 = unit(384, (1, 1), name="branch3x3_1")(x)
+        branch1x1 = unit(320, 1, name="branch1x1")(x)
+        branch3x3 = unit(384, 1, name="branch3x3_1")(x)
         branch3x3 = [
             unit(384, (1, 3), name="branch3x3_2a")(branch3x3),
             unit(384, (3, 1), name="branch3x3_2b")(branch3x3),
         ]
-        branch3x3dbl = unit(448, (1, 1), name="branch3x3dbl_1")(x)
-        branch3x3dbl = unit(384, (3, 3), name="branch3x3dbl_2")(branch3x3dbl)
+        branch3x3dbl = unit(448, 1, name="branch3x3dbl_1")(x)
+        branch3x3dbl = unit(384, 3, name="branch3x3dbl_2")(branch3x3dbl)
         branch3x3dbl = [
             unit(384, (1, 3), name="branch3x3dbl_3a")(branch3x3dbl),
             unit(384, (3, 1), name="branch3x3dbl_3b")(branch3x3dbl),
         ]
-        branch_pool = unit(192, (1, 1), name="branch_pool")(self.average(x))
+        branch_pool = unit(192, 1, name="branch_pool")(self.average(x))
         return jnp.concatenate([branch1x1, *branch3x3, *branch3x3dbl, branch_pool], axis=-1)
 
 
@@ -174,16 +139,15 @@ class AuxiliaryHead(nn.Module):
     """5x5 means at stride 3, 1x1 to 128, 5x5 to 768, mean, dense (section 4)."""
 
     num_classes: int
-    unit: Factory
-    dtype: Any = None
+    layers: Factories
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = ops.avg_pool(x, (5, 5), (3, 3))
-        x = self.unit(128, (1, 1), name="conv0")(x)
-        x = self.unit(768, (5, 5), valid=True, name="conv1")(x)
+        x = ConvNorm(128, 1, self.layers, name="conv0")(x)
+        x = ConvNorm(768, 5, self.layers, valid=True, name="conv1")(x)
         x = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+        return nn.Dense(self.num_classes, dtype=self.layers.dtype, name="head")(x)
 
 
 class InceptionV3(nn.Module):
@@ -194,17 +158,11 @@ class InceptionV3(nn.Module):
       auxiliary_head: adds the head of section 4. In training its logits are sown into the
         collection `auxiliary_logits` as `aux_logits` (torchvision weighs its loss 0.4). It does
         nothing in evaluation, and needs `num_classes` and images of at least 299x299.
-      norm: `batch`, `group`, `layer` or `none`.
-      activation: a name from `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head; random stream `dropout`.
       padding: `symmetric`: the modules' average pools count the zeros around the image, as in
         torchvision; `same`: they do not, as in Keras.
       norm_scale: whether the norms have scales; Keras's have none.
-      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
-      axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
-      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
-      dtype: of the computation; None: that of image and parameters.
-      remat: whether activations within a block are computed again in the backward pass, not kept.
+      layers: what all layers share; see `Layers`.
 
     Call: `image [batch, height, width, channels]`, at least 75x75, published for 299x299
     -> `[batch, num_classes]`.
@@ -212,31 +170,25 @@ class InceptionV3(nn.Module):
 
     num_classes: int | None = 1000
     auxiliary_head: bool = False
-    norm: str = "batch"
-    activation: str | Activation = "relu"
     dropout_rate: float = 0.5
     padding: str = "symmetric"
     norm_scale: bool = True
-    norm_epsilon: float = 1e-3
-    norm_momentum: float = 0.9
-    axis_name: str | None = None
-    norm_group_size: int = 0
-    dtype: Any = None
-    remat: bool = False
+    layers: Layers = Layers(norm_epsilon=1e-3)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         require_image(image, "InceptionV3", minimum=299 if self.auxiliary_head else 75)
         check_name("padding", self.padding, PADDINGS)
-        unit, average = self._unit(train), _average(self.padding)
-        block = partial(call_block, remat=self.remat and train)
-        x = unit(32, (3, 3), strides=2, name="conv2d_1a")(image)
-        x = unit(32, (3, 3), valid=True, name="conv2d_2a")(x)
-        x = unit(64, (3, 3), name="conv2d_2b")(x)
+        layers = self.layers.factories(train=train, norm_scale=self.norm_scale)
+        unit, average = partial(ConvNorm, layers=layers), _average(self.padding)
+        block = partial(call_block, layers=layers)
+        x = unit(32, 3, strides=2, valid=True, name="conv2d_1a")(image)
+        x = unit(32, 3, valid=True, name="conv2d_2a")(x)
+        x = unit(64, 3, name="conv2d_2b")(x)
         x = stage_output(self, "stage1", x)
         x = ops.max_pool(x, (3, 3), (2, 2))
-        x = unit(80, (1, 1), name="conv2d_3b")(x)
-        x = unit(192, (3, 3), valid=True, name="conv2d_4a")(x)
+        x = unit(80, 1, name="conv2d_3b")(x)
+        x = unit(192, 3, valid=True, name="conv2d_4a")(x)
         x = stage_output(self, "stage2", x)
         x = ops.max_pool(x, (3, 3), (2, 2))
         for name, pool_features in (("mixed_5b", 32), ("mixed_5c", 64), ("mixed_5d", 64)):
@@ -246,45 +198,24 @@ class InceptionV3(nn.Module):
         for name, width in zip(("b", "c", "d", "e"), (128, 160, 160, 192), strict=True):
             x = block(InceptionC(width, unit, average, name=f"mixed_6{name}"), x)
         x = stage_output(self, "stage4", x)
-        self._auxiliary(x, unit, train)
+        self._auxiliary(x, layers)
         x = block(InceptionD(unit, name="mixed_7a"), x)
         x = block(InceptionE(unit, average, name="mixed_7b"), x)
         x = block(InceptionE(unit, average, name="mixed_7c"), x)
         x = stage_output(self, "stage5", x)
-        return classify(
-            jnp.mean(x, axis=(1, 2)),
-            self.num_classes,
-            train=train,
-            dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
-        )
+        return classify(x, self.num_classes, layers, dropout_rate=self.dropout_rate)
 
-    def _auxiliary(self, x: jax.Array, unit: Factory, train: bool) -> None:
+    def _auxiliary(self, x: jax.Array, layers: Factories) -> None:
         if not self.auxiliary_head or self.num_classes is None:
             return
-        if train or self.is_initializing():
-            logits = AuxiliaryHead(self.num_classes, unit, self.dtype, name="aux")(x)
+        if layers.train or self.is_initializing():
+            logits = AuxiliaryHead(self.num_classes, layers, name="aux")(x)
             if not self.is_initializing():
                 self.sow("auxiliary_logits", "aux_logits", logits)
 
-    def _unit(self, train: bool) -> Factory:
-        return partial(
-            ConvUnit,
-            conv=partial(
-                ops.Conv,
-                use_bias=self.norm == "none",
-                kernel_init=he_normal_fan_out,
-                dtype=self.dtype,
-            ),
-            norm=norm_layer(
-                self.norm,
-                train=train,
-                dtype=self.dtype,
-                axis_name=self.axis_name,
-                group_size=self.norm_group_size,
-                epsilon=self.norm_epsilon,
-                momentum=self.norm_momentum,
-                use_scale=self.norm_scale,
-            ),
-            activation=activation_function(self.activation),
-        )
+
+ROWS = {
+    "inception_v3": row(
+        InceptionV3, 23_834_568, 34_432, 5_713_216_096, source=TORCHVISION, image=(299, 299, 3)
+    )
+}

@@ -1,25 +1,173 @@
-"""What the plain (not residual) networks share: initialisers, checks of the image, pools."""
+"""What all layers of a network share, as one value, and the layers that it makes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
+from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.errors import UserError, unknown_name
+from cnnjax.errors import unknown_name
+from cnnjax.models.norms import norm_layer
 
-STEMS = ("imagenet", "cifar")
-POOLS: dict[str, Callable[..., jax.Array]] = {"max": ops.max_pool, "average": ops.avg_pool}
+Array = jax.Array
+Factory = Callable[..., Any]
+Activation = Callable[[Array], Array]
+
+# He et al. 2015 (arXiv 1502.01852), section 2.2, in the fan-out form that torchvision uses.
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": nn.relu,
+    "relu6": nn.relu6,
+    "leaky_relu": nn.leaky_relu,
+    "elu": nn.elu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "silu": nn.silu,
+    "hard_swish": nn.hard_swish,
+    "tanh": nn.tanh,
+    "sigmoid": nn.sigmoid,
+}
+PADDINGS = ("symmetric", "same")
 
 
-def kernel_initialiser(
-    activation: str | Callable[[jax.Array], jax.Array],
-) -> Callable[..., jax.Array]:
-    """Returns the initialiser that keeps the variance of the signal through `activation`.
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Hyperparameters that all layers of a network share: its field `layers`.
+
+    Attributes:
+      norm: `"batch"`, `"batch_unbiased"`, `"group"`, `"layer"` or `"none"`: see `norm_layer`.
+      activation: a name of `ACTIVATIONS` or a function.
+      norm_epsilon, norm_momentum: of the normalization; momentum as in Flax, 1 minus PyTorch's.
+      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
+      axis_name: mapped axis for the statistics of batch norm; None outside `pmap`.
+      dtype: of the computation; None is that of image and parameters, which are float32.
+      remat: whether activations within a block are recomputed in the backward pass instead of kept;
+        None in a network without blocks, which then has no such argument.
+    """
+
+    norm: str = "batch"
+    activation: str | Activation = "relu"
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.9
+    norm_group_size: int = 0
+    axis_name: str | None = None
+    dtype: Any = None
+    remat: bool | None = False
+
+    def factories(
+        self,
+        *,
+        train: bool,
+        kernel_init: Any = he_normal_fan_out,
+        padding: str = "symmetric",
+        conv_bias: bool = False,
+        norm_scale: bool = True,
+    ) -> Factories:
+        """Returns what makes the layers of one pass through the network.
+
+        Args:
+          train: batch norm takes the batch's statistics, dropout acts, `remat` recomputes.
+          kernel_init, padding: of convolutions, see `conv_layer`.
+          conv_bias: whether convolutions have a bias also where a normalization follows.
+          norm_scale: whether normalizations have scales.
+
+        Raises:
+          UserError: an unknown norm or activation.
+        """
+        return Factories(
+            conv=functools.partial(
+                conv_layer,
+                dtype=self.dtype,
+                use_bias=conv_bias or self.norm == "none",
+                padding=padding,
+                kernel_init=kernel_init,
+            ),
+            norm=norm_layer(
+                self.norm,
+                train=train,
+                dtype=self.dtype,
+                axis_name=self.axis_name,
+                group_size=self.norm_group_size,
+                epsilon=self.norm_epsilon,
+                momentum=self.norm_momentum,
+                use_scale=norm_scale,
+            ),
+            activation=activation_function(self.activation),
+            train=train,
+            dtype=self.dtype,
+            remat=bool(self.remat) and train,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Factories:
+    """Makes the layers of one pass; a network hands it to its blocks as their field `layers`.
+
+        layers.conv(features, kernel_size, strides, groups=..., name=...)(x)
+        layers.norm(name=..., scale_init=...)(x)
+        layers.activation(x)
+
+    So no block knows which normalization, activation, dtype or device axis it runs with.
+    """
+
+    conv: Factory
+    norm: Factory
+    activation: Activation
+    train: bool
+    dtype: Any = None
+    remat: bool = False
+
+
+def conv_layer(
+    features: int,
+    kernel_size: int | tuple[int, int],
+    strides: int = 1,
+    *,
+    groups: int = 1,
+    use_bias: bool = False,
+    padding: str = "symmetric",
+    valid: bool = False,
+    dtype: Any = None,
+    kernel_init: Any = he_normal_fan_out,
+    name: str,
+) -> nn.Module:
+    """Convolution of a `kernel_size` (square, or height and width), named `name`.
+
+    `padding="symmetric"`, PyTorch's convention, pads by `kernel_size // 2` on every side at every
+    stride. `"same"`, TensorFlow's and Keras's, pads no more than it must: at stride 2 one pixel
+    less at the top and left of images with even sides. Weights of the one compute other numbers
+    with the other. `valid` leaves the padding out.
+
+    Raises:
+      UserError: `padding` is neither.
+    """
+    check_name("padding", padding, PADDINGS)
+    size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    margins: Any = [(side // 2, side // 2) for side in size]
+    if valid:
+        margins = "VALID"
+    elif padding == "same" and strides > 1:
+        margins = "SAME"
+    return ops.Conv(
+        features,
+        size,
+        strides=(strides, strides),
+        padding=margins,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        name=name,
+    )
+
+
+def kernel_initializer(activation: str | Activation) -> Callable[..., Array]:
+    """Returns the initializer that keeps the variance of the signal through `activation`.
 
     Truncated normal of variance 1/fan_in (LeCun et al. 1998, "Efficient BackProp", section 4.6)
     for tanh and sigmoid, which are close to linear at the start, and 2/fan_in (He et al. 2015,
@@ -30,78 +178,15 @@ def kernel_initialiser(
     return nn.initializers.he_normal()
 
 
-def require_image(
-    image: jax.Array, model: str, *, minimum: int = 1, exact: tuple[int, int] | None = None
-) -> None:
-    """Checks that `image` is `[batch, height, width, channels]` and large enough.
-
-    Raises:
-      UserError: another rank, a side below `minimum`, or a size other than `exact`.
-    """
-    if image.ndim != 4:
-        raise UserError(
-            f"{model} takes images [batch, height, width, channels], got shape {image.shape}."
-        )
-    height, width = image.shape[1:3]
-    if exact is not None and (height, width) != exact:
-        raise UserError(
-            f"{model} takes images of {exact[0]}x{exact[1]} pixels, got {height}x{width}: "
-            f"resize or pad them."
-        )
-    if min(height, width) < minimum:
-        raise UserError(
-            f"{model} takes images of at least {minimum}x{minimum} pixels, got {height}x{width}: "
-            f"enlarge or pad them."
-        )
+def activation_function(activation: str | Activation) -> Activation:
+    """Returns the function of that name; a function is returned as it is."""
+    if callable(activation):
+        return activation
+    check_name("activation", activation, ACTIVATIONS)
+    return ACTIVATIONS[activation]
 
 
-def require_stem(stem: str) -> None:
-    """Checks the name of a stem: `imagenet` for images of about 224 pixels, `cifar` for 28 to 64.
-
-    Raises:
-      UserError: another name.
-    """
-    if stem not in STEMS:
-        raise unknown_name("stem", stem, STEMS)
-
-
-def pool_function(pool: str) -> Callable[..., jax.Array]:
-    """Returns `ops.max_pool` for `max` and `ops.avg_pool` for `average`.
-
-    Raises:
-      UserError: another name.
-    """
-    if pool not in POOLS:
-        raise unknown_name("pool", pool, POOLS)
-    return POOLS[pool]
-
-
-def max_pool_ceil(image: jax.Array, window: int, stride: int) -> jax.Array:
-    """Max pool without padding whose last windows may hang over the edge.
-
-    PyTorch's `ceil_mode=True`: `[batch, height, width, channels]` becomes
-    `[batch, ceil((height - window) / stride) + 1, ..., channels]`.
-    """
-    overhang = [(0, -(size - window) % stride) for size in image.shape[1:3]]
-    return ops.max_pool(image, (window, window), (stride, stride), overhang)
-
-
-def adaptive_average_pool(image: jax.Array, size: int) -> jax.Array:
-    """Averages `[batch, height, width, channels]` to `[batch, size, size, channels]`.
-
-    PyTorch's `AdaptiveAvgPool2d`: cell i covers rows floor(i h / size) to ceil((i + 1) h / size),
-    so that cells overlap where `size` does not divide the height, and repeat where it is larger.
-    """
-    if image.shape[1:3] == (size, size):
-        return image
-    rows, columns = (jnp.asarray(_cells(n, size), image.dtype) for n in image.shape[1:3])
-    return jnp.einsum("ph,qw,bhwc->bpqc", rows, columns, image)
-
-
-def _cells(length: int, size: int) -> np.ndarray:
-    """Returns the `[size, length]` matrix whose rows average the cells of one axis."""
-    weights = np.zeros((size, length))
-    for cell in range(size):
-        start, stop = cell * length // size, -(-(cell + 1) * length // size)
-        weights[cell, start:stop] = 1.0 / (stop - start)
-    return weights
+def check_name(kind: str, name: str, valid: Iterable[str]) -> None:
+    """Raises UserError unless `name` is among the `valid` ones."""
+    if name not in valid:
+        raise unknown_name(kind, name, valid)

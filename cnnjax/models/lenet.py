@@ -6,6 +6,7 @@ Proceedings of the IEEE 86(11), 1998. Section numbers below are that paper's.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -15,8 +16,9 @@ import numpy as np
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.blocks import Activation, activation_function
-from cnnjax.models.layers import kernel_initialiser, pool_function, require_image
+from cnnjax.models.images import pool_function, require_image
+from cnnjax.models.layers import Activation, activation_function, kernel_initializer
+from cnnjax.models.rows import row
 from cnnjax.models.stages import stage_output
 
 
@@ -26,12 +28,12 @@ class LeNet5(nn.Module):
     28x28x1 -> conv 5x5 (6), 24x24 -> pool, 12x12 -> conv 5x5 (16), 8x8 -> pool, 4x4 -> dense 120
     -> dense 84 -> head. 44,426 parameters at 28x28x1 and 10 classes (61,706 at 32x32x1).
 
-    Kernels start from `kernel_initialiser(activation)`, biases from zero; the head starts from
+    Kernels start from `kernel_initializer(activation)`, biases from zero; the head starts from
     variance 1/fan_in, so that the first logits are of order one.
 
     Attributes:
       num_classes: the logits; None returns the 84 features before them.
-      activation: a name from `blocks.ACTIVATIONS` or a function; LeCun's was a scaled tanh.
+      activation: a name from `layers.ACTIVATIONS` or a function; LeCun's was a scaled tanh.
       pool: `max` or `average`.
       dtype: of the computation; None: that of image and parameters.
 
@@ -48,7 +50,7 @@ class LeNet5(nn.Module):
         pool_function(self.pool)
         require_image(image, "LeNet5", minimum=16)
         activation = activation_function(self.activation)
-        layer = {"kernel_init": kernel_initialiser(self.activation), "dtype": self.dtype}
+        layer = {"kernel_init": kernel_initializer(self.activation), "dtype": self.dtype}
         x = image
         for index, width in enumerate((6, 16), start=1):
             x = ops.ConvPool(
@@ -124,12 +126,12 @@ def scaled_tanh(x: jax.Array) -> jax.Array:
 
 
 def uniform_by_fan_in(fan_in: int | np.ndarray) -> Any:
-    """The initialiser of appendix A: uniform in +-2.4/F, F the number of a unit's inputs."""
+    """The initializer of appendix A: uniform in +-2.4/F, F the number of a unit's inputs."""
 
-    def initialise(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    def initialize(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -1.0, 1.0) * jnp.asarray(2.4 / fan_in, dtype)
 
-    return initialise
+    return initialize
 
 
 class Subsample(nn.Module):
@@ -239,3 +241,14 @@ class LeNet5_1998(nn.Module):
             dtype=self.dtype,
             name=name,
         )(image)
+
+
+lenet = functools.partial(
+    row, source="by hand, layer by layer, tests/models/test_lenet.py", num_classes=10
+)
+
+# parameters, running statistics, multiply-accumulates, and the image
+ROWS = {
+    "lenet5": lenet(LeNet5, 44_426, 0, 281_640, image=(28, 28, 1)),
+    "lenet5_1998": lenet(LeNet5_1998, 60_000, 0, 325_680, image=(32, 32, 1)),
+}

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax.models import blocks
-from cnnjax.models.blocks import Activation, Array, Factory
-from cnnjax.models.layers import require_image
+from cnnjax.models.images import require_image, strides_for
+from cnnjax.models.layers import Array, Factories, Factory, Layers
+from cnnjax.models.rows import TORCHVISION, row
 
 # v1: (features, blocks, stride of the first block).
 V1_STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
@@ -74,16 +74,11 @@ class DepthwiseSeparable(nn.Module):
 
     features: int
     strides: int
-    conv: Factory
-    norm: Factory
-    activation: Activation
+    layers: Factories
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        del train
-        conv_norm = functools.partial(
-            blocks.ConvNorm, conv=self.conv, norm=self.norm, activation=self.activation
-        )
+    def __call__(self, x: Array) -> Array:
+        conv_norm = functools.partial(blocks.ConvNorm, layers=self.layers)
         channels = x.shape[-1]
         x = conv_norm(channels, 3, strides=self.strides, groups=channels, name="depthwise")(x)
         return conv_norm(self.features, 1, name="pointwise")(x)
@@ -97,15 +92,9 @@ class MobileNetV1(nn.Module):
       num_classes: of the head; `None` returns the pooled features.
       width: factor of all channels (section 3.3).
       stem: `"imagenet"` for images of about 224 pixels, `"cifar"` for 28 to 64 pixels.
-      norm: `"batch"`, `"group"`, `"layer"` or `"none"`.
-      activation: a name of `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head.
-      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
-      padding: `"symmetric"` as in PyTorch or `"same"` as in Keras: see `blocks.conv_layer`.
-      axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
-      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
-      dtype: of the computation; `None` is that of image and parameters, which are float32.
-      remat: whether activations within a block are computed again in the backward pass, not kept.
+      padding: `"symmetric"` as in PyTorch or `"same"` as in Keras: see `layers.conv_layer`.
+      layers: what all layers share; see `Layers`.
 
     Raises:
       UserError: a name among these is unknown, or the image does not fit.
@@ -115,44 +104,26 @@ class MobileNetV1(nn.Module):
     num_classes: int | None = 1000
     width: float = 1.0
     stem: str = "imagenet"
-    norm: str = "batch"
-    activation: str | Activation = "relu"
     dropout_rate: float = 0.0
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
     padding: str = "symmetric"
-    axis_name: str | None = None
-    norm_group_size: int = 0
-    dtype: Any = None
-    remat: bool = False
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "MobileNetV1")
-        layers = blocks.layers_of(self, train=train)
-        stem_strides, *strides = blocks.strides_for(
-            self.stem, (2, *(row[2] for row in self.stages))
-        )
+        layers = self.layers.factories(train=train, padding=self.padding)
+        stem_strides, *strides = strides_for(self.stem, (2, *(row[2] for row in self.stages)))
         scaled = functools.partial(blocks.scale_channels, width=self.width)
-        x = blocks.ConvNorm(scaled(32), 3, strides=stem_strides, name="stem", **layers)(image)
-        for stage, (features, depth, _) in enumerate(self.stages, 1):
-            stage_blocks = [
-                functools.partial(
-                    DepthwiseSeparable,
-                    scaled(features),
-                    strides[stage - 1] if index == 0 else 1,
-                    **layers,
-                )
+        x = blocks.ConvNorm(scaled(32), 3, layers, stem_strides, name="stem")(image)
+        stages = [
+            [
+                functools.partial(DepthwiseSeparable, scaled(features), stride if index == 0 else 1)
                 for index in range(depth)
             ]
-            x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
-        return blocks.classify(
-            jnp.mean(x, axis=(1, 2)),
-            self.num_classes,
-            train=train,
-            dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
-        )
+            for (features, depth, _), stride in zip(self.stages, strides, strict=True)
+        ]
+        x = blocks.run_stages(x, stages, layers)
+        return blocks.classify(x, self.num_classes, layers, dropout_rate=self.dropout_rate)
 
 
 class MobileNetV2(nn.Module):
@@ -169,59 +140,38 @@ class MobileNetV2(nn.Module):
     num_classes: int | None = 1000
     width: float = 1.0
     stem: str = "imagenet"
-    norm: str = "batch"
-    activation: str | Activation = "relu6"
     dropout_rate: float = 0.2
     stochastic_depth_rate: float = 0.0
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
     padding: str = "symmetric"
-    axis_name: str | None = None
-    norm_group_size: int = 0
-    dtype: Any = None
-    remat: bool = False
+    layers: Layers = Layers(activation="relu6")
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "MobileNetV2")
-        layers = blocks.layers_of(self, train=train)
-        stem_strides, *strides = blocks.strides_for(
-            self.stem, (2, *(row[3] for row in self.stages))
-        )
-        rates = iter(
-            blocks.stochastic_depth_rates(
-                self.stochastic_depth_rate, sum(row[2] for row in self.stages)
-            )
-        )
+        layers = self.layers.factories(train=train, padding=self.padding)
+        stem_strides, *strides = strides_for(self.stem, (2, *(row[3] for row in self.stages)))
         scaled = functools.partial(blocks.scale_channels, width=self.width)
         channels = scaled(32)
-        x = blocks.ConvNorm(channels, 3, strides=stem_strides, name="stem", **layers)(image)
-        for stage, (expansion, features, depth, _) in enumerate(self.stages, 1):
-            stage_blocks = []
+        x = blocks.ConvNorm(channels, 3, layers, stem_strides, name="stem")(image)
+        stages: list[list[Factory]] = []
+        for (expansion, features, depth, _), stride in zip(self.stages, strides, strict=True):
+            stages.append([])
             for index in range(depth):
-                stage_blocks.append(
-                    functools.partial(
-                        blocks.InvertedResidual,
-                        scaled(features),
-                        expansion * channels,
-                        3,
-                        strides[stage - 1] if index == 0 else 1,
-                        stochastic_depth_rate=next(rates),
-                        **layers,
-                    )
+                block = functools.partial(
+                    blocks.InvertedResidual,
+                    scaled(features),
+                    expansion * channels,
+                    3,
+                    stride if index == 0 else 1,
                 )
+                stages[-1].append(block)
                 channels = scaled(features)
-            x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
+        x = blocks.run_stages(x, stages, layers, stochastic_depth_rate=self.stochastic_depth_rate)
         # Section 5 leaves the last convolution as wide as it is when the network is made thinner.
         last = blocks.scale_channels(self.last_features, width=max(1.0, self.width))
-        x = blocks.ConvNorm(last, 1, name="last", **layers)(x)
+        x = blocks.ConvNorm(last, 1, layers, name="last")(x)
         return blocks.classify(
-            jnp.mean(x, axis=(1, 2)),
-            self.num_classes,
-            train=train,
-            dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
-            kernel_init=normal_001,
+            x, self.num_classes, layers, dropout_rate=self.dropout_rate, kernel_init=normal_001
         )
 
 
@@ -244,54 +194,37 @@ class MobileNetV3(nn.Module):
     num_classes: int | None = 1000
     width: float = 1.0
     stem: str = "imagenet"
-    norm: str = "batch"
-    activation: str | Activation = "hard_swish"
     dropout_rate: float = 0.2
     stochastic_depth_rate: float = 0.0
-    norm_epsilon: float = 1e-3
-    norm_momentum: float = 0.99
     padding: str = "symmetric"
-    axis_name: str | None = None
-    norm_group_size: int = 0
-    dtype: Any = None
-    remat: bool = False
+    layers: Layers = Layers(activation="hard_swish", norm_epsilon=1e-3, norm_momentum=0.99)
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "MobileNetV3")
-        layers = blocks.layers_of(self, train=train)
-        stem_strides, *strides = blocks.strides_for(self.stem, (2, *self.strides))
-        rates = iter(
-            blocks.stochastic_depth_rates(self.stochastic_depth_rate, sum(map(len, self.stages)))
-        )
-        scaled = functools.partial(blocks.scale_channels, width=self.width)
-        x = blocks.ConvNorm(scaled(16), 3, strides=stem_strides, name="stem", **layers)(image)
-        for stage, rows in enumerate(self.stages, 1):
-            stage_blocks = [
-                self._block(row, strides[stage - 1] if index == 0 else 1, next(rates), layers)
-                for index, row in enumerate(rows)
-            ]
-            x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
-        x = blocks.ConvNorm(6 * x.shape[-1], 1, name="last", **layers)(x)
-        x = nn.Dense(self.dense_features, dtype=self.dtype, kernel_init=normal_001, name="dense")(
-            jnp.mean(x, axis=(1, 2))
+        layers = self.layers.factories(train=train, padding=self.padding)
+        stem_strides, *strides = strides_for(self.stem, (2, *self.strides))
+        x = blocks.ConvNorm(
+            blocks.scale_channels(16, width=self.width), 3, layers, stem_strides, name="stem"
+        )(image)
+        stages = [
+            [self._block(row, stride if index == 0 else 1) for index, row in enumerate(rows)]
+            for rows, stride in zip(self.stages, strides, strict=True)
+        ]
+        x = blocks.run_stages(x, stages, layers, stochastic_depth_rate=self.stochastic_depth_rate)
+        x = blocks.ConvNorm(6 * x.shape[-1], 1, layers, name="last")(x)
+        dense = nn.Dense(
+            self.dense_features, dtype=layers.dtype, kernel_init=normal_001, name="dense"
         )
         return blocks.classify(
-            layers["activation"](x),
+            layers.activation(dense(jnp.mean(x, axis=(1, 2)))),
             self.num_classes,
-            train=train,
+            layers,
             dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
             kernel_init=normal_001,
         )
 
-    def _block(
-        self,
-        row: tuple[int, int, int, bool, bool],
-        strides: int,
-        rate: float,
-        layers: dict[str, Any],
-    ) -> Factory:
+    def _block(self, row: tuple[int, int, int, bool, bool], strides: int) -> Factory:
         kernel_size, expanded, features, squeeze_excite, hard_swish = row
         expanded = blocks.scale_channels(expanded, width=self.width)
         return functools.partial(
@@ -300,20 +233,21 @@ class MobileNetV3(nn.Module):
             expanded,
             kernel_size,
             strides,
-            conv=layers["conv"],
-            norm=layers["norm"],
-            activation=layers["activation"] if hard_swish else nn.relu,
+            activation=None if hard_swish else nn.relu,
             se_features=blocks.make_divisible(expanded // 4) if squeeze_excite else 0,
             se_gate=nn.hard_sigmoid,
-            stochastic_depth_rate=rate,
         )
 
 
-mobilenet_v1 = functools.partial(MobileNetV1)
-mobilenet_v2 = functools.partial(MobileNetV2)
-mobilenet_v3_large = functools.partial(
-    MobileNetV3, stages=V3_LARGE, strides=(1, 2, 2, 2, 2), dense_features=1280
-)
-mobilenet_v3_small = functools.partial(
-    MobileNetV3, stages=V3_SMALL, strides=(2, 2, 2, 2), dense_features=1024
-)
+v3 = functools.partial(row, MobileNetV3, source=TORCHVISION)
+large = functools.partial(v3, stages=V3_LARGE, strides=(1, 2, 2, 2, 2))
+small = functools.partial(v3, stages=V3_SMALL, strides=(2, 2, 2, 2))
+COUNTED = "counted; 4.2 M and 569 M in Table 8"
+
+# parameters, running statistics, multiply-accumulates, and what differs
+ROWS = {
+    "mobilenet_v1": row(MobileNetV1, 4_231_976, 21_888, 568_740_352, source=COUNTED),
+    "mobilenet_v2": row(MobileNetV2, 3_504_872, 34_112, 300_774_272, source=TORCHVISION),
+    "mobilenet_v3_large": large(5_483_032, 24_400, 216_589_760, dense_features=1280),
+    "mobilenet_v3_small": small(2_542_856, 12_112, 56_510_400, dense_features=1024),
+}

@@ -1,4 +1,4 @@
-"""NFNet-F0: a residual network without normalisation.
+"""NFNet-F0: a residual network without normalization.
 
 Brock et al. 2021, "High-Performance Large-Scale Image Recognition Without Normalization" (arXiv
 2102.06171), section 4 and appendix C; the signal's variance is tracked as in Brock et al. 2021,
@@ -22,8 +22,10 @@ from flax.linen.dtypes import promote_dtype
 
 from cnnjax import ops
 from cnnjax.models import blocks
-from cnnjax.models.blocks import Activation, Array
-from cnnjax.models.layers import require_image
+from cnnjax.models.images import require_image, strides_for
+from cnnjax.models.layers import Activation, Array, Factories, Factory, check_name, conv_layer
+from cnnjax.models.norms import norm_layer
+from cnnjax.models.rows import TIMM, row
 
 # Activation and the factor that gives it unit variance on standard normal input: the authors' own
 # constants, which they estimated from samples (the exact one of ReLU is 1.71286).
@@ -42,7 +44,7 @@ def scaled_activation(activation: str | Activation) -> Activation:
     """Returns the named activation, scaled to keep unit variance; a function as it is."""
     if callable(activation):
         return activation
-    blocks.check_name("activation", activation, SCALED_ACTIVATIONS)
+    check_name("activation", activation, SCALED_ACTIVATIONS)
     function, gain = SCALED_ACTIVATIONS[activation]
     return lambda x: function(x) * gain
 
@@ -104,30 +106,29 @@ class NFBlock(nn.Module):
     alpha: float
     group_width: int
     se_ratio: float
-    activation: Activation
+    layers: Factories
     stochastic_depth_rate: float
-    dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        conv = functools.partial(WSConv, dtype=self.dtype)
+    def __call__(self, x: Array) -> Array:
+        conv, activation = self.layers.conv, self.layers.activation
         groups = max(1, self.features // 2 // self.group_width)
         width = self.features // 2 // groups * groups
-        y = self.activation(x) * self.beta
+        y = activation(x) * self.beta
         if self.strides != 1 or x.shape[-1] != self.features:
             x = y
             if self.strides == 2:
                 x = ops.avg_pool(y, (2, 2), (2, 2), "SAME", count_include_pad=False)
             x = conv(self.features, name="downsample")(x)
         y = conv(width, name="conv1")(y)
-        y = conv(width, 3, self.strides, groups, name="conv2")(self.activation(y))
-        y = conv(width, 3, 1, groups, name="conv3")(self.activation(y))
-        y = conv(self.features, name="conv4")(self.activation(y))
+        y = conv(width, 3, self.strides, groups, name="conv2")(activation(y))
+        y = conv(width, 3, 1, groups, name="conv3")(activation(y))
+        y = conv(self.features, name="conv4")(activation(y))
         gate_conv = functools.partial(
-            blocks.conv_layer, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal()
+            conv_layer, dtype=self.layers.dtype, kernel_init=nn.initializers.lecun_normal()
         )
         y = 2 * blocks.SqueezeExcite(int(self.features * self.se_ratio), gate_conv, name="se")(y)
-        y = blocks.StochasticDepth(self.stochastic_depth_rate, name="drop")(y, train=train)
+        y = blocks.drop_branch(self, y)
         skip_gain = self.param("skip_gain", nn.initializers.zeros, ())
         return x + y * (self.alpha * skip_gain).astype(y.dtype)
 
@@ -137,16 +138,15 @@ class Stem(nn.Module):
 
     kind: str
     features: int
-    activation: Activation
-    dtype: Any
+    layers: Factories
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
-        strides = blocks.strides_for(self.kind, (2, 1, 1, 2))
+        strides = strides_for(self.kind, (2, 1, 1, 2))
         x = image
         for number, features in enumerate((16, 32, 64, self.features), 1):
-            x = x if number == 1 else self.activation(x)
-            x = WSConv(features, 3, strides[number - 1], dtype=self.dtype, name=f"conv{number}")(x)
+            x = x if number == 1 else self.layers.activation(x)
+            x = self.layers.conv(features, 3, strides[number - 1], name=f"conv{number}")(x)
         return x
 
 
@@ -188,43 +188,45 @@ class NFNet(nn.Module):
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "NFNet")
-        activation = scaled_activation(self.activation)
-        rates = iter(
-            blocks.stochastic_depth_rates(self.stochastic_depth_rate, sum(self.stage_sizes))
-        )
-        x = Stem(self.stem, self.stage_features[0] // 2, activation, self.dtype, name="stem")(image)
-        expected_variance = 1.0
-        for stage, (depth, features) in enumerate(
-            zip(self.stage_sizes, self.stage_features, strict=True), 1
-        ):
-            stage_blocks = []
-            for index in range(depth):
-                stage_blocks.append(
-                    functools.partial(
-                        NFBlock,
-                        features,
-                        strides=2 if index == 0 and stage > 1 else 1,
-                        beta=expected_variance**-0.5,
-                        alpha=self.alpha,
-                        group_width=self.group_width,
-                        se_ratio=self.se_ratio,
-                        activation=activation,
-                        stochastic_depth_rate=next(rates),
-                        dtype=self.dtype,
-                    )
-                )
-                # The shortcut of a stage's first block starts from a normalised signal again.
-                expected_variance = self.alpha**2 + (1.0 if index == 0 else expected_variance)
-            x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
-        x = WSConv(2 * self.stage_features[-1], dtype=self.dtype, name="last")(x)
-        return blocks.classify(
-            jnp.mean(activation(x), axis=(1, 2)),
-            self.num_classes,
+        layers = Factories(
+            conv=functools.partial(WSConv, dtype=self.dtype),
+            norm=norm_layer("none", train=train),
+            activation=scaled_activation(self.activation),
             train=train,
-            dropout_rate=self.dropout_rate,
             dtype=self.dtype,
+            remat=self.remat and train,
+        )
+        x = Stem(self.stem, self.stage_features[0] // 2, layers, name="stem")(image)
+        expected_variance = 1.0
+        stages: list[list[Factory]] = []
+        for depth, features in zip(self.stage_sizes, self.stage_features, strict=True):
+            stages.append([])
+            for index in range(depth):
+                block = functools.partial(
+                    NFBlock,
+                    features,
+                    strides=2 if index == 0 and len(stages) > 1 else 1,
+                    beta=expected_variance**-0.5,
+                    alpha=self.alpha,
+                    group_width=self.group_width,
+                    se_ratio=self.se_ratio,
+                )
+                stages[-1].append(block)
+                # The shortcut of a stage's first block starts from a normalized signal again.
+                expected_variance = self.alpha**2 + (1.0 if index == 0 else expected_variance)
+        x = blocks.run_stages(x, stages, layers, stochastic_depth_rate=self.stochastic_depth_rate)
+        x = layers.activation(layers.conv(2 * self.stage_features[-1], name="last")(x))
+        return blocks.classify(
+            x,
+            self.num_classes,
+            layers,
+            dropout_rate=self.dropout_rate,
             kernel_init=nn.initializers.normal(0.01),
         )
 
 
-nfnet_f0 = functools.partial(NFNet, stage_sizes=(1, 2, 6, 3))
+nfnet = functools.partial(row, NFNet, source=TIMM)
+
+ROWS = {
+    "nfnet_f0": nfnet(71_489_284, 0, 12_384_198_656, image=(256, 256, 3), stage_sizes=(1, 2, 6, 3)),
+}

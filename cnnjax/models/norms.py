@@ -1,4 +1,4 @@
-"""The normalisations that networks choose among, by name."""
+"""The normalizations that networks choose among, by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def norm_layer(
     momentum: float = 0.9,
     use_scale: bool = True,
 ) -> Callable[..., Any]:
-    """Returns `norm(name=..., scale_init=...)`, which makes one normalisation layer.
+    """Returns `norm(name=..., scale_init=...)`, which makes one normalization layer.
 
     Args:
       norm: `"batch"` (arXiv 1502.03167), `"batch_unbiased"` (the same with PyTorch's running

@@ -13,13 +13,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from cnnjax.models import blocks
-from cnnjax.models.blocks import Activation, Array, Factory
-from cnnjax.models.layers import require_image
+from cnnjax.models.images import require_image, strides_for
+from cnnjax.models.layers import Array, Factories, Layers
+from cnnjax.models.rows import TORCHVISION, Row, row
 
 STEM_FEATURES = 32
 
@@ -51,31 +51,24 @@ class RegNetBlock(nn.Module):
     strides: int
     group_width: int
     se_ratio: float
-    conv: Factory
-    norm: Factory
-    activation: Activation
+    layers: Factories
     stochastic_depth_rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        conv_norm = functools.partial(
-            blocks.ConvNorm, self.features, conv=self.conv, norm=self.norm
-        )
+    def __call__(self, x: Array) -> Array:
+        conv_norm = functools.partial(blocks.ConvNorm, self.features, layers=self.layers)
         groups = self.features // self.group_width
-        y = conv_norm(1, activation=self.activation, name="conv1")(x)
-        y = conv_norm(
-            3, strides=self.strides, groups=groups, activation=self.activation, name="conv2"
-        )(y)
+        y = conv_norm(1, name="conv1")(x)
+        y = conv_norm(3, strides=self.strides, groups=groups, name="conv2")(y)
         if self.se_ratio:
             # The gate's width follows the block's input (torchvision; the authors' code).
-            y = blocks.SqueezeExcite(
-                round(self.se_ratio * x.shape[-1]), self.conv, self.activation, name="se"
-            )(y)
-        y = conv_norm(1, activation=None, name="conv3")(y)
+            width = round(self.se_ratio * x.shape[-1])
+            gate = blocks.SqueezeExcite(width, self.layers.conv, self.layers.activation, name="se")
+            y = gate(y)
+        y = conv_norm(1, linear=True, name="conv3")(y)
         if self.strides != 1 or x.shape[-1] != self.features:
-            x = conv_norm(1, strides=self.strides, activation=None, name="downsample")(x)
-        y = blocks.StochasticDepth(self.stochastic_depth_rate, name="drop")(y, train=train)
-        return self.activation(x + y)
+            x = conv_norm(1, strides=self.strides, linear=True, name="downsample")(x)
+        return self.layers.activation(x + blocks.drop_branch(self, y))
 
 
 class RegNet(nn.Module):
@@ -86,15 +79,9 @@ class RegNet(nn.Module):
       se_ratio: channels inside the gate per channel of the block's input; 0 for X, 0.25 for Y.
       num_classes: of the head; `None` returns the pooled features.
       stem: `"imagenet"` for images of about 224 pixels, `"cifar"` for 28 to 64 pixels.
-      norm: `"batch"`, `"group"`, `"layer"` or `"none"`.
-      activation: a name of `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head.
       stochastic_depth_rate: of the last block; rises linearly from 0.
-      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
-      axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
-      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
-      dtype: of the computation; `None` is that of image and parameters, which are float32.
-      remat: whether activations within a block are computed again in the backward pass, not kept.
+      layers: what all layers share; see `Layers`.
 
     Raises:
       UserError: a name among these is unknown, or the image does not fit.
@@ -108,73 +95,63 @@ class RegNet(nn.Module):
     se_ratio: float = 0.0
     num_classes: int | None = 1000
     stem: str = "imagenet"
-    norm: str = "batch"
-    activation: str | Activation = "relu"
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
-    axis_name: str | None = None
-    norm_group_size: int = 0
-    dtype: Any = None
-    remat: bool = False
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "RegNet")
-        layers = blocks.layers_of(self, train=train)
+        layers = self.layers.factories(train=train)
         table = stage_table(
             self.depth, self.initial_width, self.slope, self.width_multiplier, self.group_width
         )
-        stem_strides, *strides = blocks.strides_for(self.stem, [2] * (1 + len(table)))
-        rates = iter(blocks.stochastic_depth_rates(self.stochastic_depth_rate, self.depth))
-        x = blocks.ConvNorm(STEM_FEATURES, 3, strides=stem_strides, name="stem", **layers)(image)
-        for stage, (depth, features, group_width) in enumerate(table, 1):
-            stage_blocks = [
+        stem_strides, *strides = strides_for(self.stem, [2] * (1 + len(table)))
+        x = blocks.ConvNorm(STEM_FEATURES, 3, layers, stem_strides, name="stem")(image)
+        stages = [
+            [
                 functools.partial(
-                    RegNetBlock,
-                    features,
-                    strides[stage - 1] if index == 0 else 1,
-                    group_width,
-                    self.se_ratio,
-                    stochastic_depth_rate=next(rates),
-                    **layers,
+                    RegNetBlock, features, stride if index == 0 else 1, group_width, self.se_ratio
                 )
                 for index in range(depth)
             ]
-            x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
+            for (depth, features, group_width), stride in zip(table, strides, strict=True)
+        ]
+        x = blocks.run_stages(x, stages, layers, stochastic_depth_rate=self.stochastic_depth_rate)
         return blocks.classify(
-            jnp.mean(x, axis=(1, 2)),
+            x,
             self.num_classes,
-            train=train,
+            layers,
             dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
             kernel_init=nn.initializers.normal(0.01),
         )
 
 
-def _x(*numbers: Any) -> functools.partial[RegNet]:
+def published(numbers: tuple[int, int, float, float, int], *sizes: int, **options: Any) -> Row:
+    """Returns a row of the authors' table."""
     names = ("depth", "initial_width", "slope", "width_multiplier", "group_width")
-    return functools.partial(RegNet, **dict(zip(names, numbers, strict=True)))
+    options |= dict(zip(names, numbers, strict=True))
+    return row(RegNet, *sizes, source=TORCHVISION, **options)
 
 
-def _y(*numbers: Any) -> functools.partial[RegNet]:
-    return functools.partial(_x(*numbers), se_ratio=0.25)
+x = published
+y = functools.partial(published, se_ratio=0.25)
 
-
-# The authors' published configurations: depth, initial width, slope, multiplier, group width.
-regnet_x_400mf = _x(22, 24, 24.48, 2.54, 16)
-regnet_x_800mf = _x(16, 56, 35.73, 2.28, 16)
-regnet_x_1_6gf = _x(18, 80, 34.01, 2.25, 24)
-regnet_x_3_2gf = _x(25, 88, 26.31, 2.25, 48)
-regnet_x_8gf = _x(23, 80, 49.56, 2.88, 120)
-regnet_x_16gf = _x(22, 216, 55.59, 2.1, 128)
-regnet_x_32gf = _x(23, 320, 69.86, 2.0, 168)
-
-regnet_y_400mf = _y(16, 48, 27.89, 2.09, 8)
-regnet_y_800mf = _y(14, 56, 38.84, 2.4, 16)
-regnet_y_1_6gf = _y(27, 48, 20.71, 2.65, 24)
-regnet_y_3_2gf = _y(21, 80, 42.63, 2.66, 24)
-regnet_y_8gf = _y(17, 192, 76.82, 2.19, 56)
-regnet_y_16gf = _y(18, 200, 106.23, 2.48, 112)
-regnet_y_32gf = _y(20, 232, 115.89, 2.53, 232)
+# depth, initial width, slope, multiplier, group width; parameters, running statistics,
+# multiply-accumulates
+ROWS = {
+    "regnet_x_400mf": x((22, 24, 24.48, 2.54, 16), 5_495_976, 37_856, 413_812_608),
+    "regnet_x_800mf": x((16, 56, 35.73, 2.28, 16), 7_259_656, 37_312, 799_699_712),
+    "regnet_x_1_6gf": x((18, 80, 34.01, 2.25, 24), 9_190_136, 43_504, 1_602_849_792),
+    "regnet_x_3_2gf": x((25, 88, 26.31, 2.25, 48), 15_296_552, 62_560, 3_176_621_952),
+    "regnet_x_8gf": x((23, 80, 49.56, 2.88, 120), 39_572_648, 90_464, 7_995_132_416),
+    "regnet_x_16gf": x((22, 216, 55.59, 2.1, 128), 54_278_536, 111_168, 15_940_755_456),
+    "regnet_x_32gf": x((23, 320, 69.86, 2.0, 168), 107_811_560, 162_016, 31_735_929_792),
+    "regnet_y_400mf": y((16, 48, 27.89, 2.09, 8), 4_344_144, 27_152, 401_842_848),
+    "regnet_y_800mf": y((14, 56, 38.84, 2.4, 16), 6_432_512, 30_432, 833_856_256),
+    "regnet_y_1_6gf": y((27, 48, 20.71, 2.65, 24), 11_202_430, 52_672, 1_612_076_160),
+    "regnet_y_3_2gf": y((21, 80, 42.63, 2.66, 24), 19_436_338, 66_160, 3_176_482_752),
+    "regnet_y_8gf": y((17, 192, 76.82, 2.19, 56), 39_381_472, 86_528, 8_473_070_592),
+    "regnet_y_16gf": y((18, 200, 106.23, 2.48, 112), 83_590_140, 122_816, 15_911_510_272),
+    "regnet_y_32gf": y((20, 232, 115.89, 2.53, 232), 145_046_770, 158_288, 32_279_552_832),
+}

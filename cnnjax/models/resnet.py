@@ -5,7 +5,7 @@
 - v1.5: the same with the stride in the 3x3 convolution, as in torchvision (the default here).
 - v2: He et al. 2016, "Identity Mappings in Deep Residual Networks" (arXiv 1603.05027), Figure 4(e).
 - v2_slim: v2 as TensorFlow-Slim wrote it and keras.applications has it: a stage's last block halves
-  the resolution, and its shortcut takes every second pixel; what no normalisation follows has a
+  the resolution, and its shortcut takes every second pixel; what no normalization follows has a
   bias; the stem's pool pads with zeros.
 - CIFAR: the first paper's section 4.2; shortcuts without parameters (its option A).
 - Wide ResNet: Zagoruyko & Komodakis 2016 (arXiv 1605.07146); 50-2 and 101-2 as in torchvision.
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -29,8 +28,9 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models import blocks
-from cnnjax.models.blocks import Activation, Array, Factory
-from cnnjax.models.layers import require_image, require_stem
+from cnnjax.models.images import require_image, require_stem
+from cnnjax.models.layers import Array, Factories, Factory, Layers, check_name
+from cnnjax.models.rows import TIMM, TORCHVISION, row
 
 # A residual branch as data: (features, kernel size, strides, groups) of each convolution.
 Branch = Sequence[tuple[int, int, int, int]]
@@ -64,7 +64,7 @@ def pad_shortcut(x: Array, features: int, strides: int) -> Array:
 
 
 class ResidualBlock(nn.Module):
-    """`activation(shortcut(x) + branch(x))`, each convolution followed by a normalisation.
+    """`activation(shortcut(x) + branch(x))`, each convolution followed by a normalization.
 
     Attributes:
       branch: the convolutions.
@@ -74,9 +74,7 @@ class ResidualBlock(nn.Module):
     """
 
     branch: Branch
-    conv: Factory
-    norm: Factory
-    activation: Activation
+    layers: Factories
     shortcut: str = "projection"
     zero_init_residual: bool = False
     se_reduction: int = 0
@@ -84,34 +82,31 @@ class ResidualBlock(nn.Module):
     stochastic_depth_rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        features = self.branch[-1][0]
+    def __call__(self, x: Array) -> Array:
+        layers, features = self.layers, self.branch[-1][0]
         strides = max(strides for _, _, strides, _ in self.branch)
         y = x
         for number, (width, kernel_size, step, groups) in enumerate(self.branch, 1):
             last = number == len(self.branch)
             if last:
-                y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+                y = nn.Dropout(self.dropout_rate, deterministic=not layers.train)(y)
             zero = last and self.zero_init_residual
             scale_init = nn.initializers.zeros if zero else nn.initializers.ones
-            y = self.conv(width, kernel_size, step, groups=groups, name=f"conv{number}")(y)
-            y = self.norm(scale_init=scale_init, name=f"norm{number}")(y)
-            y = y if last else self.activation(y)
+            y = layers.conv(width, kernel_size, step, groups=groups, name=f"conv{number}")(y)
+            y = layers.norm(scale_init=scale_init, name=f"norm{number}")(y)
+            y = y if last else layers.activation(y)
         if self.se_reduction:
-            y = blocks.SqueezeExcite(features // self.se_reduction, self.conv, name="se")(y)
+            y = blocks.SqueezeExcite(features // self.se_reduction, layers.conv, name="se")(y)
         if strides != 1 or x.shape[-1] != features:
             if self.shortcut == "pad":
                 x = pad_shortcut(x, features, strides)
             else:
-                x = blocks.ConvNorm(
-                    features, 1, self.conv, self.norm, None, strides, name="downsample"
-                )(x)
-        y = blocks.StochasticDepth(self.stochastic_depth_rate, name="drop")(y, train=train)
-        return self.activation(x + y)
+                x = blocks.ConvNorm(features, 1, layers, strides, linear=True, name="downsample")(x)
+        return layers.activation(x + blocks.drop_branch(self, y))
 
 
 class PreActivationBlock(nn.Module):
-    """`shortcut(x) + branch(x)`, each convolution preceded by normalisation and activation.
+    """`shortcut(x) + branch(x)`, each convolution preceded by normalization and activation.
 
     Where the shape changes, the shortcut is a bare convolution of the first activation, which both
     paths then share (arXiv 1603.05027, appendix). Dropout stands before the last convolution
@@ -120,9 +115,7 @@ class PreActivationBlock(nn.Module):
     """
 
     branch: Branch
-    conv: Factory
-    norm: Factory
-    activation: Activation
+    layers: Factories
     shortcut: str = "projection"
     se_reduction: int = 0
     dropout_rate: float = 0.0
@@ -130,11 +123,11 @@ class PreActivationBlock(nn.Module):
     slim: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        features = self.branch[-1][0]
+    def __call__(self, x: Array) -> Array:
+        layers, features = self.layers, self.branch[-1][0]
         strides = max(strides for _, _, strides, _ in self.branch)
-        last_conv = functools.partial(self.conv, use_bias=True) if self.slim else self.conv
-        y = self.activation(self.norm(name="norm1")(x))
+        last_conv = functools.partial(layers.conv, use_bias=True) if self.slim else layers.conv
+        y = layers.activation(layers.norm(name="norm1")(x))
         if strides != 1 or x.shape[-1] != features:
             if self.shortcut == "pad" or (self.slim and x.shape[-1] == features):
                 x = pad_shortcut(x, features, strides)
@@ -142,37 +135,39 @@ class PreActivationBlock(nn.Module):
                 x = last_conv(features, 1, strides, name="downsample")(y)
         for number, (width, kernel_size, step, groups) in enumerate(self.branch, 1):
             if number > 1:
-                y = self.activation(self.norm(name=f"norm{number}")(y))
-            conv = self.conv
+                y = layers.activation(layers.norm(name=f"norm{number}")(y))
+            conv = layers.conv
             if number == len(self.branch):
-                y, conv = nn.Dropout(self.dropout_rate, deterministic=not train)(y), last_conv
+                y, conv = (
+                    nn.Dropout(self.dropout_rate, deterministic=not layers.train)(y),
+                    last_conv,
+                )
             y = conv(width, kernel_size, step, groups=groups, name=f"conv{number}")(y)
         if self.se_reduction:
-            y = blocks.SqueezeExcite(features // self.se_reduction, self.conv, name="se")(y)
-        return x + blocks.StochasticDepth(self.stochastic_depth_rate, name="drop")(y, train=train)
+            y = blocks.SqueezeExcite(features // self.se_reduction, layers.conv, name="se")(y)
+        return x + blocks.drop_branch(self, y)
 
 
 class Stem(nn.Module):
     """`"imagenet"`: 7x7 convolution at stride 2 and 3x3 max pool at stride 2; `"cifar"`: 3x3.
 
-    In v2 the convolution is bare: the first block begins with the normalisation. In v2_slim it has
+    In v2 the convolution is bare: the first block begins with the normalization. In v2_slim it has
     a bias, and the pool takes the zeros around the image for pixels.
     """
 
     kind: str
     features: int
-    conv: Factory
-    norm: Factory
-    activation: Activation
+    layers: Factories
     version: str = "v1.5"
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
+        layers = self.layers
         large, slim = self.kind == "imagenet", self.version == "v2_slim"
-        conv = functools.partial(self.conv, use_bias=True) if slim else self.conv
+        conv = functools.partial(layers.conv, use_bias=True) if slim else layers.conv
         x = conv(self.features, 7 if large else 3, 2 if large else 1, name="conv")(image)
         if not self.version.startswith("v2"):
-            x = self.activation(self.norm(name="norm")(x))
+            x = layers.activation(layers.norm(name="norm")(x))
         if large and slim:
             x = ops.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
         elif large:
@@ -195,18 +190,12 @@ class ResNet(nn.Module):
       groups, width_per_group: of the 3x3 convolution of a bottleneck.
       shortcut: `"projection"` or `"pad"`, where the shape changes.
       se_reduction: the factor of the squeeze-and-excite gate; 0 for none.
-      conv_bias: whether convolutions before a normalisation have a bias, too, as Keras's v1 has.
-      norm: `"batch"`, `"group"`, `"layer"` or `"none"`.
-      activation: a name of `blocks.ACTIVATIONS` or a function.
+      conv_bias: whether convolutions before a normalization have a bias, too, as Keras's v1 has.
       dropout_rate: before the head.
       block_dropout_rate: before the last convolution of each block.
       stochastic_depth_rate: of the last block; rises linearly from 0.
       zero_init_residual: each block starts as the identity; v1 and v1.5.
-      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
-      axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
-      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
-      dtype: of the computation; `None` is that of image and parameters, which are float32.
-      remat: whether activations within a block are computed again in the backward pass, not kept.
+      layers: what all layers share; see `Layers`.
 
     Raises:
       UserError: a name among these is unknown, an option does not fit the version, or the image
@@ -225,45 +214,32 @@ class ResNet(nn.Module):
     shortcut: str = "projection"
     se_reduction: int = 0
     conv_bias: bool = False
-    norm: str = "batch"
-    activation: str | Activation = "relu"
     dropout_rate: float = 0.0
     block_dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
     zero_init_residual: bool = False
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
-    axis_name: str | None = None
-    norm_group_size: int = 0
-    dtype: Any = None
-    remat: bool = False
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "ResNet")
         self._check()
-        layers = blocks.layers_of(self, train=train)
-        x = Stem(self.stem, self.stem_features, version=self.version, name="stem", **layers)(image)
-
-        rates = iter(
-            blocks.stochastic_depth_rates(self.stochastic_depth_rate, sum(self.stage_sizes))
+        layers = self.layers.factories(train=train, conv_bias=self.conv_bias)
+        x = Stem(self.stem, self.stem_features, layers, self.version, name="stem")(image)
+        x = blocks.run_stages(
+            x,
+            [
+                [self._block(stage, index) for index in range(depth)]
+                for stage, depth in enumerate(self.stage_sizes, 1)
+            ],
+            layers,
+            stochastic_depth_rate=self.stochastic_depth_rate,
         )
-        for stage, depth in enumerate(self.stage_sizes, 1):
-            stage_blocks = [
-                self._block(stage, index, rate=next(rates), layers=layers) for index in range(depth)
-            ]
-            x = blocks.Stage(stage_blocks, self.remat, name=f"stage{stage}")(x, train=train)
         if self.version.startswith("v2"):
-            x = layers["activation"](layers["norm"](name="norm")(x))
-        return blocks.classify(
-            jnp.mean(x, axis=(1, 2)),
-            self.num_classes,
-            train=train,
-            dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
-        )
+            x = layers.activation(layers.norm(name="norm")(x))
+        return blocks.classify(x, self.num_classes, layers, dropout_rate=self.dropout_rate)
 
-    def _block(self, stage: int, index: int, *, rate: float, layers: dict[str, Any]) -> Factory:
+    def _block(self, stage: int, index: int) -> Factory:
         features = self.features * 2 ** (stage - 1)
         slim = self.version == "v2_slim"
         if slim:
@@ -281,19 +257,16 @@ class ResNet(nn.Module):
                 width_per_group=self.width_per_group,
                 version=self.version,
             )
-        options = {
-            "branch": branch,
-            "shortcut": self.shortcut,
-            "se_reduction": self.se_reduction,
-            "dropout_rate": self.block_dropout_rate,
-            "stochastic_depth_rate": rate,
-            **layers,
-        }
-        if self.version.startswith("v2"):
-            return functools.partial(PreActivationBlock, slim=slim, **options)
-        return functools.partial(
-            ResidualBlock, zero_init_residual=self.zero_init_residual, **options
+        block = functools.partial(
+            PreActivationBlock if self.version.startswith("v2") else ResidualBlock,
+            branch,
+            shortcut=self.shortcut,
+            se_reduction=self.se_reduction,
+            dropout_rate=self.block_dropout_rate,
         )
+        if self.version.startswith("v2"):
+            return functools.partial(block, slim=slim)
+        return functools.partial(block, zero_init_residual=self.zero_init_residual)
 
     def _check(self) -> None:
         require_stem(self.stem)
@@ -302,7 +275,7 @@ class ResNet(nn.Module):
             ("version", self.version, VERSIONS),
             ("shortcut", self.shortcut, SHORTCUTS),
         ):
-            blocks.check_name(kind, name, valid)
+            check_name(kind, name, valid)
         if self.block == "basic" and (self.groups != 1 or self.width_per_group != 64):
             raise UserError(
                 f"groups={self.groups} and width_per_group={self.width_per_group} need "
@@ -311,59 +284,60 @@ class ResNet(nn.Module):
         if self.version.startswith("v2") and self.zero_init_residual:
             raise UserError(
                 "zero_init_residual=True needs version 'v1' or 'v1.5': in "
-                f"{self.version!r} no normalisation ends a branch."
+                f"{self.version!r} no normalization ends a branch."
             )
 
 
-_basic = functools.partial(ResNet, block="basic")
-_cifar = functools.partial(
+published = functools.partial(row, ResNet, source=TORCHVISION)
+resnet18 = functools.partial(published, block="basic", stage_sizes=(2, 2, 2, 2))
+resnet34 = functools.partial(published, block="basic", stage_sizes=(3, 4, 6, 3))
+resnet50 = functools.partial(published, stage_sizes=(3, 4, 6, 3))
+resnet101 = functools.partial(published, stage_sizes=(3, 4, 23, 3))
+resnet152 = functools.partial(published, stage_sizes=(3, 8, 36, 3))
+cifar = functools.partial(
+    row,
     ResNet,
-    block="basic",
+    source="by hand, tests/models/test_resnet.py",
+    image=(32, 32, 3),
     num_classes=10,
+    block="basic",
     stem="cifar",
     stem_features=16,
-    features=16,
-    shortcut="pad",
 )
-
-resnet18 = functools.partial(_basic, stage_sizes=(2, 2, 2, 2))
-resnet34 = functools.partial(_basic, stage_sizes=(3, 4, 6, 3))
-resnet50 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3))
-resnet101 = functools.partial(ResNet, stage_sizes=(3, 4, 23, 3))
-resnet152 = functools.partial(ResNet, stage_sizes=(3, 8, 36, 3))
-
-resnet50_v1 = functools.partial(resnet50, version="v1")
-resnet101_v1 = functools.partial(resnet101, version="v1")
-resnet152_v1 = functools.partial(resnet152, version="v1")
-
-resnet18_v2 = functools.partial(resnet18, version="v2")
-resnet34_v2 = functools.partial(resnet34, version="v2")
-resnet50_v2 = functools.partial(resnet50, version="v2")
-resnet101_v2 = functools.partial(resnet101, version="v2")
-resnet152_v2 = functools.partial(resnet152, version="v2")
-
-cifar_resnet20 = functools.partial(_cifar, stage_sizes=(3, 3, 3))
-cifar_resnet32 = functools.partial(_cifar, stage_sizes=(5, 5, 5))
-cifar_resnet44 = functools.partial(_cifar, stage_sizes=(7, 7, 7))
-cifar_resnet56 = functools.partial(_cifar, stage_sizes=(9, 9, 9))
-cifar_resnet110 = functools.partial(_cifar, stage_sizes=(18, 18, 18))
-
+option_a = functools.partial(cifar, features=16, shortcut="pad")
 # Depth 28 is 6 * 4 + 4: three stages of four blocks (arXiv 1605.07146, Table 1), ten times as wide.
-wide_resnet28_10 = functools.partial(
-    ResNet,
-    stage_sizes=(4, 4, 4),
-    block="basic",
-    num_classes=10,
-    version="v2",
-    stem="cifar",
-    stem_features=16,
-    features=160,
-)
-wide_resnet50_2 = functools.partial(resnet50, width_per_group=128)
-wide_resnet101_2 = functools.partial(resnet101, width_per_group=128)
+wide = functools.partial(cifar, version="v2")
+V1 = "v1.5 less 3 * 77,070,336: a stage's first convolution is at the lower resolution"
 
-resnext50_32x4d = functools.partial(resnet50, groups=32, width_per_group=4)
-resnext101_32x4d = functools.partial(resnet101, groups=32, width_per_group=4)
-resnext101_32x8d = functools.partial(resnet101, groups=32, width_per_group=8)
-
-se_resnet50 = functools.partial(resnet50, se_reduction=16)
+# parameters, running statistics, multiply-accumulates, and what differs
+ROWS = {
+    "resnet18": resnet18(11_689_512, 9_600, 1_814_073_344),
+    "resnet34": resnet34(21_797_672, 17_024, 3_663_761_408),
+    "resnet50": resnet50(25_557_032, 53_120, 4_089_184_256),
+    "resnet101": resnet101(44_549_160, 105_344, 7_801_405_440),
+    "resnet152": resnet152(60_192_808, 151_424, 11_513_626_624),
+    "resnet50_v1": resnet50(25_557_032, 53_120, 3_857_973_248, source=V1, version="v1"),
+    "resnet101_v1": resnet101(44_549_160, 105_344, 7_570_194_432, source=V1, version="v1"),
+    "resnet152_v1": resnet152(60_192_808, 151_424, 11_282_415_616, source=V1, version="v1"),
+    "resnet18_v2": resnet18(11_687_720, 7_808, 1_814_073_344, source=TIMM, version="v2"),
+    "resnet34_v2": resnet34(21_795_880, 15_232, 3_663_761_408, source=TIMM, version="v2"),
+    "resnet50_v2": resnet50(25_549_352, 45_440, 4_089_184_256, source=TIMM, version="v2"),
+    "resnet101_v2": resnet101(44_541_480, 97_664, 7_801_405_440, source=TIMM, version="v2"),
+    "resnet152_v2": resnet152(60_185_128, 143_744, 11_513_626_624, source=TIMM, version="v2"),
+    "cifar_resnet20": option_a(269_722, 1_376, 40_551_040, stage_sizes=(3, 3, 3)),
+    "cifar_resnet32": option_a(464_154, 2_272, 68_862_592, stage_sizes=(5, 5, 5)),
+    "cifar_resnet44": option_a(658_586, 3_168, 97_174_144, stage_sizes=(7, 7, 7)),
+    "cifar_resnet56": option_a(853_018, 4_064, 125_485_696, stage_sizes=(9, 9, 9)),
+    "cifar_resnet110": option_a(1_727_962, 8_096, 252_887_680, stage_sizes=(18, 18, 18)),
+    "wide_resnet28_10": wide(
+        36_479_194, 17_952, 5_243_328_768, features=160, stage_sizes=(4, 4, 4)
+    ),
+    "wide_resnet50_2": resnet50(68_883_240, 68_224, 11_398_021_120, width_per_group=128),
+    "wide_resnet101_2": resnet101(126_886_696, 137_856, 22_753_050_624, width_per_group=128),
+    "resnext50_32x4d": resnet50(25_028_904, 68_224, 4_230_479_872, groups=32, width_per_group=4),
+    "resnext101_32x4d": resnet101(44_177_704, 137_856, 7_969_996_800, groups=32, width_per_group=4),
+    "resnext101_32x8d": resnet101(
+        88_791_336, 202_880, 16_414_015_488, groups=32, width_per_group=8
+    ),
+    "se_resnet50": resnet50(28_088_024, 53_120, 4_091_699_200, source=TIMM, se_reduction=16),
+}

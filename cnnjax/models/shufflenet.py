@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models import blocks
-from cnnjax.models.blocks import Activation, Array, Factory
-from cnnjax.models.layers import require_image, require_stem
+from cnnjax.models.images import require_image, require_stem
+from cnnjax.models.layers import Array, Factories, Layers
+from cnnjax.models.rows import TORCHVISION, row
 
 STEM_FEATURES = 24
 
@@ -37,17 +37,14 @@ class ShuffleUnit(nn.Module):
 
     features: int
     strides: int
-    conv: Factory
-    norm: Factory
-    activation: Activation
+    layers: Factories
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        del train
+    def __call__(self, x: Array) -> Array:
         half = self.features // 2
-        conv_norm = functools.partial(blocks.ConvNorm, conv=self.conv, norm=self.norm)
-        pointwise = functools.partial(conv_norm, half, 1, activation=self.activation)
-        depthwise = functools.partial(conv_norm, strides=self.strides, activation=None)
+        conv_norm = functools.partial(blocks.ConvNorm, layers=self.layers)
+        pointwise = functools.partial(conv_norm, half, 1)
+        depthwise = functools.partial(conv_norm, strides=self.strides, linear=True)
         if self.strides == 1:
             kept, y = jnp.split(x, 2, axis=-1)
         else:
@@ -71,14 +68,8 @@ class ShuffleNetV2(nn.Module):
       num_classes: of the head; `None` returns the pooled features.
       stem: `"imagenet"` for images of about 224 pixels; `"cifar"` for 28 to 64 pixels: no stride
         and no pool.
-      norm: `"batch"`, `"group"`, `"layer"` or `"none"`.
-      activation: a name of `blocks.ACTIVATIONS` or a function.
       dropout_rate: before the head.
-      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
-      axis_name: mapped axis for the statistics of batch norm; `None` outside `pmap`.
-      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
-      dtype: of the computation; `None` is that of image and parameters, which are float32.
-      remat: whether activations within a block are computed again in the backward pass, not kept.
+      layers: what all layers share; see `Layers`.
 
     Raises:
       UserError: a name among these is unknown, or the image does not fit.
@@ -89,48 +80,37 @@ class ShuffleNetV2(nn.Module):
     last_features: int = 1024
     num_classes: int | None = 1000
     stem: str = "imagenet"
-    norm: str = "batch"
-    activation: str | Activation = "relu"
     dropout_rate: float = 0.0
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
-    axis_name: str | None = None
-    norm_group_size: int = 0
-    dtype: Any = None
-    remat: bool = False
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
         require_image(image, "ShuffleNetV2")
         require_stem(self.stem)
-        layers = blocks.layers_of(self, train=train)
+        layers = self.layers.factories(train=train)
         large = self.stem == "imagenet"
-        x = blocks.ConvNorm(STEM_FEATURES, 3, strides=2 if large else 1, name="stem", **layers)(
-            image
-        )
+        x = blocks.ConvNorm(STEM_FEATURES, 3, layers, 2 if large else 1, name="stem")(image)
         if large:
             x = ops.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for stage, (depth, features) in enumerate(
-            zip(self.stage_sizes, self.stage_features, strict=True), 1
-        ):
-            units = [
-                functools.partial(ShuffleUnit, features, 2 if index == 0 else 1, **layers)
+        stages = [
+            [
+                functools.partial(ShuffleUnit, features, 2 if index == 0 else 1)
                 for index in range(depth)
             ]
-            x = blocks.Stage(units, self.remat, name=f"stage{stage}")(x, train=train)
-        x = blocks.ConvNorm(self.last_features, 1, name="last", **layers)(x)
-        return blocks.classify(
-            jnp.mean(x, axis=(1, 2)),
-            self.num_classes,
-            train=train,
-            dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
-        )
+            for depth, features in zip(self.stage_sizes, self.stage_features, strict=True)
+        ]
+        x = blocks.run_stages(x, stages, layers)
+        x = blocks.ConvNorm(self.last_features, 1, layers, name="last")(x)
+        return blocks.classify(x, self.num_classes, layers, dropout_rate=self.dropout_rate)
 
 
-shufflenet_v2_x0_5 = functools.partial(ShuffleNetV2, stage_features=(48, 96, 192))
-shufflenet_v2_x1_0 = functools.partial(ShuffleNetV2, stage_features=(116, 232, 464))
-shufflenet_v2_x1_5 = functools.partial(ShuffleNetV2, stage_features=(176, 352, 704))
-shufflenet_v2_x2_0 = functools.partial(
-    ShuffleNetV2, stage_features=(244, 488, 976), last_features=2048
-)
+published = functools.partial(row, ShuffleNetV2, source=TORCHVISION)
+wide = functools.partial(published, last_features=2048)
+
+# parameters, running statistics, multiply-accumulates, and the channels of Table 5
+ROWS = {
+    "shufflenet_v2_x0_5": published(1_366_792, 7_952, 40_476_448, stage_features=(48, 96, 192)),
+    "shufflenet_v2_x1_0": published(2_278_604, 16_180, 144_907_992, stage_features=(116, 232, 464)),
+    "shufflenet_v2_x1_5": published(3_503_624, 23_440, 295_759_392, stage_features=(176, 352, 704)),
+    "shufflenet_v2_x2_0": wide(7_393_996, 33_716, 583_253_464, stage_features=(244, 488, 976)),
+}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from cnnjax import ops
-from cnnjax.models.blocks import Activation, activation_function
-from cnnjax.models.layers import kernel_initialiser, pool_function, require_image
-from cnnjax.models.norms import norm_layer
+from cnnjax.models.blocks import classify
+from cnnjax.models.images import pool_function, require_image
+from cnnjax.models.layers import Activation, Factories, Layers, kernel_initializer
+from cnnjax.models.rows import row
 from cnnjax.models.stages import stage_output
 
 
@@ -29,13 +30,8 @@ class SimpleCNN(nn.Module):
       dropout_rate: before the head and after each dense layer but the last; needs the random
         stream `dropout` in training.
       padding: `VALID`, as most tutorials have it, or `SAME`.
-      norm: `batch`, `group`, `layer` or `none`, between each convolution and its activation.
-      activation: a name from `blocks.ACTIVATIONS` or a function.
       pool: `max` or `average`.
-      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
-      axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
-      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
-      dtype: of the computation; None: that of image and parameters.
+      layers: what all layers share; norms stand between convolutions and their activations.
 
     Call: `image [batch, height, width, channels]` -> `[batch, num_classes]`.
     """
@@ -48,14 +44,8 @@ class SimpleCNN(nn.Module):
     dense_widths: Sequence[int] = ()
     dropout_rate: float = 0.0
     padding: str = "VALID"
-    norm: str = "none"
-    activation: str | Activation = "relu"
     pool: str = "max"
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
-    axis_name: str | None = None
-    norm_group_size: int = 0
-    dtype: Any = None
+    layers: Layers = Layers(norm="none", remat=None)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -63,39 +53,31 @@ class SimpleCNN(nn.Module):
         strides = tuple(self.strides) or (1,) * len(self.widths)
         pool_function(self.pool)
         require_image(image, "SimpleCNN", minimum=self._minimum_size(pooled, strides))
+        layers = self.layers.factories(train=train)
         x = image
-        layers = zip(self.widths, pooled, strides, strict=True)
-        for index, (width, pool, stride) in enumerate(layers, start=1):
-            x = self._convolution(x, width, pool, stride, index, train)
+        table = zip(self.widths, pooled, strides, strict=True)
+        for index, (width, pool, stride) in enumerate(table, start=1):
+            x = self._convolution(x, width, pool, stride, index, layers)
             x = stage_output(self, f"stage{index}", x)
         x = x.reshape(x.shape[0], -1)
-        return _dense_layers(self, x, len(self.widths) + 1, train)
+        return _dense_layers(self, x, self.layers, layers, len(self.widths) + 1)
 
     def _convolution(
-        self, x: jax.Array, width: int, pool: bool, stride: int, index: int, train: bool
+        self, x: jax.Array, width: int, pool: bool, stride: int, index: int, layers: Factories
     ) -> jax.Array:
-        activation = activation_function(self.activation)
         layer = {
             "features": width,
             "kernel_size": (self.kernel_size, self.kernel_size),
             "padding": self.padding,
-            "kernel_init": kernel_initialiser(self.activation),
-            "dtype": self.dtype,
+            "kernel_init": kernel_initializer(self.layers.activation),
+            "dtype": layers.dtype,
             "name": f"conv{index}",
         }
-        if pool and stride == 1 and self.norm == "none":
-            return ops.ConvPool(activation=activation, pool=self.pool, **layer)(x)
-        norm = norm_layer(
-            self.norm,
-            train=train,
-            axis_name=self.axis_name,
-            group_size=self.norm_group_size,
-            epsilon=self.norm_epsilon,
-            momentum=self.norm_momentum,
-            dtype=self.dtype,
-        )
-        x = ops.Conv(strides=(stride, stride), use_bias=self.norm == "none", **layer)(x)
-        x = activation(norm(name=f"norm{index}")(x))
+        bare = self.layers.norm == "none"
+        if pool and stride == 1 and bare:
+            return ops.ConvPool(activation=layers.activation, pool=self.pool, **layer)(x)
+        x = ops.Conv(strides=(stride, stride), use_bias=bare, **layer)(x)
+        x = layers.activation(layers.norm(name=f"norm{index}")(x))
         if pool:
             x = pool_function(self.pool)(x, (2, 2), (2, 2))
         return x
@@ -126,45 +108,71 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         require_image(image, "MLP")
-        return _dense_layers(self, image.reshape(image.shape[0], -1), 1, train)
+        shared = Layers(norm="none", activation=self.activation, dtype=self.dtype)
+        layers = shared.factories(train=train)
+        return _dense_layers(self, image.reshape(image.shape[0], -1), shared, layers, 1)
 
 
-def _dense_layers(model: SimpleCNN | MLP, x: jax.Array, first_stage: int, train: bool) -> jax.Array:
+def _dense_layers(
+    model: SimpleCNN | MLP, x: jax.Array, shared: Layers, layers: Factories, first_stage: int
+) -> jax.Array:
     """Adds `dense1` ..., dropout and `head` to `model`; `x [batch, features]`."""
-    widths = model.dense_widths
-    activation = activation_function(model.activation)
-    init = kernel_initialiser(model.activation)
-    for index, width in enumerate(widths, start=1):
-        dense = nn.Dense(width, kernel_init=init, dtype=model.dtype, name=f"dense{index}")
-        x = activation(dense(x))
+    init = kernel_initializer(shared.activation)
+    for index, width in enumerate(model.dense_widths, start=1):
+        if index > 1:
+            x = nn.Dropout(model.dropout_rate)(x, deterministic=not layers.train)
+        dense = nn.Dense(width, kernel_init=init, dtype=layers.dtype, name=f"dense{index}")
+        x = layers.activation(dense(x))
         x = stage_output(model, f"stage{first_stage + index - 1}", x)
-        if index < len(widths):
-            x = nn.Dropout(model.dropout_rate)(x, deterministic=not train)
-    x = nn.Dropout(model.dropout_rate)(x, deterministic=not train)
-    if model.num_classes is None:
-        return x
-    return nn.Dense(model.num_classes, dtype=model.dtype, name="head")(x)
+    return classify(
+        x,
+        model.num_classes,
+        layers,
+        dropout_rate=model.dropout_rate,
+        kernel_init=nn.linear.default_kernel_init,
+    )
 
 
-CNN_32_64 = SimpleCNN
-CNN_32_64_Dense64 = partial(SimpleCNN, dense_widths=(64,))
-CNN_32_64_Dense128_Dropout = partial(SimpleCNN, dense_widths=(128,), dropout_rate=0.5)
-CNN_32_Dense64 = partial(SimpleCNN, widths=(32,), dense_widths=(64,))
-CNN_5Conv_2Dense = partial(
-    SimpleCNN,
-    widths=(32, 32, 64, 64, 128),
-    pooled=(False, True, False, True, True),
-    dense_widths=(128,),
-    padding="SAME",
+digits = functools.partial(
+    row, source="by hand, tests/models/test_simple.py", image=(28, 28, 1), num_classes=10
 )
-# Of Wong, Rice and Kolter 2020, "Fast is better than free", section 5.1: two strided convolutions.
-CNN_Strided_16_32 = partial(
-    SimpleCNN,
-    widths=(16, 32),
-    pooled=(False, False),
-    kernel_size=4,
-    strides=(2, 2),
-    dense_widths=(100,),
-    padding="SAME",
-)
-DenseDropout = partial(MLP, num_classes=1, dense_widths=(64,), dropout_rate=0.5)
+
+# parameters, running statistics, multiply-accumulates, and what differs
+ROWS = {
+    "cnn_32_64": digits(SimpleCNN, 34_826, 0, 2_440_960),
+    "cnn_32_64_dense64": digits(SimpleCNN, 121_930, 0, 2_528_000, dense_widths=(64,)),
+    "cnn_32_64_dense128_dropout": digits(
+        SimpleCNN, 225_034, 0, 2_631_040, dense_widths=(128,), dropout_rate=0.5
+    ),
+    "cnn_32_dense64": digits(
+        SimpleCNN, 462_410, 0, 1_239_040, image=(32, 32, 3), widths=(32,), dense_widths=(64,)
+    ),
+    "cnn_5conv_2dense": digits(
+        SimpleCNN,
+        287_722,
+        0,
+        22_050_560,
+        widths=(32, 32, 64, 64, 128),
+        pooled=(False, True, False, True, True),
+        dense_widths=(128,),
+        padding="SAME",
+    ),
+    # Wong, Rice and Kolter 2020, "Fast is better than free", section 5.1: strided convolutions.
+    "cnn_strided_16_32": digits(
+        SimpleCNN,
+        166_406,
+        0,
+        609_384,
+        source="by hand: 272 + 8,224 + 156,900 + 1,010; 50,176 + 401,408 + 156,800 + 1,000",
+        widths=(16, 32),
+        pooled=(False, False),
+        kernel_size=4,
+        strides=(2, 2),
+        dense_widths=(100,),
+        padding="SAME",
+    ),
+    "mlp": digits(MLP, 266_610, 0, 266_200),
+    "dense_dropout": digits(
+        MLP, 50_305, 0, 50_240, num_classes=1, dense_widths=(64,), dropout_rate=0.5
+    ),
+}

@@ -1,4 +1,4 @@
-"""Batch normalisation that keeps its running variance as PyTorch does."""
+"""Batch normalization that keeps its running variance as PyTorch does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = jax.Array
 class UnbiasedBatchNorm(nn.BatchNorm):
     """`nn.BatchNorm` whose running variance averages unbiased variances.
 
-    A batch is normalised by its own variance, the mean of n squared deviations, in both frameworks.
+    A batch is normalized by its own variance, the mean of n squared deviations, in both frameworks.
     What PyTorch adds to the running average is that times `n / (n - 1)`, n being batch * height *
     width over all devices; Flax adds it as it is. They differ by 1 / n: little for large images,
     much where n is small. Parameters and statistics have the names of `nn.BatchNorm`.

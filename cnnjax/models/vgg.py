@@ -1,7 +1,7 @@
 """VGG: stages of 3x3 convolutions, each ended by a 2x2 max pool, then three dense layers.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR
-2015 (arXiv 1409.1556), table 1, configurations A, B, D and E; with batch normalisation as
+2015 (arXiv 1409.1556), table 1, configurations A, B, D and E; with batch normalization as
 torchvision's `vgg*_bn` (convolutions keep their bias).
 """
 
@@ -9,21 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 
 from cnnjax import ops
-from cnnjax.models.blocks import (
-    Activation,
-    Factory,
-    activation_function,
-    call_block,
-    he_normal_fan_out,
-)
-from cnnjax.models.layers import adaptive_average_pool, require_image, require_stem
-from cnnjax.models.norms import norm_layer
+from cnnjax.models.blocks import call_block, classify
+from cnnjax.models.images import adaptive_average_pool, require_image, require_stem
+from cnnjax.models.layers import Factories, Factory, Layers, he_normal_fan_out
+from cnnjax.models.rows import TORCHVISION, row
 from cnnjax.models.stages import stage_output
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -35,19 +29,14 @@ class VGGStage(nn.Module):
     Attributes:
       features: channels of every convolution.
       depth: number of convolutions.
-      conv: makes a 3x3 convolution.
       conv_pool: makes the last convolution together with its activation and pool; None where a
         norm stands between them.
-      norm: makes a norm.
-      activation: the function.
     """
 
     features: int
     depth: int
-    conv: Factory
+    layers: Factories
     conv_pool: Factory | None
-    norm: Factory
-    activation: Activation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -55,8 +44,8 @@ class VGGStage(nn.Module):
             if index == self.depth and self.conv_pool is not None:
                 x = self.conv_pool(self.features, name=f"conv{index}")(x)
             else:
-                x = self.conv(self.features, name=f"conv{index}")(x)
-                x = self.activation(self.norm(name=f"norm{index}")(x))
+                x = self.layers.conv(self.features, 3, name=f"conv{index}")(x)
+                x = self.layers.activation(self.layers.norm(name=f"norm{index}")(x))
         if self.conv_pool is None:
             x = ops.max_pool(x, (2, 2), (2, 2))
         return stage_output(self, "output", x)
@@ -71,14 +60,8 @@ class VGG(nn.Module):
       stem: `imagenet`, the last stage averaged to 7x7 as in torchvision; or `cifar`, the last stage
         flattened as it is (1x1 for images of 32 to 63 pixels).
       dense_widths: units of the dense layers before the head.
-      norm: `none`, `batch`, `group` or `layer`.
-      activation: a name from `blocks.ACTIVATIONS` or a function.
       dropout_rate: after each dense layer but the head; random stream `dropout`.
-      norm_epsilon, norm_momentum: of the normalisation; momentum as in Flax.
-      axis_name: the mapped axis over which BatchNorm averages, under `pmap` or `shard_map`.
-      norm_group_size: examples that share statistics of batch norm; 0 for the whole batch.
-      dtype: of the computation; None: that of image and parameters.
-      remat: whether activations within a block are computed again in the backward pass, not kept.
+      layers: what all layers share; see `Layers`.
 
     Call: `image [batch, height, width, channels]`, at least 32x32 -> `[batch, num_classes]`.
     """
@@ -87,64 +70,52 @@ class VGG(nn.Module):
     num_classes: int | None = 1000
     stem: str = "imagenet"
     dense_widths: Sequence[int] = (4096, 4096)
-    norm: str = "none"
-    activation: str | Activation = "relu"
     dropout_rate: float = 0.5
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
-    axis_name: str | None = None
-    norm_group_size: int = 0
-    dtype: Any = None
-    remat: bool = False
+    layers: Layers = Layers(norm="none")
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         require_stem(self.stem)
         require_image(image, "VGG", minimum=32)
-        activation = activation_function(self.activation)
-        layer = {
-            "kernel_size": (3, 3),
-            "padding": [(1, 1)] * 2,
-            "kernel_init": he_normal_fan_out,
-            "dtype": self.dtype,
-        }
-        fused = partial(ops.ConvPool, activation=activation, **layer)
-        stage = partial(
-            VGGStage,
-            conv=partial(ops.Conv, **layer),
-            conv_pool=fused if self.norm == "none" else None,
-            norm=norm_layer(
-                self.norm,
-                train=train,
-                axis_name=self.axis_name,
-                group_size=self.norm_group_size,
-                epsilon=self.norm_epsilon,
-                momentum=self.norm_momentum,
-                dtype=self.dtype,
-            ),
-            activation=activation,
+        layers = self.layers.factories(train=train, conv_bias=True)
+        conv_pool = partial(
+            ops.ConvPool,
+            kernel_size=(3, 3),
+            padding=[(1, 1)] * 2,
+            activation=layers.activation,
+            kernel_init=he_normal_fan_out,
+            dtype=layers.dtype,
         )
         x = image
         for index, (width, depth) in enumerate(zip(WIDTHS, self.stage_sizes, strict=True), 1):
-            block = stage(width, depth, name=f"stage{index}")
-            x = call_block(block, x, remat=self.remat and train)
+            fused = conv_pool if self.layers.norm == "none" else None
+            x = call_block(VGGStage(width, depth, layers, fused, name=f"stage{index}"), x, layers)
         if self.stem == "imagenet":
             x = adaptive_average_pool(x, 7)
         x = x.reshape(x.shape[0], -1)
         init = nn.initializers.normal(0.01)
         for index, width in enumerate(self.dense_widths, 1):
-            dense = nn.Dense(width, kernel_init=init, dtype=self.dtype, name=f"dense{index}")
-            x = nn.Dropout(self.dropout_rate)(activation(dense(x)), deterministic=not train)
-        if self.num_classes is None:
-            return x
-        return nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="head")(x)
+            dense = nn.Dense(width, kernel_init=init, dtype=layers.dtype, name=f"dense{index}")
+            x = layers.activation(dense(x))
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return classify(x, self.num_classes, layers, kernel_init=init)
 
 
-VGG11 = partial(VGG, stage_sizes=(1, 1, 2, 2, 2))
-VGG13 = partial(VGG, stage_sizes=(2, 2, 2, 2, 2))
-VGG16 = partial(VGG, stage_sizes=(2, 2, 3, 3, 3))
-VGG19 = partial(VGG, stage_sizes=(2, 2, 4, 4, 4))
-VGG11BN = partial(VGG11, norm="batch")
-VGG13BN = partial(VGG13, norm="batch")
-VGG16BN = partial(VGG16, norm="batch")
-VGG19BN = partial(VGG19, norm="batch")
+published = partial(row, VGG, source=TORCHVISION)
+# Table 1, configurations A, B, D and E.
+vgg11 = partial(published, stage_sizes=(1, 1, 2, 2, 2))
+vgg13 = partial(published, stage_sizes=(2, 2, 2, 2, 2))
+vgg16 = partial(published, stage_sizes=(2, 2, 3, 3, 3))
+vgg19 = partial(published, stage_sizes=(2, 2, 4, 4, 4))
+
+# parameters, running statistics, multiply-accumulates, and what differs
+ROWS = {
+    "vgg11": vgg11(132_863_336, 0, 7_609_090_048),
+    "vgg11_bn": vgg11(132_868_840, 5_504, 7_609_090_048, norm="batch"),
+    "vgg13": vgg13(133_047_848, 0, 11_308_466_176),
+    "vgg13_bn": vgg13(133_053_736, 5_888, 11_308_466_176, norm="batch"),
+    "vgg16": vgg16(138_357_544, 0, 15_470_264_320),
+    "vgg16_bn": vgg16(138_365_992, 8_448, 15_470_264_320, norm="batch"),
+    "vgg19": vgg19(143_667_240, 0, 19_632_062_464),
+    "vgg19_bn": vgg19(143_678_248, 11_008, 19_632_062_464, norm="batch"),
+}

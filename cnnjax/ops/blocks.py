@@ -1,4 +1,4 @@
-"""Large products in parts: by rows to bound memory, by examples to stay in the cache."""
+"""Large products in blocks: by rows to bound memory, by examples to stay in the cache."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _lowering = jax.make_user_context("auto")
 def lowering(name: str) -> Iterator[None]:
     """Within the context, the convolutions and pools of this thread are traced in the form `name`.
 
-    A function that was compiled before under another choice is compiled anew, so the order of
+    A function that was compiled before under another choice is recompiled, so the order of
     calls does not matter. A `lowering=` argument has the last word; "auto" restores the choice by
     platform and shape. Raises UserError for an unknown name.
     """

@@ -1,4 +1,4 @@
-"""Computing once what many read."""
+"""Values with several consumers, computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods compared by what they reach with few labels."""
+"""Accuracy of fine-tuning methods against the number of labels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def accuracy_by_labels(
     """Draws accuracy against the number of labels of each class, one line a method.
 
     Args:
-      curves: method -> (labels a class, mean accuracy, half width of its interval); a width that is
-        NaN is not drawn.
+      curves: method -> (labels per class, mean accuracy, half width of its interval); a width that
+        is NaN is not drawn.
       path: where the PNG goes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A run's curves against time."""
+"""Learning curves of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def learning_curves(
     steps_per_epoch: int | None = None,
     score: str = "accuracy",
 ) -> Path:
-    """Draws loss, score and learning rate of a run, training beside validation.
+    """Draws loss, score and learning rate of a run, training and validation.
 
     The loss axis is logarithmic where all losses are positive. The axis of a score in [0, 1] leaves
     out what is far below the lowest validation and the median training score, so that a network
@@ -35,7 +35,7 @@ def learning_curves(
       steps_per_epoch: turns steps into epochs; without it the axis counts steps, unless every
         record has an `epoch`.
 
-      score: the metric beside the loss; the accuracy where that is the loss itself.
+      score: the metric drawn besides the loss; the accuracy where that is the loss itself.
 
     Raises:
       UserError: there are no records.
@@ -78,7 +78,7 @@ def interval_chart(
 
     Args:
       names: what was compared.
-      means: one a name.
+      means: one per name.
       half_widths: half the width of each interval; NaN for a mean without one.
       label: of the axis.
       path: where the PNG goes.

@@ -71,7 +71,7 @@ def worst_classified(
       images: `[examples, height, width, channels]`, as for `image_grid`.
       labels: integers `[examples]`.
       probabilities: `[examples, classes]`.
-      class_names: one a class.
+      class_names: one per class.
       path: where the PNG goes.
       count: how many images at most.
     """
@@ -112,7 +112,7 @@ def prediction(
       original: `[height, width]` or `[height, width, channels]`, uint8, or float in [0, 1].
       network_input: `[height, width, channels]`, likewise.
       probabilities: `[classes]`.
-      class_names: one a class.
+      class_names: one per class.
       path: where the PNG goes.
       count: how many classes at most.
     """
@@ -153,8 +153,8 @@ def filters(kernel: Any, path: Path | str, *, max_out: int = 64, max_in: int = 1
     Args:
       kernel: `[height, width, channels_in, channels_out]`.
       path: where the PNG goes.
-      max_out: draw at most so many filters.
-      max_in: draw at most so many input channels.
+      max_out: draw at most this many filters.
+      max_in: draw at most this many input channels.
     """
     kernel = np.asarray(kernel, np.float32)
     if kernel.ndim != 4:

@@ -21,13 +21,13 @@ _PAIRS_INCHES = 3.4
 def confusion_matrix(confusion: Any, class_names: Sequence[str], path: Path | str) -> Path:
     """Draws counts by true class (row) and predicted class (column).
 
-    A cell's color is its share of the row, on a scale that lets rare confusions be seen; its
+    A cell's color is its fraction of the row, on a scale that lets rare confusions be seen; its
     number is the count, written where it is legible (up to 25 classes). Beside more than 25 classes
     stand the pairs that are confused most.
 
     Args:
       confusion: counts `[classes, classes]`.
-      class_names: one a class.
+      class_names: one per class.
       path: where the PNG goes.
     """
     from matplotlib.colors import PowerNorm
@@ -51,7 +51,7 @@ def confusion_matrix(confusion: Any, class_names: Sequence[str], path: Path | st
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.4, vmin=0.0, vmax=1.0))
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, ticks=[0, 0.01, 0.1, 0.5, 1])
     bar.ax.set_yticklabels(["0", "1%", "10%", "50%", "100%"])
-    bar.set_label("share of the true class")
+    bar.set_label("fraction of the true class")
     if with_numbers:
         _write_counts(axes, counts, shares)
     _name_ticks(axes, names, side)
@@ -135,7 +135,7 @@ def roc_curves(
     Args:
       probabilities: `[examples, classes]`.
       labels: integers `[examples]`.
-      class_names: one a class.
+      class_names: one per class.
       path: where the PNG goes.
     """
     from cnnjax.metrics import roc_auc_one_vs_rest

@@ -107,7 +107,7 @@ def masking(
     others = {
         "attack": attack,
         "fgsm": make_attack(f"fgsm{suffix}", attack.epsilon),
-        "noise": make_attack("noise", linf_radius, restarts=10),
+        "noise": make_attack("noise", linf_radius, tries=10),
         "margin": make_attack("pgd_margin", linf_radius, steps, attack.restarts),
         "unbounded": make_attack(f"pgd{suffix}", everywhere, 2 * steps),
     }

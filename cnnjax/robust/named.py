@@ -1,39 +1,42 @@
-"""Attacks by name, such as `pgd:0.3:20:5`, and the checks that tell a broken one.
+"""Attacks by name, such as `pgd:0.3:20:5`, and the checks that reject a broken one.
 
-| text | attack |
+| name | attack |
 |---|---|
-| `fgsm:EPSILON` | fast gradient sign method, L-infinity |
-| `fgsm_l2:EPSILON` | one step along the gradient, L2 |
-| `pgd:EPSILON[:STEPS[:RESTARTS[:STEP_SIZE]]]` | projected gradient descent, L-infinity |
-| `pgd_l2:...` | the same, L2 |
-| `pgd_margin:...` | L-infinity, up the margin of the logits instead of cross-entropy |
-| `noise:EPSILON[:TRIES]` | uniform noise, L-infinity: what no attack should fall behind |
+| `fgsm` | fast gradient sign method, L-infinity |
+| `fgsm_l2` | one step along the gradient, L2 |
+| `pgd` | projected gradient descent, L-infinity |
+| `pgd_l2` | the same, L2 |
+| `pgd_margin` | L-infinity, up the margin of the logits instead of cross-entropy |
+| `noise` | uniform noise, L-infinity: what no attack should fall behind |
 
-Without them STEPS is 20, RESTARTS and TRIES are 1, and STEP_SIZE is 2.5 EPSILON / STEPS, so that
-the border of the ball is within reach from any start (Madry et al. 2018, caption of figure 6).
+They take `fgsm(epsilon)`, `pgd(epsilon, num_steps, restarts, step_size)` and `noise(epsilon,
+tries)` in the grammar of `cnnjax.spec`: `pgd:0.3:20` is `pgd(0.3, num_steps=20)`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.errors import UserError, unknown_name
+from cnnjax import spec
+from cnnjax.errors import UserError
 from cnnjax.robust import attacks
 
-# name -> (norm, loss, numbers that may follow the name)
+# name -> (norm, loss)
 KINDS = {
-    "fgsm": ("linf", attacks.cross_entropy, 1),
-    "fgsm_l2": ("l2", attacks.cross_entropy, 1),
-    "pgd": ("linf", attacks.cross_entropy, 4),
-    "pgd_l2": ("l2", attacks.cross_entropy, 4),
-    "pgd_margin": ("linf", attacks.margin, 4),
-    "noise": ("linf", attacks.cross_entropy, 2),
+    "fgsm": ("linf", attacks.cross_entropy),
+    "fgsm_l2": ("l2", attacks.cross_entropy),
+    "pgd": ("linf", attacks.cross_entropy),
+    "pgd_l2": ("l2", attacks.cross_entropy),
+    "pgd_margin": ("linf", attacks.margin),
+    "noise": ("linf", attacks.cross_entropy),
 }
-# The share of the best possible that a sound attack reaches on a linear model.
+# The fraction of the best possible that a sound attack reaches on a linear model.
 SOUND = 0.95
 
 
@@ -95,54 +98,61 @@ class Attack:
         return ":".join([self.kind, *(f"{number:g}" for number in numbers)])
 
 
-def make_attack(
+def _fgsm(kind: str, epsilon: float) -> Attack:
+    """One step of length epsilon from the image itself."""
+    _check(epsilon=epsilon)
+    return Attack(kind, epsilon, step_size=epsilon)
+
+
+def _pgd(
     kind: str,
     epsilon: float,
     num_steps: int = 20,
     restarts: int = 1,
     step_size: float | None = None,
 ) -> Attack:
-    """Returns the attack of that kind, checked.
+    """Steps within the ball from random starts; by default of 2.5 epsilon / num_steps.
+
+    The border of the ball is then within reach from any start (Madry et al. 2018, caption of
+    figure 6).
+    """
+    reaching = _reaching(epsilon, max(num_steps, 1))
+    _check(epsilon=epsilon, num_steps=num_steps, restarts=restarts, step_size=step_size)
+    return Attack(kind, epsilon, num_steps, restarts, reaching if step_size is None else step_size)
+
+
+def _noise(kind: str, epsilon: float, tries: int = 1) -> Attack:
+    """The worst of some random changes."""
+    _check(epsilon=epsilon, tries=tries)
+    return Attack(kind, epsilon, 0, tries)
+
+
+ATTACKS: spec.Registry = {
+    "fgsm": functools.partial(_fgsm, "fgsm"),
+    "fgsm_l2": functools.partial(_fgsm, "fgsm_l2"),
+    "pgd": functools.partial(_pgd, "pgd"),
+    "pgd_l2": functools.partial(_pgd, "pgd_l2"),
+    "pgd_margin": functools.partial(_pgd, "pgd_margin"),
+    "noise": functools.partial(_noise, "noise"),
+}
+
+
+def make_attack(kind: str, *numbers: Any, **named: Any) -> Attack:
+    """Returns the attack of that kind, with the arguments that its name takes.
 
     Raises:
-      UserError: an unknown kind, or a number out of its range.
+      UserError: an unknown kind, or a number that is missing, too much or out of its range.
     """
-    if kind not in KINDS:
-        raise unknown_name("attack", kind, KINDS)
-    if not 0 < epsilon < float("inf"):
-        raise UserError(f"attack {kind}: epsilon {epsilon:g} must be positive (white is 1).")
-    for name, number in (("steps", num_steps), ("restarts", restarts)):
-        if number < 1 or number != int(number):
-            raise UserError(f"attack {kind}: {name} {number:g} must be a whole number from 1 on.")
-    if step_size is not None and not 0 < step_size < float("inf"):
-        raise UserError(f"attack {kind}: step size {step_size:g} must be positive.")
-    if kind.startswith("fgsm"):
-        return Attack(kind, epsilon, step_size=epsilon)
-    if kind == "noise":
-        return Attack(kind, epsilon, 0, int(restarts))
-    step_size = _reaching(epsilon, num_steps) if step_size is None else step_size
-    return Attack(kind, epsilon, int(num_steps), int(restarts), step_size)
+    return spec.call(spec.Spec(kind, numbers, named), ATTACKS, "attack")
 
 
 def parse_attack(text: str) -> Attack:
-    """Reads an attack such as `fgsm:0.3` or `pgd:0.3:20:5`; the module's table has them all.
+    """Reads an attack such as `fgsm:0.3`, `pgd:0.3:20:5` or `pgd(0.3, restarts=5)`.
 
     Raises:
-      UserError: an unknown name, too many or too few numbers, or a number out of its range.
+      UserError: as for `make_attack`.
     """
-    kind, *words = text.split(":")
-    if kind not in KINDS:
-        raise unknown_name("attack", kind, KINDS)
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        raise _malformed(text) from None
-    if not 1 <= len(numbers) <= KINDS[kind][2] or not np.isfinite(numbers).all():
-        raise _malformed(text)
-    if kind == "noise":
-        return make_attack(kind, numbers[0], restarts=int(numbers[1]) if numbers[1:] else 1)
-    names = ("epsilon", "num_steps", "restarts", "step_size")
-    return make_attack(kind, **dict(zip(names, numbers, strict=False)))  # type: ignore[arg-type]
+    return spec.call(spec.parse_one(text, "attack"), ATTACKS, "attack")
 
 
 def strength_on_linear_model(attack: Attack, image_shape: tuple[int, ...]) -> float:
@@ -203,7 +213,7 @@ def signs_of_masking(accuracies: dict[str, float], num_classes: int) -> list[str
     Returns:
       One sentence a sign; none where all is well.
     """
-    # A share of the images by which sound attacks differ too.
+    # A fraction of the images by which sound attacks differ too.
     slack = 0.02
     attack = accuracies["attack"]
     signs = []
@@ -237,8 +247,7 @@ def _reaching(epsilon: float, num_steps: float) -> float:
     return 2.5 * epsilon / num_steps
 
 
-def _malformed(text: str) -> UserError:
-    return UserError(
-        f"attack {text!r} is not NAME:EPSILON or NAME:EPSILON:STEPS:RESTARTS:STEP_SIZE: write it "
-        "as fgsm:0.3, pgd:0.3:20:5 or noise:0.3:10."
-    )
+def _check(**numbers: float | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and not 0 < number < float("inf"):
+            raise UserError(f"{name}={number:g}: give a positive number (white is 1)")

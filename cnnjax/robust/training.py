@@ -37,6 +37,7 @@ from cnnjax.train.step import (
     as_float,
     finish_step,
     make_apply,
+    positions,
     sum_over_devices,
     with_axis,
 )
@@ -189,7 +190,7 @@ def make_free_step(
     which the next replay starts from. So `replays` updates cost as many plain steps; train for
     `replays` times fewer epochs. Where theirs starts from the perturbation of the batch before,
     this one draws it uniformly: it is the start's not being zero that counts (Wong, Rice and Kolter
-    2020, section 4.1), and a run then needs no state beside the usual one.
+    2020, section 4.1), and a run then needs no state besides the usual one.
 
     Args:
       model, optimizer, task, augment, penalty, ema_decay, axis_name: as for
@@ -214,11 +215,9 @@ def make_free_step(
             raise UserError(
                 "free adversarial training has no loss scale: use bfloat16, not float16."
             )
-        device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
         num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
         batch = {**batch, "image": as_float(batch["image"])}
-        batch_size = batch["image"].shape[0]
-        examples = device * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+        examples, _ = positions(batch, axis_name)
         if augment is not None:
             batch = augment(stream_key(state.key, "augment", state.step), batch, examples[0])
         image = batch["image"]

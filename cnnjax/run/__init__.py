@@ -10,9 +10,12 @@ from cnnjax import lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     (
+        "classifier",
         "cli",
         "compare",
         "files",
+        "finish",
+        "groups",
         "load",
         "logs",
         "recipe",
@@ -21,14 +24,19 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "resume",
         "settings",
         "trainer",
+        "training",
         "verify_resume",
     ),
+    {"training": ("Trained", "train")},
 )
 
 if TYPE_CHECKING:
+    from cnnjax.run import classifier as classifier
     from cnnjax.run import cli as cli
     from cnnjax.run import compare as compare
     from cnnjax.run import files as files
+    from cnnjax.run import finish as finish
+    from cnnjax.run import groups as groups
     from cnnjax.run import load as load
     from cnnjax.run import logs as logs
     from cnnjax.run import recipe as recipe
@@ -37,4 +45,7 @@ if TYPE_CHECKING:
     from cnnjax.run import resume as resume
     from cnnjax.run import settings as settings
     from cnnjax.run import trainer as trainer
+    from cnnjax.run import training as training
     from cnnjax.run import verify_resume as verify_resume
+    from cnnjax.run.training import Trained as Trained
+    from cnnjax.run.training import train as train

@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 import cnnjax
 from cnnjax.augment.filters import filter_images
 from cnnjax.errors import NotPreparedError, UserError
-from cnnjax.run import cli, load
+from cnnjax.run import load
 from cnnjax.run import settings as runs
 from cnnjax.run.groups import LabelledImages, Training
+from cnnjax.run.listings import listed
 from cnnjax.run.recipe import Recipe
 from cnnjax.tasks.classification import classification
 
@@ -19,19 +20,19 @@ class Config(Training, LabelledImages):
     """Train a classifier: validates after each epoch, tests at the end, keeps everything."""
 
     experiment: ClassVar[str] = "experiments.classify"
+    listings: ClassVar[dict[str, str]] = listed("loss")
 
     model: str = "cnn_32_64"
-    """A name that `cnnjax models` lists."""
+    """A name that `cnnjax models` lists, perhaps with fields: 'lenet5(activation=tanh)'."""
 
     model_arguments: tuple[str, ...] = ()
-    """Fields of the model, such as activation=tanh pool=average."""
+    """More fields of the model, such as activation=tanh pool=average."""
 
     loss: str = "auto"
-    """auto (cross-entropy: softmax, or sigmoid for one logit), softmax_cross_entropy,
-    sigmoid_binary_cross_entropy, one_vs_all_cross_entropy, mean_squared_error or lenet1998_map."""
+    """By name; auto is cross-entropy: of a softmax, or of a sigmoid for one logit."""
 
     label_smoothing: float = 0.0
-    """Share of each label's weight spread over all classes in training (softmax cross-entropy
+    """Fraction of each label's weight spread over all classes in training (softmax cross-entropy
     only); validation and test are of the labels as they are."""
 
     monitor: Literal["accuracy", "loss"] = "accuracy"  # type: ignore[assignment]
@@ -40,32 +41,20 @@ class Config(Training, LabelledImages):
 
 def main(config: Config) -> int:
     """Trains and tests one network; returns the exit code."""
-    start(config)
+    cnnjax.run.trainer.start(config)
     return train(config)
-
-
-def start(config: runs.Settings) -> None:
-    """Connects the processes and devices; before any use of JAX."""
-    cnnjax.devices.processes.start(
-        config.coordinator,
-        config.num_processes,
-        config.process_id,
-        timeout_secs=config.join_timeout_secs,
-    )
-    batch_size = config.batch_size // max(config.accumulate, 1)
-    cnnjax.devices.backend.start(config.devices, config.mesh, batch_size=batch_size)
 
 
 def train(config: Config) -> int:
     """Trains and tests one network, when all has started."""
+    name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
     dataset = read_data(config)
-    arguments = cli.key_values(config.model_arguments)
-    model, card = make_model(config, config.model, arguments, dataset)
+    model, card = make_model(config, name, arguments, dataset)
     return cnnjax.run.trainer.train(config, make_recipe(config, dataset, model, card))
 
 
 def read_data(config: Config):
-    """Opens the dataset that the settings name; for a smoke run without it, makes images."""
+    """Opens the dataset that the settings name; for a smoke run without it, synthetic images."""
     size = config.image_size or None
     try:
         dataset = cnnjax.data.open_dataset(
@@ -95,10 +84,10 @@ def read_data(config: Config):
 
 
 def made_instead(smoke: bool, error: NotPreparedError, name: str, **options):
-    """Returns made images for a smoke run (see `cnnjax.data.stand_in`); else raises the error."""
+    """Returns synthetic images for a smoke run (`cnnjax.data.stand_in`); else raises the error."""
     if not smoke:
         raise error
-    cnnjax.devices.processes.say(f"made images  in place of {name}: {error}")
+    cnnjax.devices.processes.say(f"synthetic    images in place of {name}: {error}")
     return cnnjax.data.stand_in(name, **options)
 
 
@@ -115,7 +104,7 @@ def data_seed(config: Config) -> int:
 
 
 def make_model(config: Config, name: str, arguments: dict, dataset):
-    """Returns the model, not yet initialized, and the card by which it is built again."""
+    """Returns the model, not yet initialized, and the metadata by which it is built again."""
     num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
     fields = load.computation(name, arguments, precision=config.precision, remat=config.remat)
     model = cnnjax.models.create(name, num_classes=num_outputs, **fields)
@@ -134,7 +123,7 @@ def make_recipe(config: Config, dataset, model, card: dict, **others) -> Recipe:
     Args:
       config: the settings.
       dataset: what `read_data` returned.
-      model, card: what `make_model` returned; a card with `mean` and `std` replaces the dataset's.
+      model, card: what `make_model` returned; `mean` and `std` in it replace the dataset's.
       **others: see `run.recipe.make_recipe`.
     """
     image_filter = cnnjax.augment.make_filter(config.preprocess)

@@ -1,13 +1,15 @@
 """A command line from a frozen dataclass: typed flags, a quick `--help`, one line per error."""
 
-import ast
+import argparse
 import contextlib
+import dataclasses
+import functools
 import io
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 from cnnjax.devices import processes
 from cnnjax.devices.channel import PEER_LOST_EXIT_CODE, PeerLost
@@ -23,10 +25,12 @@ def parse(
     argv: Sequence[str] | None = None,
     default: Any = None,
     program: str | None = None,
+    description: str | None = None,
 ) -> Any:
     """Returns the config that the flags in `argv` describe, on top of `default` if there is one.
 
-    `program` is what help calls the program: by default, how it was started.
+    `program` is what help calls the program: by default, how it was started. `description` is what
+    help says first: by default, the docstring of `config_type`.
 
     A config class may have a method `implied() -> dict`: defaults that follow from the config's
     other settings, such as those of a named recipe. Flags go before them, and so does `default`.
@@ -36,17 +40,25 @@ def parse(
       SystemExit: after printing the help that `--help` asked for.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    config = _parsed(config_type, argv, default, program)
+    config = _parsed(config_type, argv, default, program, description)
     implied = config.implied() if default is None and hasattr(config, "implied") else {}
     return _parsed(config_type, argv, config_type(**implied), program) if implied else config
 
 
-def _parsed(config_type: type, argv: Sequence[str], default: Any, program: str | None) -> Any:
+def _parsed(
+    config_type: type,
+    argv: Sequence[str],
+    default: Any,
+    program: str | None,
+    description: str | None = None,
+) -> Any:
     import tyro
 
     # On top of a default that is True, the flag itself must be accepted too, not only its negation:
     # a run is resumed with the flags it was started with.
     markers = () if default is not None else (tyro.conf.FlagCreatePairsOff,)
+    if {"-h", "--help"} & set(argv):
+        config_type = _with_listings(config_type)
     module = getattr(sys.modules["__main__"].__spec__, "name", None)
     if program is None and module:
         program = f"python -m {module}"
@@ -56,6 +68,7 @@ def _parsed(config_type: type, argv: Sequence[str], default: Any, program: str |
             return tyro.cli(
                 config_type,
                 prog=program,
+                description=description,
                 args=argv,
                 default=default,
                 config=markers,
@@ -64,6 +77,28 @@ def _parsed(config_type: type, argv: Sequence[str], default: Any, program: str |
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(printed.getvalue())) from None
+
+
+def _with_listings(config_type: type) -> Any:
+    """Returns the class with the names of its registries behind the help of its settings."""
+    import tyro
+
+    listings: dict[str, str] = {}
+    for each in reversed(config_type.__mro__):
+        listings |= vars(each).get("listings", {})
+    if not listings:
+        return config_type
+    hints = get_type_hints(config_type)
+    attributes: dict[str, Any] = {"__annotations__": {}, "__doc__": config_type.__doc__}
+    for name, text in listings.items():
+        hint = functools.partial("Choices: {} (default: {})".format, text)
+        attributes["__annotations__"][name] = Annotated[
+            hints[name], tyro.conf.arg(help_behavior_hint=hint)
+        ]
+        attributes[name] = getattr(config_type, name)
+    return dataclasses.dataclass(frozen=True)(
+        type(config_type.__name__, (config_type,), attributes)
+    )
 
 
 def run(
@@ -78,22 +113,11 @@ def run(
         sys.exit(main(parse(config_type, argv, **parsing)))
 
 
-def key_values(words: Sequence[str]) -> dict[str, Any]:
-    """Reads words such as `activation=tanh`, `dropout=0.5` or `widths=(32, 64)`.
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are a `UserError` on one line, without the usage."""
 
-    Raises:
-      UserError: a word without `=`.
-    """
-    pairs = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals:
-            raise UserError(f"{word!r} names no value: write it as name=value.")
-        try:
-            pairs[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            pairs[name] = text
-    return pairs
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 @contextlib.contextmanager
@@ -111,10 +135,17 @@ def one_line_errors():
 
 
 def _one_line(boxed: str) -> str:
-    """Returns the sense of one of tyro's boxed messages without its frame."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("╭╮╰╯│ ") for line in boxed.splitlines()]
-    sentences: list[str] = []
-    for line in lines[1:]:
-        if line.strip("─") and not line.startswith(("Argument helptext", "For full helptext")):
-            sentences.append(line)
-    return " ".join(sentences) + " (see --help)"
+    """Returns the sense of one of tyro's boxed messages without its frame and the flags' help."""
+    sections: list[list[str]] = [[]]
+    for line in boxed.splitlines()[1:]:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", line).strip("╭╮╰╯│+|")
+        if re.fullmatch("[─-]{3,}", text.strip()):
+            sections.append([])
+        # Deeper than a flag stands what the flag means.
+        elif not text.startswith(" " * 9):
+            sections[-1].append(text.strip())
+    sentences = [" ".join(lines).strip(" .") for lines in sections]
+    skipped = ("Argument helptext", "For full helptext")
+    return "; ".join(each for each in sentences if each and not each.startswith(skipped)) + (
+        " (see --help)"
+    )

@@ -1,4 +1,4 @@
-"""Are two runs the same? Every leaf of their last checkpoints by bits, every line of their logs."""
+"""Compare two runs: every leaf of their last checkpoints bit by bit, every line of their logs."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A run among other processes, signals and full disks: who may write, what fails, when to stop."""
+"""Run directories under other processes, signals and full disks: locks, write errors, stops."""
 
 import contextlib
 import errno
@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,10 @@ def stop_requests() -> Iterator[Callable[[], str | None]]:
     Yields a function that returns the name of the signal received, or None.
     """
     received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may listen to signals; elsewhere they are whoever's that is there.
+        yield lambda: None
+        return
 
     def note(number: int, frame: Any) -> None:
         if received:

@@ -1,7 +1,9 @@
 """Settings that several experiments share, in groups: data, optimization, regularization."""
 
 import dataclasses
+from typing import ClassVar
 
+from cnnjax.run.listings import listed
 from cnnjax.run.settings import Settings
 
 
@@ -9,11 +11,13 @@ from cnnjax.run.settings import Settings
 class LabelledImages:
     """Which images a classifier is trained on, and how they are prepared."""
 
+    listings: ClassVar[dict[str, str]] = listed("classes", "fit", "preprocess")
+
     dataset: str = "mnist"
-    """mnist (shipped), digits, tfds:NAME, or folder:PATH with one sub-folder a class."""
+    """mnist (shipped), digits, tfds:NAME, or folder:PATH with one sub-folder per class."""
 
     classes: str = "all"
-    """all; some of them, such as 3,8; or even-odd. Two classes make a binary task: one logit."""
+    """Which classes, such as 3,8: short for only(3,8). Two make a binary task: one logit."""
 
     image_size: int = 0
     """Height and width that the model gets: smaller images are padded, larger ones resized; 0
@@ -21,54 +25,56 @@ class LabelledImages:
 
     fit: str = "pad"
     """How an image gets --image-size: pad; resize (stretched); or crop, the middle of it when it is
-    scaled to 1 / 0.875 of the size, as ImageNet is tested (crop:0.95 with another share)."""
+    scaled to 1 / fraction of the size, as ImageNet is tested."""
 
     crop_area: float = 0.0
-    """Read of each training image a random part of at least this share of its area, stretched to
+    """Read of each training image a random part of at least this fraction of its area, stretched to
     --image-size: 0.08 is usual for ImageNet. Streamed datasets only; 0 reads whole images."""
 
     validation: float = 0.1
-    """Share of the training images held out to validate on, or their number."""
+    """Fraction of the training images held out to validate on, or their number."""
 
     data_seed: int = -1
     """Seed that chooses them, --train-examples and --label-noise: runs that share it share their
     data. -1 takes --seed."""
 
     train_examples: int = 0
-    """Train on so many of the training images only, drawn at random; 0 takes all."""
+    """Train on N of the training images only, drawn at random; 0 takes all."""
 
     label_noise: float = 0.0
-    """Share of the training labels made wrong on purpose, such as 0.2."""
+    """Fraction of the training labels made wrong on purpose, such as 0.2."""
 
     exclude: str = ""
     """File with the index of a training image on each line: these are left out. See
-    cnnjax.commands.inspect_labels."""
+    `cnnjax inspect-labels`."""
 
     balance: str = "none"
     """For classes of different size: weights (of the loss) or resample (repeat the rare ones)."""
 
     preprocess: str = ""
-    """A filter of all images, training and test: median:3, mean:3 or gaussian:1.5."""
+    """A filter of all images, training and test, such as median:3."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimization:
     """The optimizer and its learning rate."""
 
+    listings: ClassVar[dict[str, str]] = listed("optimizer", "schedule")
+
     optimizer: str = "adam"
-    """sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, lamb, lion or muon."""
+    """What makes updates of gradients, by name."""
 
     learning_rate: float = 1e-3
     """The peak of the schedule."""
 
     schedule: str = "cosine"
-    """constant, step, exponential, cosine, polynomial or one_cycle."""
+    """How the learning rate changes, such as cosine or 'cosine(cycles=3)'."""
 
     schedule_arguments: tuple[str, ...] = ()
-    """Arguments of the schedule, such as 'boundaries=(0.5, 0.75)' factor=0.1: cnnjax.schedules."""
+    """More arguments of the schedule, such as 'boundaries=(0.5, 0.75)' factor=0.1."""
 
     cycles: int = 1
-    """Restarts of the cosine schedule: so many equal cycles, such as for snapshot ensembles."""
+    """Restarts of the cosine schedule: N equal cycles, such as for snapshot ensembles."""
 
     warmup_epochs: float = 1.0
     """Epochs in which the learning rate rises linearly from 0."""
@@ -86,6 +92,8 @@ class Optimization:
 @dataclasses.dataclass(frozen=True)
 class Regularization:
     """What works against overfitting, for any task."""
+
+    listings: ClassVar[dict[str, str]] = listed("augment")
 
     l1: float = 0.0
     """Factor of the kernels' sum of absolute values, added to the loss."""
@@ -108,14 +116,31 @@ class Regularization:
     weight averaging) instead of a moving average; 0 does not."""
 
     recalibrate: int = 0
-    """Training batches on which BatchNorm's statistics are measured anew for each validation and
+    """Training batches on which BatchNorm's statistics are recomputed for each validation and
     for the test: averaged parameters need it. 0 takes the running ones."""
 
     augment: str = ""
-    """Random changes of the training images, in order, such as crop:4,flip,rotate:15,mixup:0.2:
-    names and numbers of cnnjax.augment.policy. cnnjax.commands.show_batch shows what they do."""
+    """Random changes of the training images, in order, such as crop:4,flip,rotate:15,mixup:0.2;
+    crop:4 is short for crop(4). cnnjax show-batch draws what they do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Training(Regularization, Optimization, Settings):
     """What a run of any task has: how long and where it trains, how it learns."""
+
+
+def check_specs(config: Settings) -> None:
+    """Refuses specs that no function takes, before anything takes long; computes nothing."""
+    from cnnjax import schedules, spec
+    from cnnjax.augment import filters, policy
+    from cnnjax.data.image_files import parse_fit
+    from cnnjax.devices.sharding import parse_rules
+
+    parse_rules(config.sharding)
+    if isinstance(config, Optimization):
+        schedules.read_schedule(config.schedule, config.schedule_arguments)
+    if isinstance(config, Regularization):
+        spec.check(config.augment, policy.NAMES, policy.KIND)
+    if isinstance(config, LabelledImages):
+        spec.check(config.preprocess, filters.FILTERS, "filter")
+        parse_fit(config.fit)

@@ -1,4 +1,4 @@
-"""A trained model: how a run's, or a converted one, is read back."""
+"""Load a trained or converted model from its run directory."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from cnnjax.run.settings import read_config
 if TYPE_CHECKING:
     from cnnjax.finetune import Base
 
-# The folder of BatchNorm's statistics of the tested step, where a run measured them anew.
+# The folder of BatchNorm's statistics of the tested step, where a run recomputed them.
 RECALIBRATED = "recalibrated"
 # What Orbax calls the file that describes the arrays of a directory.
 ORBAX_METADATA = "_METADATA"
@@ -38,7 +38,10 @@ class TrainedModel:
     def normalize(self, image: Any) -> Any:
         """Maps stored images to what the model expects."""
         from cnnjax.augment import filters, normalize
+        from cnnjax.train.step import as_float
 
+        if "mean" not in self.card:
+            return as_float(image)
         image = filters.filter_images(image, filters.make_filter(self.card.get("preprocess", "")))
         order = self.card.get("channel_order", "RGB")
         return normalize(image, self.card["mean"], self.card["std"], channel_order=order)
@@ -58,22 +61,19 @@ def load_trained(
     Raises:
       UserError: no run, no readable checkpoint, one that does not fit the model, or another base.
     """
-    from cnnjax import checkpoint, models
+    from cnnjax import models
 
     directory = Path(directory)
     read_config(directory)
     card = read_json(directory / "model.json", f"{directory} has not trained a model yet")
-    if step is None and (directory / "summary.json").exists():
-        step = read_json(directory / "summary.json", f"{directory} is damaged")["step"]
-    items = checkpoint.restore_items(
-        directory / "checkpoints", ("params", "batch_stats", "ema"), step=step
-    )
+    if "num_outputs" not in card:
+        raise UserError(
+            f"{directory} is a run of {card['model']}, which has no name in cnnjax.models: build "
+            "the model as its experiment does, and read cnnjax.run.load.load_variables."
+        )
+    variables, step = load_variables(directory, step)
     fields = computation(card["model"], card["arguments"], precision=card.get("precision"))
     model = models.create(card["model"], num_classes=card["num_outputs"], **fields)
-    params = items["ema"] or items["params"]
-    if (step := items["step"]) in checkpoint.steps(directory / RECALIBRATED):
-        items |= checkpoint.restore_items(directory / RECALIBRATED, ("batch_stats",), step=step)
-    variables = {"params": params, "batch_stats": items["batch_stats"] or {}}
     if "finetune" in card:
         from cnnjax import finetune
 
@@ -81,7 +81,26 @@ def load_trained(
         if finetune.needs_base(card):
             found = read_base(base or card["finetune"]["base"])
         model, variables = finetune.read_back(model, card, variables, found)
-    return TrainedModel(model, variables, card, items["step"])
+    return TrainedModel(model, variables, card, step)
+
+
+def load_variables(directory: str | Path, step: int | None = None) -> tuple[dict[str, Any], int]:
+    """Returns the `params` and `batch_stats` that a run trained, and the step they are of.
+
+    Arguments and errors as for `load_trained`; of a fine-tuned run only what was trained.
+    """
+    from cnnjax import checkpoint
+
+    directory = Path(directory)
+    if step is None and (directory / "summary.json").exists():
+        step = read_json(directory / "summary.json", f"{directory} is damaged")["step"]
+    items = checkpoint.restore_items(
+        directory / "checkpoints", ("params", "batch_stats", "ema"), step=step
+    )
+    params = items["ema"] or items["params"]
+    if (step := items["step"]) in checkpoint.steps(directory / RECALIBRATED):
+        items |= checkpoint.restore_items(directory / RECALIBRATED, ("batch_stats",), step=step)
+    return {"params": params, "batch_stats": items["batch_stats"] or {}}, items["step"]
 
 
 def computation(

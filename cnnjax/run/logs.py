@@ -1,9 +1,9 @@
-"""What a run says while it runs: a progress line, metrics as JSON lines, TensorBoard events.
+"""Logs of a run: a progress bar, metrics as JSON lines, TensorBoard events.
 
 `metrics.jsonl` is the record of a run: one JSON object a line, in the order in which they were
 written, the same after a resume as without one. TensorBoard shows the same numbers.
 
-The bar is drawn by tqdm: unlike rich it needs no thread of its own beside the training loop, and
+The bar is drawn by tqdm: unlike rich it needs no thread of its own besides the training loop, and
 it is already installed wherever TensorFlow Datasets is.
 """
 
@@ -158,7 +158,7 @@ def read_metrics(run_directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _scalar(name: str, value: Any) -> int | float:
     array = np.asarray(value)
     if array.size != 1:
-        raise UserError(f"metric {name!r} has shape {array.shape}: log one number a name.")
+        raise UserError(f"metric {name!r} has shape {array.shape}: log one number per name.")
     number = array.reshape(()).item()
     return int(number) if isinstance(number, int) else float(number)
 

@@ -1,4 +1,4 @@
-"""What an experiment decides, and the state that training starts with."""
+"""What an experiment chooses (model, loss, optimizer, step), and the initial training state."""
 
 import dataclasses
 import functools
@@ -18,7 +18,6 @@ from cnnjax.devices import processes
 from cnnjax.devices.sharding import Rules, placed_form, splits_parameters, state_shardings
 from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
-from cnnjax.run.cli import key_values
 from cnnjax.run.groups import Optimization, Regularization, Training
 from cnnjax.run.settings import Run
 from cnnjax.tasks.task import Task
@@ -92,6 +91,7 @@ def make_recipe(
     wrap_optimizer: Callable[[Any, int], Any] = lambda optimizer, total_steps: optimizer,
     step_factory: Callable[..., TrainStep] = make_step,
     updates_per_step: int = 1,
+    schedule: schedules.Schedule | None = None,
     **others: Any,
 ) -> Recipe:
     """Returns the recipe that the settings describe.
@@ -103,6 +103,7 @@ def make_recipe(
       wrap_optimizer: `(optimizer, total_steps) -> optimizer`.
       step_factory: what takes the arguments of `make_step` in its place.
       updates_per_step: how often a step of that factory updates the parameters.
+      schedule: update -> learning rate, in place of the one that the settings describe.
       **others: further fields of the recipe.
 
     Raises:
@@ -111,7 +112,7 @@ def make_recipe(
     if config.sam < 0:
         raise UserError(f"--sam {config.sam}: give a radius of 0 or more.")
     steps = total_steps(config, dataset)
-    schedule = learning_rate_schedule(config, config.epochs, steps * updates_per_step)
+    schedule = schedule or learning_rate_schedule(config, config.epochs, steps * updates_per_step)
     optimizer = optim.make_optimizer(
         config.optimizer,
         schedule,
@@ -167,13 +168,14 @@ def learning_rate_schedule(
     config: Optimization, epochs: int, num_updates: int
 ) -> schedules.Schedule:
     """Returns update -> learning rate."""
+    name, options = schedules.read_schedule(config.schedule, config.schedule_arguments)
     return schedules.make_schedule(
-        config.schedule,
+        name,
         config.learning_rate,
         total_steps=num_updates,
         warmup_steps=round(num_updates * config.warmup_epochs / epochs),
         **({"cycles": config.cycles} if config.cycles != 1 else {}),
-        **key_values(config.schedule_arguments),
+        **options,
     )
 
 
@@ -217,10 +219,16 @@ def _init(recipe: Recipe, key: jax.Array) -> PyTree:
     return recipe.model.init(key, model_input(recipe), train=False)
 
 
+def first_input(dataset: AnyDataset) -> tuple[str, tuple[int, ...]]:
+    """Returns the first key that the model gets, and the shape of one example of it."""
+    name = next(name for name, field in dataset.fields.items() if field.is_input)
+    return name, example_forms(dataset)[name][0]
+
+
 def model_input(recipe: Recipe) -> jax.Array:
     """Returns one example of the first key that the model gets, of zeros, as the model gets it."""
     fields = recipe.dataset.fields
-    name = next(name for name, field in fields.items() if field.is_input)
+    name, _ = first_input(recipe.dataset)
     shape, dtype = example_forms(recipe.dataset)[name]
     example = jnp.zeros((1, *shape), dtype)
     return recipe.normalize(example) if fields[name].moves == "image" else example
@@ -238,7 +246,7 @@ def state_form(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> Trai
 
 
 def new_state(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> TrainState:
-    """Returns the state of step 0; where the mesh divides it, it is made in parts, on the mesh."""
+    """Returns the state of step 0; where the mesh divides it, each device makes its part."""
     variables = recipe.variables
     if not splits_parameters(mesh):
         # Copies, because the step takes the memory of its input.

@@ -1,4 +1,4 @@
-"""What a training step saw, made again from (seed, step): no run has to be repeated for it."""
+"""What a training step saw, recomputed from (seed, step) without repeating the run."""
 
 from __future__ import annotations
 

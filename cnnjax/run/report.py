@@ -1,4 +1,4 @@
-"""What a finished run leaves: figures, `summary.json` and `summary.md`."""
+"""The outputs of a finished run: figures, `summary.json` and `summary.md`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ def write_figures(
       directory: the run directory, with its metrics.
       params: the model's parameters; the first convolution's kernel is drawn, if there is one.
       figures: those of the task's report: name -> `draw(path)`.
-      score: the monitored metric, drawn beside the loss.
+      score: the monitored metric, drawn besides the loss.
       steps_per_epoch: the scale of the learning curves.
     """
     records = read_metrics(directory)

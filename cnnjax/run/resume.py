@@ -1,4 +1,4 @@
-"""How a run starts, or goes on: what is checked, agreed on and restored before the first step."""
+"""Start or resume a run: what is checked, agreed on and restored before the first step."""
 
 import dataclasses
 import sys

@@ -5,7 +5,7 @@ config.json      settings, command, versions, devices, flags, commit, checksum o
 model.json       what it takes to build the model again and to feed it
 metrics.jsonl    one line a record; the same as TensorBoard events in tensorboard/
 checkpoints/     see `cnnjax.checkpoint`
-recalibrated/    BatchNorm's statistics of the tested step, where the run measured them anew
+recalibrated/    BatchNorm's statistics of the tested step, where the run recomputed them
 figures/         pictures
 summary.json     final scores (its presence means that the run is finished); summary.md says
                  the same to people
@@ -17,12 +17,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cnnjax.devices import processes
 from cnnjax.errors import UserError
 from cnnjax.run import cli, files
 from cnnjax.run.files import read_json, write_json
+from cnnjax.run.listings import listed
 
 # What a resumed run may change: how long it trains, where it computes and reads, what it keeps.
 HOW_LONG = {"epochs", "stop_after_epochs"}
@@ -50,33 +51,33 @@ class Run:
     """Passes over the training data; the learning rate schedule spans all of them."""
 
     batch_size: int = 64
-    """Examples a step, over all devices."""
+    """Examples per step, over all devices."""
 
     run_dir: str = ""
     """Directory of the run; by default runs/EXPERIMENT-DATE-TIME."""
 
     resume: str = ""
-    """Continue the run in this directory, with its settings; flags given beside it must agree.
+    """Continue the run in this directory, with its settings; flags given with it must agree.
     With the same directory as --run-dir: start it if it was not started yet."""
 
     stop_after_epochs: int = 0
-    """Stop after so many epochs, to be resumed later; 0 does not. The schedule is unchanged."""
+    """Stop after N epochs, to be resumed later; 0 does not. The schedule is unchanged."""
 
     save_every_steps: int = 0
-    """Save a checkpoint every so many steps too, not only after each epoch."""
+    """Save a checkpoint every N steps too, not only after each epoch."""
 
     keep_last: int = 2
     """Latest checkpoints to keep; 0 keeps all."""
 
     keep_best: int = 1
-    """Best checkpoints to keep beside the latest, by --monitor."""
+    """Best checkpoints to keep besides the latest, by --monitor."""
 
     monitor: str = ""
     """The validation score that says which weights are best, such as accuracy or loss (the lowest);
     by default the task's own."""
 
     patience: int = 0
-    """Stop after so many epochs without a better validation score (see --monitor), and keep the
+    """Stop after N epochs without a better validation score (see --monitor), and keep the
     best weights."""
 
     smoke: bool = False
@@ -91,7 +92,7 @@ class Input:
     """Where tfds datasets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
 
     pipeline: Literal["auto", "resident", "stream"] = "auto"
-    """Where training data wait: resident on the device, or read as they are needed (stream; tfds
+    """Where training data are: resident on the device, or read as they are needed (stream; tfds
     datasets from disk, so that they may be larger than memory). auto is resident where they fit."""
 
 
@@ -99,11 +100,13 @@ class Input:
 class Devices:
     """What a run computes on, and how."""
 
+    listings: ClassVar[dict[str, str]] = listed("mesh", "sharding")
+
     parallel: Literal["auto", "jit", "pmap", "scan"] = "auto"
     """How the step is compiled: jit over a mesh, pmap, or many steps in one call (scan)."""
 
     devices: int = 0
-    """Devices to use; 0 is all accelerators or, on a CPU, one a core up to 4; see the README."""
+    """Devices to use; 0: all accelerators or, on a CPU, one per core up to 4; see the README."""
 
     mesh: str = ""
     """Axes of devices, such as data=4,model=2: data divides the batch, fsdp the batch and the
@@ -117,8 +120,8 @@ class Devices:
     """Print what a step takes of each device's memory, as the compiler says, and stop."""
 
     coordinator: str = "auto"
-    """Where several processes meet: HOST:PORT of process 0; auto, as SLURM, TPU pods or Open MPI
-    say; or off."""
+    """Address that all processes connect to: HOST:PORT of process 0; auto, as SLURM, TPU pods or
+    Open MPI say; or off."""
 
     num_processes: int = 0
     """Processes of the run, each started with the same command; with --coordinator HOST:PORT."""
@@ -130,9 +133,9 @@ class Devices:
     """How long to wait for the other processes."""
 
     accumulate: int = 1
-    """Compute each batch in so many parts, one after another: less memory, the same updates but for
-    BatchNorm, which normalizes each part by its own statistics and updates the running ones part
-    by part."""
+    """Compute each batch in N microbatches, one after another: less memory, the same updates but
+    for BatchNorm, which normalizes each microbatch by its own statistics and updates the running
+    ones after each."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """What layers compute in; parameters, statistics, losses and gradients are float32. float16
@@ -169,8 +172,9 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
     """Returns the config to run with, or None when there is nothing left to do.
 
     Precedence:
-      1. `--resume RUN`: RUN's own settings, then flags beside it, which may change only how long
-         it trains, where it reads and computes and what it keeps; a finished run is left alone.
+      1. `--resume RUN`: RUN's own settings, then flags given with it, which may change only how
+         long it trains, where it reads and computes and what it keeps; a finished run is left
+         alone.
          With `--run-dir RUN` too, a RUN that was not started (or was killed before it wrote its
          config) is started: the same line then serves every start.
       2. `--run-dir RUN` where RUN is finished with the same settings: left alone.
@@ -225,7 +229,7 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
                 "choose another --run-dir."
             )
         saved = read_config(directory)
-        settings = json.loads(json.dumps(recorded_settings(config)))
+        settings = as_json(recorded_settings(config))
         if saved["experiment"] != experiment or saved["settings"] != settings:
             raise UserError(
                 f"{directory} holds a finished run with other settings: choose another --run-dir."
@@ -299,6 +303,11 @@ def recorded_settings(config: Settings) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in LAUNCH_SETTINGS}
 
 
+def as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings as a file gives them back: lists for tuples."""
+    return json.loads(json.dumps(settings))
+
+
 def _shortened(config: Any) -> Any:
     return dataclasses.replace(config, epochs=1) if config.smoke else config
 
@@ -308,7 +317,7 @@ def check_settings(saved: Mapping[str, Any], config: Settings) -> None:
 
     `config.json` has no digest, and a person may have edited it; a checkpoint has one.
     """
-    given = json.loads(json.dumps(recorded_settings(config)))
+    given = as_json(recorded_settings(config))
     for name in given:
         if name in saved and name not in CHANGEABLE_ON_RESUME and saved[name] != given[name]:
             raise UserError(

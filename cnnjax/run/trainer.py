@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +16,44 @@ import jax
 from jax.sharding import Mesh
 
 from cnnjax import checkpoint
-from cnnjax.data.pipelines import Batch, Pipeline, ResidentPipeline
+from cnnjax.data.pipelines import Pipeline, ResidentPipeline
 from cnnjax.data.streamed import (
     AnyDataset,
     D,
-    example_inputs,
     shorten,
-    split_batches,
     split_size,
     training_pipeline,
 )
 from cnnjax.devices import backend, processes, sharding
 from cnnjax.errors import UserError
 from cnnjax.models.summary import format_summary, summary
-from cnnjax.run import files, load, report, resume, settings
+from cnnjax.run import files, resume, settings
 from cnnjax.run.cli import INTERRUPT_EXIT_CODES
+from cnnjax.run.finish import check_monitor, finish, monitored, split_scores
+from cnnjax.run.groups import check_specs
 from cnnjax.run.logs import MetricsLog, ProgressBar
-from cnnjax.run.recipe import Recipe, compile_eval_steps, model_input, new_state, state_form
-from cnnjax.train import batch_stats, evaluate, loop, memory
+from cnnjax.run.recipe import Recipe, compile_eval_steps, first_input, new_state, state_form
+from cnnjax.train import batch_stats, loop, memory
 from cnnjax.train import compile as parallel
 from cnnjax.train.gradients import check_parts
 from cnnjax.train.state import TrainState
-from cnnjax.train.step import EvalStep, make_predict
-from cnnjax.trees import count_parameters
 
 PyTree = Any
 # Training metrics are averaged over a twentieth of an epoch: fine enough for a curve and a bar.
 LOGS_PER_EPOCH = 20
-EVALUATION_BATCH = 512
-# Scores of which less is better, beside what tasks say of theirs.
-MINIMIZED = ("loss",)
+
+
+def start(config: settings.Settings) -> None:
+    """Checks the specs, then connects the processes and devices; before any use of JAX."""
+    check_specs(config)
+    processes.start(
+        config.coordinator,
+        config.num_processes,
+        config.process_id,
+        timeout_secs=config.join_timeout_secs,
+    )
+    batch_size = config.batch_size // max(config.accumulate, 1)
+    backend.start(config.devices, config.mesh, batch_size=batch_size)
 
 
 def train(config: settings.Settings, recipe: Recipe) -> int:
@@ -64,7 +72,8 @@ def _train(config: settings.Settings, recipe: Recipe, held: contextlib.ExitStack
     config = resume.agree(settings.place(config, experiment))
     directory = Path(config.run_dir)
     sharding.count_devices(config.mesh, config.devices)
-    sizes = summary(recipe.model, model_input(recipe).shape[1:])  # type: ignore[arg-type]
+    _, shape = first_input(recipe.dataset)
+    sizes = summary(recipe.model, shape)  # type: ignore[arg-type]
     mesh = parallel.choose_mesh(config.mesh or config.devices, config.batch_size * sizes.macs)
     rules = sharding.parse_rules(config.sharding)
     resume.check_retention(config, recipe.dataset)
@@ -94,6 +103,9 @@ def _train(config: settings.Settings, recipe: Recipe, held: contextlib.ExitStack
     compiling = time.monotonic()
     trainer = parallel.compile_train(recipe.make_step, state, data, **how)
     eval_steps = compile_eval_steps(recipe, mesh)
+    if split_size(recipe.dataset, "validation"):
+        step, variables = eval_steps["validation"], jax.eval_shape(TrainState.variables, state)
+        check_monitor(config, recipe, step, variables, data.batch_shapes)
     processes.exchange("compiled", None)
     processes.say(f"compiled     in {time.monotonic() - compiling:.1f} s")
 
@@ -101,7 +113,9 @@ def _train(config: settings.Settings, recipe: Recipe, held: contextlib.ExitStack
         return notes.get("seconds", 0.0) + time.monotonic() - started
 
     def validate(state: TrainState) -> dict[str, float]:
-        return _scores(eval_steps["validation"], variables_of(state), recipe, "validation", mesh)
+        return split_scores(
+            eval_steps["validation"], variables_of(state), recipe, "validation", mesh
+        )
 
     with files.stop_requests() as asked:
         stop_requested = processes.agreed("stop", asked)
@@ -124,7 +138,7 @@ def _train(config: settings.Settings, recipe: Recipe, held: contextlib.ExitStack
         processes.say(f"stopped as asked; continue with --resume {directory}")
         return 0
     test_step = eval_steps["test"]
-    _finish(config, experiment, recipe, outcome, variables_of, test_step, mesh, elapsed)
+    finish(config, experiment, recipe, outcome, variables_of, test_step, mesh, elapsed)
     return 0
 
 
@@ -259,15 +273,7 @@ def _fit(
         )
 
 
-def monitored(config: settings.Settings, recipe: Recipe) -> tuple[str, bool]:
-    """Returns the validation score that says which parameters are best, and if less is better."""
-    name, direction = recipe.task.monitor
-    if config.monitor and config.monitor != name:
-        name, direction = config.monitor, "min" if config.monitor in MINIMIZED else "max"
-    return name, direction == "min"
-
-
-def _saver(config: settings.Settings, lower_is_better: bool) -> checkpoint.Saver:
+def _saver(config: settings.Run, lower_is_better: bool) -> checkpoint.Saver:
     return checkpoint.Saver(
         Path(config.run_dir) / "checkpoints",
         keep_last=config.keep_last or None,
@@ -275,92 +281,6 @@ def _saver(config: settings.Settings, lower_is_better: bool) -> checkpoint.Saver
         metric="monitored",
         lower_is_better=lower_is_better,
     )
-
-
-def _finish(
-    config: settings.Settings,
-    experiment: str,
-    recipe: Recipe,
-    outcome: loop.Outcome,
-    variables_of: Callable[[TrainState], PyTree],
-    eval_step: EvalStep,
-    mesh: Mesh,
-    elapsed: Callable[[], float],
-) -> None:
-    """Tests the trained model, writes figures and summary, and says where they are."""
-    directory, dataset, state = Path(config.run_dir), recipe.dataset, outcome.state
-    best = outcome.best
-    if config.patience and best.value is not None and best.step != int(state.step):
-        state, _ = checkpoint.restore(directory / "checkpoints", state, step=best.step)
-        processes.say(f"restored     the best weights, of step {best.step}")
-    variables = variables_of(state)
-    if recipe.recalibrate_batches:
-        statistics = {"step": state.step, "batch_stats": variables["batch_stats"]}
-        checkpoint.save(directory / load.RECALIBRATED, statistics, {})
-    test = _scores(eval_step, variables, recipe, "test", mesh)
-    predict = parallel.compile_predict(
-        make_predict(recipe.model, recipe.task, normalize=recipe.normalize), mesh
-    )
-    targets = [name for name, field in dataset.fields.items() if not field.is_input]
-    predictions, examples = evaluate.predict_all(
-        predict, variables, _batches(dataset, "test", mesh), keep=targets
-    )
-    # The frozen ones first: the first convolution is the likeliest to be frozen.
-    params = processes.fetch((variables.get("frozen", {}).get("params", {}), variables["params"]))
-    if not processes.is_first():
-        return
-    with MetricsLog(directory, resume_step=int(outcome.state.step)) as log:
-        log.write(int(outcome.state.step), "test", test)
-    found = recipe.task.report(predictions, examples | example_inputs(dataset, "test"))
-    monitor, _ = monitored(config, recipe)
-    report.write_figures(
-        directory,
-        params,
-        found.figures,
-        score=monitor,
-        steps_per_epoch=split_size(dataset, "train") // config.batch_size,
-    )
-    summary = {
-        "experiment": experiment,
-        "model": settings.read_json(directory / "model.json", f"{directory} is damaged")["model"],
-        "dataset": dataset.name,
-        **{f"test_{name}": value for name, value in test.items()},
-        "test_examples": split_size(dataset, "test"),
-        "validation_examples": split_size(dataset, "validation"),
-        "monitor": monitor,
-        f"best_validation_{monitor}": best.value,
-        "parameters": count_parameters(state.all_params),
-        "trained_parameters": count_parameters(state.params),
-        "seconds": elapsed(),
-        "seed": config.seed,
-        "epochs": config.epochs,
-        "step": int(state.step),
-        "ended": outcome.reason,
-        "devices": backend.describe(),
-    }
-    report.write_summary(directory, summary, found.text)
-    print(
-        f"test         {'  '.join(f'{name} {value:.4f}' for name, value in test.items())}  "
-        f"({summary['test_examples']} examples, {summary['seconds']:.1f} s in all)\n"
-        f"see          {directory / 'summary.md'}"
-    )
-
-
-def _scores(
-    eval_step: EvalStep,
-    variables: PyTree,
-    recipe: Recipe,
-    split: str,
-    mesh: Mesh,
-) -> dict[str, float]:
-    batches = _batches(recipe.dataset, split, mesh)
-    return evaluate.scores(
-        evaluate.evaluate(eval_step, variables, batches, scores_of=recipe.task.scores)
-    )
-
-
-def _batches(dataset: AnyDataset, split: str, mesh: Mesh) -> Iterator[Batch]:
-    return split_batches(dataset, split, EVALUATION_BATCH, sharding=parallel.batch_sharding(mesh))
 
 
 def _record_facts(config: settings.Settings, experiment: str, recipe: Recipe) -> None:

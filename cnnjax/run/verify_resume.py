@@ -1,22 +1,8 @@
-"""Does a run that is killed and resumed end as one that is not? Try it on your own experiment.
+"""A run that is killed and resumed, and one that is not: do both end with the same bits?"""
 
-    cnnjax verify-resume experiments.mnist_lenet --smoke
-    cnnjax verify-resume experiments.classify --kills 3 --kill-seed 7 \\
-        --model cnn_32_64 --epochs 2 --save-every-steps 100
-
-Trains once straight. Trains again, killed with SIGKILL at a random moment of the time that the
-straight run took (imports, compilation, saving, evaluation and the end included) and started again
-by the same command line, with `--resume`. Then compares every array of the last checkpoints bit by
-bit, their meta, every line of metrics, and the summaries without their seconds.
-
-Exits with 0 if all is the same, 1 if anything differs, and 2 if it could not be tried.
-"""
-
-import argparse
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,32 +16,33 @@ from cnnjax.run.compare import compare_runs, format_comparisons
 MOST_TRIES = 20
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs, kills, resumes and compares; returns the exit code."""
-    options, experiment_argv = _parse(sys.argv[1:] if argv is None else argv)
-    if options.directory is None:
-        with tempfile.TemporaryDirectory(prefix="verify-resume-") as temporary:
-            return verify(options, experiment_argv, Path(temporary))
-    directory = Path(options.directory)
-    if directory.exists() and any(directory.iterdir()):
-        raise UserError(f"--directory {directory} is not empty: choose another.")
-    return verify(options, experiment_argv, directory)
+def verify(
+    experiment: str, argv: Sequence[str], directory: Path, *, kills: int = 1, kill_seed: int = 0
+) -> bool:
+    """Trains straight, trains with kills, compares and prints; returns whether both are the same.
 
+    Args:
+      experiment: a module, such as experiments.mnist_lenet.
+      argv: its flags, without --run-dir, --resume and --stop-after-epochs.
+      directory: where the runs `straight` and `killed` go; empty or not there.
+      kills: the number of kills in a row.
+      kill_seed: draws their moments.
 
-def verify(options: argparse.Namespace, experiment_argv: list[str], directory: Path) -> int:
-    """Does what the module says, with the runs in `directory`."""
+    Raises:
+      UserError: a training failed, or ended before it could be killed.
+    """
     straight, killed = directory / "straight", directory / "killed"
     started = time.monotonic()
-    _run_to_end(options.experiment, experiment_argv, straight)
+    _run_to_end(experiment, argv, straight)
     duration = time.monotonic() - started
     print(f"straight     {duration:.1f} s", flush=True)
 
-    generator = random.Random(options.kill_seed)
-    for _ in range(options.kills):
-        moment = _kill_once(options.experiment, experiment_argv, killed, generator, duration)
+    generator = random.Random(kill_seed)
+    for _ in range(kills):
+        moment = _kill_once(experiment, argv, killed, generator, duration)
         print(f"killed       after {moment:.1f} s: {where(killed)}", flush=True)
     started = time.monotonic()
-    _run_to_end(options.experiment, experiment_argv, killed)
+    _run_to_end(experiment, argv, killed)
     print(f"resumed      {time.monotonic() - started:.1f} s\n", flush=True)
 
     comparisons = compare_runs(straight, killed)
@@ -63,9 +50,9 @@ def verify(options: argparse.Namespace, experiment_argv: list[str], directory: P
     different = [each for each in comparisons if each.different]
     if different:
         print(f"\nDIFFERENT: {different[0].what}, first {different[0].different[0]}")
-        return 1
+        return False
     print("\nSAME: the killed run ended with the same bits as the straight one")
-    return 0
+    return True
 
 
 def command_line(experiment: str, argv: Sequence[str], run: Path) -> list[str]:
@@ -84,27 +71,6 @@ def where(run: Path) -> str:
     step = checkpoint.latest(checkpoints)
     text = "before its first checkpoint" if step is None else f"checkpoint of step {step}"
     return f"{text}, in the middle of a save" if unfinished else text
-
-
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="cnnjax verify-resume",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        epilog="All other flags are the experiment's.",
-    )
-    parser.add_argument("experiment", help="a module, such as experiments.mnist_lenet")
-    parser.add_argument("--kills", type=int, default=1, help="kills in a row (1)")
-    parser.add_argument("--kill-seed", type=int, default=0, help="draws the moments (0)")
-    parser.add_argument("--directory", help="keep both runs there (a temporary directory)")
-    options, rest = parser.parse_known_args(argv)
-    if options.kills < 1:
-        raise UserError(f"--kills {options.kills}: use 1 or more.")
-    for flag in rest:
-        if flag.partition("=")[0] in ("--run-dir", "--resume", "--stop-after-epochs"):
-            raise UserError(f"{flag} is set by verify_resume: drop it.")
-    return options, rest
 
 
 def _run_to_end(experiment: str, argv: Sequence[str], run: Path) -> None:

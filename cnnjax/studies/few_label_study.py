@@ -1,4 +1,4 @@
-"""The runs of a study with few labels: made where they are missing, kept, and set as tables."""
+"""The runs of a few-label study: run where missing, kept, and summarized in tables."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Study:
                 self.results["trials"].append(trial | runner(trial))
                 files.write_json(self.path, self.results)
                 done += 1
-            print(f"{done:4d} of {total}  {method}, {labels} labels a class", flush=True)
+            print(f"{done:4d} of {total}  {method}, {labels} labels per class", flush=True)
 
     def accuracy_before(self) -> float:
         """Of the base on its own test set."""

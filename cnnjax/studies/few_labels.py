@@ -1,7 +1,7 @@
 """What fine-tuning gains with few labels: every method against training from scratch.
 
 `experiments.mnist_finetune` and `experiments.fashion_finetune` are this study on their tasks. A
-base is trained once, in RUN/base; each method then adapts it to k labelled images of each class,
+base is trained once, in RUN/base; each method then adapts it to k labeled images of each class,
 chosen by the seed, in the same number of steps. What is done is kept: the same command continues.
 """
 
@@ -88,7 +88,7 @@ class Config:
     """scratch, layer-decay, gradual, l2-sp, or what --method of experiments.finetune takes."""
 
     labels: tuple[int, ...] = (1, 5, 10, 50)
-    """Labelled images of each class."""
+    """Labeled images of each class."""
 
     seeds: int = 5
     """Seeds 0 to that number choose the images, draw what is new, and shuffle."""
@@ -107,7 +107,7 @@ class Config:
 
     sweep: bool = False
     """Try learning rates of three decades on the validation split instead, for every method and for
-    scratch alike, with 10 labels a class and 3 seeds."""
+    scratch alike, with 10 labels per class and 3 seeds."""
 
     smoke: bool = False
     """Shrink everything to seconds: few images, steps and methods. The scores mean nothing."""
@@ -128,7 +128,8 @@ def main(config: Config, tasks: dict[str, Transfer], name: str) -> int:
     target = _target(config, task, source.image_shape[:2])
     # What cannot be done is refused before the base is trained.
     for method in config.methods:
-        model = make_model(config.model, cli.key_values(config.model_arguments), target)
+        name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
+        model = make_model(name, arguments, target)
         finetune.make_method(trials.find_way(method).method, model, target.image_shape)
     for labels in config.labels:
         cnnjax.data.few_labels(target, labels, seed=0)

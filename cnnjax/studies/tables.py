@@ -1,4 +1,4 @@
-"""Ways of fine-tuning side by side: means and intervals of many small runs, as tables.
+"""Methods of fine-tuning side by side: means and intervals of many small runs, as tables.
 
 A trial is a dict: `method`, `labels` (a class), `seed`, `learning_rate`, `accuracy` on the new
 task, `source_accuracy` on the old one afterwards (None from scratch), `trained_parameters`,
@@ -19,7 +19,7 @@ COST_TITLES = (
     "trained",
     "of all",
     "checkpoint kB",
-    "ms a step",
+    "ms per step",
     "peak MB",
 )
 
@@ -93,12 +93,12 @@ def markdown(
     costs = [_costs(by_place, method, labels, all_parameters) for method in methods]
     return (
         "Test accuracy in % (mean ± half of the 95% interval over "
-        f"{max(row['seeds'] for row in rows)} seeds), by labels a class:\n\n"
+        f"{max(row['seeds'] for row in rows)} seeds), by labels per class:\n\n"
         + table(["method", *counts], accuracy)
         + "\nAccuracy on the old task afterwards in %, with the old head (before: "
         f"{100 * source_accuracy:.2f}):\n\n"
         + table(["method", *counts], source)
-        + f"\nCosts, with {labels[-1]} labels a class:\n\n"
+        + f"\nCosts, with {labels[-1]} labels per class:\n\n"
         + table(
             COST_TITLES,
             costs,
@@ -120,7 +120,7 @@ def sweep_markdown(trials: Sequence[Trial], labels: int) -> str:
         rows.append([f"`{method}`", *marked])
     seeds = len({trial["seed"] for trial in trials})
     return (
-        f"Validation accuracy in % by learning rate, {labels} labels a class, mean over {seeds} "
+        f"Validation accuracy in % by learning rate, {labels} labels per class, mean over {seeds} "
         "seeds; the best in bold:\n\n" + table(["method", *map("{:g}".format, rates)], rows)
     )
 

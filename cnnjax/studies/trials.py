@@ -1,4 +1,4 @@
-"""Many small fine-tuning runs: one program for each way, fed with seeds and learning rates.
+"""Many small fine-tuning runs: one program per method, fed with seeds and learning rates.
 
 A way is a method of `make_method`, or one of those that train everything by another rule:
 `scratch`, `layer-decay`, `gradual`, `l2-sp`. `prepare` makes of it what does not depend on the
@@ -45,7 +45,7 @@ class Way:
       method: what is trained; see `cnnjax.finetune.make_method`.
       scratch: nothing is taken from the base.
       layer_decay: factor of the learning rate for each group further from the head.
-      unfrozen_by: share of the steps by which the last group is trained too; 0: all from the start.
+      unfrozen_by: fraction of the steps by which the last group is trained too; 0: all at once.
       l2_sp: strength of the pull to the base's values; 0: none.
     """
 
@@ -160,7 +160,7 @@ def num_outputs(model: Any) -> int:
 def loader(
     base: Base, model: Any, image_shape: tuple[int, int, int]
 ) -> Callable[[int, bool], Loaded]:
-    """Returns `(seed, scratch) -> Loaded`: the base with a new head, or all drawn anew."""
+    """Returns `(seed, scratch) -> Loaded`: the base with a new head, or all reinitialized."""
     known: dict[tuple[int, bool], Loaded] = {}
 
     def loaded(seed: int, scratch: bool) -> Loaded:
@@ -198,7 +198,7 @@ class Program:
         Args:
           prepared: the way.
           arrays: examples; all calls have as many.
-          batch_size: of a step, if there are so many examples; else all of them are a batch.
+          batch_size: per step; all examples where there are fewer.
         """
         self._prepared = prepared
         self._batch_size = min(batch_size, len(arrays.label))
@@ -213,7 +213,7 @@ class Program:
         """Makes a run.
 
         Returns:
-          The state without what is frozen; all variables; seconds a step.
+          The state without what is frozen; all variables; seconds per step.
         """
         arguments = jax.block_until_ready(self._arguments(arrays, seed, learning_rate))
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Tasks: what a network is to find, as values of plain functions, a file a task."""
+"""Tasks: what a network is trained for, as values of plain functions, one file per task."""
 
 from typing import TYPE_CHECKING
 

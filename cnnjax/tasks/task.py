@@ -1,4 +1,4 @@
-"""A task: all that is particular to what a network is to find, as one value of plain functions.
+"""A task: loss, metrics, predictions and report of one kind of problem, as plain functions.
 
 The training step, the evaluation step, the loop and the report know no label, accuracy or confusion
 matrix: they ask the task. A new task is one file in this room, its model, its experiment, its test.

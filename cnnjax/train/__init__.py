@@ -1,4 +1,4 @@
-"""One training step and what it is made of, the ways to compile it, and the loop around it.
+"""One training step and what it is made of, its compile modes, and the loop around it.
 
     state -> step -> compile -> loop -> evaluate
 

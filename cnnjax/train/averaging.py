@@ -60,7 +60,7 @@ def stochastic(first_update: int, every_updates: int) -> Averaging:
 
 
 def mix_in(average: PyTree, params: PyTree, share: jax.Array) -> PyTree:
-    """Returns `average + share * (params - average)`; `params`, bit for bit, at a share of 1."""
+    """Returns `average + share * (params - average)`; `params`, bit for bit, at a `share` of 1."""
 
     def mixed(old: jax.Array, new: jax.Array) -> jax.Array:
         return jnp.where(share == 1.0, new, old + (new - old) * jnp.asarray(share, old.dtype))

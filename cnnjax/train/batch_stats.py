@@ -1,4 +1,4 @@
-"""BatchNorm's statistics for given parameters, measured anew on training images.
+"""BatchNorm's statistics for given parameters, recomputed on training images.
 
 The running statistics of training belong to the parameters along the way. For averaged parameters
 (see `cnnjax.train.averaging`) they are wrong: Izmailov et al. 2018 (arXiv 1803.05407), section 3.2.
@@ -41,7 +41,7 @@ def make_statistics(model: nn.Module, *, normalize: Callable[[jax.Array], jax.Ar
         if isinstance(layer, nn.Dropout) and context.method_name == "__call__":
             return args[0]
         if hasattr(layer, "momentum"):
-            # Running statistics without a past are those of the batch. A bound module is made anew
+            # Running statistics without a past are those of the batch. A bound module is rebuilt
             # by every call of the model, so nobody else sees this.
             object.__setattr__(layer, "momentum", 0.0)
         return call(*args, **kwargs)

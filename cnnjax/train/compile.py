@@ -1,4 +1,4 @@
-"""The ways to compile one training step: jit over a mesh, pmap, or a whole chunk of steps at once.
+"""Compile modes of one training step: jit over a mesh, pmap, or a chunk of steps in one call.
 
 A compiled trainer is a generator function `train(state, first_step, chunks)`: for each number in
 `chunks` it makes that many steps and yields `(state, metrics)`, where every metric is a pair of
@@ -82,7 +82,7 @@ def choose_method(method: str, data: Pipeline, mesh: Mesh) -> str:
     over the mesh are not small.
     """
     if method not in METHODS:
-        raise unknown_name("way to compile a step", method, METHODS)
+        raise unknown_name("compile mode", method, METHODS)
     resident = isinstance(data, ResidentPipeline)
     if method == "scan" and not resident:
         raise UserError("'scan' needs resident data, but this pipeline streams: use 'jit'.")
@@ -114,9 +114,9 @@ def compile_train(
       state: a state of arrays or `jax.ShapeDtypeStruct`s that lie on the mesh as `state_shardings`
         says, or whole on each device; training keeps them there. No values are used.
       data: the pipeline that the trainer will read.
-      method: `jit` (one call a step), `scan` (one call a chunk of steps), `pmap` (one call a step,
-        by `jax.pmap`), or `auto`. Where the mesh divides the batch alone, each device has a program
-        of its own; where it divides parameters too (`jit` only), XLA divides the whole.
+      method: `jit` (one call per step), `scan` (one call per chunk of steps), `pmap` (one call per
+        step, by `jax.pmap`), or `auto`. Where the mesh divides the batch alone, each device
+        has a program of its own; where it divides parameters too (`jit` only), XLA divides it.
       mesh: the devices.
       compiler_options: XLA's, such as those of `cnnjax.devices.backend.compiler_options`.
     """

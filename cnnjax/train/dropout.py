@@ -1,4 +1,4 @@
-"""Dropout whose draws belong to the examples, not to their place on a device.
+"""Dropout drawn per example, independent of the number of devices.
 
 Flax draws one mask for the array it is given, so its numbers change when a batch is divided among
 devices or into parts. Within `by_example` each example has a draw of its own, a function of the

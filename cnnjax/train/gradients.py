@@ -1,4 +1,4 @@
-"""Gradients of a batch in parts, and uphill of the parameters.
+"""Gradients over microbatches, and uphill of the parameters (SAM).
 
 In parts, one after another, a batch takes the memory of one part and gives the sum of all.
 """
@@ -85,7 +85,7 @@ def ascend(params: PyTree, gradient: PyTree, radius: float) -> PyTree:
 
 
 def check_parts(batch_size: int, num_parts: int, *, num_devices: int) -> None:
-    """Raises a UserError unless each device can cut its share of a batch into equal parts."""
+    """Raises a UserError unless each device can cut its part of a batch into equal microbatches."""
     if num_parts < 1:
         raise UserError(f"accumulate {num_parts}: give 1 (the whole batch at once) or more.")
     share = batch_size // num_devices

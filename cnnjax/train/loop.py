@@ -19,7 +19,7 @@ class Diverged(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best validation so far: what the loop remembers beside the state, saved with it.
+    """The best validation so far: what the loop remembers besides the state, saved with it.
 
     Attributes:
       value: the best monitored value, or None before the first validation.
@@ -78,7 +78,7 @@ def fit(
       first_step: the number of steps already made; 0 for a new run.
       last_step: the total number of steps.
       steps_per_epoch: steps in one pass over the training data.
-      log_every_steps: training metrics are averaged over so many steps, counted from the start of
+      log_every_steps: training metrics are averaged over this many steps, counted from the start of
         each epoch.
       record: `(step, kind, values)`, called with kind `train` or `validation`.
       evaluate: `state -> values`, called after every `evaluate_every_epochs` epochs and at the end.
@@ -88,7 +88,7 @@ def fit(
       save_every_steps: see `save`; None for epoch ends only.
       monitor: the validation value that decides which step is best: the highest.
       lower_is_better: the lowest is.
-      patience: stop when so many validations in a row brought no improvement; 0 never does. A run
+      patience: stop after this many validations in a row without improvement; 0 never does. A run
         that is resumed where it had stopped for this reason stops at once.
       best: what a resumed run had reached.
       should_stop: asked after each chunk of steps; when true, the loop saves and returns.

@@ -1,4 +1,4 @@
-"""What a training step takes of each device's memory, as the compiler says."""
+"""Memory of a training step on each device, as the compiler reports it."""
 
 import dataclasses
 import os
@@ -31,10 +31,10 @@ class MemoryPlan:
       parameters, optimizer, averages, statistics: of the state: parameters with all that is frozen,
         the optimizer's state, averaged parameters, and BatchNorm's running statistics.
       data: the batches that lie on the device, or all resident examples.
-      workspace: what the compiled step needs at its peak beside these: activations, gradients and
+      workspace: what the compiled step needs at its peak besides these: activations, gradients and
         temporary arrays.
-      available: the device's memory; of CPU devices their share of the host's. None if unknown.
-      title: devices, mesh and way to compile, in words.
+      available: the device's memory; of CPU devices their fraction of the host's. None if unknown.
+      title: devices, mesh and compile mode, in words.
     """
 
     parameters: int
@@ -115,7 +115,7 @@ def device_bytes(tree: PyTree) -> int:
 
 
 def available_bytes(mesh: Mesh) -> int | None:
-    """Returns the memory of a device of the mesh; of CPU devices their share of the host's."""
+    """Returns the memory of a device of the mesh; of CPU devices their fraction of the host's."""
     device = mesh.local_devices[0]
     if device.platform == "cpu":
         host = host_bytes()

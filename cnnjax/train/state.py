@@ -1,4 +1,4 @@
-"""Everything that training changes, as one pytree of arrays."""
+"""The training state: everything that training changes, as one pytree of arrays."""
 
 from typing import Any
 

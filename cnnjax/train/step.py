@@ -20,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 
 from cnnjax import metrics as metrics_lib
 from cnnjax.errors import UserError
+from cnnjax.models.fields import fields, with_fields
 from cnnjax.rng import stream_key
 from cnnjax.tasks.task import Forward, Task
 from cnnjax.train.averaging import Averaging, exponential, mix_in
@@ -110,18 +111,13 @@ def make_step(
     images = image_keys(task)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
-        num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-        num_rows = jax.tree.leaves(batch)[0].shape[0]
-        first_index = device * num_rows
+        examples, batch_size = positions(batch, axis_name)
         if augment is not None:
             batch = changed(batch, images, as_float)
-            batch = augment(stream_key(state.key, "augment", state.step), batch, first_index)
-        examples = first_index + jnp.arange(num_rows, dtype=jnp.int32)
+            batch = augment(stream_key(state.key, "augment", state.step), batch, examples[0])
         batch = {**changed(batch, images, normalize), "example": examples}
-        batch_size = num_devices * num_rows
-        dropout_key = stream_key(state.key, "dropout", state.step)
-        key, update = stream_key(state.key, "objective", state.step), state.num_updates
+        key, dropout_key = (stream_key(state.key, x, state.step) for x in ("objective", "dropout"))
+        update = state.num_updates
         # Of the loss, per example: known when the loss has been traced.
         values_per_example: list[int] = []
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
@@ -152,8 +148,7 @@ def make_step(
             gradient, metrics = sum_over_devices(sums, axis_name)
             # The mean is over the weights on all devices, which are known only now: to ask before
             # the gradient would be one more all-reduce.
-            _, weight = metrics["loss"]
-            size = batch_size * values_per_example[0]
+            size, weight = batch_size * values_per_example[0], metrics["loss"][1]
             gradient = jax.tree.map(
                 lambda leaf: leaf * (size / weight.astype(leaf.dtype)) / scale, gradient
             )
@@ -171,6 +166,14 @@ def make_step(
         )
 
     return step
+
+
+def positions(batch: Batch, axis_name: str | None) -> tuple[jax.Array, int]:
+    """Returns the positions of these examples within the whole batch, and its size."""
+    num_rows = jax.tree.leaves(batch)[0].shape[0]
+    device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
+    num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    return device * num_rows + jnp.arange(num_rows, dtype=jnp.int32), num_devices * num_rows
 
 
 def image_keys(task: Task) -> list[str]:
@@ -286,9 +289,7 @@ def predicted_outputs(
 ) -> Any:
     """Returns the task's outputs for a batch as it is stored; the model is not in training mode."""
     batch = changed(batch, image_keys(task), normalize)
-    num_rows = jax.tree.leaves(batch)[0].shape[0]
-    device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
-    examples = device * num_rows + jnp.arange(num_rows, dtype=jnp.int32)
+    examples, _ = positions(batch, axis_name)
 
     def apply(params: PyTree, x: Any, train: bool) -> tuple[Any, PyTree]:
         own = {**variables, "params": params} if params else variables
@@ -320,9 +321,9 @@ def _float32_at_least(outputs: Any) -> Any:
 
 def with_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
     """Tells a model with BatchNorm over which axis to average its statistics."""
-    if axis_name is None or not hasattr(model, "axis_name"):
+    if axis_name is None or "axis_name" not in fields(model):
         return model
-    return model.clone(axis_name=axis_name)
+    return with_fields(model, axis_name=axis_name)
 
 
 def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:

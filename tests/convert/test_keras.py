@@ -16,6 +16,7 @@ from cnnjax.convert.preprocessing import moments_within, preprocessing
 from cnnjax.errors import UserError
 from cnnjax.models.summary import abstract_variables
 from cnnjax.run.load import TrainedModel
+from tests.models.test_counts import LARGE
 
 # Trainable and other weights of keras.applications' networks at 1000 classes: `count_params()` of
 # Keras 3.15, without EfficientNet's seven numbers of its normalization of images.
@@ -62,7 +63,14 @@ QUICK = ("vgg16", "mobilenet_v1", "mobilenet_v2", "resnet50", "resnet50_v2")
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PUBLISHED],
+    [
+        n
+        if n in QUICK
+        else pytest.param(
+            n, marks=pytest.mark.exhaustive if LARGE.fullmatch(n) else pytest.mark.slow
+        )
+        for n in PUBLISHED
+    ],
 )
 def test_every_network_has_the_weights_of_keras(name):
     model, shape = keras_model(name, num_classes=1000), models.input_shape(name)

@@ -19,11 +19,11 @@ import weights
 from cnnjax import convert, models
 from cnnjax.convert import mapping
 from cnnjax.models import googlenet, inception
-from cnnjax.models.blocks import ConvNorm, layer_factories
 from cnnjax.tasks.classification import classification
 from cnnjax.train import state
 from cnnjax.train import step as steps
 from tests.models.quick import quick_jit
+from tests.models.test_counts import LARGE
 
 REFERENCES = Path(__file__).parent / "references"
 TOLERANCE = 1e-4
@@ -70,6 +70,21 @@ QUICK_COUNTERPARTS = {
 }
 
 
+# Made of the same blocks as another one whose outputs are compared.
+ALIKE = (
+    "mobilenet_v3_large",
+    "regnet_x_400mf",
+    "resnet18",
+    "resnet50_v2",
+    "squeezenet1_0",
+    "vgg11",
+)
+
+
+def tier(name):
+    return pytest.mark.exhaustive if LARGE.fullmatch(name) else pytest.mark.slow
+
+
 def test_no_network_of_theirs_is_forgotten():
     covered = {f"{framework}/{OTHER_NAMES.get(name, name)}" for framework, name in COUNTERPARTS}
     assert covered == set(STATE_DICTS)
@@ -85,7 +100,7 @@ def test_no_network_of_theirs_is_forgotten():
 @pytest.mark.parametrize(
     ("framework", "name"),
     [
-        pytest.param(*pair, marks=[] if pair in QUICK_COUNTERPARTS else [pytest.mark.slow])
+        pytest.param(*pair, marks=[] if pair in QUICK_COUNTERPARTS else [tier(pair[1])])
         for pair in COUNTERPARTS
     ],
 )
@@ -117,7 +132,12 @@ def build(name):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in RECORDED],
+    [
+        n
+        if n in QUICK
+        else pytest.param(n, marks=pytest.mark.exhaustive if n in ALIKE else pytest.mark.slow)
+        for n in RECORDED
+    ],
 )
 def test_outputs_are_theirs(name):
     model, names, size, variables = build(name)
@@ -139,34 +159,28 @@ def test_outputs_are_theirs(name):
 
 
 def auxiliary_heads():
-    conv_norm_layers = layer_factories("batch", "relu", train=False, epsilon=1e-3)
-
-    def conv_norm(*arguments, **options):
-        return ConvNorm(*arguments, **conv_norm_layers, **options)
-
-    unit = inception.InceptionV3()._unit(train=False)
-    first, second = (googlenet.AuxiliaryHead(10, conv_norm) for _ in range(2))
+    layers = models.Layers(norm_epsilon=1e-3).factories(train=False)
+    first, second = (googlenet.AuxiliaryHead(10, layers) for _ in range(2))
     return [
-        ("googlenet", "aux1", "aux1", first, (1, 512, 14, 14), {"train": False}),
-        ("googlenet", "aux2", "aux2", second, (1, 528, 14, 14), {"train": False}),
+        ("googlenet", "aux1", "aux1", first, (1, 512, 14, 14)),
+        ("googlenet", "aux2", "aux2", second, (1, 528, 14, 14)),
         (
             "inception_v3",
             "aux",
             "AuxLogits",
-            inception.AuxiliaryHead(10, unit),
+            inception.AuxiliaryHead(10, layers),
             (1, 768, 17, 17),
-            {},
         ),
     ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "ours", "theirs", "head", "shape", "options"),
+    ("name", "ours", "theirs", "head", "shape"),
     auxiliary_heads(),
     ids=lambda x: str(x)[:9],
 )
-def test_auxiliary_heads_are_theirs(name, ours, theirs, head, shape, options):
+def test_auxiliary_heads_are_theirs(name, ours, theirs, head, shape):
     model = models.create(name, num_classes=10, **ARGUMENTS[name])
     image_shape = models.input_shape(name)
     table = convert.entries(model, image_shape, convert.find_names(model, "torchvision"))
@@ -174,7 +188,7 @@ def test_auxiliary_heads_are_theirs(name, ours, theirs, head, shape, options):
     variables = convert.to_cnnjax(arrays, model, image_shape)
     x = weights.generator(theirs).uniform(0, 1, shape).transpose(0, 2, 3, 1).astype(np.float32)
     own = {collection: tree[ours] for collection, tree in variables.items()}
-    output = quick_jit(lambda own, x: head.apply(own, x, **options))(own, x)
+    output = quick_jit(lambda own, x: head.apply(own, x))(own, x)
     with np.load(REFERENCES / f"{name}.npz") as reference:
         samples = weights.samples(theirs, output)
         np.testing.assert_allclose(samples, reference[theirs], atol=TOLERANCE * samples[-1], rtol=0)

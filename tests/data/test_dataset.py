@@ -88,7 +88,7 @@ def test_all_images_may_train():
 
 @pytest.mark.parametrize("validation", [-0.1, 1.5, -3, float("nan")])
 def test_impossible_validation(validation):
-    with pytest.raises(UserError, match="give a share of the training images below 1"):
+    with pytest.raises(UserError, match="give a fraction of the training images below 1"):
         make_dataset("d", NAMES, {"train": numbered(50)}, validation=validation)
 
 

@@ -103,7 +103,7 @@ def test_made_images_have_the_shape_and_the_classes_of_the_dataset(name, size, s
     dataset = synthetic.stand_in(f"tfds:{name}", image_size=size)
     assert dataset.image_shape == shape
     assert dataset.num_classes == num_classes
-    assert "made images" in dataset.name
+    assert "synthetic images" in dataset.name
     assert dataset.checksum == synthetic.stand_in(f"tfds:{name}", image_size=size).checksum
 
 

@@ -49,7 +49,7 @@ def test_all_of_the_smallest_class_is_the_most():
     assert len(data.few_labels(dataset(), 5, seed=0).train.label) == 15
     with pytest.raises(UserError, match=r"6 labels .* class 0 of tiny has 5 training images"):
         data.few_labels(dataset(), 6, seed=0)
-    with pytest.raises(UserError, match="0 labels a class: use at least 1"):
+    with pytest.raises(UserError, match="0 labels per class: use at least 1"):
         data.few_labels(dataset(), 0, seed=0)
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cnnjax import finetune
+from cnnjax.models.layers import Layers
 from cnnjax.models.simple import SimpleCNN
 from tests.models.quick import quick_jit
 
@@ -13,7 +14,7 @@ METHODS = ["full", "head", "last:1", "bitfit", "norm", "lora:2", "adapter:2"]
 
 def small(num_classes=10):
     """Two convolutions with BatchNorm, each a stage, and a head."""
-    return SimpleCNN(num_classes, widths=(4, 6), norm="batch")
+    return SimpleCNN(num_classes, widths=(4, 6), layers=Layers(norm="batch"))
 
 
 def tuned(text, model=None, **options):

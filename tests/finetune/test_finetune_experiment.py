@@ -98,7 +98,10 @@ def test_it_resumes_with_its_own_base_only_wherever_that_is(base, lora_run, tmp_
     ("more", "message"),
     [
         (["--method", "lorra:2"], "unknown fine-tuning method 'lorra': did you mean lora"),
-        (["--labels-per-class", "1000"], "1000 labels a class asked for, but class 5 of mnist has"),
+        (
+            ["--labels-per-class", "1000"],
+            "1000 labels per class asked for, but class 5 of mnist has",
+        ),
         (["--new"], "head/kernel (float32[84,3] in it, float32[84,4] wanted)"),
         (["--model", "cnn_32_64"], "does not fit SimpleCNN"),
         (["--also-train", "conv9/.*"], "matches nothing"),

@@ -14,7 +14,7 @@ from tests.models.test_families import IMAGE, MODELS, random_variables
 
 PLAIN = {
     "lenet5_1998": (models.create("lenet5_1998", num_classes=10), (32, 32, 1)),
-    "simple": (SimpleCNN(3, widths=(4, 6), norm="none"), (12, 12, 1)),
+    "simple": (SimpleCNN(3, widths=(4, 6)), (12, 12, 1)),
     "squeezenet": (models.create("squeezenet1_1", num_classes=3, stem="cifar"), (32, 32, 3)),
     "vgg": (models.create("vgg11", num_classes=3, stem="cifar", dense_widths=(8,)), (32, 32, 3)),
     "alexnet": (models.create("alexnet", num_classes=3), (64, 64, 3)),

@@ -44,11 +44,11 @@ def test_groups_of_a_residual_network():
     ("text", "message"),
     [
         ("lorra:2", "fine-tuning method 'lorra': did you mean lora"),
-        ("last", "last needs a number .stages.: write last:2"),
-        ("lora:zero", "lora:zero needs a number .rank."),
-        ("adapter:0", "adapter:0 needs a number .units."),
-        ("head:2", "head has no number: write head, not head:2"),
-        ("last:3", "last:3: SimpleCNN has 2 stages .stage1, stage2.: choose 1 to 2"),
+        ("last", r"'last': missing a required argument: 'stages'. Write it as last\(stages\)"),
+        ("lora:zero", "'lora:zero': rank='zero': give a whole number"),
+        ("adapter:0", "'adapter:0': units=0: give a whole number from 1 on"),
+        ("head:2", "'head:2': it takes no arguments. Write it as head"),
+        ("last:3", "'last:3': SimpleCNN has 2 stages .stage1, stage2.: choose 1 to 2"),
     ],
 )
 def test_bad_methods_are_refused(text, message):

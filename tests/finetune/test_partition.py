@@ -140,7 +140,7 @@ def test_a_new_leaf_that_would_stay_as_drawn_is_refused():
     base = finetune.Base("base", jax.device_get(initialized(model)), {}, "")
     key = jax.random.key(0)
     loaded = finetune.load(base, model, SHAPE, new=("conv1/.*",), key=key)
-    with pytest.raises(UserError, match="conv1/kernel would be drawn anew and never trained"):
+    with pytest.raises(UserError, match="conv1/kernel would be reinitialized and never trained"):
         finetune.start(tuned("head"), loaded, SHAPE, key)
 
 

@@ -1,4 +1,4 @@
-"""Every method under every way to compile a step, and resumed in the middle."""
+"""Every method under every compile mode, and resumed in the middle."""
 
 import jax
 import jax.numpy as jnp

@@ -9,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjax.errors import UserError
-from cnnjax.models import blocks, norms
+from cnnjax.models import blocks, images, layers, norms
 from tests.models.quick import quick_apply, quick_init
 
 KEY = jax.random.key(0)
 
 
-def factories(**options):
-    return blocks.layer_factories("batch", "relu", train=False, **options)
+FACTORIES = layers.Layers().factories(train=False)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
@@ -24,7 +23,7 @@ def factories(**options):
 def test_padding_is_symmetric_at_stride_2(kernel_size, size):
     """A kernel that is 1 at its center picks pixels 0, 2, 4 ..., as PyTorch's convolutions do."""
     image = jnp.arange(size * size, dtype=jnp.float32).reshape(1, size, size, 1)
-    conv = blocks.conv_layer(1, kernel_size, 2, name="conv")
+    conv = layers.conv_layer(1, kernel_size, 2, name="conv")
     kernel = np.zeros((kernel_size, kernel_size, 1, 1), np.float32)
     kernel[kernel_size // 2, kernel_size // 2] = 1
     output = conv.apply({"params": {"kernel": jnp.asarray(kernel)}}, image)
@@ -49,11 +48,11 @@ def test_make_divisible_stays_close(channels, divisor):
 
 
 def test_strides_for_small_images_leave_out_two_halvings():
-    assert blocks.strides_for("imagenet", (2, 1, 2, 2, 1)) == [2, 1, 2, 2, 1]
-    assert blocks.strides_for("cifar", (2, 1, 2, 2, 1)) == [1, 1, 1, 2, 1]
-    assert blocks.strides_for("cifar", (1, 2)) == [1, 1]
+    assert images.strides_for("imagenet", (2, 1, 2, 2, 1)) == [2, 1, 2, 2, 1]
+    assert images.strides_for("cifar", (2, 1, 2, 2, 1)) == [1, 1, 1, 2, 1]
+    assert images.strides_for("cifar", (1, 2)) == [1, 1]
     with pytest.raises(UserError, match="unknown stem 'cifer': did you mean cifar"):
-        blocks.strides_for("cifer", (2, 2))
+        images.strides_for("cifer", (2, 2))
 
 
 def test_stochastic_depth_keeps_or_drops_whole_examples():
@@ -88,7 +87,7 @@ def test_squeeze_excite_by_hand():
         "fc1": {"kernel": jnp.asarray(first[None, None]), "bias": jnp.asarray(first_bias)},
         "fc2": {"kernel": jnp.asarray(second[None, None]), "bias": jnp.asarray(second_bias)},
     }
-    output = blocks.SqueezeExcite(2, blocks.conv_layer).apply({"params": params}, jnp.asarray(x))
+    output = blocks.SqueezeExcite(2, layers.conv_layer).apply({"params": params}, jnp.asarray(x))
 
     hidden = np.maximum(x.mean(axis=(1, 2)) @ first + first_bias, 0)
     gates = 1 / (1 + np.exp(-(hidden @ second + second_bias)))
@@ -123,7 +122,7 @@ def test_layer_norm_is_over_the_channels_of_each_position():
 
 def test_convolutions_have_biases_only_without_normalization():
     for norm in norms.NORMS:
-        conv = blocks.layer_factories(norm, "relu", train=False)["conv"]
+        conv = layers.Layers(norm=norm).factories(train=False).conv
         assert conv(3, 1, name="conv").use_bias == (norm == "none")
 
 
@@ -133,10 +132,10 @@ def test_convolutions_have_biases_only_without_normalization():
 def test_inverted_residual_adds_its_input_only_where_the_shape_stays(strides, features, residual):
     """With a projection of zeros the block is the identity, or zero."""
     x = jax.random.normal(KEY, (2, 4, 4, 4))
-    block = blocks.InvertedResidual(features, 8, 3, strides, **factories())
-    variables = quick_init(block, x, train=False)
+    block = blocks.InvertedResidual(features, 8, 3, strides, FACTORIES)
+    variables = quick_init(block, x)
     variables["params"]["project"] = jax.tree.map(jnp.zeros_like, variables["params"]["project"])
-    output = quick_apply(block, variables, x, train=False)
+    output = quick_apply(block, variables, x)
     np.testing.assert_array_equal(output, x if residual else jnp.zeros_like(output))
 
 
@@ -144,5 +143,5 @@ def test_unknown_names_are_one_clear_error():
     with pytest.raises(UserError, match="unknown norm 'bach': did you mean batch"):
         norms.norm_layer("bach", train=False)
     with pytest.raises(UserError, match="unknown activation 'rellu': did you mean relu"):
-        blocks.activation_function("rellu")
-    assert blocks.activation_function(jnp.sin) is jnp.sin
+        layers.activation_function("rellu")
+    assert layers.activation_function(jnp.sin) is jnp.sin

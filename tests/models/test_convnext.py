@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.models import blocks, convnext
+from cnnjax.models import convnext
 from tests.models.quick import quick_apply, quick_init
 
 KEY = jax.random.key(0)
@@ -12,11 +12,11 @@ KEY = jax.random.key(0)
 
 def test_block_by_hand():
     """A depthwise kernel that is 1 at its center leaves norm, dense, GELU, dense, scale."""
-    layers = blocks.layer_factories("layer", "gelu", train=False, epsilon=1e-6)
-    block = convnext.ConvNeXtBlock(layer_scale_init=0.5, dtype=None, **layers)
+    layers = convnext.ConvNeXt.layers.factories(train=False)
+    block = convnext.ConvNeXtBlock(layers, layer_scale_init=0.5)
     generator = np.random.default_rng(0)
     x = generator.normal(size=(2, 3, 3, 4)).astype(np.float32)
-    params = quick_init(block, jnp.asarray(x), train=False)["params"]
+    params = quick_init(block, jnp.asarray(x))["params"]
     expand, project = generator.normal(size=(4, 16)), generator.normal(size=(16, 4))
     center = np.zeros((7, 7, 1, 4), np.float32)
     center[3, 3] = 1
@@ -28,7 +28,7 @@ def test_block_by_hand():
     y = y @ expand
     y = y * np.vectorize(normal_distribution)(y)
     expected = x + 0.5 * (y @ project)
-    output = quick_apply(block, {"params": params}, jnp.asarray(x), train=False)
+    output = quick_apply(block, {"params": params}, jnp.asarray(x))
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
 
 

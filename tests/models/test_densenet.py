@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax import trees
-from cnnjax.models import blocks, densenet
+from cnnjax import models, trees
+from cnnjax.models import densenet
+from cnnjax.models.layers import Layers
 from tests.models.quick import quick_apply, quick_init
 
 KEY = jax.random.key(0)
-LAYERS = blocks.layer_factories("batch", "relu", train=False)
+LAYERS = Layers().factories(train=False)
 
 
 def test_cifar_network_by_hand():
@@ -24,7 +25,9 @@ def test_cifar_network_by_hand():
             channels //= 2
     total += 2 * channels + channels * 10 + 10
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    params = jax.eval_shape(densenet.cifar_densenet_bc100().init, KEY, image)["params"]
+    params = jax.eval_shape(models.create("cifar_densenet_bc100", num_classes=10).init, KEY, image)[
+        "params"
+    ]
     assert trees.count_parameters(params) == total
     assert round(total / 1e6, 1) == 0.8
     convolutions = [path for path in trees.named_leaves(params) if path.endswith("kernel")]
@@ -33,9 +36,9 @@ def test_cifar_network_by_hand():
 
 def test_layer_appends_its_features_to_its_input():
     x = jax.random.normal(KEY, (2, 4, 4, 6))
-    layer = densenet.DenseLayer(5, **LAYERS)
-    variables = quick_init(layer, x, train=False)
-    output = quick_apply(layer, variables, x, train=False)
+    layer = densenet.DenseLayer(5, LAYERS)
+    variables = quick_init(layer, x)
+    output = quick_apply(layer, variables, x)
     assert output.shape == (2, 4, 4, 11)
     np.testing.assert_array_equal(output[..., :6], x)
     assert variables["params"]["conv1"]["kernel"].shape == (1, 1, 6, 20)
@@ -44,7 +47,7 @@ def test_layer_appends_its_features_to_its_input():
 
 def test_transition_averages_2x2_and_halves_the_features():
     x = jnp.abs(jax.random.normal(KEY, (1, 4, 4, 4)))
-    transition = densenet.Transition(**LAYERS)
+    transition = densenet.Transition(LAYERS)
     variables = quick_init(transition, x)
     variables["params"]["conv"]["kernel"] = jnp.eye(4, 2)[None, None]
     expected = x[..., :2].reshape(1, 2, 2, 2, 2, 2).mean(axis=(2, 4)) / np.sqrt(1 + 1e-5)

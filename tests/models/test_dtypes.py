@@ -30,7 +30,7 @@ def test_every_model_has_the_field():
 @pytest.mark.parametrize("name", MODELS)
 def test_layers_compute_in_it_and_what_adds_up_is_float32(name, dtype):
     model, shape = MODELS[name]
-    model = model.clone(dtype=dtype)
+    model = models.with_fields(model, dtype=dtype)
     outputs = {}
 
     def record(call, args, kwargs, context):

@@ -14,7 +14,9 @@ from cnnjax import models, trees
     [
         ("efficientnet_b0", (1, 2, 2, 3, 3, 4, 1), 32, 1280),
         pytest.param("efficientnet_b4", (2, 4, 4, 6, 6, 8, 2), 48, 1792, marks=pytest.mark.slow),
-        pytest.param("efficientnet_b7", (4, 7, 7, 10, 10, 13, 4), 64, 2560, marks=pytest.mark.slow),
+        pytest.param(
+            "efficientnet_b7", (4, 7, 7, 10, 10, 13, 4), 64, 2560, marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def test_compound_scaling(name, depths, stem, last):
@@ -49,7 +51,7 @@ def test_gate_has_a_quarter_of_the_blocks_input():
 )
 def test_constants_are_those_of_torchvision(name, dropout, epsilon, momentum):
     model = models.create(name, num_classes=1000)
-    assert (model.dropout_rate, model.norm_epsilon, model.norm_momentum) == (
+    assert (model.dropout_rate, model.layers.norm_epsilon, model.layers.norm_momentum) == (
         dropout,
         epsilon,
         momentum,

@@ -98,7 +98,7 @@ def test_gradient_reaches_every_parameter(name):
 @pytest.mark.parametrize("name", ["resnet_bottleneck", "densenet", "mobilenet_v3", "shufflenet"])
 def test_training_and_evaluation_differ_only_in_the_statistics(name):
     """With the batch's own statistics as running ones, evaluation gives the training logits."""
-    model = MODELS[name].copy(norm_momentum=0.0)
+    model = models.with_fields(MODELS[name], norm_momentum=0.0)
     variables = random_variables(model)
     logits, updates = train_outputs(model, variables, IMAGE)
     evaluated = evaluate(model, {**variables, **updates}, IMAGE)
@@ -116,7 +116,7 @@ def test_without_batch_norm_training_is_evaluation(name):
 
 @pytest.mark.parametrize("field", ["dropout_rate", "stochastic_depth_rate", "block_dropout_rate"])
 def test_drops_act_in_training_only_and_follow_their_key(field):
-    model = MODELS["resnet_v2"].copy(norm="group", **{field: 0.5})
+    model = models.with_fields(MODELS["resnet_v2"], norm="group", **{field: 0.5})
     variables = random_variables(model)
     first, again, other = (
         train_outputs(model, variables, IMAGE, jax.random.key(seed))[0] for seed in (0, 0, 1)
@@ -125,13 +125,13 @@ def test_drops_act_in_training_only_and_follow_their_key(field):
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
     assert not np.allclose(first, evaluated)
-    plain = MODELS["resnet_v2"].copy(norm="group")
+    plain = models.with_fields(MODELS["resnet_v2"], norm="group")
     np.testing.assert_allclose(evaluated, evaluate(plain, variables, IMAGE), rtol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "layer", "none"])
 def test_only_batch_norm_mixes_the_examples_of_a_batch(norm):
-    model = MODELS["resnet"].copy(norm=norm)
+    model = models.with_fields(MODELS["resnet"], norm=norm)
     variables = random_variables(model)
     assert ("batch_stats" in variables) == (norm == "batch")
     changed = IMAGE.at[0].multiply(-2.0)
@@ -144,7 +144,7 @@ def test_axis_name_gives_the_statistics_of_the_whole_batch():
     model = MODELS["resnet"]
     variables = random_variables(model)
     whole, whole_state = train_outputs(model, variables, IMAGE)
-    mapped = model.copy(axis_name="device")
+    mapped = models.with_fields(model, axis_name="device")
     parts, state = jax.vmap(
         lambda image: train_outputs(mapped, variables, image), axis_name="device"
     )(IMAGE.reshape(2, 2, 8, 8, 3))
@@ -156,7 +156,7 @@ def test_axis_name_gives_the_statistics_of_the_whole_batch():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_half_precision_computes_in_it_and_keeps_parameters_in_float32(name):
-    model = MODELS[name].copy(dtype=jnp.bfloat16)
+    model = models.with_fields(MODELS[name], dtype=jnp.bfloat16)
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGE)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert jax.eval_shape(model.apply, variables, IMAGE).dtype == jnp.bfloat16
@@ -166,7 +166,8 @@ def test_half_precision_is_close_to_single():
     model = MODELS["resnet_bottleneck"]
     variables = random_variables(model, scale=0.2)
     logits = np.asarray(evaluate(model, variables, IMAGE))
-    half = np.asarray(evaluate(model.copy(dtype=jnp.bfloat16), variables, IMAGE), np.float32)
+    half = evaluate(models.with_fields(model, dtype=jnp.bfloat16), variables, IMAGE)
+    half = np.asarray(half, np.float32)
     np.testing.assert_allclose(half, logits, atol=0.05 * np.abs(logits).max())
 
 
@@ -205,7 +206,7 @@ def test_unknown_stem_norm_and_activation_name_the_nearest(name):
         ("norm", "bach", "batch"),
         ("activation", "rellu", "relu"),
     ):
-        model = MODELS[name].copy(**{field: wrong})
+        model = models.with_fields(MODELS[name], **{field: wrong})
         with pytest.raises(UserError, match=f"unknown {field} '{wrong}': did you mean .*{right}"):
             jax.eval_shape(model.init, jax.random.key(0), IMAGE)
 

@@ -38,6 +38,13 @@ HEADS = ("auxiliary_heads", "auxiliary_head")
 PERIOD = 1_000_003
 
 SMALL = [name for name in models.list_models() if not LARGE.fullmatch(name)]
+# Of these, what is much like another one: made of the same blocks.
+ALIKE = {
+    *("alexnet_2012", "cifar_resnet56", "densenet121", "regnet_x_400mf", "squeezenet1_0", "vgg11"),
+    *("cnn_32_64", "cnn_32_64_dense64", "mobilenet_v3_large", "resnet18", "resnet50_v1"),
+    *("resnet50_v2", "wide_resnet28_10", "wide_resnet50_2"),
+    *(name for name in SMALL if name.startswith(("vgg13", "vgg16", "vgg19"))),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +101,10 @@ def loss_of(model, image, params, statistics, weight):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.exhaustive] if n in ALIKE else []) for n in SMALL],
+)
 def test_gradients_and_modes(name):
     """In training, without drops; with the batch's statistics evaluation gives the same logits."""
     model, image = network(name)
@@ -112,7 +122,7 @@ def test_gradients_and_modes(name):
     assert all(np.isfinite(value) for value in largest.values())
     assert [path for path, value in largest.items() if value == 0] == []
 
-    momentum = getattr(model, "norm_momentum", 0.9)
+    momentum = models.fields(model).get("norm_momentum", 0.9)
     batch = jax.tree.map(lambda leaf: leaf / (1 - momentum), updated)
     evaluated = quick_jit(model.apply)({"params": params, "batch_stats": batch}, image)
     scale = float(jnp.max(jnp.abs(logits)))
@@ -120,7 +130,13 @@ def test_gradients_and_modes(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(models.list_models()) - set(SMALL)))
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "resnet34" else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in sorted(set(models.list_models()) - set(SMALL))
+    ],
+)
 def test_gradients_depend_on_the_loss(name):
     """With dropout and stochastic depth, too."""
     model, image = network(name, drops=0.1)

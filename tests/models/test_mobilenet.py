@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cnnjax import models, trees
-from cnnjax.models import blocks, mobilenet
+from cnnjax.models import mobilenet
+from cnnjax.models.layers import Layers
 from tests.models.quick import quick_apply, quick_init
 
 
@@ -26,15 +27,13 @@ def test_v1_width_multiplier_has_the_parameters_of_table_6(width, millions):
 
 def test_depthwise_separable_block_filters_each_channel_then_mixes():
     """With an identity for the 1x1 convolution, channel c depends on channel c alone."""
-    layers = blocks.layer_factories("none", lambda x: x, train=False)
-    block = mobilenet.DepthwiseSeparable(3, 1, **layers)
+    layers = Layers(norm="none", activation=lambda x: x).factories(train=False)
+    block = mobilenet.DepthwiseSeparable(3, 1, layers)
     x = jax.random.normal(jax.random.key(0), (1, 5, 5, 3))
-    variables = quick_init(block, x, train=False)
+    variables = quick_init(block, x)
     assert variables["params"]["depthwise"]["conv"]["kernel"].shape == (3, 3, 1, 3)
     variables["params"]["pointwise"]["conv"]["kernel"] = jnp.eye(3)[None, None]
-    before, after = (
-        quick_apply(block, variables, image, train=False) for image in (x, x.at[..., 1].add(1.0))
-    )
+    before, after = (quick_apply(block, variables, image) for image in (x, x.at[..., 1].add(1.0)))
     change = after - before
     assert np.abs(change[..., 1]).max() > 0.01
     np.testing.assert_allclose(change[..., [0, 2]], 0, atol=1e-6)
@@ -73,15 +72,15 @@ def test_v3_activation_replaces_only_the_marked_rows():
     rows = (((3, 16, 16, False, False),), ((3, 16, 16, False, True),))
     alive = []
     for row in rows:
-        layers = blocks.layer_factories("batch", jnp.zeros_like, train=False)
-        model = mobilenet.MobileNetV3((row,), (1,), 8, 2, activation=jnp.zeros_like)
-        block = model._block(row[0], 1, 0.0, layers)(name=None)
+        layers = Layers(activation=jnp.zeros_like)
+        model = mobilenet.MobileNetV3((row,), (1,), 8, 2, layers=layers)
+        block = model._block(row[0], 1)(layers=layers.factories(train=False), name=None)
         x = jax.random.normal(jax.random.key(0), (1, 4, 4, 16))
-        output = quick_apply(block, quick_init(block, x, train=False), x, train=False)
+        output = quick_apply(block, quick_init(block, x), x)
         alive.append(bool(jnp.any(output != x)))
     assert alive == [True, False]
 
 
 def test_v3_has_the_papers_epsilon_and_momentum():
     model = models.create("mobilenet_v3_small", num_classes=10)
-    assert (model.norm_epsilon, model.norm_momentum) == (1e-3, 0.99)
+    assert (model.layers.norm_epsilon, model.layers.norm_momentum) == (1e-3, 0.99)

@@ -13,7 +13,7 @@ import pytest
 from cnnjax import models, ops, trees
 from cnnjax.errors import UserError
 from cnnjax.models.alexnet import local_response_norm
-from cnnjax.models.layers import adaptive_average_pool, max_pool_ceil
+from cnnjax.models.images import adaptive_average_pool, max_pool_ceil
 
 
 @pytest.fixture(autouse=True)

@@ -37,10 +37,8 @@ def recomputed_parts(function, *arguments):
 
 
 def test_every_model_with_blocks_has_the_field():
-    for name, constructor in models.MODELS.items():
-        while isinstance(constructor, functools.partial):
-            constructor = constructor.func
-        without = constructor.__module__.rpartition(".")[2] in WITHOUT_BLOCKS
+    for name, row in models.MODELS.items():
+        without = row.network.__module__.rpartition(".")[2] in WITHOUT_BLOCKS
         assert ("remat" in models.model_fields(name)) != without, name
 
 
@@ -53,7 +51,7 @@ def test_every_model_with_blocks_has_the_field():
 )
 def test_paths_stay_and_only_training_recomputes(name):
     model, size = MODELS[name]
-    image, other = image_of(size), model.clone(remat=True)
+    image, other = image_of(size), models.with_fields(model, remat=True)
     rngs = {"params": KEY, "dropout": KEY}
     shapes = jax.eval_shape(functools.partial(model.init, train=True), rngs, image)
     assert shapes == jax.eval_shape(functools.partial(other.init, train=True), rngs, image)
@@ -90,7 +88,7 @@ def assert_same_training(model, size):
         generator = np.random.default_rng(0)
         variables = jax.tree.map(lambda leaf: 0.5 + generator.normal(0, 0.1, leaf.shape), variables)
         plain = training(model, image, variables)
-        recomputed = training(model.clone(remat=True), image, variables)
+        recomputed = training(models.with_fields(model, remat=True), image, variables)
         for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(recomputed), strict=True):
             # Some gradients are rounding only: no less than 1 is the size of what is compared.
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * max(1.0, np.abs(a).max()))
@@ -112,7 +110,8 @@ def test_activations_within_blocks_take_no_memory():
     image = jnp.zeros((16, 16, 16, 3))
     sizes = []
     for remat in (False, True):
-        model = ResNet((4,), "basic", 3, stem="cifar", stem_features=8, features=8, remat=remat)
+        layers = models.Layers(remat=remat)
+        model = ResNet((4,), "basic", 3, stem="cifar", stem_features=8, features=8, layers=layers)
         variables = jax.eval_shape(model.init, KEY, image)
 
         def loss(params, model=model, statistics=variables["batch_stats"]):

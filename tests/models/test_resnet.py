@@ -7,19 +7,17 @@ import pytest
 
 from cnnjax import models, trees
 from cnnjax.errors import UserError
-from cnnjax.models import blocks, resnet
+from cnnjax.models import resnet
+from cnnjax.models.layers import Layers
 from tests.models.quick import quick_apply, quick_init
 
 KEY = jax.random.key(0)
+LAYERS = Layers().factories(train=False)
 
 
 def shapes(model, side, channels=3):
     image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
     return jax.eval_shape(model.init, KEY, image)
-
-
-def layers(**options):
-    return blocks.layer_factories("batch", "relu", train=False, **options)
 
 
 def cifar_resnet_parameters(blocks_per_stage):
@@ -53,16 +51,16 @@ def test_wide_resnet_28_10_by_hand():
             total += 2 * channels + 9 * channels * width + 2 * width + 9 * width * width
             channels = width
     total += 2 * 640 + 640 * 10 + 10
-    params = shapes(resnet.wide_resnet28_10(), 32)["params"]
+    params = shapes(models.create("wide_resnet28_10", num_classes=10), 32)["params"]
     assert trees.count_parameters(params) == total
     assert round(total / 1e6, 1) == 36.5
 
 
 def test_basic_network_projects_only_where_the_shape_changes():
-    params = shapes(resnet.resnet18(), 224)["params"]
+    params = shapes(models.create("resnet18", num_classes=1000), 224)["params"]
     projections = {path for path in trees.named_leaves(params) if "downsample/conv" in path}
     assert projections == {f"stage{n}/block1/downsample/conv/kernel" for n in (2, 3, 4)}
-    bottleneck = shapes(resnet.resnet50(), 224)["params"]
+    bottleneck = shapes(models.create("resnet50", num_classes=1000), 224)["params"]
     assert bottleneck["stage1"]["block1"]["downsample"]["conv"]["kernel"].shape == (1, 1, 64, 256)
 
 
@@ -72,30 +70,30 @@ def test_option_a_shortcut_by_hand():
     expected[0, :, :, :2] = [[[0, 1], [4, 5]], [[16, 17], [20, 21]]]
     np.testing.assert_array_equal(resnet.pad_shortcut(x, 4, 2), expected)
 
-    block = resnet.ResidualBlock(resnet.basic_branch(4, 2), shortcut="pad", **layers())
-    variables = quick_init(block, x, train=False)
+    block = resnet.ResidualBlock(resnet.basic_branch(4, 2), LAYERS, "pad")
+    variables = quick_init(block, x)
     assert set(variables["params"]) == {"conv1", "norm1", "conv2", "norm2"}
     variables["params"]["norm2"] = jax.tree.map(jnp.zeros_like, variables["params"]["norm2"])
-    np.testing.assert_array_equal(quick_apply(block, variables, x, train=False), expected)
+    np.testing.assert_array_equal(quick_apply(block, variables, x), expected)
 
 
 def test_zero_init_residual_starts_every_block_as_the_identity():
     x = jnp.abs(jax.random.normal(KEY, (2, 4, 4, 8)))
     for zero in (True, False):
         block = resnet.ResidualBlock(
-            resnet.bottleneck_branch(2, 1, version="v1.5"), zero_init_residual=zero, **layers()
+            resnet.bottleneck_branch(2, 1, version="v1.5"), LAYERS, zero_init_residual=zero
         )
-        output = quick_apply(block, quick_init(block, x, train=False), x, train=False)
+        output = quick_apply(block, quick_init(block, x), x)
         assert np.array_equal(output, x) == zero
 
 
 def test_pre_activation_block_is_the_identity_without_its_last_convolution():
     """Nothing stands on the shortcut, not even an activation (arXiv 1603.05027, section 2)."""
     x = jax.random.normal(KEY, (2, 4, 4, 8))
-    block = resnet.PreActivationBlock(resnet.basic_branch(8, 1), **layers())
-    variables = quick_init(block, x, train=False)
+    block = resnet.PreActivationBlock(resnet.basic_branch(8, 1), LAYERS)
+    variables = quick_init(block, x)
     variables["params"]["conv2"]["kernel"] *= 0
-    np.testing.assert_array_equal(quick_apply(block, variables, x, train=False), x)
+    np.testing.assert_array_equal(quick_apply(block, variables, x), x)
 
 
 @pytest.mark.parametrize(("version", "side"), [("v1", 2), ("v1.5", 4)])
@@ -120,14 +118,14 @@ def test_grouped_and_wide_bottlenecks():
 
 
 def test_squeeze_excite_reduces_by_16():
-    params = shapes(resnet.se_resnet50(), 224)["params"]
+    params = shapes(models.create("se_resnet50", num_classes=1000), 224)["params"]
     assert params["stage3"]["block2"]["se"]["fc1"]["kernel"].shape == (1, 1, 1024, 64)
 
 
 def test_imagenet_stem_pools_a_constant_to_itself_at_the_border():
     """Padding of the pool is minus infinity: a zero would win over a negative constant."""
     image = jnp.zeros((1, 8, 8, 3))
-    stem = resnet.Stem("imagenet", 4, **(layers() | {"activation": lambda x: x}))
+    stem = resnet.Stem("imagenet", 4, Layers(activation=lambda x: x).factories(train=False))
     variables = quick_init(stem, image)
     variables["params"]["norm"]["bias"] -= 5.0
     np.testing.assert_array_equal(quick_apply(stem, variables, image), jnp.full((1, 2, 2, 4), -5.0))

@@ -129,7 +129,9 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize("norm", ["none", "batch", "group"])
 def test_every_parameter_gets_a_gradient(norm):
     image = jax.random.normal(jax.random.key(0), (4, 12, 12, 1))
-    model = SimpleCNN(3, widths=(8, 8), dense_widths=(16,), norm=norm, dropout_rate=0.2)
+    model = models.build(
+        SimpleCNN, num_classes=3, widths=(8, 8), dense_widths=(16,), norm=norm, dropout_rate=0.2
+    )
     variables = randomised(model, image)
 
     @jax.jit
@@ -152,7 +154,7 @@ def test_every_parameter_gets_a_gradient(norm):
 
 def test_batch_statistics_over_an_axis_are_those_of_the_whole_batch():
     image = jax.random.normal(jax.random.key(0), (8, 12, 12, 1))
-    model = SimpleCNN(3, norm="batch")
+    model = models.build(SimpleCNN, num_classes=3, norm="batch")
     variables = randomised(model, image)
 
     def train(model, image):
@@ -160,7 +162,9 @@ def test_batch_statistics_over_an_axis_are_those_of_the_whole_batch():
 
     logits, whole = jax.jit(lambda x: train(model, x))(image)
     parts = jax.jit(
-        jax.vmap(lambda x: train(model.clone(axis_name="device"), x), axis_name="device")
+        jax.vmap(
+            lambda x: train(models.with_fields(model, axis_name="device"), x), axis_name="device"
+        )
     )(image.reshape(4, 2, 12, 12, 1))
     np.testing.assert_allclose(parts[0].reshape(8, 3), logits, atol=1e-5)
     for device in range(4):

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import models
-from cnnjax.models import blocks
+from cnnjax.models.norms import norm_layer
 
 X = np.random.default_rng(0).normal(1, 2, (4, 3, 2, 5)).astype(np.float32)
 
 
 def layer(norm, **options):
-    return blocks.norm_layer(norm, train=True, momentum=0.9, **options)(name=None)
+    return norm_layer(norm, train=True, momentum=0.9, **options)(name=None)
 
 
 def test_running_statistics_average_unbiased_variances():
@@ -34,7 +34,7 @@ def test_evaluation_and_names_are_those_of_batch_norm():
     ours = layer("batch_unbiased").init(jax.random.key(0), X)
     assert jax.tree.structure(ours) == jax.tree.structure(variables)
     outputs = [
-        blocks.norm_layer(norm, train=False)(name=None).apply(variables, X)
+        norm_layer(norm, train=False)(name=None).apply(variables, X)
         for norm in ("batch", "batch_unbiased")
     ]
     np.testing.assert_array_equal(*outputs)

@@ -151,7 +151,7 @@ def test_equals_lax_in_float32(case):
     check_against_lax(case, "float32")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @settings(max_examples=100, deadline=None)
 @given(any_convolutions, st.sampled_from(("float64", "float32")))
 def test_equals_lax_for_many_shapes(case, dtype):

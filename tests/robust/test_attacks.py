@@ -206,14 +206,14 @@ def test_masked_gradients_show():
     ("text", "words"),
     [
         ("pdg:0.3", "unknown attack 'pdg': did you mean pgd"),
-        ("pgd", "attack 'pgd' is not NAME:EPSILON"),
-        ("pgd:a", "attack 'pgd:a' is not"),
-        ("fgsm:0.3:4", "attack 'fgsm:0.3:4' is not"),
-        ("pgd:-1", "epsilon -1 must be positive"),
-        ("pgd:nan", "attack 'pgd:nan' is not"),
-        ("pgd:0.3:2.5", "steps 2.5 must be a whole number from 1 on"),
-        ("pgd:0.3:20:0", "restarts 0 must be"),
-        ("pgd:0.3:20:1:0", "step size 0 must be positive"),
+        ("pgd", "attack 'pgd': missing a required argument: 'epsilon'"),
+        ("pgd:a", "attack 'pgd:a': epsilon='a': give a number"),
+        ("fgsm:0.3:4", "attack 'fgsm:0.3:4': too many positional arguments"),
+        ("pgd:-1", "'pgd:-1': epsilon=-1: give a positive number"),
+        ("pgd:nan", "epsilon='nan': give a number"),
+        ("pgd:0.3:2.5", "num_steps=2.5: give a whole number"),
+        ("pgd:0.3:20:0", "restarts=0: give a positive number"),
+        ("pgd:0.3:20:1:0", "step_size=0: give a positive number"),
     ],
 )
 def test_bad_attacks_are_one_clear_error(text, words):

@@ -85,11 +85,11 @@ def test_filters_by_name_of_batches():
     ("text", "message"),
     [
         ("medain:3", "unknown filter 'medain': did you mean median"),
-        ("median", "give one number, such as median:3"),
+        ("median", r"'size'. Write it as median\(size\)"),
         ("median:4", "a window of size=4|odd number"),
         ("mean:-1", "odd number"),
         ("gaussian:-1", "0 pixels or more"),
-        ("gaussian:wide", "such as gaussian:1.5"),
+        ("gaussian:wide", "deviation='wide': give a number"),
     ],
 )
 def test_wrong_filters(text, message):

@@ -48,10 +48,13 @@ def test_nothing_is_nothing():
     [
         ("filp", "unknown augmentation 'filp': did you mean flip"),
         ("crop:4,,flip", "unknown augmentation ''"),
-        ("rotate", r"'rotate' has 0 numbers: write it as rotate:DEGREES"),
-        ("rotate:1:2", r"'rotate:1:2' has 2 numbers"),
-        ("crop", r"write it as crop:PIXELS\[:FILL\]"),
-        ("crop:2.5", "'crop:2.5': pixels='2.5': give a whole number"),
+        (
+            "rotate",
+            r"'rotate': missing a .* 'degrees'. Write it as rotate\(degrees\)",
+        ),
+        ("rotate:1:2", "'rotate:1:2': too many positional arguments"),
+        ("crop", r"Write it as crop\(pixels, fill=0.0\)"),
+        ("crop:2.5", "'crop:2.5': pixels=2.5: give a whole number"),
         ("crop:-4", "'crop:-4': max_pixels=-4: give a magnitude of 0 or more"),
         ("crop:4:mirror", "fill='mirror': give a number"),
         ("rotate:-15", "'rotate:-15': rotation_degrees=-15.0: give a magnitude of 0 or more"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cnnjax.augment import corrupt, geometry, policy, randaugment
+from cnnjax.augment.change import apply_per_image, compose
 from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
 
@@ -47,13 +48,11 @@ AUTOMATIC = {
 
 def changed(texts, images, key=KEY):
     """Applies each policy to the images: all in one program, which compiles once."""
-    changes = {text: geometry.compose(*policy.parse_policy(text).changes) for text in texts}
+    changes = {text: compose(*policy.parse_policy(text).changes) for text in texts}
 
     @jax.jit
     def all_of_them(key, images):
-        return {
-            text: geometry.apply_per_image(key, images, change) for text, change in changes.items()
-        }
+        return {text: apply_per_image(key, images, change) for text, change in changes.items()}
 
     return jax.tree.map(np.asarray, all_of_them(key, images))
 
@@ -122,7 +121,7 @@ def test_automatic_policies():
 @pytest.mark.parametrize("table", [ZERO_AND_STRONG, AUTOMATIC])
 def test_alone_as_in_a_batch_and_gray_as_in_color(table):
     texts = zero_and_strong(table)[1]
-    changes = {text: geometry.compose(*policy.parse_policy(text).changes) for text in texts}
+    changes = {text: compose(*policy.parse_policy(text).changes) for text in texts}
     in_batch = changed(texts, FLOATS)
 
     @jax.jit

@@ -8,7 +8,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 from scipy import ndimage
 
-from cnnjax.augment import geometry
+from cnnjax.augment import geometry, sampling
+from cnnjax.augment.change import apply_per_image, compose
 from cnnjax.errors import UserError
 
 STRONG = {
@@ -17,7 +18,7 @@ STRONG = {
     "flip": geometry.random_flip(),
     "affine": geometry.random_affine(30, (0.7, 1.4), 2.5, 20),
     "affine_fill": geometry.random_affine(30, (0.7, 1.4), 2.5, 20, fill=0.0),
-    "composed": geometry.compose(geometry.random_flip(), geometry.random_affine(10)),
+    "composed": compose(geometry.random_flip(), geometry.random_affine(10)),
 }
 IDENTITIES = {
     "shift": geometry.random_shift(0),
@@ -25,7 +26,7 @@ IDENTITIES = {
     "flip": geometry.random_flip(0.0),
     "affine": geometry.random_affine(),
     "affine_fill": geometry.random_affine(fill=0.0),
-    "composed": geometry.compose(),
+    "composed": compose(),
 }
 KEY = jax.random.key(0)
 
@@ -83,14 +84,14 @@ def test_gradient_matches_finite_differences():
 def test_examples_are_independent_of_the_batch_and_of_the_devices():
     pictures = jax.random.normal(KEY, (16, 9, 12, 2))
     function = STRONG["affine"]
-    whole = jax.jit(lambda x: geometry.apply_per_image(KEY, x, function))(pictures)
-    apply = jax.jit(lambda x, first: geometry.apply_per_image(KEY, x, function, first))
+    whole = jax.jit(lambda x: apply_per_image(KEY, x, function))(pictures)
+    apply = jax.jit(lambda x, first: apply_per_image(KEY, x, function, first))
     for first in (0, 4, 12):
         part = apply(pictures[first : first + 4], first)
         np.testing.assert_allclose(part, whole[first : first + 4], atol=1e-5)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     spread = jax.device_put(pictures, NamedSharding(mesh, PartitionSpec("data")))
-    sharded = jax.jit(lambda x: geometry.apply_per_image(KEY, x, function))(spread)
+    sharded = jax.jit(lambda x: apply_per_image(KEY, x, function))(spread)
     assert not sharded.sharding.is_fully_replicated
     np.testing.assert_allclose(sharded, whole, atol=1e-5)
     assert not np.allclose(whole[0] - pictures[0], whole[1] - pictures[1])
@@ -130,7 +131,7 @@ def test_bilinear_sampling_against_scipy():
     rng = np.random.default_rng(0)
     y, x = rng.uniform(-3, 11, (2, 7, 8)).astype(np.float32)
     for fill, mode in ((None, "nearest"), (0.5, "grid-constant")):
-        found = geometry.sample_bilinear(picture, jnp.asarray(y), jnp.asarray(x), fill=fill)
+        found = sampling.sample_bilinear(picture, jnp.asarray(y), jnp.asarray(x), fill=fill)
         expected = np.stack(
             [
                 ndimage.map_coordinates(
@@ -194,10 +195,10 @@ def test_normalize():
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
     expected = (pixels / 255.0 - mean) / std
     for images in (jnp.asarray(pixels), jnp.asarray(pixels / 255.0, jnp.float32)):
-        found = geometry.normalize(images, mean, std)
+        found = pixels.normalize(images, mean, std)
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    np.testing.assert_allclose(geometry.normalize(pixels, 0.0, 1.0), pixels / 255.0, atol=1e-7)
+    np.testing.assert_allclose(pixels.normalize(pixels, 0.0, 1.0), pixels / 255.0, atol=1e-7)
 
 
 @pytest.mark.parametrize(

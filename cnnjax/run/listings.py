@@ -1,0 +1,47 @@
+"""What help lists behind settings that name functions: how each is written.
+
+The registries are of functions of arrays: importing them imports JAX, for which help does not wait.
+A test holds each text equal to `cnnjax.spec.describe` of its registry.
+"""
+
+LISTINGS = {
+    "augment": (
+        "flip(probability=0.5), shift(max_pixels, fill=None), crop(pixels, fill=0.0), "
+        "resized_crop(smallest_area=0.08, largest_area=1.0, aspect=1.3333333333333333), "
+        "elastic(strength, deviation=4.0), brightness(strength), contrast(strength), "
+        "saturation(strength), hue(max_turns), noise(deviation), salt_and_pepper(probability), "
+        "blur(max_deviation), median(probability, size=3), erase(probability, largest_area=0.4, "
+        "smallest_area=0.02, aspect=3.3333333333333335), cutout(size, fill=None), "
+        "randaugment(num_operations=2, magnitude=9.0), trivialaugment(max_magnitude=30.0), "
+        "augmix(severity=3.0, width=3, depth=3), rotate(degrees), scale(change), "
+        "translate(pixels), shear(degrees), mixup(alpha), cutmix(alpha)"
+    ),
+    "fit": "pad, resize, crop(share=0.875)",
+    "classes": "all, even-odd, only(*classes)",
+    "schedule": (
+        "constant, step(boundaries=(0.5, 0.75), factor=0.1), exponential(decay_rate=0.01, "
+        "decay_steps=None, staircase=False), cosine(end_factor=0.0, cycles=1), "
+        "polynomial(power=1.0, end_factor=0.0), one_cycle(peak_fraction=0.3, start_factor=0.04, "
+        "end_factor=4e-06)"
+    ),
+    "preprocess": "gaussian(deviation), mean(size), median(size)",
+    "mesh": "mesh(data=1, fsdp=1, model=1)",
+    "sharding": "fsdp(dimension), model(dimension)",
+    "attack": (
+        "fgsm(epsilon), fgsm_l2(epsilon), pgd(epsilon, num_steps=20, restarts=1, step_size=None),"
+        " pgd_l2(epsilon, num_steps=20, restarts=1, step_size=None), pgd_margin(epsilon, "
+        "num_steps=20, restarts=1, step_size=None), noise(epsilon, tries=1)"
+    ),
+    "method": "full, head, last(stages), bitfit, norm, lora(rank), adapter(units)",
+    "tta": "flip, shift(pixels)",
+    "optimizer": "sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, lamb, lion, muon",
+    "loss": (
+        "softmax_cross_entropy, sigmoid_binary_cross_entropy, one_vs_all_cross_entropy, "
+        "mean_squared_error, lenet1998_map"
+    ),
+}
+
+
+def listed(*names: str) -> dict[str, str]:
+    """Returns some of them."""
+    return {name: LISTINGS[name] for name in names}

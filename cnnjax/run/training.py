@@ -1,0 +1,187 @@
+"""One call that trains: what an experiment does from the shell, from Python and notebooks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cnnjax import models
+from cnnjax.data.streamed import AnyDataset
+from cnnjax.errors import UserError, unknown_name
+from cnnjax.run import load, settings, trainer
+from cnnjax.run.files import read_json, writing_errors
+from cnnjax.run.groups import Training
+from cnnjax.run.recipe import make_recipe
+from cnnjax.schedules import Schedule
+from cnnjax.tasks.task import Task
+from cnnjax.train.step import TrainStep, as_float, make_step
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Called(Training):
+    """The settings of a run that `train` was called for."""
+
+    experiment: ClassVar[str] = "cnnjax.run.train"
+
+    model: str = ""
+    """The network, as its module writes itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What `train` leaves.
+
+    Attributes:
+      directory: of the run.
+      summary: the content of `summary.json`: final scores, or {} for a run that was stopped.
+      model: the Linen module.
+      variables: what `model.apply` takes: of the best step where early stopping chose one, averaged
+        parameters where the run kept an average.
+    """
+
+    directory: Path
+    summary: dict[str, Any]
+    model: nn.Module
+    variables: PyTree
+
+
+def train(
+    model: str | nn.Module,
+    task: Task,
+    data: AnyDataset,
+    optimizer: str | optax.GradientTransformation = "adam",
+    *,
+    schedule: Schedule | None = None,
+    normalize: Callable[[jax.Array], jax.Array] = as_float,
+    augment: Callable[..., Any] | None = None,
+    variables: PyTree | None = None,
+    step_factory: Callable[..., TrainStep] = make_step,
+    metadata: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> Trained:
+    """Trains, validates after each epoch, tests at the end, and fills a run directory.
+
+        mnist = cnnjax.data.load("mnist")
+        trained = cnnjax.run.train(
+            "lenet5", classification(10), mnist, "adam", epochs=2, learning_rate=1e-3
+        )
+        trained.summary["test_accuracy"]
+
+    The same settings and seed give the same bits as an experiment with them.
+
+    Args:
+      model: a name of `cnnjax.models`, for the task's number of classes, or a Linen module.
+      task: what it is to find, see `cnnjax.tasks`.
+      data: what `cnnjax.data.open_dataset` returned, or a `cnnjax.data.ArrayDataset`.
+      optimizer: a name of `cnnjax.optim`, with the settings beside it (`learning_rate`, `schedule`
+        as a name, `weight_decay`, ...), or an Optax transformation, which has its own.
+      schedule: step -> learning rate of an Optax transformation, for the metrics.
+      normalize: stored images -> what the model expects.
+      augment: `(key, batch, first_index) -> batch`, such as `cnnjax.augment.make_augment` returns.
+      variables: what training starts from; None initializes the model.
+      step_factory: what takes the arguments of `cnnjax.train.step.make_step` in its place.
+      metadata: what else `model.json` is to record.
+      resume: go on in `run_dir` where a run was stopped there, with the same settings; a finished
+        one is read.
+      **options: settings by name: `epochs`, `batch_size`, `seed`, `run_dir`, `devices`,
+        `precision`, `patience`, ...: the fields of `cnnjax.run.groups.Training`.
+
+    Raises:
+      UserError: whatever is wrong, before training starts.
+    """
+    known = [field.name for field in dataclasses.fields(Training)]
+    for name in options:
+        if name not in known:
+            raise unknown_name("setting", name, known)
+    module = _module(model, task)
+    if isinstance(optimizer, str):
+        options["optimizer"] = optimizer
+    config = Called(model=str(model) if isinstance(model, str) else repr(module), **options)
+    if config.resume:
+        raise UserError("resume is True or False: give the directory as run_dir.")
+    directory = Path(config.run_dir)
+    if resume and not config.run_dir:
+        raise UserError("resume=True needs run_dir, the directory to go on in.")
+    if config.run_dir and (directory / "config.json").exists():
+        if not resume:
+            raise UserError(
+                f"{directory} holds a run already: give resume=True to go on with it, or another "
+                "run_dir."
+            )
+        _check_same(directory, config)
+        if (directory / "summary.json").exists():
+            return _trained(directory, module)
+        config = dataclasses.replace(config, resume=config.run_dir)
+    trainer.start(config)
+    own_optimizer = None if isinstance(optimizer, str) else optimizer
+    if own_optimizer is not None and schedule is None:
+        # What it uses is not known here.
+        schedule = lambda step: jnp.float32(jnp.nan)  # noqa: E731
+    recipe = make_recipe(
+        config,
+        data,
+        task,
+        module,
+        metadata=lambda: {**_metadata(model, module), **(metadata or {})},
+        normalize=normalize,
+        augment=augment,
+        variables=variables,
+        wrap_optimizer=lambda named, total_steps: own_optimizer or named,
+        schedule=schedule,
+        step_factory=step_factory,
+    )
+    config = settings.place(config, Called.experiment)
+    with writing_errors(Path(config.run_dir)):
+        trainer.train(config, recipe)
+    return _trained(Path(config.run_dir), module)
+
+
+def _module(model: str | nn.Module, task: Task) -> nn.Module:
+    if not isinstance(model, str):
+        return model
+    label = task.inputs.get("label")
+    num_classes = getattr(label, "num_classes", None)
+    if num_classes is None:
+        raise UserError(
+            f"{model!r} is a classifier's name, but the task has no classes: give a Linen module."
+        )
+    return models.create(model, num_classes=1 if num_classes == 2 else num_classes)
+
+
+def _metadata(model: str | nn.Module, module: nn.Module) -> dict[str, Any]:
+    if isinstance(model, str):
+        return {"model": model, "num_outputs": module.num_classes, "arguments": {}}  # type: ignore[attr-defined]
+    return {"model": f"{type(module).__module__}.{type(module).__qualname__}"}
+
+
+def _check_same(directory: Path, config: Called) -> None:
+    saved = settings.read_config(directory)
+    if saved["experiment"] != Called.experiment:
+        raise UserError(
+            f"{directory} is a run of {saved['experiment']}: continue it with python -m "
+            f"{saved['experiment']} --resume {directory}"
+        )
+    for name, given in settings.as_json(settings.recorded_settings(config)).items():
+        kept = saved["settings"].get(name, given)
+        if kept != given and name not in settings.CHANGEABLE_ON_RESUME:
+            raise UserError(
+                f"{name} {given!r} differs from the {kept!r} of the run in {directory}: give the "
+                "same, or another run_dir."
+            )
+
+
+def _trained(directory: Path, module: nn.Module) -> Trained:
+    summary: dict[str, Any] = {}
+    if (directory / "summary.json").exists():
+        summary = read_json(directory / "summary.json", f"{directory} is damaged")
+    return Trained(directory, summary, module, load.load_variables(directory)[0])
