@@ -59,7 +59,7 @@ def main(config: Config) -> int:
     """Trains the features, then the two networks, and tests them; returns the exit code."""
     if config.precision == "float16" or config.accumulate > 1 or config.remat:
         raise UserError("the step of a GAN has no --precision float16, --accumulate or --remat.")
-    classifier.start(config)
+    cnnjax.run.trainer.start(config)
     lenet = Path(config.features or Path(config.run_dir) / "features")
     if not config.features and (code := train_features(config, lenet)):
         return code

@@ -13,6 +13,7 @@ that each pixel gets as many taps (Odena et al. 2016, "Deconvolution and Checker
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,15 +24,15 @@ import jax.numpy as jnp
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.blocks import activation_function
-from cnnjax.models.layers import require_image
-from cnnjax.models.norms import norm_layer
+from cnnjax.models.fields import with_fields
+from cnnjax.models.images import require_image
+from cnnjax.models.layers import Layers
 from cnnjax.models.stages import stage_output
 
 KERNEL_SIZE = (4, 4)
-# Section 4. The scales of batch norm start around 1 in the authors' code.
+# Section 4; the scales of batch norm start around 1 in the authors' code.
 normal_kernel = nn.initializers.normal(0.02)
-SLOPE = 0.2
+leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.2)
 # `(keys [batch], latent_size) -> [batch, latent_size]`, a key for each example.
 Noise = Callable[[jax.Array, int], jax.Array]
 
@@ -59,11 +60,7 @@ class Generator(nn.Module):
         of the number of widths.
       latent_size: length of the noise vectors.
       widths: channels before each doubling of height and width.
-      activation: of all but the output.
-      norm: `batch`, `group`, `layer` or `none`, before each activation.
-      norm_epsilon, norm_momentum: of the normalization; momentum as in Flax.
-      axis_name: the mapped axis over which batch norm averages, under `pmap` or `shard_map`.
-      dtype: of the computation; None: that of noise and parameters.
+      layers: what all layers share; see `Layers`.
 
     Call: `noise [batch, latent_size]` -> `[batch, height, width, channels]` in (-1, 1).
     """
@@ -71,12 +68,7 @@ class Generator(nn.Module):
     image_shape: tuple[int, int, int] = (28, 28, 1)
     latent_size: int = 100
     widths: Sequence[int] = (128, 64)
-    activation: str = "relu"
-    norm: str = "batch"
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
-    axis_name: str | None = None
-    dtype: Any = None
+    layers: Layers = Layers(remat=None)
 
     @nn.compact
     def __call__(self, noise: jax.Array, *, train: bool = False) -> jax.Array:
@@ -84,21 +76,22 @@ class Generator(nn.Module):
             raise UserError(
                 f"the generator takes noise [batch, {self.latent_size}], got {list(noise.shape)}."
             )
-        activation, norm = activation_function(self.activation), _norm(self, train)
+        layers = self.layers.factories(train=train)
         height, width = _smallest_size(self.image_shape, len(self.widths))
-        layer: dict[str, Any] = {"kernel_init": normal_kernel, "dtype": self.dtype}
+        layer: dict[str, Any] = {"kernel_init": normal_kernel, "dtype": layers.dtype}
         x = nn.Dense(height * width * self.widths[0], use_bias=False, name="project", **layer)(
             noise
         )
         x = x.reshape(-1, height, width, self.widths[0])
-        x = activation(norm(name="project_norm", scale_init=normal_scale)(x))
+        x = layers.activation(layers.norm(name="project_norm", scale_init=normal_scale)(x))
         x = stage_output(self, "stage1", x)
-        for index, features in enumerate(self.widths[1:], start=2):
+        use_bias = self.layers.norm == "none"
+        for index, features in enumerate(self.widths[1:], start=1):
             x = ops.ConvTranspose(
-                features, KERNEL_SIZE, use_bias=self.norm == "none", name=f"up{index - 1}", **layer
+                features, KERNEL_SIZE, use_bias=use_bias, name=f"up{index}", **layer
             )(x)
-            x = activation(norm(name=f"up{index - 1}_norm", scale_init=normal_scale)(x))
-            x = stage_output(self, f"stage{index}", x)
+            x = layers.activation(layers.norm(name=f"up{index}_norm", scale_init=normal_scale)(x))
+            x = stage_output(self, f"stage{index + 1}", x)
         x = ops.ConvTranspose(self.image_shape[2], KERNEL_SIZE, name="output", **layer)(x)
         return jnp.tanh(x)
 
@@ -109,28 +102,23 @@ class Discriminator(nn.Module):
     Attributes:
       num_classes: the logits; None returns the features before them.
       widths: channels of each convolution.
-      norm: as for `Generator`; the first convolution has none.
-      norm_epsilon, norm_momentum, axis_name, dtype: as for `Generator`.
+      layers: what all layers share; the first convolution has no normalization.
 
     Call: `image [batch, height, width, channels]` -> `[batch, num_classes]`.
     """
 
     num_classes: int | None = 1
     widths: Sequence[int] = (64, 128)
-    norm: str = "batch"
-    norm_epsilon: float = 1e-5
-    norm_momentum: float = 0.9
-    axis_name: str | None = None
-    dtype: Any = None
+    layers: Layers = Layers(activation=leaky_relu, remat=None)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         require_image(image, "Discriminator", minimum=2 ** len(self.widths))
-        norm = _norm(self, train)
-        layer: dict[str, Any] = {"kernel_init": normal_kernel, "dtype": self.dtype}
+        layers = self.layers.factories(train=train)
+        layer: dict[str, Any] = {"kernel_init": normal_kernel, "dtype": layers.dtype}
         x = image
         for index, features in enumerate(self.widths, start=1):
-            is_normed = index > 1 and self.norm != "none"
+            is_normed = index > 1 and self.layers.norm != "none"
             x = ops.Conv(
                 features,
                 KERNEL_SIZE,
@@ -140,8 +128,8 @@ class Discriminator(nn.Module):
                 **layer,
             )(x)
             if is_normed:
-                x = norm(name=f"conv{index}_norm", scale_init=normal_scale)(x)
-            x = nn.leaky_relu(x, SLOPE)
+                x = layers.norm(name=f"conv{index}_norm", scale_init=normal_scale)(x)
+            x = layers.activation(x)
             x = stage_output(self, f"stage{index}", x)
         x = x.reshape(x.shape[0], -1)
         if self.num_classes is None:
@@ -192,28 +180,16 @@ def dcgan(
       width: channels at half the size of the image; each further halving doubles them.
       num_stages: the number of halvings.
       latent_size: length of the noise vectors.
-      **options: fields of both, such as `norm` and `dtype`.
+      **options: fields of both, such as `norm` and `dtype`; see `Layers`.
 
     Raises:
-      UserError: the image's sides do not halve so often.
+      UserError: the image's sides do not halve so often, or there is no such field.
     """
     _smallest_size(image_shape, num_stages)
     widths = tuple(width * 2**stage for stage in range(num_stages))
-    return GAN(
-        generator=Generator(image_shape, latent_size, widths[::-1], **options),
-        discriminator=Discriminator(widths=widths, **options),
-    )
-
-
-def _norm(model: Generator | Discriminator, train: bool) -> Any:
-    return norm_layer(
-        model.norm,
-        train=train,
-        dtype=model.dtype,
-        axis_name=model.axis_name,
-        epsilon=model.norm_epsilon,
-        momentum=model.norm_momentum,
-    )
+    generator = Generator(image_shape, latent_size, widths[::-1])
+    discriminator = Discriminator(widths=widths)
+    return GAN(with_fields(generator, **options), with_fields(discriminator, **options))
 
 
 def _smallest_size(image_shape: tuple[int, int, int], num_stages: int) -> tuple[int, int]:

@@ -149,7 +149,10 @@ def _macs(
     input_shape: tuple[int, ...],
     output_shape: tuple[int, ...],
 ) -> int:
-    """Each weight of `kernel` is used once at each position of the output, before pooling."""
+    """Each weight of `kernel` is used once at each position of the output, before pooling.
+
+    In a transposed convolution, once at each of the input.
+    """
     if "kernel" not in params:
         return 0
     positions = output_shape[1:-1]
@@ -159,4 +162,6 @@ def _macs(
             jax.ShapeDtypeStruct(input_shape, jnp.float32),
             params["kernel"],
         ).shape[1:-1]
+    elif isinstance(module, ops.ConvTranspose | nn.ConvTranspose):
+        positions = input_shape[1:-1]
     return math.prod(positions) * params["kernel"].size

@@ -27,7 +27,8 @@ class Moments:
 
     Attributes:
       mean: float64 `[features]`.
-      covariance: float64 `[features, features]`, divided by the number of examples less one.
+      covariance: float64 `[features, features]`, divided by the number of examples less one; NaN
+        for fewer than two.
       num_examples: how many there were.
     """
 
@@ -40,13 +41,13 @@ def moments(features: Any) -> Moments:
     """Returns the moments of `features [examples, features]`.
 
     Raises:
-      UserError: another rank, fewer than two examples, or a number that is not finite.
+      UserError: another rank.
     """
     features = np.asarray(features, np.float64)
     if features.ndim != 2:
         raise UserError(f"features are {list(features.shape)}: give [examples, features].")
     centered = features - features.mean(axis=0)
-    return _checked(features.mean(axis=0), centered.T @ centered, len(features))
+    return _moments(features.mean(axis=0), centered.T @ centered, len(features))
 
 
 def products(features: jax.Array, weights: jax.Array) -> jax.Array:
@@ -67,23 +68,16 @@ def products(features: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def from_products(total: np.ndarray) -> Moments:
-    """Returns the moments of all examples whose `products` were added up, in float64.
-
-    Raises:
-      UserError: fewer than two examples, or a number that is not finite.
-    """
+    """Returns the moments of all examples whose `products` were added up, in float64."""
     total = np.asarray(total, np.float64)
-    num_examples = round(total[0, 0]) if np.isfinite(total[0, 0]) else 0
+    num_examples = int(total[0, 0])
     mean = total[0, 1:] / max(num_examples, 1)
-    return _checked(mean, total[1:, 1:] - num_examples * np.outer(mean, mean), num_examples)
+    return _moments(mean, total[1:, 1:] - num_examples * np.outer(mean, mean), num_examples)
 
 
-def _checked(mean: np.ndarray, scatter: np.ndarray, num_examples: int) -> Moments:
-    if num_examples < 2:
-        raise UserError(f"{num_examples} examples have no covariance: give 2 or more.")
-    if not (np.isfinite(mean).all() and np.isfinite(scatter).all()):
-        raise UserError("the features hold a number that is not finite: the network diverged.")
-    return Moments(mean, scatter / (num_examples - 1), num_examples)
+def _moments(mean: np.ndarray, scatter: np.ndarray, num_examples: int) -> Moments:
+    divisor = num_examples - 1 if num_examples > 1 else np.nan
+    return Moments(mean, scatter / divisor, num_examples)
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
@@ -91,7 +85,8 @@ def frechet_distance(one: Moments, other: Moments) -> float:
 
     It is the squared 2-Wasserstein distance of the two Gaussians (Dowson and Landau 1982). The
     trace of `(C1 C2)^(1/2)` is the sum of the singular values of `C1^(1/2) C2^(1/2)`: two symmetric
-    eigendecompositions, and no complex rounding to cut off. Covariances may be singular.
+    eigendecompositions, and no complex rounding to cut off. Covariances may be singular. NaN where
+    a moment is not finite.
 
     Raises:
       UserError: the two have different numbers of features.
@@ -100,6 +95,8 @@ def frechet_distance(one: Moments, other: Moments) -> float:
         raise UserError(
             f"{len(one.mean)} and {len(other.mean)} features: take both sets from one network."
         )
+    if not all(np.isfinite(x).all() for each in (one, other) for x in (each.mean, each.covariance)):
+        return float("nan")
     product = _root(one.covariance) @ _root(other.covariance)
     trace_of_root = np.linalg.svd(product, compute_uv=False).sum()
     distance = (

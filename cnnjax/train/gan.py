@@ -29,6 +29,7 @@ from cnnjax.train.step import (
     TrainStep,
     as_float,
     make_apply,
+    positions,
     sum_over_devices,
     with_axis,
 )
@@ -125,8 +126,7 @@ def make_gan_step(
         if state.loss_scale is not None:
             raise UserError("the step of a GAN has no loss scale: use bfloat16, not float16.")
         real, mask = normalize(batch["image"]), batch["mask"]
-        device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
-        examples = device * real.shape[0] + jnp.arange(real.shape[0], dtype=jnp.int32)
+        examples, _ = positions(batch, axis_name)
         keys = example_keys(stream_key(state.key, "noise", state.step), examples)
         z = noise(keys, latent_size).astype(real.dtype)
         old = {

@@ -23,6 +23,10 @@ def test_sizes_are_those_by_hand(variables):
     found = {name: trees.count_parameters(tree) for name, tree in variables["params"].items()}
     assert found == {"generator": generator, "discriminator": discriminator}
     assert trees.count_parameters(variables["batch_stats"]) == 2 * (128 + 64) + 2 * 128
+    # A transposed convolution uses each weight once at each position of its input.
+    up = 627200 + 49 * 16 * 128 * 64 + 196 * 16 * 64
+    down = 196 * 16 * 64 + 49 * 16 * 64 * 128 + 6272
+    assert models.summary(dcgan(), (28, 28, 1)).macs == up + down
 
 
 def test_weights_start_as_in_section_4(variables):
@@ -79,7 +83,7 @@ def test_statistics_over_devices_are_those_of_the_whole_batch():
     expected, new = model.apply(variables, noise, train=True, mutable=["batch_stats"])
 
     def on_each(noise):
-        return model.clone(axis_name="i").apply(
+        return models.with_fields(model, axis_name="i").apply(
             variables, noise, train=True, mutable=["batch_stats"]
         )
 
