@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cnnjax import lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
+lazy.attach(
     __name__,
     (
         "augment",

@@ -1,18 +1,20 @@
 """Names of a package that are imported when they are first used.
 
 `import cnnjax` and every `--help` cost about what importing nothing costs. A room's `__init__`
-imports its names under `if TYPE_CHECKING` as well, so that type checkers see what they are.
+imports its names under `if TYPE_CHECKING` as well, so that type checkers see what they are; they do
+not see the package's `__getattr__`, so that a name it does not have is an error for them too.
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def attach(
     package: str, modules: Sequence[str], names: Mapping[str, Sequence[str]] | None = None
-) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Returns `__getattr__`, `__dir__` and `__all__` of a package.
+) -> None:
+    """Gives a package its `__getattr__`, `__dir__` and `__all__`.
 
     Args:
       package: its `__name__`.
@@ -29,4 +31,6 @@ def attach(
             return importlib.import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return getattr_, lambda: list(known), known
+    vars(sys.modules[package]).update(
+        __getattr__=getattr_, __dir__=lambda: list(known), __all__=known
+    )

@@ -1,4 +1,4 @@
-"""Losses: one value per example, never reduced; and penalties on the parameters.
+"""Losses: one value per example (or pixel), never reduced; and penalties on the parameters.
 
 A loss takes `(logits, labels)` and drops the class axis, so `[batch, classes]` gives `[batch]`; any
 number of leading axes does as well. The step takes the mean over the examples that count.
@@ -43,7 +43,7 @@ def softmax_cross_entropy(
       UserError: shapes that do not go together, labels of shape `[batch]` that are no integers, a
         single logit, or `label_smoothing` outside `[0, 1)`.
     """
-    logits, labels = _float32_at_least(logits), jnp.asarray(labels)
+    logits, labels = at_least_float32(logits), jnp.asarray(labels)
     _check_class_logits(logits, labels)
     if not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing must be in [0, 1), not {label_smoothing}.")
@@ -72,7 +72,7 @@ def sigmoid_binary_cross_entropy(
       UserError: more than one logit an example, other shapes that do not go together, or
         `label_smoothing` outside `[0, 1)`.
     """
-    logits, labels = _float32_at_least(logits), jnp.asarray(labels)
+    logits, labels = at_least_float32(logits), jnp.asarray(labels)
     if not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing must be in [0, 1), not {label_smoothing}.")
     given = f"logits {list(logits.shape)} and labels {list(labels.shape)}"
@@ -101,7 +101,7 @@ def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
     Raises:
       UserError: shapes that do not go together, or class numbers that are no integers.
     """
-    predictions, targets = _float32_at_least(predictions), jnp.asarray(targets)
+    predictions, targets = at_least_float32(predictions), jnp.asarray(targets)
     if predictions.ndim > 1 and predictions.shape[-1] > 1:
         _check_class_logits(predictions, targets)
         squares = optax.squared_error(predictions, _distribution(targets, predictions))
@@ -142,7 +142,7 @@ def lenet1998_map(logits: ArrayLike, labels: ArrayLike, *, rubbish: float = 0.1)
         raise UserError(
             f"rubbish must be positive, not {rubbish}: it is the distance j of eq. (9)."
         )
-    logits, labels = _float32_at_least(logits), jnp.asarray(labels)
+    logits, labels = at_least_float32(logits), jnp.asarray(labels)
     _check_class_logits(logits, labels)
     rubbish_logit = jnp.full_like(logits[..., :1], -rubbish)
     distribution = _distribution(labels, logits)
@@ -202,11 +202,73 @@ def one_vs_all_cross_entropy(
     Raises:
       UserError: shapes that do not go together.
     """
-    logits, labels = _float32_at_least(logits), jnp.asarray(labels)
+    logits, labels = at_least_float32(logits), jnp.asarray(labels)
     _check_class_logits(logits, labels)
     targets = (_distribution(labels, logits) > target_threshold).astype(logits.dtype)
     losses = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
     return _nan_where_out_of_range(losses, labels, logits)
+
+
+def pixel_cross_entropy(
+    logits: ArrayLike, class_map: ArrayLike, *, ignore: int = 255
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax cross-entropy of every pixel, and which pixels count.
+
+    Args:
+      logits: float `[..., height, width, classes]`, two classes or more.
+      class_map: integers `[..., height, width]` in `[0, classes)`, or `ignore`.
+      ignore: marks pixels without a class: they have loss 0 and no gradient, whatever the logits.
+
+    Returns:
+      `(losses, counted)`: float32 at least and bool, both `[..., height, width]`.
+
+    Raises:
+      UserError: shapes that do not go together.
+    """
+    logits, class_map = jnp.asarray(logits), jnp.asarray(class_map)
+    counted = class_map != ignore
+    if counted.shape == logits.shape[:-1]:
+        # Selected, not multiplied: the gradient of 0 times infinity is no number.
+        logits = jnp.where(counted[..., None], logits, 0)
+    losses = softmax_cross_entropy(logits, jnp.where(counted, class_map, 0).astype(jnp.int32))
+    return jnp.where(counted, losses, 0), counted
+
+
+def dice_loss(logits: ArrayLike, class_map: ArrayLike, *, ignore: int = 255) -> jax.Array:
+    """One minus the mean over an image's classes of their soft Dice coefficient.
+
+        D_k = 2 sum p_k t_k / (sum p_k^2 + sum t_k^2)
+
+    over the pixels that count, `p_k` the probability of class `k`, `t_k` whether it is the class.
+    Milletari, Navab and Ahmadi 2016, "V-Net" (arXiv 1606.04797), section 3, for several classes:
+    the mean is over those that the image has.
+
+    Args:
+      logits: float `[..., height, width, classes]`, two classes or more.
+      class_map: integers `[..., height, width]` in `[0, classes)`, or `ignore`.
+      ignore: marks pixels without a class.
+
+    Returns:
+      `[...]`, float32 at least; 0 for an image without a pixel that counts.
+
+    Raises:
+      UserError: shapes that do not go together.
+    """
+    logits, class_map = at_least_float32(logits), jnp.asarray(class_map)
+    if class_map.shape != logits.shape[:-1]:
+        raise UserError(
+            f"the Dice loss was given logits {list(logits.shape)} and a class map "
+            f"{list(class_map.shape)}: give one class a pixel."
+        )
+    counted = (class_map != ignore)[..., None]
+    probabilities = jnp.where(counted, jax.nn.softmax(jnp.where(counted, logits, 0)), 0)
+    targets = jax.nn.one_hot(class_map, logits.shape[-1], dtype=logits.dtype) * counted
+    pixels = (-3, -2)
+    common = jnp.sum(probabilities * targets, axis=pixels)
+    sizes = jnp.sum(probabilities**2 + targets**2, axis=pixels)
+    present = jnp.any(targets > 0, axis=pixels)
+    losses = jnp.where(present, 1 - 2 * common / jnp.where(present, sizes, 1), 0)
+    return jnp.sum(losses, axis=-1) / jnp.maximum(jnp.sum(present, axis=-1), 1)
 
 
 def weighted(loss_fn: LossFunction, class_weights: ArrayLike) -> LossFunction:
@@ -259,7 +321,8 @@ def make_loss(name: str, **options: Any) -> LossFunction:
     return partial(LOSSES[name], **options)
 
 
-def _float32_at_least(values: ArrayLike) -> jax.Array:
+def at_least_float32(values: ArrayLike) -> jax.Array:
+    """Returns the values in float32, or in the wider dtype that they have."""
     values = jnp.asarray(values)
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
@@ -311,7 +374,7 @@ def _sum_over_selected(
 ) -> jax.Array:
     selected = jax.tree.leaves(mask_by_path(params, patterns))
     terms = [
-        jnp.sum(value(_float32_at_least(leaf)))
+        jnp.sum(value(at_least_float32(leaf)))
         for leaf, chosen in zip(jax.tree.leaves(params), selected, strict=True)
         if chosen
     ]

@@ -235,6 +235,38 @@ def micro_average(confusion: ArrayLike) -> dict[str, jax.Array]:
     return {"precision": score, "recall": score, "f1": score}
 
 
+def iou(confusion: ArrayLike) -> np.ndarray:
+    """Returns the intersection over union of each class, float64 `[classes]`, on the host.
+
+    right / (examples + predicted - right), Jaccard's index; NaN for a class that is neither
+    predicted nor has examples: average with `class_mean`.
+
+    Args:
+      confusion: counts `[classes, classes]`, true class by row; of pixels, for a class map.
+    """
+    right, examples, predicted = _class_counts(confusion)
+    return _ratio(right, examples + predicted - right)
+
+
+def dice(confusion: ArrayLike) -> np.ndarray:
+    """Returns the Dice coefficient of each class, float64 `[classes]`, on the host.
+
+    2 right / (examples + predicted), which is its F1; NaN for a class that is neither predicted nor
+    has examples.
+
+    Args:
+      confusion: as for `iou`.
+    """
+    right, examples, predicted = _class_counts(confusion)
+    return _ratio(2 * right, examples + predicted)
+
+
+def class_mean(scores: np.ndarray) -> float:
+    """Returns the mean of the scores that are numbers; NaN if none is."""
+    numbers = scores[~np.isnan(scores)]
+    return float(numbers.mean()) if numbers.size else float("nan")
+
+
 def roc_auc(scores: ArrayLike, positives: ArrayLike, mask: ArrayLike | None = None) -> jax.Array:
     """Area under the receiver operating characteristic.
 
@@ -372,3 +404,13 @@ def _quotient(total: Any, count: Any) -> Any:
     with np.errstate(invalid="ignore", divide="ignore"):
         quotient = np.where(count == 0, np.nan, total / count)
     return quotient.item() if quotient.ndim == 0 else quotient
+
+
+def _class_counts(confusion: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns right, true and predicted counts of each class: exact, however many pixels."""
+    counts = np.asarray(confusion, np.float64)
+    return counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.where(denominator > 0, numerator / np.maximum(denominator, 1), np.nan)

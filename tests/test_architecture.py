@@ -146,3 +146,11 @@ def test_importing_the_package_loads_nothing_heavy():
     _, *loaded = done.stdout.split()
     assert not set(loaded) & (HEAVY - {"orbax"})
     assert "orbax" not in loaded
+
+
+def test_the_help_of_an_experiment_needs_no_jax():
+    program = "import sys, experiments.mnist_lenet; print('jax' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == "False\n"

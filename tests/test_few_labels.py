@@ -29,7 +29,7 @@ def run(module, *argv):
     ("argv", "words"),
     [
         (["--methods", "lorra:2"], "unknown fine-tuning method 'lorra:2': did you mean lora"),
-        (["--methods", "last:9"], "last:9: SimpleCNN has 4 stages"),
+        (["--methods", "last:9"], "'last:9': SimpleCNN has 4 stages"),
         (["--seeds", "0"], "--seeds 0: give at least 1"),
         (["--rates", "full=fast"], "--rates full=fast: write it as METHOD=RATE"),
         (["--task", "digits", "--labels", "500"], "500 labels per class asked for, but class"),

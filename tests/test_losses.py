@@ -10,10 +10,15 @@ from hypothesis.extra import numpy as hnp
 
 from cnnjax import losses
 from cnnjax.errors import UserError
+from cnnjax.tasks import nt_xent
+from cnnjax.tasks.task import Forward
 from tests.transforms import Case, assert_covered, check_transforms
 
 LOGITS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32) * 2
 LABELS = np.array([0, 3, 2, 2, 1, 0], np.int32)
+PIXELS = np.random.default_rng(2).normal(size=(2, 3, 3, 4)).astype(np.float32)
+MAP = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) % 4
+VIEWS = np.random.default_rng(1).normal(size=(5, 2, 3)).astype(np.float32)
 PARAMS = {
     "conv1": {"kernel": np.array([[1.0, -2.0]], np.float32), "bias": np.array([5.0], np.float32)},
     "norm": {"scale": np.array([7.0], np.float32)},
@@ -45,12 +50,30 @@ CASES = [
         (LOGITS, LABELS),
         (0,),
     ),
+    Case(
+        "nt_xent",
+        lambda views, mask: nt_xent.nt_xent(views, temperature=0.5, mask=mask),
+        (VIEWS, np.arange(5) != 2),
+        (0,),
+    ),
+    Case(
+        "nt_xent of a part",
+        lambda part, whole, first: nt_xent.nt_xent(part, whole, temperature=0.5, first_index=first),
+        (VIEWS[1:3], VIEWS, np.int32(1)),
+        (0, 1),
+    ),
+    Case("pixel_cross_entropy", lambda x: losses.pixel_cross_entropy(x, MAP)[0], (PIXELS,), (0,)),
+    Case("dice_loss", lambda x: losses.dice_loss(x, MAP), (PIXELS,), (0,)),
+    Case("view_cosines", nt_xent.view_cosines, (VIEWS,)),
     Case("make_loss", losses.make_loss("lenet1998_map", rubbish=2.0), (LOGITS, LABELS), (0,)),
 ]
 
 
 def test_every_public_function_has_a_case():
-    assert_covered(losses, CASES)
+    of_views = {case.name for case in CASES if case.name.startswith(("nt_xent", "view_cosines"))}
+    others = [case for case in CASES if case.name not in of_views]
+    assert_covered(losses, others, exempt=("at_least_float32",))
+    assert_covered(nt_xent, [case for case in CASES if case.name in of_views])
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -293,3 +316,149 @@ def test_one_vs_all_takes_each_class_above_the_threshold_for_present():
     np.testing.assert_allclose(loss(logits, jnp.array([[0.9, 0.1, 0.0]])), [one], rtol=1e-6)
     np.testing.assert_allclose(loss(logits, jnp.array([[0.7, 0.3, 0.0]])), [two], rtol=1e-6)
     assert np.isnan(loss(logits, jnp.array([3]))[0])
+
+
+def naive_nt_xent(views, temperature, counted):
+    """Equation (1) of Chen et al. 2020, a term at a time; examples that do not count are left."""
+    z = {(k, v): views[k, v] for k in np.flatnonzero(counted) for v in range(2)}
+
+    def similarity(i, j):
+        return z[i] @ z[j] / np.linalg.norm(z[i]) / np.linalg.norm(z[j]) / temperature
+
+    values = np.full(views.shape[:2], np.nan)
+    for k, v in z:
+        others = sum(np.exp(similarity((k, v), other)) for other in z if other != (k, v))
+        values[k, v] = -np.log(np.exp(similarity((k, v), (k, 1 - v))) / others)
+    return values
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 3.0])
+@pytest.mark.parametrize("absent", [(), (0, 3)])
+def test_nt_xent_is_equation_1(temperature, absent):
+    views = np.random.default_rng(2).normal(size=(6, 2, 4))
+    counted = ~np.isin(np.arange(6), absent)
+    expected = naive_nt_xent(views, temperature, counted)
+    with jax.enable_x64(True):
+        values = nt_xent.nt_xent(views, temperature=temperature, mask=counted)
+    np.testing.assert_allclose(values[counted], expected[counted], rtol=1e-12)
+    in_float32 = nt_xent.nt_xent(views.astype(np.float32), temperature=temperature, mask=counted)
+    assert in_float32.dtype == jnp.float32
+    np.testing.assert_allclose(in_float32[counted], expected[counted], rtol=1e-5)
+
+
+def test_nt_xent_by_hand():
+    # Two examples whose views agree and that are opposite to each other: of the three others one
+    # has the cosine 1, two have -1.
+    views = np.array([[[1.0, 0], [2, 0]], [[-3, 0], [-1, 0]]])
+    expected = -np.log(np.exp(2.0) / (np.exp(2.0) + 2 * np.exp(-2.0)))
+    np.testing.assert_allclose(nt_xent.nt_xent(views, temperature=0.5), expected, rtol=1e-5)
+
+
+def test_nt_xent_of_16_bits_is_computed_in_32():
+    views = jnp.asarray(VIEWS, jnp.bfloat16)
+    values = nt_xent.nt_xent(views, temperature=0.1)
+    np.testing.assert_array_equal(
+        values, nt_xent.nt_xent(views.astype(jnp.float32), temperature=0.1)
+    )
+
+
+def test_nt_xent_does_not_depend_on_the_order_of_examples_or_views():
+    order = np.array([3, 0, 4, 1, 2])
+    values = nt_xent.nt_xent(VIEWS, temperature=0.2)
+    np.testing.assert_allclose(
+        nt_xent.nt_xent(VIEWS[order], temperature=0.2), values[order], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        nt_xent.nt_xent(VIEWS[:, ::-1], temperature=0.2), values[:, ::-1], rtol=1e-5
+    )
+
+
+def test_nt_xent_of_parts_is_that_of_the_whole():
+    values = nt_xent.nt_xent(VIEWS, temperature=0.2)
+    for start, stop in ((0, 2), (2, 5)):
+        part = nt_xent.nt_xent(VIEWS[start:stop], VIEWS, temperature=0.2, first_index=start)
+        np.testing.assert_allclose(part, values[start:stop], rtol=1e-5)
+
+
+def test_padding_neither_attracts_nor_repels():
+    counted = np.array([True, True, False, True, False])
+
+    def total(views):
+        values = nt_xent.nt_xent(views, temperature=0.2, mask=counted)
+        return jnp.sum(jnp.where(counted[:, None], values, 0.0))
+
+    value, gradient = jax.value_and_grad(total)(jnp.asarray(VIEWS))
+    alone, gradient_alone = jax.value_and_grad(
+        lambda views: nt_xent.nt_xent(views, temperature=0.2).sum()
+    )(jnp.asarray(VIEWS[counted]))
+    np.testing.assert_allclose(value, alone, rtol=1e-6)
+    np.testing.assert_allclose(gradient[counted], gradient_alone, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(gradient[~counted], 0.0)
+
+
+@pytest.mark.parametrize("counted", [[False] * 5, [True, False, False, False, False]])
+def test_nt_xent_of_zeros_and_of_nothing_is_finite(counted):
+    views = jnp.zeros((5, 2, 3))
+    value, gradient = jax.value_and_grad(
+        lambda views: nt_xent.nt_xent(views, temperature=0.2, mask=np.array(counted)).sum()
+    )(views)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("way", ["pmap", "shard_map"])
+def test_nt_xent_over_devices_is_that_of_the_whole_batch(way):
+    """Embeddings are gathered; losses and gradients are summed over 8 devices."""
+    with jax.enable_x64(True):
+        generator = np.random.default_rng(3)
+        weights = jnp.asarray(generator.normal(size=(5, 4)))
+        inputs = jnp.asarray(generator.normal(size=(24, 2, 5)))
+        mask = jnp.arange(24) % 7 != 3
+
+        def value_and_gradient(inputs, mask, axis_name=None):
+            forward = Forward(lambda *_: None, weights, axis_name=axis_name)
+            first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(inputs)
+
+            def total(weights):
+                views = jnp.tanh(inputs @ weights)
+                values = nt_xent.nt_xent(
+                    views,
+                    forward.gather(views),
+                    temperature=0.2,
+                    first_index=first,
+                    mask=forward.gather(mask),
+                )
+                return jnp.sum(jnp.where(mask[:, None], values, 0.0))
+
+            result = jax.value_and_grad(total)(weights)
+            return result if axis_name is None else jax.lax.psum(result, axis_name)
+
+        def on_each(inputs, mask):
+            return value_and_gradient(inputs, mask, "data")
+
+        expected = value_and_gradient(inputs, mask)
+        if way == "pmap":
+            shards = inputs.reshape(8, 3, 2, 5), mask.reshape(8, 3)
+            value, gradient = (x[0] for x in jax.pmap(on_each, axis_name="data")(*shards))
+        else:
+            mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+            split = jax.sharding.PartitionSpec("data")
+            whole = jax.sharding.PartitionSpec()
+            mapped = jax.shard_map(
+                on_each, mesh=mesh, in_specs=(split, split), out_specs=whole, check_vma=False
+            )
+            value, gradient = jax.jit(mapped)(inputs, mask)
+        np.testing.assert_allclose(value, expected[0], rtol=1e-12)
+        np.testing.assert_allclose(gradient, expected[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("views", "options", "message"),
+    [
+        (VIEWS, {"temperature": 0.0}, "temperature 0.0 must be positive"),
+        (VIEWS[:, :1], {"temperature": 1.0}, r"\[5, 1, 3\].*two embeddings"),
+        (VIEWS[:, 0], {"temperature": 1.0}, r"two embeddings"),
+    ],
+)
+def test_nt_xent_names_what_is_wrong(views, options, message):
+    with pytest.raises(UserError, match=message):
+        nt_xent.nt_xent(views, **options)

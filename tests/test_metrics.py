@@ -294,3 +294,26 @@ def test_bad_input_gets_one_clear_error(call, text):
     with pytest.raises(UserError, match=text) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_iou_and_dice_by_hand():
+    """Two classes of which one is over-predicted, and one that is nowhere."""
+    confusion = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
+    np.testing.assert_allclose(metrics.iou(confusion), [6 / 9, 3 / 6, np.nan])
+    np.testing.assert_allclose(metrics.dice(confusion), [12 / 15, 6 / 9, np.nan])
+    assert metrics.class_mean(metrics.iou(confusion)) == pytest.approx((6 / 9 + 3 / 6) / 2)
+    f1 = metrics.precision_recall_f1(confusion)["f1"]
+    np.testing.assert_allclose(metrics.dice(confusion)[:2], f1[:2], rtol=1e-6)
+
+
+def test_iou_of_a_class_that_is_only_predicted_is_zero():
+    np.testing.assert_array_equal(metrics.iou([[2, 1], [0, 0]]), [2 / 3, 0.0])
+
+
+def test_iou_of_nothing_has_no_mean():
+    assert np.isnan(metrics.class_mean(metrics.iou(np.zeros((2, 2), int))))
+
+
+def test_iou_is_exact_for_more_pixels_than_int32_holds():
+    many = np.array([[2**40, 2**40], [0, 2**41]], np.int64)
+    np.testing.assert_array_equal(metrics.iou(many), [1 / 2, 2 / 3])

@@ -362,3 +362,78 @@ def test_misfits_are_explained(tmp_path: Path, draw: Callable[[Path], Path], mes
     with pytest.raises(UserError, match=message):
         draw(tmp_path / "never.png")
     assert not (tmp_path / "never.png").exists()
+
+
+def test_class_maps_paint_what_is_not_background(tmp_path):
+    from cnnjax.plots import overlays
+
+    images = np.full((2, 4, 4, 1), 0.5, np.float32)
+    classes = np.zeros((2, 4, 4), np.uint8)
+    classes[0, 0, 0], classes[0, 0, 1] = 1, 255
+    gray = overlays._rgb(images)
+    painted = overlays._painted(gray, classes, np.array([[0, 0, 0], [1.0, 0, 0]]), 255, 0)
+    np.testing.assert_allclose(painted[0, 0, 0], [0.875, 0.125, 0.125])
+    np.testing.assert_allclose(painted[0, 0, 1], 0.875)
+    np.testing.assert_array_equal(painted[1], gray[1])
+    path = overlays.class_maps(images, classes, classes, ["ground", "cat"], tmp_path / "maps.png")
+    assert path.stat().st_size > 1000
+
+
+def test_class_maps_mark_wrong_pixels_that_count():
+    from cnnjax.plots import overlays
+
+    truth = np.array([[[0, 1], [2, 255]]], np.uint8)
+    predicted = np.array([[[0, 2], [2, 0]]], np.uint8)
+    errors = overlays._errors(np.ones((1, 2, 2, 3), np.float32), truth, predicted, 255)
+    np.testing.assert_allclose(errors[0, 0, 1], overlays._WRONG)
+    np.testing.assert_allclose(errors[0, [0, 1, 1], [0, 0, 1]], 0.5)
+    assert overlays._fractions_wrong(truth, predicted, 255).tolist() == [1 / 3]
+
+
+@pytest.mark.parametrize("count", [2, 10, 18, 40])
+def test_class_colors_are_distinct_and_not_gray(count):
+    from cnnjax.plots import overlays
+
+    colors = overlays.class_colors(count)
+    assert len({tuple(np.round(color, 3)) for color in colors}) == count
+    assert (colors.max(axis=1) - colors.min(axis=1)).min() > 0.1
+
+
+def test_class_maps_refuse_shapes_that_do_not_fit(tmp_path):
+    from cnnjax import plots
+
+    images, maps = np.zeros((2, 4, 4, 1)), np.zeros((2, 4, 4), np.uint8)
+    with pytest.raises(UserError, match="give one class a pixel of each image"):
+        plots.class_maps(images, maps[:1], maps, ["a", "b"], tmp_path / "x.png")
+    with pytest.raises(UserError, match="1 or 3 channels"):
+        plots.class_maps(images[..., 0], maps, maps, ["a", "b"], tmp_path / "x.png")
+
+
+def test_embedding_draws_the_first_two_principal_components_by_class(tmp_path, figures):
+    generator = np.random.default_rng(0)
+    # Two directions of great variance in 5 dimensions, by which the classes differ.
+    labels = np.arange(90) % 3
+    centers = np.array([[0, 0], [9, 0], [0, 6]])[labels]
+    points = centers + generator.normal(size=(90, 2))
+    features = points @ np.eye(5)[[1, 3]] + 0.01 * generator.normal(size=(90, 5))
+    path = plots.embedding(features, labels, ["a", "b", "c"], tmp_path / "embedding.png")
+    pixels(path)
+    (axes,) = figures[0].axes
+    drawn = {}
+    for index, name in enumerate("abc"):
+        color = curve_color(axes, name)
+        (line,) = [x for x in axes.lines if len(x.get_xdata()) and x.get_color() == color]
+        drawn[index] = np.stack([line.get_xdata(), line.get_ydata()], axis=1)
+    centered = features - features.mean(0)
+    _, singular, directions = np.linalg.svd(centered, full_matrices=False)
+    for index, found in drawn.items():
+        expected = centered[labels == index] @ directions[:2].T
+        # A principal component has no sign.
+        np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-6)
+    share = singular[0] ** 2 / (singular**2).sum()
+    assert axes.get_xlabel() == f"first principal component ({share:.0%})"
+
+
+def curve_color(axes, label):
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return line.get_color()

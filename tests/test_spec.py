@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjax import finetune, losses, models, optim, robust, schedules, signatures, spec
-from cnnjax.augment import filters, geometry, policy
+from cnnjax.augment import change, filters, policy
 from cnnjax.data import dataset, image_files
 from cnnjax.devices import sharding
 from cnnjax.errors import UserError
@@ -145,7 +145,7 @@ def test_arguments_alone_have_names():
 
 def _augmented(text):
     image = jnp.asarray(np.arange(48.0).reshape(4, 4, 3))
-    return geometry.compose(*policy.parse_policy(text).changes)(jax.random.key(0), image)
+    return change.compose(*policy.parse_policy(text).changes)(jax.random.key(0), image)
 
 
 def _filter(text):

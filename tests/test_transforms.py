@@ -93,6 +93,8 @@ AUGMENT_CASES = [
         lambda image: pixels.normalize(image, (0.4, 0.5), (0.2, 0.3)),
         (IMAGES,),
         (0,),
+        # It is linear, and computes in float32.
+        eps=0.1,
     ),
     Case(
         "apply_per_image",

@@ -1,5 +1,6 @@
 """A caller's type checker sees the types of cnnjax, through lazy packages too."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -27,14 +28,14 @@ reveal_type(load.load_trained("runs/a"))
 cnnjax.data.lod("mnist")
 """
 SEEN = (
-    "builtins.str",
-    "Module",
+    "str",
+    "flax.linen.module.Module",
     "cnnjax.data.dataset.Dataset",
-    "ndarray",
-    "cnnjax.data.pipelines.ResidentPipeline",
-    "def (",
-    "ndarray",
-    "cnnjax.finetune.methods.Method",
+    "numpy.ndarray",
+    "def (arrays: ",
+    "def (jax.",
+    "dict[str, numpy.ndarray",
+    "def (text: str, model: Any",
     "cnnjax.run.load.TrainedModel",
 )
 
@@ -48,15 +49,13 @@ def test_the_package_says_that_it_is_typed():
 @pytest.mark.slow
 def test_a_callers_type_checker_sees_real_types(tmp_path):
     (tmp_path / "caller.py").write_text(CALLER)
-    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--ignore-missing-imports"]
-    command += ["--config-file=", f"--cache-dir={tmp_path}/cache", "caller.py"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env={"MYPYPATH": str(ROOT)}
-    )
-    revealed = [line for line in done.stdout.splitlines() if "Revealed type is" in line]
-    assert len(revealed) == len(SEEN), done.stdout + done.stderr
-    for line, words in zip(revealed, SEEN, strict=True):
-        assert words in line
-        assert '"Any"' not in line
-    # A name that a lazy package does not have is an error, or mypy believes whatever is written.
+    # With the configuration of the repository, whose cache serves this too.
+    command = [sys.executable, "-m", "mypy", str(tmp_path / "caller.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    seen = re.findall(r'Revealed type is "\(?(.*)"', done.stdout)
+    assert len(seen) == len(SEEN), done.stdout + done.stderr
+    for found, expected in zip(seen, SEEN, strict=True):
+        assert found.startswith(expected)
+    # Lazy packages do not make every name a valid one.
     assert 'Module has no attribute "lod"' in done.stdout
+    assert done.stdout.count("error: ") == 1

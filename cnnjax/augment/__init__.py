@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from cnnjax import lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
+lazy.attach(
     __name__,
     (
         "change",
@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "policy",
         "randaugment",
         "sampling",
+        "views",
     ),
     {
         "change": ("Geometric", "Move", "apply_per_image", "compose"),
@@ -24,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "pixels": ("normalize",),
         "policy": ("make_augment",),
         "filters": ("make_filter",),
+        "views": ("fixed_views", "two_views"),
     },
 )
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from cnnjax.augment import policy as policy
     from cnnjax.augment import randaugment as randaugment
     from cnnjax.augment import sampling as sampling
+    from cnnjax.augment import views as views
     from cnnjax.augment.change import Geometric as Geometric
     from cnnjax.augment.change import Move as Move
     from cnnjax.augment.change import apply_per_image as apply_per_image
@@ -49,3 +52,5 @@ if TYPE_CHECKING:
     from cnnjax.augment.geometry import sampled_move as sampled_move
     from cnnjax.augment.pixels import normalize as normalize
     from cnnjax.augment.policy import make_augment as make_augment
+    from cnnjax.augment.views import fixed_views as fixed_views
+    from cnnjax.augment.views import two_views as two_views

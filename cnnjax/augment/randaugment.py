@@ -273,11 +273,9 @@ def _random_operation(
         "equalize": equalize(image),
     }
     geometric = jnp.any(jnp.stack([is_chosen(name) for name in GEOMETRIC]))
-    move = _operation_move(is_chosen, size_of(image), sign * strength, ranges)
+    changed = _operation_move(is_chosen, size_of(image), sign * strength, ranges).image(image)
     return jnp.select(
-        [geometric, *(is_chosen(name) for name in results)],
-        [move.image(image), *results.values()],
-        image,
+        [geometric, *(is_chosen(name) for name in results)], [changed, *results.values()], image
     )
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect-labels": "training images whose labels look wrong",
     "models": "list the networks, or print one network's layers",
     "predict": "classify image files with a trained run",
+    "probe": "what few labels suffice for on a run's features, beside training from scratch",
     "show-batch": "draw what a training step sees",
     "verify-resume": "kill and resume an experiment, and compare it with one that was not killed",
 }

@@ -22,7 +22,6 @@ from cnnjax.errors import UserError
 from cnnjax.run import load
 from cnnjax.run import settings as runs
 from cnnjax.run.listings import listed
-from cnnjax.tasks import classification
 
 BATCH_SIZE = 500
 # Small enough for the gradients of small networks to stay in a CPU's cache.
@@ -90,7 +89,7 @@ def main(config: Config) -> None:
     if config.check_masking and not attacks:
         raise UserError("--check-masking needs an attack to check: add --attack pgd:0.3:20.")
     cnnjax.devices.backend.start(devices=1)
-    members = [load.load_trained(*_at_step(run)) for run in config.run]
+    members = [load.load_classifier(*_at_step(run)) for run in config.run]
     directories = [_at_step(run)[0] for run in config.run]
     dataset = _dataset(config, directories, [member.card for member in members])
     for attack in attacks:
@@ -108,7 +107,7 @@ def main(config: Config) -> None:
     logits = np.asarray(ensemble.mean_logits(each, config.average))
     probabilities = cnnjax.evaluation.calibration.apply_temperature(logits, 1.0)
     shown = cnnjax.data.example_inputs(dataset, config.split)
-    found = classification.report(
+    found = cnnjax.tasks.classification.report(
         probabilities, {"label": labels, **shown}, class_names=dataset.class_names
     )
     report = found.scores

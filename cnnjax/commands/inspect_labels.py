@@ -23,7 +23,6 @@ from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
 from cnnjax.run import load
 from cnnjax.run import settings as runs
-from cnnjax.tasks.classification import classification
 
 BATCH_SIZE = 500
 
@@ -59,7 +58,7 @@ def main(config: Config) -> None:
     if not config.run:
         raise UserError("no run given: name one, such as --run runs/mine.")
     cnnjax.devices.backend.start(devices=1)
-    members = [load.load_trained(run) for run in config.run]
+    members = [load.load_classifier(run) for run in config.run]
     truth, train = _training_data(config, config.run[0])
     for run in config.run[1:]:
         _, other = _training_data(config, run)
@@ -130,7 +129,7 @@ def _predict(member, train: Arrays):
     predict = cnnjax.train.compile.compile_predict(
         cnnjax.train.step.make_predict(
             member.model,
-            classification(len(member.card["class_names"])),
+            cnnjax.tasks.classification.classification(len(member.card["class_names"])),
             normalize=member.normalize,
         ),
         cnnjax.train.compile.make_mesh(1),

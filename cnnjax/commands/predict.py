@@ -18,7 +18,6 @@ import tyro
 import cnnjax
 from cnnjax.errors import UserError
 from cnnjax.run import load
-from cnnjax.tasks.classification import classification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ def main(config: Config) -> None:
     data, plots = cnnjax.data, cnnjax.plots
     originals = [data.read_image(path) for path in config.images]
     cnnjax.devices.backend.start(devices=1)
-    trained = load.load_trained(config.run)
+    trained = load.load_classifier(config.run)
     shape, class_names = tuple(trained.card["image_shape"]), trained.card["class_names"]
     digits = shape == (28, 28, 1)
     fit = trained.card.get("fit", "resize")
@@ -57,10 +56,9 @@ def main(config: Config) -> None:
         data.digit_from_image(original) if digits else data.image_to_shape(original, shape, fit=fit)
         for original in originals
     ]
+    task = cnnjax.tasks.classification.classification(len(class_names))
     predict = cnnjax.train.compile.compile_predict(
-        cnnjax.train.step.make_predict(
-            trained.model, classification(len(class_names)), normalize=trained.normalize
-        ),
+        cnnjax.train.step.make_predict(trained.model, task, normalize=trained.normalize),
         cnnjax.train.compile.make_mesh(1),
     )
     out = Path(config.out or Path(config.run) / "predictions")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cnnjax import lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
+lazy.attach(
     __name__,
     (
         "dataset",
@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "image_files",
         "mnist",
         "pipelines",
+        "scenes",
         "sources",
         "streamed",
         "streaming",
@@ -35,6 +36,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         ),
         "few": ("few_labels",),
         "synthetic": ("stand_in",),
+        "scenes": ("digit_scenes", "scene_splits"),
         "sources": ("load",),
         "pipelines": (
             "gather",
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from cnnjax.data import image_files as image_files
     from cnnjax.data import mnist as mnist
     from cnnjax.data import pipelines as pipelines
+    from cnnjax.data import scenes as scenes
     from cnnjax.data import sources as sources
     from cnnjax.data import streamed as streamed
     from cnnjax.data import streaming as streaming
@@ -92,6 +95,8 @@ if TYPE_CHECKING:
     from cnnjax.data.pipelines import ResidentPipeline as ResidentPipeline
     from cnnjax.data.pipelines import evaluation_batches as evaluation_batches
     from cnnjax.data.pipelines import gather as gather
+    from cnnjax.data.scenes import digit_scenes as digit_scenes
+    from cnnjax.data.scenes import scene_splits as scene_splits
     from cnnjax.data.sources import load as load
     from cnnjax.data.streamed import StreamedDataset as StreamedDataset
     from cnnjax.data.streamed import example_inputs as example_inputs

@@ -104,11 +104,12 @@ def _cpu_devices(batch_size: int) -> int:
 def _cache_directory() -> Path:
     """A directory of its own for each kind of processor: compiled CPU code fits no other kind."""
     base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    fingerprint = hashlib.sha256(_processor_features().encode()).hexdigest()[:12]
+    fingerprint = hashlib.sha256(processor_features().encode()).hexdigest()[:12]
     return base / "cnnjax" / "xla" / f"{platform.machine()}-{fingerprint}"
 
 
-def _processor_features() -> str:
+def processor_features() -> str:
+    """Returns what the processor can do, as the system lists it."""
     return _processor_line("flags", "Features") or platform.processor()
 
 

@@ -1,15 +1,16 @@
-"""Analysis of predictions: ensembles, calibration, label quality."""
+"""Analysis of predictions and features: ensembles, calibration, label quality, linear probes."""
 
 from typing import TYPE_CHECKING
 
 from cnnjax import lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
+lazy.attach(
     __name__,
     (
         "calibration",
         "ensemble",
         "label_quality",
+        "probe",
     ),
 )
 
@@ -17,3 +18,4 @@ if TYPE_CHECKING:
     from cnnjax.evaluation import calibration as calibration
     from cnnjax.evaluation import ensemble as ensemble
     from cnnjax.evaluation import label_quality as label_quality
+    from cnnjax.evaluation import probe as probe

@@ -5,7 +5,8 @@
     logits = model.apply(variables, image, train=False)
 
 Every model is a Linen module from `image [batch, height, width, channels]` to logits
-`[batch, num_classes]`. Its last Dense is named `head`; `num_classes=None` returns what would enter
+`[batch, num_classes]`, or `[batch, height, width, num_classes]` of each pixel. Its last Dense is
+named `head`; `num_classes=None` returns what would enter
 it. `train` is keyword-only; dropout draws from the random stream `dropout`; models with BatchNorm
 keep `batch_stats` and take `axis_name` for statistics over a mapped axis. What all layers share is
 one field, `layers: Layers`; `create`, `fields` and `with_fields` name its parts as if they were the

@@ -50,7 +50,7 @@ def scaled_activation(activation: str | Activation) -> Activation:
 
 
 class WSConv(nn.Module):
-    """Convolution whose kernel is standardised over its inputs, times a gain, plus a bias.
+    """Convolution whose kernel is standardized over its inputs, times a gain, plus a bias.
 
     `gain * (kernel - mean) / sqrt(fan_in * variance)` for each output channel: arXiv 2101.08692,
     equation 1. Parameters `kernel`, `gain`, `bias`.

@@ -1,4 +1,4 @@
-"""RegNet: bottlenecks whose widths follow a quantised linear function of depth.
+"""RegNet: bottlenecks whose widths follow a quantized linear function of depth.
 
 Radosavovic et al. 2020, "Designing Network Design Spaces" (arXiv 2003.13678): X in section 4, Y
 (with squeeze-and-excite) in section 5. Four numbers and a group width define a network.
@@ -35,8 +35,8 @@ def stage_table(
     """
     linear = initial_width + slope * np.arange(depth)
     exponents = np.round(np.log(linear / initial_width) / np.log(width_multiplier))
-    quantised = np.round(initial_width * width_multiplier**exponents / 8).astype(int) * 8
-    widths, depths = np.unique(quantised, return_counts=True)
+    quantized = np.round(initial_width * width_multiplier**exponents / 8).astype(int) * 8
+    widths, depths = np.unique(quantized, return_counts=True)
     table = []
     for width, count in zip(widths.tolist(), depths.tolist(), strict=True):
         group = min(group_width, width)

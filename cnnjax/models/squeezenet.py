@@ -90,6 +90,7 @@ class SqueezeNet(nn.Module):
             name="conv1",
         )(image)
         x = layers.activation(layers.norm(name="norm1")(x))
+        x = stage_output(self, "stage1", x)
         stage = 1
         for number, (squeeze, expand) in enumerate(self.fires, start=2):
             if number in self.pools_before and (large or number > 2):

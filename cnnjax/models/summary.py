@@ -151,17 +151,17 @@ def _macs(
 ) -> int:
     """Each weight of `kernel` is used once at each position of the output, before pooling.
 
-    In a transposed convolution, once at each of the input.
+    Those of a transposed convolution are used once at each position of the input.
     """
     if "kernel" not in params:
         return 0
     positions = output_shape[1:-1]
+    if isinstance(module, ops.UpConv | ops.ConvTranspose | nn.ConvTranspose):
+        positions = input_shape[1:-1]
     if isinstance(module, ops.ConvPool):
         positions = jax.eval_shape(
             lambda image, kernel: ops.conv2d(image, kernel, padding=module.padding),
             jax.ShapeDtypeStruct(input_shape, jnp.float32),
             params["kernel"],
         ).shape[1:-1]
-    elif isinstance(module, ops.ConvTranspose | nn.ConvTranspose):
-        positions = input_shape[1:-1]
     return math.prod(positions) * params["kernel"].size

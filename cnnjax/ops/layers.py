@@ -74,3 +74,43 @@ class ConvPool(nn.Module):
         return avg_pool(
             self.activation(conv2d(image, kernel, bias=bias, **options)), (2, 2), (2, 2)
         )
+
+
+class UpConv(nn.Module):
+    """2x2 transposed convolution at stride 2: each pixel becomes 2x2 pixels, none of which overlap.
+
+    `output[b, 2 y + i, 2 x + j, o] = bias[o] + sum over c of image[b, y, x, c] kernel[i, j, c, o]`
+
+    With `kernel[::-1, ::-1]` it is `flax.linen.ConvTranspose(features, (2, 2), (2, 2))`, with
+    PyTorch's axes `ConvTranspose2d(channels, features, 2, 2)`. As no outputs overlap, it is one
+    matrix product and a change of layout.
+
+    Attributes:
+      features: channels of the output.
+      dtype: of the computation; None: that of image and parameters.
+      param_dtype: of the parameters.
+      precision: a `jax.lax.Precision`.
+      kernel_init: initializer of the kernel `[2, 2, channels, features]`.
+      bias_init: initializer of the bias.
+
+    Call: `image [batch, height, width, channels]` -> `[batch, 2 height, 2 width, features]`.
+    """
+
+    features: int
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    precision: Any = None
+    kernel_init: Callable[..., jax.Array] = nn.linear.default_kernel_init
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        shape = (2, 2, image.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        image, kernel, bias = promote_dtype(image, kernel, bias, dtype=self.dtype)
+        batch, height, width, channels = image.shape
+        matrix = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
+        product = jnp.matmul(image, matrix, precision=self.precision)
+        taps = product.reshape(batch, height, width, 2, 2, self.features) + bias
+        return taps.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)

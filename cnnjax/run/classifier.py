@@ -2,17 +2,17 @@
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import cnnjax
-from cnnjax.augment.filters import filter_images
 from cnnjax.errors import NotPreparedError, UserError
 from cnnjax.run import load
 from cnnjax.run import settings as runs
 from cnnjax.run.groups import LabelledImages, Training
 from cnnjax.run.listings import listed
-from cnnjax.run.recipe import Recipe
-from cnnjax.tasks.classification import classification
+
+if TYPE_CHECKING:
+    from cnnjax.run.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ def make_model(config: Config, name: str, arguments: dict, dataset):
     }
 
 
-def make_recipe(config: Config, dataset, model, card: dict, **others) -> Recipe:
+def make_recipe(config: Config, dataset, model, card: dict, **others) -> "Recipe":
     """Returns what `trainer.train` needs.
 
     Args:
@@ -134,7 +134,7 @@ def make_recipe(config: Config, dataset, model, card: dict, **others) -> Recipe:
 
     def normalize(images):
         order = card.get("channel_order", "RGB")
-        images = filter_images(images, image_filter)
+        images = cnnjax.augment.filters.filter_images(images, image_filter)
         return cnnjax.augment.normalize(images, **moments(), channel_order=order)
 
     def metadata():
@@ -143,7 +143,7 @@ def make_recipe(config: Config, dataset, model, card: dict, **others) -> Recipe:
 
     num_outputs = card["num_outputs"]
     smoothing = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
-    task = classification(
+    task = cnnjax.tasks.classification.classification(
         dataset.num_classes,
         # Of the labels as they are and all classes alike, whatever training weighs.
         loss=_loss(config.loss, num_outputs),

@@ -52,6 +52,9 @@ def load_trained(
 ) -> TrainedModel:
     """Reads the model of a run.
 
+    Of a run whose `model.json` names a `part`, such as the encoder of contrastive learning, it is
+    the part that is read.
+
     Args:
       directory: the run directory.
       step: of the checkpoint to read; None for the one that the run's summary names, or else the
@@ -72,6 +75,8 @@ def load_trained(
             "the model as its experiment does, and read cnnjax.run.load.load_variables."
         )
     variables, step = load_variables(directory, step)
+    if "part" in card:
+        variables = {name: tree.get(card["part"], {}) for name, tree in variables.items()}
     fields = computation(card["model"], card["arguments"], precision=card.get("precision"))
     model = models.create(card["model"], num_classes=card["num_outputs"], **fields)
     if "finetune" in card:
@@ -82,6 +87,21 @@ def load_trained(
             found = read_base(base or card["finetune"]["base"])
         model, variables = finetune.read_back(model, card, variables, found)
     return TrainedModel(model, variables, card, step)
+
+
+def load_classifier(
+    directory: str | Path, step: int | None = None, *, base: str | Path | None = None
+) -> TrainedModel:
+    """Reads the model of a run as `load_trained` does; a UserError unless it is a classifier."""
+    read_config(Path(directory))
+    card = read_json(Path(directory) / "model.json", f"{directory} has not trained a model yet")
+    # Earlier versions knew no other task, and did not name it.
+    if (task := card.get("task", "classification")) != "classification":
+        raise UserError(
+            f"{directory} is a run of the task {task or 'of its experiment'}, and this is for "
+            "classifiers: its summary.md and figures have what its task reports."
+        )
+    return load_trained(directory, step, base=base)
 
 
 def load_variables(directory: str | Path, step: int | None = None) -> tuple[dict[str, Any], int]:

@@ -32,7 +32,7 @@ def check_retention(config: settings.Settings, dataset: AnyDataset) -> None:
         raise UserError("--patience keeps the best weights: use --keep-best 1 or more.")
     if config.patience and not split_size(dataset, "validation"):
         raise UserError(
-            f"patience {config.patience} stops by the validation {config.monitor}, but "
+            f"patience {config.patience} stops by the validation {config.monitor or 'score'}, but "
             f"{dataset.name} has no validation images: hold some out, or use patience 0."
         )
 

@@ -286,6 +286,7 @@ def _saver(config: settings.Run, lower_is_better: bool) -> checkpoint.Saver:
 def _record_facts(config: settings.Settings, experiment: str, recipe: Recipe) -> None:
     dataset, directory = recipe.dataset, Path(config.run_dir)
     card = {
+        "task": recipe.task.name,
         "dataset": dataset.name,
         "parameters_averaged": recipe.ema,
         "precision": recipe.precision,

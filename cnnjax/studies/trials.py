@@ -100,6 +100,7 @@ def prepare(
     *,
     num_steps: int,
     normalize: Callable[[jax.Array], jax.Array],
+    augment: Callable[..., Any] | None = None,
     norm_statistics: str = "auto",
 ) -> Prepared:
     """Returns all of a way that does not depend on the seed.
@@ -111,6 +112,7 @@ def prepare(
       loaded: `(seed, scratch) -> Loaded`, from `loader`.
       num_steps: of a run: Adam with a cosine schedule, of which a tenth is warm-up.
       normalize: images as stored -> what the model expects.
+      augment: see `cnnjax.train.step.make_step`.
       norm_statistics: see `cnnjax.finetune.split_variables`; from scratch it is always `batch`.
 
     Raises:
@@ -141,6 +143,7 @@ def prepare(
             classification(num_outputs(model)),
             schedule=schedule,
             normalize=normalize,
+            augment=augment,
             pull=pull,
         )
 

@@ -48,6 +48,7 @@ def classification(
         predict=metrics.probabilities,
         report=functools.partial(report, class_names=names),
         monitor=monitor,
+        name="classification",
     )
 
 

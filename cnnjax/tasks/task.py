@@ -97,6 +97,7 @@ class Task:
       monitor: the metric that says which parameters are best, and "max" or "min".
       needs_whole_batch: whether the loss of an example depends on the others of its batch, so that
         a batch cannot be computed in microbatches.
+      name: what `model.json` calls it, for commands that are for some tasks only.
       scores: what `metrics` add up to over a whole split -> further numbers computed from it, such
         as a mean IoU from counts: logged, shown and monitored like the quotients of pairs.
     """
@@ -109,6 +110,7 @@ class Task:
     report: Callable[[Any, Mapping[str, Any]], Report]
     monitor: tuple[str, str]
     needs_whole_batch: bool = False
+    name: str = ""
     scores: Callable[[Mapping[str, Any]], dict[str, float]] = lambda totals: {}
 
 

@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 from scipy import ndimage
 
-from cnnjax.augment import geometry, sampling
+from cnnjax.augment import geometry, pixels, sampling
 from cnnjax.augment.change import apply_per_image, compose
 from cnnjax.errors import UserError
 
@@ -191,14 +191,14 @@ def test_shear_leans_vertical_lines():
 
 
 def test_normalize():
-    pixels = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3)
+    stored = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
-    expected = (pixels / 255.0 - mean) / std
-    for images in (jnp.asarray(pixels), jnp.asarray(pixels / 255.0, jnp.float32)):
+    expected = (stored / 255.0 - mean) / std
+    for images in (jnp.asarray(stored), jnp.asarray(stored / 255.0, jnp.float32)):
         found = pixels.normalize(images, mean, std)
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    np.testing.assert_allclose(pixels.normalize(pixels, 0.0, 1.0), pixels / 255.0, atol=1e-7)
+    np.testing.assert_allclose(pixels.normalize(stored, 0.0, 1.0), stored / 255.0, atol=1e-7)
 
 
 @pytest.mark.parametrize(

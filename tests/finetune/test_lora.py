@@ -51,7 +51,7 @@ def every_network():
     ],
 )
 def test_merged_is_applied(name, model, image):
-    """In every family, grouped, depthwise, standardised and connected convolutions included."""
+    """In every family, grouped, depthwise, standardized and connected convolutions included."""
     shape = image.shape[1:]
     method = finetune.make_method("lora:2", model, shape)
     changed = finetune.FineTuned(model, method)

@@ -24,6 +24,10 @@ CASES = [
 ]
 
 
+# Their logits are of each pixel.
+PIXEL_CLASSES = ("unet", "unet_2015")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_sizes(name):
     models.check_sizes(name)
@@ -51,7 +55,8 @@ def test_contract(name):
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     apply = functools.partial(model.apply, mutable=["intermediates"])
     logits, state = jax.eval_shape(apply, variables, image)
-    assert logits.shape == (2, classes)
+    assert (logits.shape[0], logits.shape[-1]) == (2, classes)
+    assert logits.ndim == (4 if name in PIXEL_CLASSES else 2)
     stages = trees.named_leaves(state["intermediates"])
     assert stages
     assert all(output.shape[0] == 2 for output in stages.values())

@@ -30,6 +30,7 @@ SIZES = {
     "inception_v3": 299,
     **dict.fromkeys(models.list_models("cifar_*"), 32),
     "wide_resnet28_10": 32,
+    "unet_2015": 188,
 }
 # What draws at random in training, and auxiliary heads, which act in training only.
 DROPS = ("dropout_rate", "block_dropout_rate", "stochastic_depth_rate")

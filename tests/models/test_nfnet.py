@@ -1,4 +1,4 @@
-"""NFNet: scaled weight standardisation, and the bookkeeping of the signal's variance."""
+"""NFNet: scaled weight standardization, and the bookkeeping of the signal's variance."""
 
 import flax.linen as nn
 import jax
@@ -13,14 +13,14 @@ from tests.models.quick import quick_apply, quick_init
 KEY = jax.random.key(0)
 
 
-def test_standardised_convolution_ignores_shift_and_scale_of_its_kernel():
+def test_standardized_convolution_ignores_shift_and_scale_of_its_kernel():
     """Gain times (kernel - mean) / sqrt(fan_in * variance): equation 1 of arXiv 2101.08692."""
     x = jax.random.normal(KEY, (1, 4, 4, 6))
     conv = nfnet.WSConv(8, 1)
     variables = quick_init(conv, x)
     kernel = np.asarray(variables["params"]["kernel"], np.float64)[0, 0]
-    standardised = (kernel - kernel.mean(0)) / np.sqrt(6 * kernel.var(0))
-    expected = np.asarray(x) @ standardised
+    standardized = (kernel - kernel.mean(0)) / np.sqrt(6 * kernel.var(0))
+    expected = np.asarray(x) @ standardized
     np.testing.assert_allclose(quick_apply(conv, variables, x), expected, rtol=1e-4, atol=1e-5)
 
     variables["params"]["kernel"] = 3 * variables["params"]["kernel"] + 0.7

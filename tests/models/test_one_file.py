@@ -91,7 +91,8 @@ def test_it_takes_the_arguments_of_all_networks(prefix):
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     assert jax.eval_shape(model.apply, variables, image).shape == (2, 3)
     assert models.fields(steps.with_axis(model, "data"))["axis_name"] == "data"
-    with pytest.raises(UserError, match=r"argument of model .*tiny 'nrom': did you mean norm"):
+    message = r"tiny\(nrom=group\)': unknown argument 'nrom': did you mean norm"
+    with pytest.raises(UserError, match=message):
         models.create(f"{prefix}tiny", num_classes=3, nrom="group")
 
 

@@ -21,6 +21,7 @@ PLAIN = {
     "googlenet": (models.create("googlenet", num_classes=3, stem="cifar"), 16),
     "inception_v3": (models.create("inception_v3", num_classes=3), 75),
     "squeezenet": (models.create("squeezenet1_1", num_classes=3, stem="cifar"), 8),
+    "unet": (models.create("unet", num_classes=3, widths=(4, 8)), 8),
 }
 MODELS = {name: (model, 8) for name, model in FAMILIES.items()} | PLAIN
 WITHOUT_BLOCKS = ("lenet", "simple", "alexnet", "airbench")

@@ -19,7 +19,7 @@ def test_create_takes_values_of_the_kind_of_the_default():
     model = models.create(
         "cnn_32_64", num_classes=2, widths=[8, 8], dropout_rate=0, activation=jnp.tanh
     )
-    assert (model.widths, model.dropout_rate, model.layers.activation) == ([8, 8], 0, jnp.tanh)
+    assert (model.widths, model.dropout_rate, model.layers.activation) == ((8, 8), 0, jnp.tanh)
 
 
 def test_create_keeps_what_the_variant_sets():

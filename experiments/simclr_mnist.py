@@ -1,0 +1,113 @@
+"""SimCLR on MNIST: what an encoder that never saw a label makes of ten labels a class.
+
+Chen, Kornblith, Norouzi and Hinton, "A Simple Framework for Contrastive Learning of Visual
+Representations", ICML 2020 (arXiv 2002.05709).
+"""
+
+import dataclasses
+from pathlib import Path
+
+import cnnjax
+from cnnjax.augment import make_augment, two_views
+from cnnjax.commands import probe
+from cnnjax.errors import UserError
+from cnnjax.models.projection import Projected
+from cnnjax.run import load, settings, trainer
+from cnnjax.run.groups import Training
+from cnnjax.run.recipe import make_recipe
+from cnnjax.tasks.contrastive import contrastive, paired
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Training):
+    """Train an encoder by contrast; then compare what few labels reach with it and without."""
+
+    dataset: str = "mnist"
+    """mnist (shipped), digits, tfds:NAME, or folder:PATH; read into memory."""
+
+    validation: float = 0.1
+    """Share of the training images held out to validate on, or their number."""
+
+    model: str = "lenet5"
+    """The encoder: a name that `cnnjax models` lists."""
+
+    model_arguments: tuple[str, ...] = ()
+    """Fields of the model, such as norm=batch."""
+
+    projection_width: int = 128
+    """Units of the projection head's hidden layer."""
+
+    projection_features: int = 64
+    """Dimensions in which views are compared."""
+
+    temperature: float = 0.5
+    """Of the loss: lower weighs the nearest negatives more."""
+
+    labels: int = 10
+    """Labelled images of each class for the comparison at the end."""
+
+    augment: str = "rotate:25,scale:0.3,translate:3,shear:25,elastic:34"
+    batch_size: int = 256
+    epochs: int = 30
+    learning_rate: float = 2e-3
+
+
+def main(config: Config) -> int:
+    """Trains, and compares; returns the exit code."""
+    trainer.start(config)
+    labelled = cnnjax.data.load(
+        config.dataset,
+        data_dir=config.data_dir or None,
+        validation=config.validation,
+        seed=config.seed,
+    )
+    if config.smoke:
+        labelled = trainer.shrink(labelled)
+    # Of the images alone, so that mixing is refused.
+    fields = {"image": cnnjax.data.fields.Image()}
+    augment = make_augment(config.augment, num_classes=labelled.num_classes, fields=fields)
+    if augment is None:
+        raise UserError("--augment is empty: the two views of an image would be the same.")
+    views = two_views(augment)
+    dataset = paired(labelled, augment, seed=config.seed)
+
+    name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
+    computed = load.computation(name, arguments, precision=config.precision, remat=config.remat)
+    model = Projected(
+        cnnjax.models.create(name, num_classes=None, **computed),
+        config.projection_width,
+        config.projection_features,
+        dtype=computed.get("dtype"),
+    )
+    task = contrastive(temperature=config.temperature, class_names=labelled.class_names)
+
+    mean, std = labelled.mean, labelled.std
+    # Read back, the run is its encoder.
+    metadata = {
+        "model": name,
+        "arguments": arguments,
+        "num_outputs": None,
+        "part": "encoder",
+        "image_shape": labelled.image_shape,
+        "class_names": labelled.class_names,
+        "mean": mean,
+        "std": std,
+    }
+    recipe = make_recipe(
+        config,
+        dataset,
+        task,
+        model,
+        metadata=lambda: metadata,
+        normalize=lambda images: cnnjax.augment.normalize(images, mean, std),
+        augment=views,
+    )
+    code = trainer.train(config, recipe)
+    finished = (Path(config.run_dir) / "summary.json").exists()
+    if not code and finished and cnnjax.devices.processes.is_first():
+        probe.main(probe.Config(config.run_dir, labels=config.labels, smoke=config.smoke))
+    return code
+
+
+if __name__ == "__main__":
+    settings.launch(Config, main)

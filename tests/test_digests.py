@@ -1,0 +1,52 @@
+"""The bits of a run, held against those of the version before tasks.
+
+A digest is that of one program on one kind of processor with one version of the compiler; elsewhere
+the test has nothing to compare with.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import jaxlib
+import numpy as np
+import pytest
+
+from cnnjax import checkpoint
+from cnnjax.devices import backend
+from cnnjax.trees import named_leaves
+
+# `python -m experiments.mnist_lenet --epochs 1 --seed SEED --devices DEVICES`: parameters and their
+# moving average, by (seed, devices).
+DIGESTS = {
+    (0, 1): "e2b99a96a444da08dedc43b5e22d80bc",
+    (0, 2): "89a33f79dad85b8fed431bd4065bbbaf",
+    (1, 1): "d62127ec1e3b7010b6348110b0abb80f",
+    (1, 2): "98d124468161c801d6744800cd28e4e5",
+}
+# Digest of the processor's features (an AMD EPYC with AVX-512), version of jaxlib, cores.
+MADE_WITH = ("1f37401c07647c41", "0.10.2", 2)
+
+
+def digest(run):
+    items = checkpoint.restore_items(run / "checkpoints", ("params", "ema"))
+    found = hashlib.sha256()
+    for group in ("params", "ema"):
+        for name, leaf in sorted(named_leaves(items[group]).items()):
+            found.update(f"{group}/{name}".encode() + np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()[:32]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "devices"), DIGESTS)
+def test_mnist_lenet_ends_with_the_same_bits(tmp_path, seed, devices):
+    features = hashlib.sha256(backend.processor_features().encode()).hexdigest()[:16]
+    if (features, jaxlib.__version__, len(os.sched_getaffinity(0))) != MADE_WITH:
+        pytest.skip(f"the digests were made with {MADE_WITH}")
+    command = [sys.executable, "-m", "experiments.mnist_lenet", "--epochs", "1"]
+    command += ["--seed", str(seed), "--devices", str(devices), "--run-dir", str(tmp_path / "run")]
+    # As a user starts it, not with the cheap programs of tests.
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    assert digest(tmp_path / "run") == DIGESTS[seed, devices]
