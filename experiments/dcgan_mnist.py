@@ -22,8 +22,12 @@ import optax
 
 import cnnjax
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, settings
+from cnnjax.models.dcgan import dcgan
+from cnnjax.run import classifier, load, settings, trainer
+from cnnjax.run.recipe import Recipe
+from cnnjax.tasks import generation
 from cnnjax.train import gan
+from cnnjax.train.precision import compute_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +63,24 @@ def main(config: Config) -> int:
     """Trains the features, then the two networks, and tests them; returns the exit code."""
     if config.precision == "float16" or config.accumulate > 1 or config.remat:
         raise UserError("the step of a GAN has no --precision float16, --accumulate or --remat.")
-    cnnjax.run.trainer.start(config)
+    trainer.start(config)
     lenet = Path(config.features or Path(config.run_dir) / "features")
     if not config.features and (code := train_features(config, lenet)):
         return code
+    return trainer.train(config, recipe(config, lenet))
+
+
+def recipe(config: Config, lenet: Path) -> Recipe:
+    """Returns what `trainer.train` needs; `lenet` is the run of the features."""
     images = cnnjax.data.load("mnist", validation=config.validation, seed=config.seed)
-    dataset = cnnjax.tasks.generation.with_places(images)
-    if config.smoke:
-        dataset = cnnjax.run.trainer.shrink(dataset)
+    dataset = generation.with_places(images)
     arguments = {"width": config.width, "latent_size": config.latent_size}
-    dtype = cnnjax.train.precision.compute_dtype(config.precision)
-    model = cnnjax.models.dcgan.dcgan(images.image_shape, **arguments, dtype=dtype)
+    model = dcgan(images.image_shape, **arguments, dtype=compute_dtype(config.precision))
     adam = optax.adam(config.learning_rate, b1=config.beta1)
     key = jax.random.key(0)  # Of the evaluation's noise, whatever the run's seed.
-    recipe = cnnjax.run.recipe.Recipe(
-        dataset=dataset,
-        task=cnnjax.tasks.generation.generation(
+    return Recipe(
+        dataset=trainer.shrink(dataset) if config.smoke else dataset,
+        task=generation.generation(
             latent_size=config.latent_size, features=features_of(lenet), key=key
         ),
         model=model,
@@ -93,31 +99,28 @@ def main(config: Config) -> int:
         metadata=lambda: {"model": "dcgan", "arguments": arguments},
         ema=config.ema_decay > 0,
         precision=config.precision,
-        after_validation=cnnjax.tasks.generation.make_draw(model.generator, key=key),
+        after_validation=generation.make_draw(model.generator, key=key),
     )
-    return cnnjax.run.trainer.train(config, recipe)
 
 
 def train_features(config: Config, directory: Path) -> int:
     """Starts, continues or leaves alone the run of the LeNet-5; returns the exit code."""
     if config.plan or (directory / "summary.json").exists():
         return 0
-    started = (directory / "config.json").exists()
-    cnnjax.run.files.make_directory(directory)
-    lenet = classifier.Config(
+    settings_of_lenet = classifier.Config(
         model="lenet5",
         epochs=2,
         learning_rate=3e-3,
         run_dir=str(directory),
-        resume=str(directory) if started else "",
+        resume=str(directory) if (directory / "config.json").exists() else "",
         smoke=config.smoke,
     )
-    return classifier.train(lenet)
+    return classifier.train(settings_of_lenet)
 
 
 def features_of(directory: Path):
     """Returns `image [batch, height, width, channels] -> features`, those before the head."""
-    trained = cnnjax.run.load.load_trained(directory)
+    trained = load.load_trained(directory)
     network = trained.model.clone(num_classes=None)
     return lambda image: network.apply(trained.variables, trained.normalize(image), train=False)
 

@@ -97,6 +97,7 @@ def generation(
         report=report,
         monitor=("frechet_distance", "min"),
         needs_whole_batch=True,
+        name="generation",
         scores=lambda totals: distances(
             {name: from_products(totals[name]) for name in ("sample", "noise", "even", "odd")},
             from_products(totals["even"] + totals["odd"]),
