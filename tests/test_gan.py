@@ -233,6 +233,18 @@ def test_a_resumed_run_has_the_same_bits(tmp_path):
     assert_same(trained("scan", 2, [2], state=restored, first_step=3)[0], expected)
 
 
+def test_both_optimizers_are_each_for_its_own_network():
+    one, other = optax.sgd(0.1), optax.adam(0.2)
+    params = {"generator": jnp.ones(3), "discriminator": jnp.arange(2.0)}
+    gradient = jax.tree.map(lambda leaf: leaf + 1, params)
+    both = gan.both_optimizers(one, other)
+    state = both.init(params)
+    updates, state = both.update(gradient, state, params)
+    for name, optimizer in (("generator", one), ("discriminator", other)):
+        expected = optimizer.update(gradient[name], optimizer.init(params[name]), params[name])
+        assert_same((updates[name], state[name]), expected)
+
+
 def test_noise_depends_on_step_and_example():
     keys = [
         example_keys(stream_key(jax.random.key(0), "noise", step), jnp.arange(500))
