@@ -245,6 +245,17 @@ def test_image_grid(tmp_path: Path, figures: list[Any]) -> None:
     assert stretched == [[0.0, 0.25], [1.0, 0.5]]
 
 
+def test_a_sheet_shows_every_pixel_of_every_image(tmp_path: Path, figures: list[Any]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 1), dtype=np.uint8)
+    pixels(plots.image_sheet(images, tmp_path / "sheet.png", columns=3, heading="five images"))
+    (axes,) = figures[0].axes
+    shown = np.ma.filled(axes.images[0].get_array(), np.nan)
+    assert shown.shape == (2 * 5 - 1, 3 * 7 - 1)
+    np.testing.assert_allclose(shown[5:, 7:13], images[4, ..., 0] / 255, rtol=1e-6)
+    assert np.isnan(shown[4]).all() and np.isnan(shown[5:, 14:]).all()
+    assert figures[0].get_suptitle() == "five images"
+
+
 def test_worst_classified_are_in_order_of_loss(tmp_path: Path, figures: list[Any]) -> None:
     images = np.stack([np.full((4, 4, 1), value, np.uint8) for value in (10, 20, 30, 40)])
     probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.9998, 0.0002], [0.6, 0.4]])

@@ -6,8 +6,9 @@ chosen by platform and shape (see `cnnjax.ops.choice`) and can be set by argumen
     with ops.lowering("lax"):
         logits = model.apply(variables, image)
 
-Models use the layers `Conv` and `ConvPool`, whose parameters are those of `flax.linen.Conv`, and
-`UpConv`, the 2x2 transposed convolution at stride 2.
+Models use the layers `Conv`, `ConvPool` and `ConvTranspose`, whose parameters are those of
+`flax.linen.Conv` and `flax.linen.ConvTranspose`, and `UpConv`, the 2x2 transposed convolution at
+stride 2.
 """
 
 from cnnjax.ops.choice import LOWERINGS, lowering
@@ -15,16 +16,19 @@ from cnnjax.ops.convolution import conv2d, conv_general_dilated
 from cnnjax.ops.fused import conv2d_activation_max_pool
 from cnnjax.ops.layers import Conv, ConvPool, UpConv
 from cnnjax.ops.pooling import avg_pool, max_pool
+from cnnjax.ops.transposed import ConvTranspose, conv_transpose2d
 
 __all__ = [
     "LOWERINGS",
     "Conv",
     "ConvPool",
+    "ConvTranspose",
     "UpConv",
     "avg_pool",
     "conv2d",
     "conv2d_activation_max_pool",
     "conv_general_dilated",
+    "conv_transpose2d",
     "lowering",
     "max_pool",
 ]

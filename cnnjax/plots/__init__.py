@@ -3,7 +3,7 @@
 from cnnjax.plots.comparison import accuracy_by_labels
 from cnnjax.plots.curves import interval_chart, learning_curves
 from cnnjax.plots.embedding import embedding
-from cnnjax.plots.images import filters, image_grid, prediction, worst_classified
+from cnnjax.plots.images import filters, image_grid, image_sheet, prediction, worst_classified
 from cnnjax.plots.overlays import class_maps
 from cnnjax.plots.scores import confusion_matrix, reliability_diagram, roc_curves
 
@@ -14,6 +14,7 @@ __all__ = [
     "embedding",
     "filters",
     "image_grid",
+    "image_sheet",
     "interval_chart",
     "learning_curves",
     "prediction",

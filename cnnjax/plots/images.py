@@ -31,6 +31,28 @@ def image_grid(images: Any, titles: Sequence[str], path: Path | str) -> Path:
     return save(_grid_of_images(images, titles), path)
 
 
+def image_sheet(images: Any, path: Path | str, *, columns: int = 8, heading: str = "") -> Path:
+    """Draws images without titles side by side, `columns` a row, each pixel as large as another.
+
+    Args:
+      images: as for `image_grid`.
+      path: where the PNG goes.
+      columns: images in a row.
+      heading: of the figure, if any.
+    """
+    images = _displayable(np.asarray(images))
+    sheet = _mosaic(images, min(columns, len(images)))
+    inches_per_pixel = 6.0 / sheet.shape[1]
+    figure = new_figure(6.0, sheet.shape[0] * inches_per_pixel + (0.35 if heading else 0.0))
+    if heading:
+        figure.suptitle(heading, fontsize=11)
+    axes = figure.add_subplot()
+    axes.axis("off")
+    gray = axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    gray.set_cmap(gray.get_cmap().with_extremes(bad="#BDBDBD"))
+    return save(figure, path)
+
+
 def worst_classified(
     images: Any,
     labels: Any,

@@ -18,6 +18,7 @@ lazy.attach(
         "compile",
         "dropout",
         "evaluate",
+        "gan",
         "gradients",
         "loop",
         "memory",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from cnnjax.train import compile as compile
     from cnnjax.train import dropout as dropout
     from cnnjax.train import evaluate as evaluate
+    from cnnjax.train import gan as gan
     from cnnjax.train import gradients as gradients
     from cnnjax.train import loop as loop
     from cnnjax.train import memory as memory

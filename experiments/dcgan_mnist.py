@@ -1,0 +1,129 @@
+"""A DCGAN on MNIST: two networks, two optimizers, one step.
+
+Radford, Metz and Chintala 2016, "Unsupervised Representation Learning with Deep Convolutional
+Generative Adversarial Networks" (arXiv 1511.06434), sections 3 and 4: batch norm, Adam with rate
+2e-4 and beta1 0.5, weights of standard deviation 0.02. Half as wide here, in batches of 64.
+
+    python -m experiments.dcgan_mnist
+
+`RUN/samples` has a sheet of the same 64 noise vectors after each epoch. The score is the Fréchet
+distance (arXiv 1706.08500, equation 6) of as many samples as there are test images, in the 84
+features that enter the head of a LeNet-5; `RUN/features` is the run that trains it first, of two
+epochs, or give `--features RUN`. It is no FID of Inception's and compares with nothing but:
+
+    TODO
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import optax
+
+import cnnjax
+from cnnjax.errors import UserError
+from cnnjax.models.dcgan import dcgan
+from cnnjax.run import classifier, load, settings, trainer
+from cnnjax.run.recipe import Recipe
+from cnnjax.tasks import generation
+from cnnjax.train import gan
+from cnnjax.train.precision import compute_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(settings.Settings):
+    """A DCGAN on MNIST: trains, draws samples after each epoch, measures their distance."""
+
+    validation: float = 0.1
+    """Share of the training images held out to validate on, or their number."""
+
+    width: int = 32
+    """Channels at half the size of the image; twice as many at a quarter."""
+
+    latent_size: int = 100
+    """Length of the noise vectors."""
+
+    learning_rate: float = 2e-4
+    """Of both networks."""
+
+    beta1: float = 0.5
+    """Decay of Adam's first moment."""
+
+    ema_decay: float = 0.0
+    """Decay of the moving average of the generator that makes the samples; 0 keeps none."""
+
+    features: str = ""
+    """Run of a classifier whose features are compared; by default one of a LeNet-5 in RUN/features,
+    trained first if it is not there."""
+
+    epochs: int = 12
+
+
+def main(config: Config) -> int:
+    """Trains the features, then the two networks, and tests them; returns the exit code."""
+    if config.precision == "float16" or config.accumulate > 1 or config.remat:
+        raise UserError("the step of a GAN has no --precision float16, --accumulate or --remat.")
+    trainer.start(config)
+    lenet = Path(config.features or Path(config.run_dir) / "features")
+    if not config.features and (code := train_features(config, lenet)):
+        return code
+    return trainer.train(config, recipe(config, lenet))
+
+
+def recipe(config: Config, lenet: Path) -> Recipe:
+    """Returns what `trainer.train` needs; `lenet` is the run of the features."""
+    images = cnnjax.data.load("mnist", validation=config.validation, seed=config.seed)
+    dataset = generation.with_places(images)
+    arguments = {"width": config.width, "latent_size": config.latent_size}
+    model = dcgan(images.image_shape, **arguments, dtype=compute_dtype(config.precision))
+    adam = optax.adam(config.learning_rate, b1=config.beta1)
+    key = jax.random.key(0)  # Of the evaluation's noise, whatever the run's seed.
+    return Recipe(
+        dataset=trainer.shrink(dataset) if config.smoke else dataset,
+        task=generation.generation(
+            latent_size=config.latent_size, features=features_of(lenet), key=key
+        ),
+        model=model,
+        optimizer=gan.both_optimizers(adam, adam),
+        make_step=lambda axis_name: gan.make_gan_step(
+            model.generator,
+            model.discriminator,
+            adam,
+            adam,
+            latent_size=config.latent_size,
+            schedule=optax.constant_schedule(config.learning_rate),
+            ema_decay=config.ema_decay,
+            axis_name=axis_name,
+        ),
+        normalize=gan.as_symmetric,
+        metadata=lambda: {"model": "dcgan", "arguments": arguments},
+        ema=config.ema_decay > 0,
+        precision=config.precision,
+        after_validation=generation.make_draw(model.generator, key=key),
+    )
+
+
+def train_features(config: Config, directory: Path) -> int:
+    """Starts, continues or leaves alone the run of the LeNet-5; returns the exit code."""
+    if config.plan or (directory / "summary.json").exists():
+        return 0
+    settings_of_lenet = classifier.Config(
+        model="lenet5",
+        epochs=2,
+        learning_rate=3e-3,
+        run_dir=str(directory),
+        resume=str(directory) if (directory / "config.json").exists() else "",
+        smoke=config.smoke,
+    )
+    return classifier.train(settings_of_lenet)
+
+
+def features_of(directory: Path):
+    """Returns `image [batch, height, width, channels] -> features`, those before the head."""
+    trained = load.load_trained(directory)
+    network = trained.model.clone(num_classes=None)
+    return lambda image: network.apply(trained.variables, trained.normalize(image), train=False)
+
+
+if __name__ == "__main__":
+    settings.launch(Config, main)
