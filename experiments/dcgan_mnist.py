@@ -49,7 +49,7 @@ class Config(settings.Settings):
     beta1: float = 0.5
     """Decay of Adam's first moment."""
 
-    ema_decay: float = 0.0
+    ema_decay: float = 0.999
     """Decay of the moving average of the generator that makes the samples; 0 keeps none."""
 
     features: str = ""

@@ -129,12 +129,7 @@ def make_gan_step(
         examples, _ = positions(batch, axis_name)
         keys = example_keys(stream_key(state.key, "noise", state.step), examples)
         z = noise(keys, latent_size).astype(real.dtype)
-        old = {
-            name: _Network(
-                state.params[name], state.batch_stats.get(name, {}), state.opt_state[name]
-            )
-            for name in optimizers
-        }
+        old = {name: _Network.of(state, name) for name in optimizers}
 
         def apply(
             model: nn.Module, params: PyTree, batch_stats: PyTree, inputs: jax.Array, draw: str
@@ -171,13 +166,9 @@ def make_gan_step(
             name: str, gradient: PyTree, metrics: Metrics, batch_stats: PyTree
         ) -> tuple[_Network, Metrics, tuple[PyTree, PyTree]]:
             gradient, metrics = sum_over_devices((gradient, metrics), axis_name)
-            # Of the mean over the examples that are not masked, on all devices.
             count = metrics[f"{name}_loss"][1]
-            gradient = jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), gradient)
-            params, opt_state = old[name].params, old[name].opt_state
-            updates, opt_state = optimizers[name].update(gradient, opt_state, params)
-            params = optax.apply_updates(params, updates)
-            return _Network(params, batch_stats, opt_state), metrics, (gradient, updates)
+            network, change = old[name].updated(optimizers[name], gradient, count, batch_stats)
+            return network, metrics, change
 
         fake, backward, generator_stats = jax.vjp(generate, state.params["generator"], has_aux=True)
         gradient, (metrics, batch_stats) = jax.grad(discriminator_loss, has_aux=True)(
@@ -201,6 +192,23 @@ class _Network(NamedTuple):
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
+
+    @classmethod
+    def of(cls, state: TrainState, name: str) -> _Network:
+        return cls(state.params[name], state.batch_stats.get(name, {}), state.opt_state[name])
+
+    def updated(
+        self,
+        optimizer: optax.GradientTransformation,
+        gradient: PyTree,
+        count: jax.Array,
+        batch_stats: PyTree,
+    ) -> tuple[_Network, tuple[PyTree, PyTree]]:
+        """Returns the network after an update by the mean gradient, and (gradient, updates)."""
+        gradient = jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), gradient)
+        updates, opt_state = optimizer.update(gradient, self.opt_state, self.params)
+        params = optax.apply_updates(self.params, updates)
+        return _Network(params, batch_stats, opt_state), (gradient, updates)
 
 
 def _discriminator_metrics(of_real: jax.Array, of_fake: jax.Array, mask: jax.Array) -> Metrics:
