@@ -31,10 +31,10 @@ class Config(Training):
     model: str = "unet"
     """A network of logits `[batch, height, width, classes]` that `cnnjax models` lists."""
 
-    model_arguments: tuple[str, ...] = ("widths=(12,24,48,96)", "norm=batch")
+    model_arguments: tuple[str, ...] = ("widths=(16,32,64,128)", "norm=batch")
     """Fields of the model."""
 
-    train_scenes: int = 10_000
+    train_scenes: int = 20_000
     """Scenes composed from the training digits."""
 
     validation_scenes: int = 500
@@ -49,7 +49,7 @@ class Config(Training):
     dice: float = 0.0
     """Factor of the Dice loss, added to the cross-entropy of the pixels."""
 
-    epochs: int = 4
+    epochs: int = 3
     batch_size: int = 16
     learning_rate: float = 5e-3
     warmup_epochs: float = 0.2

@@ -22,10 +22,12 @@ CLASS_NAMES = ("ground", *"0123456789")
 FEWEST_DIGITS, MOST_DIGITS = 2, 5
 SIDES = (20.0, 36.0)
 # Of so many random places a digit takes the one farthest from the digits before it.
-PLACES = 6
+PLACES = 12
 # Gray levels in [0, 1]. The faintest ink is brighter than most of the brightest ground.
-GROUND, TEXTURE, INK = (0.05, 0.4), (0.05, 0.2), (0.65, 1.0)
-GRAIN = 0.03
+GROUND, TEXTURE, INK = (0.05, 0.35), (0.03, 0.12), (0.75, 1.0)
+GRAIN = 0.01
+# Strokes that are made smaller get fainter: ink covers this much more, up to all of a pixel.
+FLOW = 1.5
 WAVES = 3
 # Scenes drawn at once: each block has a generator of its own.
 BLOCK = 256
@@ -101,7 +103,7 @@ def _block(
             _resampling(start[:, slot], side[:, slot], strokes.shape[1], size)
             for start in (top, left)
         )
-        coverage = rows @ strokes @ columns.transpose(0, 2, 1)
+        coverage = np.minimum(FLOW * (rows @ strokes @ columns.transpose(0, 2, 1)), 1)
         coverage *= (slot < number)[:, None, None]
         image += coverage * (ink[:, slot, None, None] - image)
         masks[:, slot] = coverage >= 0.5
