@@ -55,7 +55,8 @@ CASES = [
 
 
 def test_every_public_function_has_a_case():
-    assert_covered(metrics, CASES)
+    # Those of float64 counts on the host are computed by hand below.
+    assert_covered(metrics, CASES, exempt=("iou", "dice", "class_mean"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

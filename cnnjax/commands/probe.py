@@ -15,7 +15,6 @@ import cnnjax
 from cnnjax.errors import UserError
 from cnnjax.run import classifier, files, load
 from cnnjax.run import settings as runs
-from cnnjax.studies import probing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +54,15 @@ def main(config: Config) -> None:
     of_run = classifier.settings_of_run(directory)
     dataset = classifier.read_data(of_run)
     augment = cnnjax.augment.make_augment(of_run.augment, num_classes=dataset.num_classes)
-    budget = probing.Budget(config.steps, config.batch_size, augment)
+    budget = cnnjax.studies.probing.Budget(config.steps, config.batch_size, augment)
     settings = dataclasses.asdict(config) | {"run": "", "checksum": base.checksum}
     path = directory / f"probe-{config.labels}.json"
     results = files.read_json(path, f"{path} is damaged") if path.exists() else {}
     if results.get("settings") != settings:
         results = {"settings": settings, "accuracy": {}}
     found = results["accuracy"]
-    missing = [way for way in probing.WAYS if way not in found]
-    for way, accuracies in probing.compare(
+    missing = [way for way in cnnjax.studies.probing.WAYS if way not in found]
+    for way, accuracies in cnnjax.studies.probing.compare(
         trained,
         base,
         dataset,
@@ -74,6 +73,8 @@ def main(config: Config) -> None:
     ):
         found[way] = accuracies
         runs.write_json(path, results)
-    text = probing.markdown(found, labels=config.labels, test_examples=len(dataset.test.label))
+    text = cnnjax.studies.probing.markdown(
+        found, labels=config.labels, test_examples=len(dataset.test.label)
+    )
     path.with_suffix(".md").write_text(text)
     print(f"\n{text}\nsee          {path.with_suffix('.md')}")
