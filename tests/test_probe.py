@@ -14,7 +14,9 @@ FEATURES = 4 * np.eye(3)[LABELS] @ GENERATOR.normal(size=(3, 5)) + GENERATOR.nor
 
 def test_the_probe_minimizes_what_it_says():
     new = GENERATOR.normal(size=(500, 5)) * FEATURES.std(0) + FEATURES.mean(0)
-    scaled = (FEATURES - FEATURES.mean(0)) / FEATURES.std(0)
+    scaled, new_scaled = (
+        np.sqrt(5) * x / np.linalg.norm(x, axis=1, keepdims=True) for x in (FEATURES, new)
+    )
 
     def objective(flat):
         weights, bias = flat[:15].reshape(5, 3), flat[15:]
@@ -23,18 +25,22 @@ def test_the_probe_minimizes_what_it_says():
         return losses.sum() + 3.0 / 2 * (weights**2).sum()
 
     found = scipy.optimize.minimize(objective, np.zeros(18), method="BFGS").x
-    logits = (new - FEATURES.mean(0)) / FEATURES.std(0) @ found[:15].reshape(5, 3) + found[15:]
+    logits = new_scaled @ found[:15].reshape(5, 3) + found[15:]
     predicted = linear_probe(FEATURES, LABELS, strength=3.0)(new)
     # Of 500 points one may lie on a border.
     assert (predicted == logits.argmax(1)).mean() > 0.995
     assert set(predicted) == {0, 1, 2}
 
 
-def test_the_scale_of_a_feature_does_not_matter_nor_one_that_is_constant():
-    other = np.concatenate([FEATURES * [1, 1e3, 1e-3, 1, 10], np.full((45, 1), 7.0)], axis=1)
+def test_only_the_direction_of_features_counts():
+    lengths = GENERATOR.uniform(0.01, 100, size=(45, 1))
+    predicted = linear_probe(FEATURES, LABELS)(FEATURES)
     np.testing.assert_array_equal(
-        linear_probe(FEATURES, LABELS)(FEATURES), linear_probe(other, LABELS)(other)
+        linear_probe(lengths * FEATURES, LABELS)(FEATURES / lengths), predicted
     )
+    assert (predicted == LABELS).mean() > 0.9
+    # A zero has no direction, and is no error.
+    assert linear_probe(FEATURES, LABELS)(np.zeros((1, 5))).shape == (1,)
 
 
 @pytest.mark.parametrize(

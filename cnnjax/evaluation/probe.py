@@ -19,11 +19,12 @@ MOST_ITERATIONS = 1000
 def linear_probe(
     features: Any, labels: Any, *, strength: float = 1.0
 ) -> Callable[[Any], np.ndarray]:
-    """Fits multinomial logistic regression to features, each scaled to unit deviation.
+    """Fits multinomial logistic regression to features, those of each example of one length.
 
-    The fit is scikit-learn's, by L-BFGS: it minimizes the sum of the cross-entropies plus
-    `strength / 2` times the sum of the squared weights, without the biases. The scale is that of
-    the features given, and nothing is drawn at random.
+    They are scaled to a root mean square of 1: only their direction counts, as in a contrastive
+    loss. The fit is scikit-learn's, by L-BFGS: it minimizes the sum of the cross-entropies plus
+    `strength / 2` times the sum of the squared weights, without the biases. Nothing is drawn at
+    random.
 
     Args:
       features: `[examples, features]`.
@@ -38,8 +39,6 @@ def linear_probe(
         `strength` not positive.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     features, labels = np.asarray(features, np.float64), np.asarray(labels)
     if features.ndim != 2 or labels.shape != features.shape[:1]:
@@ -54,9 +53,14 @@ def linear_probe(
     if not strength > 0:
         raise UserError(f"strength {strength} must be positive.")
     classifier = LogisticRegression(C=1 / strength, max_iter=MOST_ITERATIONS)
-    fitted = make_pipeline(StandardScaler(), classifier).fit(features, labels)
+    classifier.fit(_of_one_length(features), labels)
 
     def predict(features: Any) -> np.ndarray:
-        return fitted.predict(np.asarray(features, np.float64))
+        return classifier.predict(_of_one_length(np.asarray(features, np.float64)))
 
     return predict
+
+
+def _of_one_length(features: np.ndarray) -> np.ndarray:
+    length = np.sqrt(np.mean(features**2, axis=1, keepdims=True))
+    return features / np.where(length > 0, length, 1.0)
