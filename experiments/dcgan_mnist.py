@@ -9,9 +9,9 @@ Generative Adversarial Networks" (arXiv 1511.06434), sections 3 and 4: batch nor
 `RUN/samples` has a sheet of the same 64 noise vectors after each epoch. The score is the Fréchet
 distance (arXiv 1706.08500, equation 6) of as many samples as there are test images, in the 84
 features that enter the head of a LeNet-5; `RUN/features` is the run that trains it first, of two
-epochs, or give `--features RUN`. It is no FID of Inception's and compares with nothing but:
-
-    TODO
+epochs, or give `--features RUN`. It is no FID of Inception's and compares with nothing but these,
+of the validation images, seed 0: one half to the other 2.57, images of noise 706.6, samples 135.4
+after one epoch and 95.7 after two. A run to its end was not measured.
 """
 
 import dataclasses

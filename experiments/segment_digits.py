@@ -8,6 +8,9 @@ from digits of their own. Pixels where ink overlaps have no class: they neither 
 Judged by the mean over the 11 classes of their intersection over union, on 2,000 test scenes.
 
     python -m experiments.segment_digits
+
+Seed 0: mean IoU 0.9223, mean Dice 0.9594. It took 713 s of CPU time, 16 minutes on a 2-core AMD
+EPYC that was busy with other work; other seeds were not measured.
 """
 
 import dataclasses

@@ -1,7 +1,16 @@
 """SimCLR on MNIST: what an encoder that never saw a label makes of ten labels a class.
 
 Chen, Kornblith, Norouzi and Hinton, "A Simple Framework for Contrastive Learning of Visual
-Representations", ICML 2020 (arXiv 2002.05709).
+Representations", ICML 2020 (arXiv 2002.05709). Two augmented views of an image are to be nearer to
+each other than to all other views of the batch, on all devices. Then a linear probe of the frozen
+features is compared with training the same network on the same few labels (`cnnjax probe`).
+
+    python -m experiments.simclr_mnist --epochs 8
+
+took 4.7 minutes (192 s of CPU time on a busy 2-core AMD EPYC). With 10 labels per class, 5 seeds:
+probe 91.06 ± 1.34% of the test images, from scratch 79.24 ± 3.78, from scratch with the run's
+augmentation 91.90 ± 1.02, fine-tuned with it 86.99 ± 2.41. The probe has since been made of the
+features' direction, which gains about 2 points; 30 epochs, the default, were not measured.
 """
 
 import dataclasses
