@@ -7,8 +7,8 @@ import pytest
 
 from cnnjax import checkpoint
 from tests.finetune.small import METHODS, initialized, tuned
-from tests.test_parallel import largest_difference, trained
 from tests.tiny import batch_of, random_arrays, setup
+from tests.train.test_compile import largest_difference, trained
 
 WAYS = [("pmap", "data=8"), ("scan", "data=8"), ("jit", "fsdp=4,model=2")]
 

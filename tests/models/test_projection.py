@@ -9,7 +9,7 @@ from cnnjax import models
 from cnnjax.errors import UserError
 from cnnjax.models.projection import Projected
 from cnnjax.train.step import with_axis
-from tests.test_parallel import largest_difference
+from tests.train.test_compile import largest_difference
 
 IMAGES = np.random.default_rng(0).uniform(size=(8, 28, 28, 1)).astype(np.float32)
 

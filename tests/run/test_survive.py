@@ -17,7 +17,7 @@ from cnnjax.run import settings as runs
 from cnnjax.run.compare import compare_runs
 from cnnjax.run.logs import MetricsLog
 from experiments import classify
-from tests.test_logs import shown_by_tensorboard
+from tests.run.test_logs import shown_by_tensorboard
 from tests.tiny import random_arrays
 
 
@@ -248,7 +248,7 @@ def test_a_killed_writer_lets_go(tmp_path):
         "import os, sys; from pathlib import Path; from cnnjax.run import files\n"
         "with files.only_writer(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root)
     assert done.returncode == -9
     with files.only_writer(tmp_path):

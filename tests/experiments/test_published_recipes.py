@@ -9,7 +9,7 @@ import pytest
 from cnnjax import schedules, spec
 from cnnjax.run import load, settings
 from experiments import cifar10_resnet, fashion_mnist_resnet, imagenet_resnet50
-from tests.test_experiments import launch
+from tests.experiments.test_experiments import launch
 
 
 def parsed(module, *argv, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from cnnjax import models, optim
 from cnnjax.errors import UserError
 from experiments import cifar10_speedrun as speedrun
-from tests.test_experiments import launch
+from tests.experiments.test_experiments import launch
 
 IMAGES = np.random.default_rng(0).normal(size=(40, 12, 12, 3)).cumsum(1).astype(np.float32)
 

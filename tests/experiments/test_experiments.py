@@ -215,7 +215,7 @@ def test_bad_input_is_quick_and_has_no_traceback(tmp_path):
         [sys.executable, "-m", "experiments.mnist_lenet", "--optimizer", "adamm"],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -460,7 +460,7 @@ def test_sigterm_saves_and_exits_with_143_and_the_resumed_run_has_the_same_bits(
     def command(*arguments):
         return [sys.executable, "-m", "experiments.mnist_lenet", *map(str, arguments)]
 
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     environment = os.environ | {"XLA_FLAGS": ""}
     options = {"cwd": root, "env": environment, "text": True}
     short = ["--epochs", "2", "--devices", "1"]

@@ -22,9 +22,9 @@ from cnnjax.train import compile as parallel
 from cnnjax.train import step as steps
 from cnnjax.train.state import create_state
 from experiments import simclr_mnist
-from tests.test_experiments import launch
-from tests.test_parallel import largest_difference
+from tests.experiments.test_experiments import launch
 from tests.tiny import random_arrays
+from tests.train.test_compile import largest_difference
 
 ARRAYS = random_arrays(64)
 TASK = contrastive(temperature=0.3, class_names=tuple("0123456789"))

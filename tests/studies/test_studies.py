@@ -16,7 +16,7 @@ from cnnjax.run import settings as runs
 from experiments import classify, digits_mlp, mnist_adversarial, mnist_ensemble
 
 SMOKE = ["--smoke", "--devices", "1"]
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def launch(module, *argv):

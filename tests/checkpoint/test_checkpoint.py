@@ -26,7 +26,7 @@ from cnnjax.devices import environment
 from cnnjax.errors import UserError
 from cnnjax.train.state import create_state
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def make_state(step=0, seed=0, *, optimizer=None, ema=True, width=4) -> Any:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cnnjax.run.logs import read_metrics
 from experiments import dcgan_mnist
-from tests.test_experiments import launch, snapshot
+from tests.experiments.test_experiments import launch, snapshot
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 
 from cnnjax import checkpoint
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import chaos  # noqa: E402
 import chaos_damage  # noqa: E402

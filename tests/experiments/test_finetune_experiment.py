@@ -13,7 +13,7 @@ from cnnjax.data.dataset import Dataset
 from cnnjax.run import classifier, cli, load
 from experiments import classify, mnist_lenet
 from experiments import finetune as experiment
-from tests.test_experiments import SMOKE, launch, snapshot
+from tests.experiments.test_experiments import SMOKE, launch, snapshot
 from tests.tiny import random_arrays
 
 

@@ -15,7 +15,7 @@ import pytest
 from cnnjax import models
 from cnnjax.trees import count_parameters
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import input_pipelines  # noqa: E402
 import peer_jax  # noqa: E402

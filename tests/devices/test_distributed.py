@@ -22,9 +22,9 @@ from cnnjax.devices import processes as distributed
 from cnnjax.devices.channel import PEER_LOST_EXIT_CODE
 from cnnjax.errors import UserError
 from cnnjax.run.logs import read_metrics
-from tests import several
+from tests.devices import several
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMOKE = ("experiments.mnist_lenet", "--smoke", "--batch-size", "64")
 # Quick to compile and to step, so that a signal comes in the middle of it.
 LONG = ("experiments.classify", "--model", "mlp", "--classes", "3,8", "--epochs", "40")
@@ -250,7 +250,7 @@ def smoke_runs(tmp_path_factory):
 
 
 def test_two_processes_agree():
-    succeeded(run("tests.several", "agree", ".", processes=2, devices=2))
+    succeeded(run("tests.devices.several", "agree", ".", processes=2, devices=2))
 
 
 @pytest.mark.slow
@@ -273,7 +273,9 @@ def test_two_processes_of_4_devices_train_as_one_of_8(tmp_path):
     for directory, processes in ((one, 1), (two, 2)):
         directory.mkdir()
         devices = 8 // processes
-        succeeded(run("tests.several", "train", directory, processes=processes, devices=devices))
+        succeeded(
+            run("tests.devices.several", "train", directory, processes=processes, devices=devices)
+        )
     for dtype, tolerance in (("float64", 1e-10), ("float32", 1e-4)):
         for name in several.MODELS:
             expected = np.load(one / f"{name}-{dtype}.npz")
@@ -288,9 +290,9 @@ def test_two_processes_of_4_devices_train_as_one_of_8(tmp_path):
 
 @pytest.mark.slow
 def test_four_processes_save_and_any_number_restores(tmp_path):
-    succeeded(run("tests.several", "save", tmp_path, processes=4, devices=2))
+    succeeded(run("tests.devices.several", "save", tmp_path, processes=4, devices=2))
     assert checkpoint.steps(tmp_path) == [3, 4]
-    succeeded(run("tests.several", "restore", tmp_path, processes=2, devices=2))
+    succeeded(run("tests.devices.several", "restore", tmp_path, processes=2, devices=2))
     several.restore(tmp_path)
     params = tmp_path / "00000004" / "params"
     assert len(list(params.glob("ocdbt.process_*"))) == 4
@@ -303,7 +305,7 @@ def test_four_processes_save_and_any_number_restores(tmp_path):
     files[0].write_bytes(content)
     assert checkpoint.restore_items(tmp_path, ("params",), warn=str)["step"] == 3
     several.save(tmp_path / "by one")
-    succeeded(run("tests.several", "restore", tmp_path / "by one", processes=2, devices=4))
+    succeeded(run("tests.devices.several", "restore", tmp_path / "by one", processes=2, devices=4))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What tests run as one of several processes: `python -m tests.several TASK OUT` and its place."""
+"""What tests run in each of several processes: `python -m tests.devices.several TASK OUT`."""
 
 import dataclasses
 from pathlib import Path

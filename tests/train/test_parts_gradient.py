@@ -11,8 +11,8 @@ from cnnjax.augment.change import apply_per_image
 from cnnjax.errors import UserError
 from cnnjax.train import compile as parallel
 from cnnjax.train import gradients
-from tests.test_parallel import largest_difference, trained
 from tests.tiny import BatchNormNet, batch_of, random_arrays, setup
+from tests.train.test_compile import largest_difference, trained
 
 ARRAYS = random_arrays(64)
 
