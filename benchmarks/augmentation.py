@@ -27,6 +27,7 @@ from cnnjax.run import cli
 from cnnjax.tasks.classification import classification
 from cnnjax.train import state
 from cnnjax.train import step as steps
+from cnnjax.train.predict import as_float
 
 POLICIES = (
     "crop:4,flip",
@@ -131,7 +132,7 @@ def alone(augment: Callable, batch: dict[str, jax.Array]) -> Callable[[], None]:
     """Returns a call that augments one batch."""
 
     def augmented(key: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return augment(key, {**batch, "image": steps.as_float(batch["image"])}, 0)
+        return augment(key, {**batch, "image": as_float(batch["image"])}, 0)
 
     compiled = jax.jit(augmented)
     key = jax.random.key(0)

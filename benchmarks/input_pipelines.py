@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cnnjax import augment as augment_lib
+from cnnjax.devices.sharding import batch_sharding, check_batch_size, replicated
 from cnnjax.errors import UserError
 from cnnjax.run.cli import one_line_errors
 from cnnjax.tasks.classification import classification
@@ -129,7 +130,7 @@ def open_setting(options: argparse.Namespace, stack: contextlib.ExitStack) -> Se
     model = models.create(options.model, num_classes=dataset.num_classes)
     macs = options.batch_size * summary(model, dataset.image_shape).macs
     mesh = parallel.choose_mesh(options.devices, macs)
-    parallel.check_batch_size(options.batch_size, mesh)
+    check_batch_size(options.batch_size, mesh)
     size = (options.image_size, options.image_size) if options.image_size else None
     return Setting(dataset, tfds_name, data_dir, size, options.model, options.batch_size, mesh)
 
@@ -173,12 +174,11 @@ def stage_measures(setting: Setting) -> dict[str, Measure]:
     """The stages, each alone and on data that are at hand."""
     import jax
 
-    from cnnjax.data.pipelines import place
-    from cnnjax.train import compile as parallel
+    from cnnjax.data.batches import place
 
     image = setting.dataset.train.image[: setting.batch_size]
     host = {"image": image, "label": setting.dataset.train.label[: setting.batch_size]}
-    sharding = parallel.batch_sharding(setting.mesh)
+    sharding = batch_sharding(setting.mesh)
     floats = jax.device_put(augment_lib.normalize(image, 0.0, 1.0), sharding)
     key = jax.random.key(0)
     affine = augment_lib.random_affine(
@@ -261,9 +261,8 @@ def host_augment() -> Any:
 def make_pipeline(setting: Setting, name: str, augmented: bool = False) -> Any:
     """Returns one of the library's pipelines; only those that stream can augment on the host."""
     from cnnjax import data
-    from cnnjax.train import compile as parallel
 
-    sharding = parallel.batch_sharding(setting.mesh)
+    sharding = batch_sharding(setting.mesh)
     augment = host_augment() if augmented else None
     if name == "resident":
         return data.ResidentPipeline(
@@ -271,7 +270,7 @@ def make_pipeline(setting: Setting, name: str, augmented: bool = False) -> Any:
             setting.batch_size,
             seed=0,
             sharding=sharding,
-            replicated=parallel.replicated(setting.mesh),
+            replicated=replicated(setting.mesh),
         )
     if name == "stream_arrays":
         return data.stream_arrays(
@@ -344,7 +343,7 @@ def training(setting: Setting, pipeline: Any, method: str, repeat: bool) -> Meas
     key = jax.random.key(0)
     init = jax.jit(functools.partial(model.init, train=False))
     variables = init(key, normalize(dataset.train.image[:1]))
-    state = jax.device_put(create_state(variables, optimizer, key), parallel.replicated(mesh))
+    state = jax.device_put(create_state(variables, optimizer, key), replicated(mesh))
 
     def make_step(axis_name: str | None) -> Any:
         return steps.make_step(

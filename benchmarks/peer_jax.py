@@ -82,18 +82,21 @@ def _cnnjax(task: Task, image: Images, label: Labels) -> tuple[int, int, Callabl
     from cnnjax import augment as augment_lib
     from cnnjax import data, models, optim, schedules
     from cnnjax.data.dataset import channel_moments
+    from cnnjax.devices.sharding import batch_sharding, replicated
     from cnnjax.models.summary import summary
     from cnnjax.tasks.classification import classification
-    from cnnjax.train import compile as parallel
-    from cnnjax.train import step as steps
+    from cnnjax.train.compile import choose_mesh, compile_train
+    from cnnjax.train.evaluate import compile_predict
+    from cnnjax.train.predict import make_predict
     from cnnjax.train.state import create_state
+    from cnnjax.train.step import make_step
 
     workload = task.workload
     model = models.create(
         workload.model, num_classes=workload.num_classes, dtype=_dtype(task), **workload.arguments
     )
     macs = task.batch_size * summary(model, workload.image_shape).macs
-    mesh = parallel.choose_mesh(_num_devices(task), macs)
+    mesh = choose_mesh(_num_devices(task), macs)
     mean, std = channel_moments(image)
     normalize = functools.partial(augment_lib.normalize, mean=mean, std=std)
     key = jax.random.key(0)
@@ -104,13 +107,13 @@ def _cnnjax(task: Task, image: Images, label: Labels) -> tuple[int, int, Callabl
 
     def prepare(mode: str) -> Run:
         if mode == "infer":
-            predict = steps.make_predict(model, classification(10), normalize=normalize)
-            predict = parallel.compile_predict(predict, mesh)
-            placed = jax.device_put(variables, parallel.replicated(mesh))
+            predict = make_predict(model, classification(10), normalize=normalize)
+            predict = compile_predict(predict, mesh)
+            placed = jax.device_put(variables, replicated(mesh))
             batches = [
                 jax.device_put(
                     {"image": image[start : start + task.batch_size]},
-                    parallel.batch_sharding(mesh),
+                    batch_sharding(mesh),
                 )
                 for start in range(0, len(image), task.batch_size)
             ]
@@ -119,14 +122,14 @@ def _cnnjax(task: Task, image: Images, label: Labels) -> tuple[int, int, Callabl
             data.Arrays(image, label),
             task.batch_size,
             seed=0,
-            sharding=parallel.batch_sharding(mesh),
-            replicated=parallel.replicated(mesh),
+            sharding=batch_sharding(mesh),
+            replicated=replicated(mesh),
         )
         # A copy, since training donates its state.
         state = create_state(jax.tree.map(jax.numpy.copy, variables), optimizer, key)
-        state = jax.device_put(state, parallel.replicated(mesh))
-        train = parallel.compile_train(
-            lambda axis_name: steps.make_step(
+        state = jax.device_put(state, replicated(mesh))
+        train = compile_train(
+            lambda axis_name: make_step(
                 model,
                 optimizer,
                 classification(10),

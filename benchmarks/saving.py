@@ -26,11 +26,12 @@ from cnnjax import checkpoint, models
 from cnnjax.data.dataset import Arrays
 from cnnjax.data.pipelines import ResidentPipeline
 from cnnjax.devices import backend
+from cnnjax.devices.sharding import batch_sharding, replicated
 from cnnjax.models.summary import summary
 from cnnjax.tasks.classification import classification
-from cnnjax.train import compile as parallel
 from cnnjax.train import state
-from cnnjax.train import step as steps
+from cnnjax.train.compile import Train, choose_mesh, compile_train
+from cnnjax.train.step import make_step
 
 OPTIMIZERS = {"sgd": optax.sgd, "momentum": lambda rate: optax.sgd(rate, 0.9), "adam": optax.adam}
 
@@ -71,7 +72,7 @@ def main() -> None:
     print(report(timings, options.steps))
 
 
-def prepare(options: argparse.Namespace) -> tuple[parallel.Train, state.TrainState]:
+def prepare(options: argparse.Namespace) -> tuple[Train, state.TrainState]:
     """Returns a compiled trainer over random images, and its first state."""
     generator = np.random.default_rng(0)
     shape = (options.steps * options.batch_size, options.size, options.size, 3)
@@ -80,22 +81,22 @@ def prepare(options: argparse.Namespace) -> tuple[parallel.Train, state.TrainSta
     arguments = {"stem": "cifar"} if options.model.startswith("resnet") else {}
     model = models.create(options.model, num_classes=10, **arguments)
     macs = options.batch_size * summary(model, image.shape[1:]).macs
-    mesh = parallel.choose_mesh(options.devices, macs)
+    mesh = choose_mesh(options.devices, macs)
     data = ResidentPipeline(
         arrays,
         options.batch_size,
         seed=0,
-        sharding=parallel.batch_sharding(mesh),
-        replicated=parallel.replicated(mesh),
+        sharding=batch_sharding(mesh),
+        replicated=replicated(mesh),
     )
     optimizer = OPTIMIZERS[options.optimizer](1e-3)
     variables = jax.jit(lambda key: model.init(key, image[:1] / 255.0, train=False))(
         jax.random.key(0)
     )
     train_state = state.create_state(variables, optimizer, jax.random.key(1))
-    train_state = jax.device_put(train_state, parallel.replicated(mesh))
-    train = parallel.compile_train(
-        lambda axis_name: steps.make_step(
+    train_state = jax.device_put(train_state, replicated(mesh))
+    train = compile_train(
+        lambda axis_name: make_step(
             model,
             optimizer,
             classification(10),
@@ -111,7 +112,7 @@ def prepare(options: argparse.Namespace) -> tuple[parallel.Train, state.TrainSta
 
 
 def measure(
-    train: parallel.Train,
+    train: Train,
     train_state: state.TrainState,
     saver: checkpoint.Saver,
     num_steps: int,

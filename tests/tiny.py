@@ -12,7 +12,7 @@ from cnnjax.data.dataset import Arrays
 from cnnjax.models.norms import norm_layer
 from cnnjax.ops import Conv
 from cnnjax.tasks.classification import classification
-from cnnjax.train import step as steps
+from cnnjax.train import step
 from cnnjax.train.state import create_state
 
 
@@ -58,7 +58,7 @@ def setup(model, *, dtype=jnp.float32, learning_rate=0.05, optimizer=None, **ste
         return image.astype(dtype) / (255 if image.dtype == jnp.uint8 else 1)
 
     def make_step(axis_name=None):
-        return steps.make_step(
+        return step.make_step(
             model,
             optimizer,
             classification(10),

@@ -216,10 +216,10 @@ def _describe(names, members):
 
 def _predict(logits_of, variables, dataset, split):
     """Returns log probabilities `[members, examples, classes]` and the labels."""
-    mesh = cnnjax.train.compile.make_mesh(1)
+    mesh = cnnjax.devices.sharding.make_mesh(1)
     each = []
     for function, own in zip(logits_of, variables, strict=True):
-        predict = cnnjax.train.compile.compile_predict(
+        predict = cnnjax.train.evaluate.compile_predict(
             cnnjax.evaluation.ensemble.log_probabilities(function), mesh
         )
         batches = cnnjax.data.split_batches(dataset, split, BATCH_SIZE)

@@ -126,13 +126,13 @@ def _training_data(config, run):
 
 
 def _predict(member, train: Arrays):
-    predict = cnnjax.train.compile.compile_predict(
-        cnnjax.train.step.make_predict(
+    predict = cnnjax.train.evaluate.compile_predict(
+        cnnjax.train.predict.make_predict(
             member.model,
             cnnjax.tasks.classification.classification(len(member.card["class_names"])),
             normalize=member.normalize,
         ),
-        cnnjax.train.compile.make_mesh(1),
+        cnnjax.devices.sharding.make_mesh(1),
     )
     batches = cnnjax.data.evaluation_batches(train, BATCH_SIZE)
     return cnnjax.train.evaluate.predict_all(predict, member.variables, batches)[0]

@@ -57,9 +57,9 @@ def main(config: Config) -> None:
         for original in originals
     ]
     task = cnnjax.tasks.classification.classification(len(class_names))
-    predict = cnnjax.train.compile.compile_predict(
-        cnnjax.train.step.make_predict(trained.model, task, normalize=trained.normalize),
-        cnnjax.train.compile.make_mesh(1),
+    predict = cnnjax.train.evaluate.compile_predict(
+        cnnjax.train.predict.make_predict(trained.model, task, normalize=trained.normalize),
+        cnnjax.devices.sharding.make_mesh(1),
     )
     out = Path(config.out or Path(config.run) / "predictions")
     out.mkdir(parents=True, exist_ok=True)

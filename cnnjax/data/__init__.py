@@ -12,6 +12,7 @@ from cnnjax import lazy
 lazy.attach(
     __name__,
     (
+        "batches",
         "dataset",
         "decoding",
         "few",
@@ -34,13 +35,13 @@ lazy.attach(
             "Arrays",
             "Dataset",
         ),
+        "batches": ("evaluation_batches",),
         "few": ("few_labels",),
         "synthetic": ("stand_in",),
         "scenes": ("digit_scenes", "scene_splits"),
         "sources": ("load",),
         "pipelines": (
             "gather",
-            "evaluation_batches",
             "Pipeline",
             "ResidentPipeline",
         ),
@@ -69,6 +70,7 @@ lazy.attach(
 )
 
 if TYPE_CHECKING:
+    from cnnjax.data import batches as batches
     from cnnjax.data import dataset as dataset
     from cnnjax.data import decoding as decoding
     from cnnjax.data import few as few
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from cnnjax.data import synthetic as synthetic
     from cnnjax.data import tfds_source as tfds_source
     from cnnjax.data import tfds_splits as tfds_splits
+    from cnnjax.data.batches import evaluation_batches as evaluation_batches
     from cnnjax.data.dataset import ArrayDataset as ArrayDataset
     from cnnjax.data.dataset import Arrays as Arrays
     from cnnjax.data.dataset import Dataset as Dataset
@@ -93,7 +96,6 @@ if TYPE_CHECKING:
     from cnnjax.data.image_files import read_image as read_image
     from cnnjax.data.pipelines import Pipeline as Pipeline
     from cnnjax.data.pipelines import ResidentPipeline as ResidentPipeline
-    from cnnjax.data.pipelines import evaluation_batches as evaluation_batches
     from cnnjax.data.pipelines import gather as gather
     from cnnjax.data.scenes import digit_scenes as digit_scenes
     from cnnjax.data.scenes import scene_splits as scene_splits

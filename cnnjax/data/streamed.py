@@ -19,6 +19,7 @@ import numpy as np
 
 import cnnjax.data
 from cnnjax.data import sources, tfds_source, tfds_splits
+from cnnjax.data.batches import Batch, evaluation_batches
 from cnnjax.data.dataset import (
     ArrayDataset,
     Arrays,
@@ -32,15 +33,7 @@ from cnnjax.data.dataset import (
 )
 from cnnjax.data.fields import Field
 from cnnjax.data.image_files import parse_fit
-from cnnjax.data.pipelines import (
-    Batch,
-    Forms,
-    Pipeline,
-    ResidentPipeline,
-    evaluation_batches,
-    forms_of,
-    image_forms,
-)
+from cnnjax.data.pipelines import Forms, Pipeline, ResidentPipeline, forms_of, image_forms
 from cnnjax.data.streaming import stream_arrays, stream_tfds, stream_tfds_evaluation
 from cnnjax.data.tfds_splits import Range
 from cnnjax.errors import UserError, unknown_name

@@ -15,23 +15,25 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from cnnjax.data.dataset import Split, columns, num_examples
-from cnnjax.data.decoding import HostAugment, decoder, tensorflow
-from cnnjax.data.image_files import parse_fit
-from cnnjax.data.pipelines import (
+from cnnjax.data.batches import (
     Batch,
-    Forms,
     HostBatch,
-    batch_shapes,
     check_divides,
-    count_steps,
-    epoch_indices,
-    forms_of,
-    image_forms,
     local_rows,
     pad_and_mask,
     padded_size,
     place_local,
+)
+from cnnjax.data.dataset import Split, columns, num_examples
+from cnnjax.data.decoding import HostAugment, decoder, tensorflow
+from cnnjax.data.image_files import parse_fit
+from cnnjax.data.pipelines import (
+    Forms,
+    batch_shapes,
+    count_steps,
+    epoch_indices,
+    forms_of,
+    image_forms,
 )
 from cnnjax.data.tfds_source import (
     image_features,

@@ -19,7 +19,7 @@ rules, training computes the same numbers up to rounding.
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -269,3 +269,45 @@ def _spec(shape: tuple[int, ...], tries: Tries, mesh: Mesh) -> PartitionSpec:
 
 def _text(sizes: Mapping[str, int]) -> str:
     return ",".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def summed_axis(mesh: Mesh) -> str | None:
+    """Returns the name of the axis over which each device's step sums, if there is one."""
+    return "data" if mesh.size > 1 and not splits_parameters(mesh) else None
+
+
+def on_each_device(function: Callable, mesh: Mesh, in_specs: tuple) -> Callable:
+    """Returns the function as each device's program for its part of the arguments.
+
+    Its results are the same on each. Where the compiler divides the batch instead, and as far as
+    tracing knows it may on one device too, no layout can be fixed: see `ops.once`.
+    """
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec(), check_vma=False
+    )
+
+
+def placed_forms(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Shapes, dtypes and places of arrays; those that are not on the mesh go whole to each part."""
+
+    def form(leaf: Any) -> jax.ShapeDtypeStruct:
+        place = getattr(leaf, "sharding", None)
+        if not isinstance(place, NamedSharding) or place.mesh != mesh:
+            place = replicated(mesh)
+        return placed_form(leaf, place)
+
+    return jax.tree.map(form, tree)
+
+
+def places(tree: PyTree) -> PyTree:
+    """Returns the sharding of each leaf."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def bound_queue(results: PyTree, mesh: Mesh) -> None:
+    """Waits for a step that spans CPU devices.
+
+    Steps queued behind it would take the threads with which its devices wait for each other.
+    """
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(results)

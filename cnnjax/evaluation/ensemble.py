@@ -17,7 +17,7 @@ import numpy as np
 
 from cnnjax import spec
 from cnnjax.errors import UserError, unknown_name
-from cnnjax.train.step import as_float, predicted
+from cnnjax.train.predict import as_float, predicted
 
 PyTree = Any
 # `(variables, image [batch, height, width, channels] in [0, 1]) -> logits [batch, classes]`.

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from cnnjax import metrics
+from cnnjax.devices.sums import sum_over_devices
 from cnnjax.evaluation.ensemble import ModelLogits, model_logits
 from cnnjax.rng import example_keys, stream_key
 from cnnjax.robust.named import Attack, make_attack, signs_of_masking
 from cnnjax.tasks.task import Task
 from cnnjax.train import evaluate
-from cnnjax.train.step import Batch, PyTree, as_float, make_eval_step, sum_over_devices
+from cnnjax.train.predict import as_float, make_eval_step
+from cnnjax.train.step import Batch, PyTree
 
 
 def make_attack_step(

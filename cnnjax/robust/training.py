@@ -24,23 +24,16 @@ import jax.numpy as jnp
 import optax
 
 from cnnjax import metrics as metrics_lib
+from cnnjax.devices.sums import sum_over_devices
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.evaluation.ensemble import class_logits
 from cnnjax.rng import example_keys, stream_key
 from cnnjax.robust import attacks
 from cnnjax.tasks.task import Batch, Forward, Metrics, PyTree, Task, example_weights
 from cnnjax.train.dropout import by_example
+from cnnjax.train.predict import Normalize, as_float, positions
 from cnnjax.train.state import TrainState
-from cnnjax.train.step import (
-    Normalize,
-    TrainStep,
-    as_float,
-    finish_step,
-    make_apply,
-    positions,
-    sum_over_devices,
-    with_axis,
-)
+from cnnjax.train.step import TrainStep, finish_step, make_apply, with_axis
 
 Length = float | Callable[[jax.Array | int], jax.Array]
 METHODS = ("none", "fgsm_rs", "pgd", "trades", "free")

@@ -9,17 +9,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cnnjax import checkpoint, metrics
-from cnnjax.data.pipelines import Batch
+from cnnjax.data.batches import Batch
 from cnnjax.data.streamed import AnyDataset, example_inputs, split_batches, split_size
 from cnnjax.devices import backend, processes
+from cnnjax.devices.sharding import batch_sharding
 from cnnjax.errors import unknown_name
 from cnnjax.run import load, report, settings
 from cnnjax.run.logs import MetricsLog
 from cnnjax.run.recipe import Recipe
-from cnnjax.train import compile as parallel
 from cnnjax.train import evaluate, loop
+from cnnjax.train.evaluate import compile_predict
+from cnnjax.train.predict import EvalStep, make_predict
 from cnnjax.train.state import TrainState
-from cnnjax.train.step import EvalStep, make_predict
 from cnnjax.trees import count_parameters
 
 PyTree = Any
@@ -49,7 +50,7 @@ def finish(
         statistics = {"step": state.step, "batch_stats": variables["batch_stats"]}
         checkpoint.save(directory / load.RECALIBRATED, statistics, {})
     test = split_scores(eval_step, variables, recipe, "test", mesh)
-    predict = parallel.compile_predict(
+    predict = compile_predict(
         make_predict(recipe.model, recipe.task, normalize=recipe.normalize), mesh
     )
     targets = [name for name, field in dataset.fields.items() if not field.is_input]
@@ -108,7 +109,7 @@ def split_scores(
 
 
 def _batches(dataset: AnyDataset, split: str, mesh: Mesh) -> Iterator[Batch]:
-    return split_batches(dataset, split, EVALUATION_BATCH, sharding=parallel.batch_sharding(mesh))
+    return split_batches(dataset, split, EVALUATION_BATCH, sharding=batch_sharding(mesh))
 
 
 def monitored(config: settings.Run, recipe: Recipe) -> tuple[str, bool]:

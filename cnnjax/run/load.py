@@ -38,7 +38,7 @@ class TrainedModel:
     def normalize(self, image: Any) -> Any:
         """Maps stored images to what the model expects."""
         from cnnjax.augment import filters, normalize
-        from cnnjax.train.step import as_float
+        from cnnjax.train.predict import as_float
 
         if "mean" not in self.card:
             return as_float(image)

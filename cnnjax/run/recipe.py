@@ -22,9 +22,10 @@ from cnnjax.run.groups import Optimization, Regularization, Training
 from cnnjax.run.settings import Run
 from cnnjax.tasks.task import Task
 from cnnjax.train import averaging
-from cnnjax.train import compile as parallel
+from cnnjax.train.evaluate import compile_eval
+from cnnjax.train.predict import EvalStep, as_float, make_eval_step
 from cnnjax.train.state import TrainState, create_state
-from cnnjax.train.step import EvalStep, TrainStep, as_float, make_eval_step, make_step
+from cnnjax.train.step import TrainStep, make_step
 
 PyTree = Any
 
@@ -265,11 +266,11 @@ def compile_eval_steps(recipe: Recipe, mesh: Mesh) -> dict[str, EvalStep]:
     splits, make_own = ("validation", "test"), recipe.make_eval_step
     if make_own is not None:
         makers = {split: functools.partial(make_own, split=split) for split in splits}
-        return {split: parallel.compile_eval(make, mesh) for split, make in makers.items()}
+        return {split: compile_eval(make, mesh) for split, make in makers.items()}
 
     def make(axis_name: str | None) -> EvalStep:
         return make_eval_step(
             recipe.model, recipe.task, normalize=recipe.normalize, axis_name=axis_name
         )
 
-    return dict.fromkeys(splits, parallel.compile_eval(make, mesh))
+    return dict.fromkeys(splits, compile_eval(make, mesh))

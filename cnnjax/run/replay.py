@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from cnnjax.augment.policy import BatchAugment
+from cnnjax.data.batches import Batch
 from cnnjax.data.dataset import Dataset
-from cnnjax.data.pipelines import Batch
 from cnnjax.data.streamed import StreamedDataset, training_pipeline
 from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
 from cnnjax.run.recipe import training_key
-from cnnjax.train.step import as_float
+from cnnjax.train.predict import as_float
 
 
 def stored_batch(

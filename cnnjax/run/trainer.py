@@ -25,6 +25,7 @@ from cnnjax.data.streamed import (
     training_pipeline,
 )
 from cnnjax.devices import backend, processes, sharding
+from cnnjax.devices.sharding import batch_sharding, check_batch_size, replicated, state_shardings
 from cnnjax.errors import UserError
 from cnnjax.models.summary import format_summary, summary
 from cnnjax.run import files, resume, settings
@@ -34,7 +35,7 @@ from cnnjax.run.groups import check_specs
 from cnnjax.run.logs import MetricsLog, ProgressBar
 from cnnjax.run.recipe import Recipe, compile_eval_steps, first_input, new_state, state_form
 from cnnjax.train import batch_stats, loop, memory
-from cnnjax.train import compile as parallel
+from cnnjax.train.compile import Train, choose_mesh, choose_method, compile_train
 from cnnjax.train.gradients import check_parts
 from cnnjax.train.state import TrainState
 
@@ -74,11 +75,11 @@ def _train(config: settings.Settings, recipe: Recipe, held: contextlib.ExitStack
     sharding.count_devices(config.mesh, config.devices)
     _, shape = first_input(recipe.dataset)
     sizes = summary(recipe.model, shape)  # type: ignore[arg-type]
-    mesh = parallel.choose_mesh(config.mesh or config.devices, config.batch_size * sizes.macs)
+    mesh = choose_mesh(config.mesh or config.devices, config.batch_size * sizes.macs)
     rules = sharding.parse_rules(config.sharding)
     resume.check_retention(config, recipe.dataset)
     data = _pipeline(recipe.dataset, config, mesh)
-    method = parallel.choose_method(config.parallel, data, mesh)
+    method = choose_method(config.parallel, data, mesh)
     how: dict[str, Any] = {
         "method": method,
         "mesh": mesh,
@@ -94,14 +95,14 @@ def _train(config: settings.Settings, recipe: Recipe, held: contextlib.ExitStack
     if processes.is_first():
         held.enter_context(files.only_writer(directory))
     state, notes = resume.start_or_resume(directory, config, _checksums(recipe), state)
-    state = processes.put(state, parallel.state_shardings(state, mesh, rules))
+    state = processes.put(state, state_shardings(state, mesh, rules))
     if processes.is_first():
         _record_facts(config, experiment, recipe)
     _print_header(config, recipe.dataset, mesh, data, method)
     processes.say(format_summary(sizes))
 
     compiling = time.monotonic()
-    trainer = parallel.compile_train(recipe.make_step, state, data, **how)
+    trainer = compile_train(recipe.make_step, state, data, **how)
     eval_steps = compile_eval_steps(recipe, mesh)
     if split_size(recipe.dataset, "validation"):
         step, variables = eval_steps["validation"], jax.eval_shape(TrainState.variables, state)
@@ -153,15 +154,15 @@ def _checksums(recipe: Recipe) -> dict[str, str]:
 
 
 def _pipeline(dataset: AnyDataset, config: settings.Settings, mesh: Mesh) -> Pipeline:
-    parallel.check_batch_size(config.batch_size, mesh)
+    check_batch_size(config.batch_size, mesh)
     check_parts(config.batch_size, config.accumulate, num_devices=sharding.num_batch_parts(mesh))
     return training_pipeline(
         dataset,
         config.batch_size,
         seed=config.seed,
         stream=config.pipeline == "stream",
-        sharding=parallel.batch_sharding(mesh),
-        replicated=parallel.replicated(mesh),
+        sharding=batch_sharding(mesh),
+        replicated=replicated(mesh),
     )
 
 
@@ -195,7 +196,7 @@ def _fit(
     config: settings.Settings,
     recipe: Recipe,
     state: TrainState,
-    train: parallel.Train,
+    train: Train,
     steps_per_epoch: int,
     validate: Callable[[TrainState], dict[str, float]] | None,
     notes: dict[str, Any],

@@ -21,7 +21,8 @@ from cnnjax.run.groups import Training
 from cnnjax.run.recipe import make_recipe
 from cnnjax.schedules import Schedule
 from cnnjax.tasks.task import Task
-from cnnjax.train.step import TrainStep, as_float, make_step
+from cnnjax.train.predict import as_float
+from cnnjax.train.step import TrainStep, make_step
 
 PyTree = Any
 

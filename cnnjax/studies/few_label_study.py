@@ -152,7 +152,7 @@ class Study:
     def _eval_step(self, model: Any, num_classes: int) -> Callable:
         """Compiles the evaluation of a model."""
         return jax.jit(
-            cnnjax.train.step.make_eval_step(
+            cnnjax.train.predict.make_eval_step(
                 model, classification(num_classes), normalize=self.normalize
             )
         )

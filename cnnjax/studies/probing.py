@@ -15,16 +15,16 @@ import jax
 import numpy as np
 
 from cnnjax import models
+from cnnjax.data.batches import evaluation_batches
 from cnnjax.data.dataset import Dataset
 from cnnjax.data.few import few_labels
-from cnnjax.data.pipelines import evaluation_batches
 from cnnjax.evaluation.probe import linear_probe
 from cnnjax.finetune.base import Base
 from cnnjax.models.fields import with_fields
 from cnnjax.run.load import TrainedModel, computation
 from cnnjax.studies import tables, trials
 from cnnjax.tasks.classification import classification
-from cnnjax.train.step import make_eval_step
+from cnnjax.train.predict import make_eval_step
 
 EVALUATION_BATCH = 500
 # What trains the network itself: (way of `trials`, whether images are augmented, learning rate).

@@ -30,8 +30,8 @@ from cnnjax.finetune.start import start
 from cnnjax.finetune.wrapped import FineTuned
 from cnnjax.rng import stream_key
 from cnnjax.tasks.classification import classification
-from cnnjax.train import step as steps
 from cnnjax.train.state import TrainState, create_state
+from cnnjax.train.step import TrainStep, make_step
 
 PyTree = Any
 Variables = dict[str, Any]
@@ -87,7 +87,7 @@ class Prepared:
     """
 
     tuned: FineTuned
-    step: Callable[[jax.Array], tuple[Any, steps.TrainStep]]
+    step: Callable[[jax.Array], tuple[Any, TrainStep]]
     begin: Callable[[int], Variables]
     num_steps: int
 
@@ -126,7 +126,7 @@ def prepare(
         "cosine", 1.0, total_steps=num_steps, warmup_steps=num_steps // 10
     )
 
-    def step(learning_rate: jax.Array) -> tuple[Any, steps.TrainStep]:
+    def step(learning_rate: jax.Array) -> tuple[Any, TrainStep]:
         def schedule(number: jax.Array) -> jax.Array:
             return learning_rate * shape(number)
 
@@ -137,7 +137,7 @@ def prepare(
             each = max(1, round(num_steps * way.unfrozen_by / len(groups)))
             optimizer = gradual_unfreezing(optimizer, groups, each)
         pull = l2_sp(way.l2_sp, L2_SP_NEW) if way.l2_sp else None
-        return optimizer, steps.make_step(
+        return optimizer, make_step(
             tuned,  # type: ignore[arg-type]
             optimizer,
             classification(num_outputs(model)),

@@ -13,9 +13,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from cnnjax import metrics
 from cnnjax.devices import processes
+from cnnjax.devices.sharding import (
+    batch_sharding,
+    batch_spec,
+    bound_queue,
+    on_each_device,
+    replicated,
+    splits_parameters,
+    summed_axis,
+)
 from cnnjax.errors import UserError
 
 PyTree = Any
@@ -34,7 +44,7 @@ def evaluate(
 
     Args:
       eval_step: `(variables, batch) -> metrics`, of which each is a pair (sum, count) or an array
-        of counts, as from `cnnjax.train.step.make_eval_step`.
+        of counts, as from `cnnjax.train.predict.make_eval_step`.
       variables: what `model.apply` takes.
       batches: batches of one dataset, the last one padded and masked.
       scores_of: what the task computes from the sums and counts (its `scores`).
@@ -114,3 +124,36 @@ def _widen(array: Any) -> np.ndarray:
 
 def _no_batches() -> UserError:
     return UserError("there are no batches to evaluate: the dataset or split is empty.")
+
+
+def compile_eval(
+    make_step: Callable[[str | None], Callable], mesh: Mesh
+) -> Callable[[PyTree, dict[str, jax.Array]], PyTree]:
+    """Compiles an evaluation step; batches are split over the mesh and the results are summed."""
+    if splits_parameters(mesh):
+        return _one_at_a_time(jax.jit(make_step(None), out_shardings=replicated(mesh)), mesh)
+    in_specs = PartitionSpec(), batch_spec(mesh)
+    return jax.jit(on_each_device(make_step(summed_axis(mesh)), mesh, in_specs))
+
+
+def compile_predict(
+    predict: Callable[[PyTree, Any], PyTree], mesh: Mesh
+) -> Callable[[PyTree, Any], PyTree]:
+    """Compiles `(variables, batch) -> arrays [batch, ...]`; batches are split over the mesh."""
+    if splits_parameters(mesh):
+        return _one_at_a_time(jax.jit(predict, out_shardings=batch_sharding(mesh)), mesh)
+    whole, split = PartitionSpec(), batch_spec(mesh)
+    return jax.jit(
+        jax.shard_map(predict, mesh=mesh, in_specs=(whole, split), out_specs=split, check_vma=False)
+    )
+
+
+def _one_at_a_time(function: Callable, mesh: Mesh) -> Callable:
+    """Returns the function, which waits for its result where `bound_queue` does."""
+
+    def call(*arguments: Any) -> Any:
+        result = function(*arguments)
+        bound_queue(result, mesh)
+        return result
+
+    return call

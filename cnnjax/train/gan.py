@@ -17,22 +17,15 @@ import jax.numpy as jnp
 import optax
 
 from cnnjax import metrics as metrics_lib
+from cnnjax.devices.sums import sum_over_devices
 from cnnjax.errors import UserError
 from cnnjax.models.dcgan import Noise, uniform_noise
 from cnnjax.rng import example_keys, stream_key
 from cnnjax.train.averaging import exponential, mix_in
 from cnnjax.train.dropout import by_example
+from cnnjax.train.predict import as_float, positions
 from cnnjax.train.state import TrainState
-from cnnjax.train.step import (
-    Batch,
-    Metrics,
-    TrainStep,
-    as_float,
-    make_apply,
-    positions,
-    sum_over_devices,
-    with_axis,
-)
+from cnnjax.train.step import Batch, Metrics, TrainStep, make_apply, with_axis
 
 PyTree = Any
 Schedule = Callable[[jax.Array], jax.Array]

@@ -13,7 +13,7 @@ from cnnjax.data.pipelines import Pipeline, ResidentPipeline
 from cnnjax.devices import processes
 from cnnjax.devices.sharding import describe
 from cnnjax.errors import UserError
-from cnnjax.train import compile as parallel
+from cnnjax.train.compile import choose_method, lower_train
 from cnnjax.train.state import TrainState
 from cnnjax.train.step import TrainStep
 
@@ -72,8 +72,8 @@ def memory_plan(
     Arguments as for `cnnjax.train.compile.compile_train`; the state may be one of
     `jax.ShapeDtypeStruct`s. Nothing is put on a device.
     """
-    method = parallel.choose_method(method, data, mesh)
-    lowered = parallel.lower_train(make_step, state, data, method=method, mesh=mesh)
+    method = choose_method(method, data, mesh)
+    lowered = lower_train(make_step, state, data, method=method, mesh=mesh)
     compiler = lowered.compile(compiler_options).memory_analysis()
     if compiler is None:
         raise UserError(f"the compiler for {mesh.devices.flat[0].platform} tells no memory sizes.")

@@ -1,4 +1,4 @@
-"""One training step, one evaluation step, one prediction: pure functions, not compiled.
+"""One training step: a pure function, not compiled.
 
 A factory closes over what never changes (model, optimizer, task) and returns a function of arrays.
 `cnnjax.train.compile` compiles it; `jax.jit` does too. Under `pmap` or `shard_map` give the factory
@@ -8,17 +8,16 @@ are BatchNorm's statistics.
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from cnnjax import metrics as metrics_lib
+from cnnjax.devices.sums import sum_over_devices
 from cnnjax.errors import UserError
 from cnnjax.models.fields import fields, with_fields
 from cnnjax.rng import stream_key
@@ -27,22 +26,21 @@ from cnnjax.train.averaging import Averaging, exponential, mix_in
 from cnnjax.train.dropout import by_example
 from cnnjax.train.gradients import ascend, in_parts
 from cnnjax.train.precision import all_finite, skip_overflow
+from cnnjax.train.predict import (
+    Normalize,
+    as_float,
+    changed,
+    float32_at_least,
+    image_keys,
+    positions,
+    predicted,
+)
 from cnnjax.train.state import TrainState
 
 PyTree = Any
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Any]
-Normalize = Callable[[jax.Array], jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-EvalStep = Callable[[PyTree, Batch], dict[str, Any]]
-
-# Of a leaf that is summed over devices together with others.
-MAX_PACKED_BYTES = 2**18
-
-
-def as_float(image: jax.Array) -> jax.Array:
-    """Maps uint8 images to float32 in [0, 1] and leaves float images as they are."""
-    return image.astype(jnp.float32) / 255.0 if image.dtype == jnp.uint8 else image
 
 
 def make_step(
@@ -168,24 +166,6 @@ def make_step(
     return step
 
 
-def positions(batch: Batch, axis_name: str | None) -> tuple[jax.Array, int]:
-    """Returns the positions of these examples within the whole batch, and its size."""
-    num_rows = jax.tree.leaves(batch)[0].shape[0]
-    device = jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
-    num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    return device * num_rows + jnp.arange(num_rows, dtype=jnp.int32), num_devices * num_rows
-
-
-def image_keys(task: Task) -> list[str]:
-    """Returns the keys of a task's batches that are images."""
-    return [name for name, field in task.inputs.items() if field.moves == "image"]
-
-
-def changed(batch: Batch, names: Sequence[str], change: Normalize) -> Batch:
-    """Returns the batch with some of its keys changed, those of them that it has."""
-    return {**batch, **{name: change(batch[name]) for name in names if name in batch}}
-
-
 def make_apply(
     model: nn.Module,
     batch_stats: PyTree,
@@ -209,7 +189,7 @@ def make_apply(
         outputs, updated = model.apply(
             variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key}
         )
-        return _float32_at_least(outputs), updated.get("batch_stats", batch_stats)
+        return float32_at_least(outputs), updated.get("batch_stats", batch_stats)
 
     return apply
 
@@ -239,128 +219,11 @@ def finish_step(
     return skip_overflow(state, new_state, metrics, all_finite(gradient))
 
 
-def make_eval_step(
-    model: nn.Module,
-    task: Task,
-    *,
-    normalize: Normalize = as_float,
-    axis_name: str | None = None,
-) -> EvalStep:
-    """Returns `eval_step(variables, batch) -> metrics`, those of the task, summed over devices.
-
-    Args:
-      model: a Linen module with the contract of `cnnjax.models`.
-      task: what the network is to find.
-      normalize: as for `make_step`.
-      axis_name: the mapped axis under `pmap` or `shard_map`; None under `jit`.
-    """
-
-    def eval_step(variables: PyTree, batch: Batch) -> dict[str, Any]:
-        outputs = predicted_outputs(
-            model, task, variables, batch, normalize=normalize, axis_name=axis_name
-        )
-        return sum_over_devices(task.metrics(outputs, batch), axis_name)
-
-    return eval_step
-
-
-def make_predict(
-    model: nn.Module, task: Task, *, normalize: Normalize = as_float
-) -> Callable[[PyTree, Batch], Any]:
-    """Returns `predict(variables, batch) -> what the task keeps of each example`.
-
-    The batch needs only the keys that the model gets.
-    """
-
-    def predict(variables: PyTree, batch: Batch) -> Any:
-        return task.predict(predicted_outputs(model, task, variables, batch, normalize=normalize))
-
-    return predict
-
-
-def predicted_outputs(
-    model: nn.Module,
-    task: Task,
-    variables: PyTree,
-    batch: Batch,
-    *,
-    normalize: Normalize,
-    axis_name: str | None = None,
-) -> Any:
-    """Returns the task's outputs for a batch as it is stored; the model is not in training mode."""
-    batch = changed(batch, image_keys(task), normalize)
-    examples, _ = positions(batch, axis_name)
-
-    def apply(params: PyTree, x: Any, train: bool) -> tuple[Any, PyTree]:
-        own = {**variables, "params": params} if params else variables
-        return predicted(model, own, x), variables.get("batch_stats", {})
-
-    key = stream_key(0, "evaluation", 0)
-    forward = Forward(apply, variables.get("params", {}), key=key, axis_name=axis_name)
-    outputs, _ = task.apply(forward, {**batch, "example": examples}, train=False)
-    return outputs
-
-
-def predicted(model: nn.Module, variables: PyTree, x: Any) -> Any:
-    """Returns a model's outputs for inputs as it expects them, float32 at least."""
-    outputs = model.apply(variables, x, train=False)
-    assert not isinstance(outputs, tuple)
-    return _float32_at_least(outputs)
-
-
-def _float32_at_least(outputs: Any) -> Any:
-    """Losses and metrics are not computed in the 16 bits of the layers."""
-
-    def widen(leaf: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-
-    return jax.tree.map(widen, outputs)
-
-
 def with_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
     """Tells a model with BatchNorm over which axis to average its statistics."""
     if axis_name is None or "axis_name" not in fields(model):
         return model
     return with_fields(model, axis_name=axis_name)
-
-
-def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
-    """Returns the sum over the mapped axis of each leaf; the tree as it is for no axis.
-
-    Small leaves are summed as one array: the devices of a CPU wait for each other once an array,
-    which for a small network's many would take longer than its gradient. Integers among them, such
-    as counts of pixels, are exact as far as their sum fits: they are packed as two numbers each, of
-    which float32 holds the sums.
-    """
-    if axis_name is None:
-        return tree
-    leaves, structure = jax.tree.flatten(tree)
-    small = [leaf.size * leaf.dtype.itemsize <= MAX_PACKED_BYTES for leaf in leaves]
-    packed, unpack = ravel_pytree([_halves(leaf) for leaf in itertools.compress(leaves, small)])
-    large = [leaf for leaf, packs in zip(leaves, small, strict=True) if not packs]
-    dtypes = [leaf.dtype for leaf in itertools.compress(leaves, small)]
-    packed_leaves = map(_whole, unpack(jax.lax.psum(packed, axis_name)), dtypes)
-    # Each by itself, so that a compiler may begin with the first while it computes the next.
-    large_leaves = iter([jax.lax.psum(leaf, axis_name) for leaf in large])
-    totals = [next(packed_leaves if packs else large_leaves) for packs in small]
-    return jax.tree.unflatten(structure, totals)
-
-
-def _halves(leaf: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns an integer array as floats, its multiples of 4096 and the rest; a float as it is."""
-    if not jnp.issubdtype(leaf.dtype, jnp.integer):
-        return (leaf,)
-    return (leaf >> 12).astype(jnp.float32), (leaf & 4095).astype(jnp.float32)
-
-
-def _whole(halves: tuple[jax.Array, ...], dtype: Any) -> jax.Array:
-    """Undoes `_halves`, of sums of them, too."""
-    if len(halves) == 1:
-        return halves[0]
-    high, low = (half.astype(dtype) for half in halves)
-    return (high << 12) + low
 
 
 def _updated(

@@ -21,7 +21,7 @@ from cnnjax.convert import mapping
 from cnnjax.models import googlenet, inception
 from cnnjax.tasks.classification import classification
 from cnnjax.train import state
-from cnnjax.train import step as steps
+from cnnjax.train.step import make_step
 from tests.models.quick import quick_jit
 from tests.models.test_counts import LARGE
 
@@ -215,7 +215,7 @@ def test_training_follows_pytorch():
     table = convert.entries(model, image_shape, convert.find_names(model, "torchvision"))
     arrays = {entry.name: weights.weight(entry.name, entry.their_shape) for entry in table}
     variables = convert.to_cnnjax(arrays, model, image_shape)
-    train_step = steps.make_step(model, optimizer, classification(10), schedule=lambda step: 0.0)
+    train_step = make_step(model, optimizer, classification(10), schedule=lambda step: 0.0)
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables)
         train_state = state.create_state(variables, optimizer, jax.random.key(0))

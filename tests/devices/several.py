@@ -12,8 +12,9 @@ from cnnjax import checkpoint, models
 from cnnjax.data.pipelines import ResidentPipeline
 from cnnjax.data.streaming import stream_arrays
 from cnnjax.devices import processes
+from cnnjax.devices.sharding import batch_sharding, make_mesh, replicated
 from cnnjax.models.resnet import ResNet
-from cnnjax.train import compile as parallel
+from cnnjax.train.compile import compile_train
 from tests.tiny import random_arrays, setup
 
 MODELS = {
@@ -30,18 +31,17 @@ def trained(name, dtype, *, stream=False):
 
     The first half of the data is used by one process as by several.
     """
-    mesh = parallel.make_mesh()
-    sharding = parallel.batch_sharding(mesh)
+    mesh = make_mesh()
+    sharding = batch_sharding(mesh)
     arrays = random_arrays(512)
     if stream:
         data = stream_arrays(arrays, 32, seed=3, sharding=sharding)
     else:
-        replicated = parallel.replicated(mesh)
-        data = ResidentPipeline(arrays, 32, seed=3, sharding=sharding, replicated=replicated)
+        data = ResidentPipeline(arrays, 32, seed=3, sharding=sharding, replicated=replicated(mesh))
     with jax.enable_x64(dtype == "float64"):
         state, make_step = setup(MODELS[name](), dtype=jnp.dtype(dtype))
-        state = processes.put(state, parallel.replicated(mesh))
-        train = parallel.compile_train(make_step, state, data, method="jit", mesh=mesh)
+        state = processes.put(state, replicated(mesh))
+        train = compile_train(make_step, state, data, method="jit", mesh=mesh)
         state, metrics = next(train(state, 0, [STEPS[dtype]]))
         leaves = jax.tree_util.tree_flatten_with_path((state.params, state.batch_stats))[0]
         result = {jax.tree_util.keystr(path): processes.fetch(leaf) for path, leaf in leaves}

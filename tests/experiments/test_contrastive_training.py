@@ -13,13 +13,14 @@ from cnnjax.augment import two_views
 from cnnjax.augment.change import apply_per_image, on_floats
 from cnnjax.data.dataset import Dataset, columns
 from cnnjax.data.pipelines import ResidentPipeline
+from cnnjax.devices.sharding import batch_sharding, make_mesh, replicated, state_shardings
 from cnnjax.errors import UserError
 from cnnjax.models.projection import Projected
 from cnnjax.run import load
 from cnnjax.studies import probing
 from cnnjax.tasks.contrastive import contrastive, paired
-from cnnjax.train import compile as parallel
 from cnnjax.train import step as steps
+from cnnjax.train.compile import compile_train
 from cnnjax.train.state import create_state
 from experiments import simclr_mnist
 from tests.experiments.test_experiments import launch
@@ -66,18 +67,18 @@ def make(dtype=jnp.float32, **options):
 
 def trained(method, axes, num_steps=3):
     """Trains in float64 in one of the ways; returns the state and the metrics of each step."""
-    mesh = parallel.make_mesh(axes)
+    mesh = make_mesh(axes)
     arrays = columns(ARRAYS) | {"view": ARRAYS.image}
     data = ResidentPipeline(
         arrays,
         16,
         seed=3,
-        sharding=parallel.batch_sharding(mesh),
-        replicated=parallel.replicated(mesh),
+        sharding=batch_sharding(mesh),
+        replicated=replicated(mesh),
     )
     state, make_step = make(jnp.float64)
-    state = jax.device_put(state, parallel.state_shardings(state, mesh))
-    train = parallel.compile_train(make_step, state, data, method=method, mesh=mesh)
+    state = jax.device_put(state, state_shardings(state, mesh))
+    train = compile_train(make_step, state, data, method=method, mesh=mesh)
     ((state, metrics),) = train(state, 0, [num_steps])
     return jax.device_get(state.replace(key=None)), metrics
 

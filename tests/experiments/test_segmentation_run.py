@@ -10,9 +10,10 @@ import cnnjax
 from cnnjax import models
 from cnnjax.models.unet import UNet
 from cnnjax.tasks.segmentation import segmentation
-from cnnjax.train import step as steps
 from cnnjax.train.evaluate import evaluate
+from cnnjax.train.predict import make_eval_step
 from cnnjax.train.state import create_state
+from cnnjax.train.step import make_step
 from experiments import segment_digits
 from tests.models.quick import quick_jit
 
@@ -79,9 +80,7 @@ def stepped():
     batch["mask"] = np.arange(16) != 5
 
     def make(axis_name=None):
-        return steps.make_step(
-            model, optimizer, task, schedule=lambda step: 1.0, axis_name=axis_name
-        )
+        return make_step(model, optimizer, task, schedule=lambda step: 1.0, axis_name=axis_name)
 
     return make, state, batch
 
@@ -109,7 +108,7 @@ def test_evaluation_counts_each_pixel_once(batch_size):
     task, data = squares()
     model = UNet(num_classes=3, widths=(2, 2))
     variables = quick_jit(model.init)(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 1)))
-    step = jax.jit(steps.make_eval_step(model, task))
+    step = jax.jit(make_eval_step(model, task))
     batches = cnnjax.data.split_batches(data, "test", batch_size)
     found = evaluate(step, variables, batches, scores_of=task.scores)
     truth = data.test["class_map"]

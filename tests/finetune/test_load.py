@@ -10,10 +10,10 @@ import pytest
 
 from cnnjax import checkpoint, finetune, models, trees
 from cnnjax.devices import sharding
+from cnnjax.devices.sharding import make_mesh, state_shardings
 from cnnjax.errors import UserError
 from cnnjax.models.simple import SimpleCNN
 from cnnjax.run import load, settings
-from cnnjax.train import compile as parallel
 from cnnjax.train.state import create_state
 from tests.finetune.small import METHODS, SHAPE, initialized, small
 from tests.models.test_families import IMAGE, MODELS, random_variables
@@ -127,8 +127,8 @@ def saved_state(directory, *, ema):
     state, _ = setup(small(), **options)
     if ema:
         state = state.replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.params))
-    mesh = parallel.make_mesh("fsdp=8")
-    state = jax.device_put(state, parallel.state_shardings(state, mesh, sharding.DEFAULT_RULES))
+    mesh = make_mesh("fsdp=8")
+    state = jax.device_put(state, state_shardings(state, mesh, sharding.DEFAULT_RULES))
     return state, checkpoint.save(directory, state, {"epoch": 1})
 
 

@@ -11,8 +11,8 @@ from cnnjax import finetune, models, optim, trees
 from cnnjax.errors import UserError
 from cnnjax.models.norms import norm_layer
 from cnnjax.tasks.classification import classification
-from cnnjax.train import step as steps
 from cnnjax.train.state import create_state
+from cnnjax.train.step import make_step
 from tests.finetune.small import METHODS, SHAPE, initialized, small, tuned
 from tests.models.quick import quick_jit
 from tests.tiny import batch_of, random_arrays
@@ -29,7 +29,7 @@ def trained(model, variables, num_steps=3, **options):
     optimizer = optim.make_optimizer("adamw", 0.01, weight_decay=0.1)
     state = create_state(variables, optimizer, jax.random.key(1), ema=True)
     step = quick_jit(
-        steps.make_step(
+        make_step(
             model,
             optimizer,
             classification(10),
@@ -153,7 +153,7 @@ def flops(text, model, shape):
         image = jnp.zeros((1, *shape))
         return create_state(tuned_model.init(key, image), optimizer, jax.random.key(0))
 
-    step = steps.make_step(tuned_model, optimizer, classification(10), schedule=lambda step: 0.1)
+    step = make_step(tuned_model, optimizer, classification(10), schedule=lambda step: 0.1)
     batch = {
         "image": jax.ShapeDtypeStruct((2, *shape), jnp.float32),
         "label": jax.ShapeDtypeStruct((2,), jnp.int32),

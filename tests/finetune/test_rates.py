@@ -9,8 +9,8 @@ import pytest
 from cnnjax import finetune, optim, trees
 from cnnjax.errors import UserError
 from cnnjax.tasks.classification import classification
-from cnnjax.train import step as steps
 from cnnjax.train.state import create_state
+from cnnjax.train.step import make_step
 from tests.finetune.small import SHAPE, initialized, small, tuned
 from tests.models.quick import quick_jit
 from tests.tiny import batch_of, random_arrays
@@ -106,7 +106,7 @@ def test_a_strong_pull_holds_what_comes_from_the_base():
     moved = {}
     for strength in (0.0, 10.0):
         step = quick_jit(
-            steps.make_step(
+            make_step(
                 model,
                 optax.sgd(0.05),
                 classification(10),

@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 
 from cnnjax import finetune
-from cnnjax.data.pipelines import ResidentPipeline, evaluation_batches
+from cnnjax.data.batches import evaluation_batches
+from cnnjax.data.pipelines import ResidentPipeline
 from cnnjax.errors import UserError
 from cnnjax.models.simple import MLP
 from cnnjax.rng import stream_key
 from cnnjax.studies import trials
 from cnnjax.tasks.classification import classification
+from cnnjax.train.predict import as_float, make_eval_step
 from cnnjax.train.state import create_state
-from cnnjax.train.step import as_float, make_eval_step
 from tests.tiny import random_arrays
 
 SHAPE = (28, 28, 1)

@@ -11,7 +11,7 @@ from cnnjax import models
 from cnnjax.commands.models import main
 from cnnjax.errors import UserError
 from cnnjax.models.rows import package_rows
-from cnnjax.train import step as steps
+from cnnjax.train.step import with_axis
 
 # 3x3 convolutions of 8 and 16 channels with BatchNorm, at 8x8x3 pixels, and ten classes:
 # 8 * 27 + 2 * 8 + 16 * 72 + 2 * 16 + 16 * 10 + 10 parameters, 64 * (8 * 27 + 16 * 72) + 160 MACs.
@@ -90,7 +90,7 @@ def test_it_takes_the_arguments_of_all_networks(prefix):
     image = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     assert jax.eval_shape(model.apply, variables, image).shape == (2, 3)
-    assert models.fields(steps.with_axis(model, "data"))["axis_name"] == "data"
+    assert models.fields(with_axis(model, "data"))["axis_name"] == "data"
     message = r"tiny\(nrom=group\)': unknown argument 'nrom': did you mean norm"
     with pytest.raises(UserError, match=message):
         models.create(f"{prefix}tiny", num_classes=3, nrom="group")

@@ -9,14 +9,16 @@ import optax
 import pytest
 
 from cnnjax import losses, robust
-from cnnjax.data.pipelines import ResidentPipeline, evaluation_batches
+from cnnjax.data.batches import evaluation_batches
+from cnnjax.data.pipelines import ResidentPipeline
+from cnnjax.devices.sharding import batch_sharding, make_mesh, replicated
 from cnnjax.errors import UserError
 from cnnjax.models.simple import MLP
 from cnnjax.tasks.classification import classification
-from cnnjax.train import compile as parallel
 from cnnjax.train import evaluate
 from cnnjax.train import step as steps
-from cnnjax.train.compile import compile_eval, compile_train, make_mesh
+from cnnjax.train.compile import compile_train
+from cnnjax.train.evaluate import compile_eval
 from cnnjax.train.state import create_state
 from tests.tiny import BatchNormNet, batch_of, random_arrays
 
@@ -192,8 +194,8 @@ def test_eight_devices_make_the_step_of_one(method, way):
             ARRAYS,
             16,
             seed=0,
-            sharding=parallel.batch_sharding(mesh),
-            replicated=parallel.replicated(mesh),
+            sharding=batch_sharding(mesh),
+            replicated=replicated(mesh),
         )
         train = compile_train(make_step, state, data, method=how, mesh=mesh)
         state, metrics = next(iter(train(state, 0, [2])))
@@ -217,7 +219,7 @@ def test_robust_accuracy_is_the_same_on_any_number_of_devices():
                 axis_name=axis_name,
             )
 
-        batches = evaluation_batches(ARRAYS, 16, sharding=parallel.batch_sharding(mesh))
+        batches = evaluation_batches(ARRAYS, 16, sharding=batch_sharding(mesh))
         results.append(evaluate.evaluate(compile_eval(make_step, mesh), variables, batches))
     assert results[0]["robust_accuracy"] <= results[0]["accuracy"]
     for name in ("accuracy", "robust_accuracy"):

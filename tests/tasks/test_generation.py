@@ -6,14 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from cnnjax.data.pipelines import evaluation_batches
+from cnnjax.data.batches import evaluation_batches
+from cnnjax.devices.sharding import batch_sharding, make_mesh
 from cnnjax.errors import UserError
 from cnnjax.models.dcgan import dcgan
 from cnnjax.tasks import generation
 from cnnjax.tasks.frechet import frechet_distance, moments
 from cnnjax.train import evaluate, gan
-from cnnjax.train import step as steps
-from cnnjax.train.compile import batch_sharding, compile_eval, compile_predict, make_mesh
+from cnnjax.train.evaluate import compile_eval, compile_predict
+from cnnjax.train.predict import make_eval_step, make_predict
 from cnnjax.train.state import create_state
 from tests.tiny import random_arrays
 
@@ -51,9 +52,9 @@ def evaluated(variables, split, batch_size, num_devices):
         return evaluation_batches(split, batch_size, sharding=batch_sharding(mesh))
 
     def make(axis_name):
-        return steps.make_eval_step(MODEL, TASK, axis_name=axis_name, **how)
+        return make_eval_step(MODEL, TASK, axis_name=axis_name, **how)
 
-    predict = compile_predict(steps.make_predict(MODEL, TASK, **how), mesh)
+    predict = compile_predict(make_predict(MODEL, TASK, **how), mesh)
     predictions, _ = evaluate.predict_all(predict, variables, batches(), keep=["image"])
     measured = evaluate.evaluate(
         compile_eval(make, mesh), variables, batches(), scores_of=TASK.scores

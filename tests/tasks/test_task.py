@@ -15,12 +15,13 @@ import pytest
 import cnnjax
 from cnnjax import metrics
 from cnnjax.data.fields import ClassMap, Image, Label, Scalar
+from cnnjax.devices.sharding import batch_sharding, make_mesh, replicated, state_shardings
 from cnnjax.errors import UserError
 from cnnjax.tasks.task import Report, Task, example_weights
-from cnnjax.train import compile as parallel
-from cnnjax.train import step as steps
 from cnnjax.train.evaluate import evaluate
+from cnnjax.train.predict import make_eval_step
 from cnnjax.train.state import create_state
+from cnnjax.train.step import make_step
 
 
 class Linear(nn.Module):
@@ -115,7 +116,7 @@ def pixel_state(optimizer):
 
 def stepped(axis_name=None, **options):
     optimizer = optax.sgd(1.0)
-    return steps.make_step(
+    return make_step(
         PerPixel(),
         optimizer,
         pixel_task(),
@@ -202,7 +203,7 @@ def test_ignored_pixels_teach_nothing_whatever_stands_there():
 def test_a_task_that_needs_the_whole_batch_refuses_microbatches():
     task = dataclasses.replace(pixel_task(), needs_whole_batch=True)
     with pytest.raises(UserError, match="accumulate 2: the loss of this task needs all examples"):
-        steps.make_step(PerPixel(), optax.sgd(1.0), task, schedule=lambda step: 1.0, accumulate=2)
+        make_step(PerPixel(), optax.sgd(1.0), task, schedule=lambda step: 1.0, accumulate=2)
 
 
 def test_forward_gathers_the_whole_batch_and_gradients_find_their_way_back():
@@ -225,9 +226,7 @@ def test_forward_gathers_the_whole_batch_and_gradients_find_their_way_back():
     batch = {"image": pixel_batch()["image"], "mask": np.ones(16, bool)}
 
     def make(axis_name=None):
-        return steps.make_step(
-            Linear(), optimizer, task, schedule=lambda step: 1.0, axis_name=axis_name
-        )
+        return make_step(Linear(), optimizer, task, schedule=lambda step: 1.0, axis_name=axis_name)
 
     expected, _ = jax.jit(make())(state, batch)
     found, _ = jax.pmap(make("data"), axis_name="data")(
@@ -253,7 +252,7 @@ def test_a_teacher_is_applied_with_other_parameters_and_is_not_trained():
     optimizer = optax.sgd(0.1)
     state = create_state(variables, optimizer, jax.random.key(1), ema=True)
     state = state.replace(ema=jax.tree.map(lambda leaf: leaf + 1.0, state.ema))
-    step = steps.make_step(Linear(), optimizer, task, schedule=lambda step: 0.1, ema_decay=1.0)
+    step = make_step(Linear(), optimizer, task, schedule=lambda step: 0.1, ema_decay=1.0)
     new_state, found = jax.jit(step)(state, {"image": pixel_batch()["image"]})
     image = pixel_batch()["image"].reshape(16, -1)
     # The difference of the outputs is the pixels' sum and the bias; the student moves towards it.
@@ -301,7 +300,7 @@ def test_a_task_of_ones_own_runs_from_start_to_report(tmp_path, pipeline):
     assert trained.summary["test_examples"] == 70
     assert (trained.directory / "figures" / "scatter.png").read_bytes() == b"drawn"
     assert "largest error" in (trained.directory / "summary.md").read_text()
-    step = steps.make_eval_step(trained.model, angle_task())
+    step = make_eval_step(trained.model, angle_task())
     batches = cnnjax.data.split_batches(angle_data(), "test", 32)
     found = evaluate(jax.jit(step), trained.variables, batches)
     assert found["error"] == pytest.approx(trained.summary["test_error"], rel=1e-5)
@@ -372,12 +371,10 @@ def test_examples_are_checked_against_their_fields():
 def test_one_step_on_a_mesh_that_divides_parameters_is_that_of_one_device():
     state, batch = pixel_state(optax.sgd(1.0)), pixel_batch()
     expected, _ = jax.jit(stepped())(state, batch)
-    mesh = parallel.make_mesh("data=4,model=2")
-    places = parallel.state_shardings(state, mesh, ())
-    step = jax.jit(stepped(), out_shardings=(places, parallel.replicated(mesh)))
-    found, _ = step(
-        jax.device_put(state, places), jax.device_put(batch, parallel.batch_sharding(mesh))
-    )
+    mesh = make_mesh("data=4,model=2")
+    places = state_shardings(state, mesh, ())
+    step = jax.jit(stepped(), out_shardings=(places, replicated(mesh)))
+    found, _ = step(jax.device_put(state, places), jax.device_put(batch, batch_sharding(mesh)))
     for one, other in zip(
         jax.tree.leaves(expected.params), jax.tree.leaves(found.params), strict=True
     ):

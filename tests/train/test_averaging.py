@@ -10,7 +10,7 @@ import pytest
 from cnnjax.errors import UserError
 from cnnjax.models.norms import norm_layer
 from cnnjax.train import averaging, batch_stats
-from cnnjax.train.step import as_float
+from cnnjax.train.predict import as_float
 from tests.tiny import BatchNormNet, batch_of, random_arrays, setup
 
 ARRAYS = random_arrays(96)

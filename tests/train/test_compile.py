@@ -9,15 +9,31 @@ import pytest
 
 from cnnjax import models
 from cnnjax.data import mnist
-from cnnjax.data.pipelines import ResidentPipeline, evaluation_batches
+from cnnjax.data.batches import evaluation_batches
+from cnnjax.data.pipelines import ResidentPipeline
 from cnnjax.data.streaming import stream_arrays
 from cnnjax.devices import sharding
+from cnnjax.devices.sharding import (
+    batch_sharding,
+    check_batch_size,
+    make_mesh,
+    replicated,
+    state_shardings,
+)
+from cnnjax.devices.sums import MAX_PACKED_BYTES, sum_over_devices
 from cnnjax.errors import UserError
 from cnnjax.models.resnet import ResNet
 from cnnjax.tasks.classification import classification
-from cnnjax.train import compile as parallel
 from cnnjax.train import evaluate
-from cnnjax.train import step as steps
+from cnnjax.train.compile import (
+    MOST_DIVIDED_MACS,
+    choose_mesh,
+    choose_method,
+    compile_train,
+    lower_train,
+)
+from cnnjax.train.evaluate import compile_eval, compile_predict
+from cnnjax.train.predict import make_eval_step, make_predict
 from tests.tiny import BatchNormNet, random_arrays, setup
 
 ARRAYS = random_arrays(512)
@@ -39,7 +55,7 @@ MODELS = {
 
 def placed(state, mesh):
     """Puts a state on the mesh; as rules of ours the default ones divide small leaves too."""
-    places = parallel.state_shardings(state, mesh, sharding.DEFAULT_RULES)
+    places = state_shardings(state, mesh, sharding.DEFAULT_RULES)
     return jax.device_put(state, places)
 
 
@@ -48,19 +64,19 @@ def resident(mesh):
         ARRAYS,
         32,
         seed=3,
-        sharding=parallel.batch_sharding(mesh),
-        replicated=parallel.replicated(mesh),
+        sharding=batch_sharding(mesh),
+        replicated=replicated(mesh),
     )
 
 
 def trained(model, method, axes, num_steps, *, dtype, chunks=None, **step_options):
     """Trains from the same start in one of the ways; returns the state and metrics of each step."""
-    mesh = parallel.make_mesh(axes)
+    mesh = make_mesh(axes)
     data = resident(mesh)
     state, make_step = setup(model, dtype=dtype, **step_options)
     state = placed(state, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    train = parallel.compile_train(make_step, state, data, method=method, mesh=mesh)
+    train = compile_train(make_step, state, data, method=method, mesh=mesh)
     history = []
     for after, metrics in train(state, 0, chunks or [num_steps]):
         state = after
@@ -111,38 +127,36 @@ def test_every_way_agrees_in_float32_over_5_steps(name):
 
 
 def test_the_devices_of_a_small_network_wait_for_each_other_once_a_step():
-    mesh = parallel.make_mesh("data=8")
+    mesh = make_mesh("data=8")
     state, make_step = setup(models.create("lenet5", num_classes=10))
-    lowered = parallel.lower_train(
-        make_step, placed(state, mesh), resident(mesh), method="scan", mesh=mesh
-    )
+    lowered = lower_train(make_step, placed(state, mesh), resident(mesh), method="scan", mesh=mesh)
     program = lowered.compile().as_text()
     assert re.findall(r" (all-\w+|collective-\w+|reduce-scatter)", program) == ["all-reduce"]
 
 
 def test_large_networks_have_one_device_of_a_cpu_unless_more_are_asked_for():
-    size = parallel.MOST_DIVIDED_MACS
-    assert parallel.choose_mesh(0, size).size == parallel.choose_mesh("", 0).size == 8
-    assert parallel.choose_mesh(0, size + 1).size == 1
-    assert parallel.choose_mesh(4, size + 1).size == 4
-    assert parallel.choose_mesh("data=2,fsdp=4", size + 1).size == 8
+    size = MOST_DIVIDED_MACS
+    assert choose_mesh(0, size).size == choose_mesh("", 0).size == 8
+    assert choose_mesh(0, size + 1).size == 1
+    assert choose_mesh(4, size + 1).size == 4
+    assert choose_mesh("data=2,fsdp=4", size + 1).size == 8
 
 
 def test_sums_over_devices_are_those_of_each_leaf():
     key = jax.random.key(0)
     tree = {
-        "large": jax.random.normal(key, (4, steps.MAX_PACKED_BYTES // 4 + 1)),
+        "large": jax.random.normal(key, (4, MAX_PACKED_BYTES // 4 + 1)),
         "small": [jax.random.normal(key, (4, 3, 2)), jax.random.normal(key, (4,))],
         "count": jnp.array([2**30, 1, 5, 2**29 + 4095]),
         "none": None,
         "half": jnp.ones((4, 2), jnp.bfloat16),
     }
-    sums = jax.vmap(lambda tree: steps.sum_over_devices(tree, "i"), axis_name="i")(tree)
+    sums = jax.vmap(lambda tree: sum_over_devices(tree, "i"), axis_name="i")(tree)
     for own, expected in zip(jax.tree.leaves(sums), jax.tree.leaves(tree), strict=True):
         assert own.dtype == expected.dtype
         np.testing.assert_allclose(own[0], expected.sum(0), rtol=1e-6)
     assert sums["count"][0] == 2**30 + 2**29 + 4095 + 6
-    assert steps.sum_over_devices(tree, None) is tree
+    assert sum_over_devices(tree, None) is tree
 
 
 def test_max_pools_between_divided_channels_have_their_gradient():
@@ -202,13 +216,13 @@ def test_evaluation_counts_exactly_whatever_the_batch(batch_size, axes):
     model = models.create("lenet5", num_classes=10)
     state, _ = setup(model)
     arrays = mnist.read()["test"]
-    mesh = parallel.make_mesh(axes)
+    mesh = make_mesh(axes)
     variables = placed(state, mesh).variables()
-    eval_step = parallel.compile_eval(
-        lambda axis_name: steps.make_eval_step(model, classification(10), axis_name=axis_name),
+    eval_step = compile_eval(
+        lambda axis_name: make_eval_step(model, classification(10), axis_name=axis_name),
         mesh,
     )
-    batches = evaluation_batches(arrays, batch_size, sharding=parallel.batch_sharding(mesh))
+    batches = evaluation_batches(arrays, batch_size, sharding=batch_sharding(mesh))
     result = evaluate.evaluate(eval_step, variables, batches)
     images = np.split(arrays.image / np.float32(255), 10)
     logits = np.concatenate([model.apply(state.variables(), part) for part in images])
@@ -225,9 +239,9 @@ def test_predictions_of_divided_parameters_are_those_of_one_device():
     arrays = random_arrays(20)
     results = []
     for axes in ("data=1", "data=2,fsdp=2,model=2"):
-        mesh = parallel.make_mesh(axes)
-        predict = parallel.compile_predict(steps.make_predict(model, classification(10)), mesh)
-        batches = evaluation_batches(arrays, 16, sharding=parallel.batch_sharding(mesh))
+        mesh = make_mesh(axes)
+        predict = compile_predict(make_predict(model, classification(10)), mesh)
+        batches = evaluation_batches(arrays, 16, sharding=batch_sharding(mesh))
         variables = placed(state, mesh).variables()
         results.append(evaluate.predict_all(predict, variables, batches))
     np.testing.assert_allclose(results[0][0], results[1][0], atol=1e-6)
@@ -236,8 +250,8 @@ def test_predictions_of_divided_parameters_are_those_of_one_device():
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_compiling_reads_no_data(stream):
-    mesh = parallel.make_mesh(2)
-    place = parallel.batch_sharding(mesh)
+    mesh = make_mesh(2)
+    place = batch_sharding(mesh)
     data = stream_arrays(ARRAYS, 32, seed=3, sharding=place) if stream else resident(mesh)
     batch = next(data.batches(0))
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in batch.items()} == {
@@ -250,27 +264,27 @@ def test_compiling_reads_no_data(stream):
     data.batches = read
     state, make_step = setup(BatchNormNet())
     shapes = jax.eval_shape(lambda: state)
-    parallel.compile_train(make_step, shapes, data, method="jit", mesh=mesh)
+    compile_train(make_step, shapes, data, method="jit", mesh=mesh)
 
 
 def test_batch_must_divide_over_the_devices():
-    mesh = parallel.make_mesh(8)
+    mesh = make_mesh(8)
     with pytest.raises(UserError, match=r"batch size 30 is not divisible by the 8 devices: use 32"):
-        parallel.check_batch_size(30, mesh)
+        check_batch_size(30, mesh)
 
 
 def test_too_many_devices_and_unknown_methods_are_refused():
     with pytest.raises(UserError, match="9 devices asked for by data=9, but JAX sees 8 cpu"):
-        parallel.make_mesh(9)
+        make_mesh(9)
     data = ResidentPipeline(ARRAYS, 8, seed=0)
     with pytest.raises(UserError, match="'pnap': did you mean pmap"):
-        parallel.choose_method("pnap", data, parallel.make_mesh(1))
+        choose_method("pnap", data, make_mesh(1))
     with pytest.raises(UserError, match="'pmap' divides the batch alone, but the mesh is fsdp=8"):
-        parallel.choose_method("pmap", data, parallel.make_mesh("fsdp=8"))
+        choose_method("pmap", data, make_mesh("fsdp=8"))
 
 
 def test_chunks_are_chosen_for_resident_data_and_whole_parameters():
-    data, stream = resident(parallel.make_mesh(1)), stream_arrays(ARRAYS, 32, seed=3)
-    assert parallel.choose_method("auto", data, parallel.make_mesh("data=8")) == "scan"
-    assert parallel.choose_method("auto", data, parallel.make_mesh("fsdp=8")) == "jit"
-    assert parallel.choose_method("auto", stream, parallel.make_mesh("data=8")) == "jit"
+    data, stream = resident(make_mesh(1)), stream_arrays(ARRAYS, 32, seed=3)
+    assert choose_method("auto", data, make_mesh("data=8")) == "scan"
+    assert choose_method("auto", data, make_mesh("fsdp=8")) == "jit"
+    assert choose_method("auto", stream, make_mesh("data=8")) == "jit"

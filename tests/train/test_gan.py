@@ -11,11 +11,12 @@ import pytest
 
 from cnnjax import checkpoint
 from cnnjax.data.pipelines import ResidentPipeline
+from cnnjax.devices.sharding import batch_sharding, make_mesh, replicated
 from cnnjax.errors import UserError
 from cnnjax.models.dcgan import dcgan, normal_noise, uniform_noise
 from cnnjax.rng import example_keys, stream_key
-from cnnjax.train import compile as parallel
 from cnnjax.train import gan
+from cnnjax.train.compile import compile_train
 from cnnjax.train.precision import initial_loss_scale
 from cnnjax.train.state import create_state
 from tests.tiny import batch_of, random_arrays
@@ -194,17 +195,17 @@ def test_masked_examples_change_nothing():
 
 
 def trained(method, axes, lengths, *, dtype=jnp.float32, state=None, first_step=0):
-    mesh = parallel.make_mesh(axes)
+    mesh = make_mesh(axes)
     data = ResidentPipeline(
         ARRAYS,
         16,
         seed=3,
-        sharding=parallel.batch_sharding(mesh),
-        replicated=parallel.replicated(mesh),
+        sharding=batch_sharding(mesh),
+        replicated=replicated(mesh),
     )
     start, make_step = setup(dtype=dtype, ema=True)
-    state = jax.device_put(state or start, parallel.replicated(mesh))
-    train = parallel.compile_train(make_step, state, data, method=method, mesh=mesh)
+    state = jax.device_put(state or start, replicated(mesh))
+    train = compile_train(make_step, state, data, method=method, mesh=mesh)
     for state, metrics in train(state, first_step, lengths):  # noqa: B007, B020
         pass
     return jax.device_get(state.replace(key=None)), metrics, state

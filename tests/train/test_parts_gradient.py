@@ -8,8 +8,8 @@ import pytest
 
 from cnnjax import losses, models
 from cnnjax.augment.change import apply_per_image
+from cnnjax.devices.sharding import batch_sharding, make_mesh, replicated
 from cnnjax.errors import UserError
-from cnnjax.train import compile as parallel
 from cnnjax.train import gradients
 from tests.tiny import BatchNormNet, batch_of, random_arrays, setup
 from tests.train.test_compile import largest_difference, trained
@@ -121,11 +121,11 @@ def test_batch_norm_in_parts_does_not_depend_on_the_devices():
 
 
 def compiled_step(accumulate, batch_size, num_devices=1):
-    mesh = parallel.make_mesh(num_devices)
+    mesh = make_mesh(num_devices)
     state, make_step = setup(dropout_net(padding="SAME"), accumulate=accumulate)
-    state = jax.device_put(state, parallel.replicated(mesh))
+    state = jax.device_put(state, replicated(mesh))
     batch = batch_of(random_arrays(batch_size), 0, batch_size)
-    batch = jax.device_put(batch, parallel.batch_sharding(mesh))
+    batch = jax.device_put(batch, batch_sharding(mesh))
     return jax.jit(make_step(), donate_argnums=0).lower(state, batch).compile()
 
 

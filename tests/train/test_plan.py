@@ -13,8 +13,8 @@ import pytest
 
 from cnnjax.data.pipelines import ResidentPipeline
 from cnnjax.data.streaming import stream_arrays
+from cnnjax.devices.sharding import batch_sharding, make_mesh, replicated, state_shardings
 from cnnjax.errors import UserError
-from cnnjax.train import compile as parallel
 from cnnjax.train import memory
 from tests.tiny import BatchNormNet, random_arrays, setup
 
@@ -25,19 +25,17 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA
 
 
 def planned(axes, *, stream=False, method="jit", rules=((".*kernel", (("fsdp", -1),)),)):
-    mesh = parallel.make_mesh(axes)
-    place = parallel.batch_sharding(mesh)
+    mesh = make_mesh(axes)
+    place = batch_sharding(mesh)
     if stream:
         data = stream_arrays(ARRAYS, 32, seed=0, sharding=place)
     else:
-        data = ResidentPipeline(
-            ARRAYS, 32, seed=0, sharding=place, replicated=parallel.replicated(mesh)
-        )
+        data = ResidentPipeline(ARRAYS, 32, seed=0, sharding=place, replicated=replicated(mesh))
     state, make_step = setup(BatchNormNet(), ema_decay=0.9)
     form = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         jax.eval_shape(lambda: state),
-        parallel.state_shardings(state, mesh, rules),
+        state_shardings(state, mesh, rules),
     )
     return memory.memory_plan(make_step, form, data, method=method, mesh=mesh)
 
@@ -75,7 +73,7 @@ def test_what_does_not_fit_is_an_error_that_says_what_to_do():
 
 
 def test_bytes_of_a_tree_are_those_of_one_device():
-    place = jax.sharding.NamedSharding(parallel.make_mesh(8), jax.sharding.PartitionSpec("data"))
+    place = jax.sharding.NamedSharding(make_mesh(8), jax.sharding.PartitionSpec("data"))
     tree = {"a": jnp.zeros((8, 3)), "b": jax.device_put(jnp.zeros((16, 2), jnp.bfloat16), place)}
     assert memory.device_bytes(tree) == 8 * 3 * 4 + 2 * 2 * 2
     assert memory.device_bytes({"key": jax.random.key(0), "none": None}) == 0

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from cnnjax import checkpoint, losses, models
 from cnnjax.data import mnist
 from cnnjax.data.pipelines import ResidentPipeline
+from cnnjax.devices.sharding import batch_sharding, make_mesh, replicated
 from cnnjax.errors import UserError
 from cnnjax.tasks.classification import classification
-from cnnjax.train import compile as parallel
 from cnnjax.train import loop, precision
 from cnnjax.train import step as steps
+from cnnjax.train.compile import compile_train
 from cnnjax.train.precision import LossScale
 from cnnjax.train.state import create_state
 from tests.tiny import batch_of, random_arrays, setup
@@ -183,13 +184,13 @@ def test_float16_is_the_same_on_many_devices(method, devices):
     """Three steps that overflow by far, then three that do not by far, in two parts each."""
 
     def run(method, devices):
-        mesh = parallel.make_mesh(devices)
-        whole = parallel.replicated(mesh)
-        sharding = parallel.batch_sharding(mesh)
+        mesh = make_mesh(devices)
+        whole = replicated(mesh)
+        sharding = batch_sharding(mesh)
         data = ResidentPipeline(ARRAYS, 32, seed=0, sharding=sharding, replicated=whole)
         state, make_step = float16_setup(scale=2.0**24, accumulate=2)
         state = jax.device_put(state, whole)
-        train = parallel.compile_train(make_step, state, data, method=method, mesh=mesh)
+        train = compile_train(make_step, state, data, method=method, mesh=mesh)
         start = jax.device_get(state.params)
         state, metrics = next(train(state, 0, [3]))
         assert metrics["skipped"][0].tolist() == [1, 1, 1]
@@ -275,7 +276,7 @@ def final_loss(model, name, arrays, num_steps, learning_rate):
     image = jnp.zeros((1, *arrays.image.shape[1:]))
     variables = jax.jit(lambda key: model.init(key, image, train=False))(jax.random.key(0))
     state = create_state(variables, optimizer, jax.random.key(1), precision=name)
-    mesh = parallel.make_mesh(1)
+    mesh = make_mesh(1)
     data = ResidentPipeline(arrays, 64, seed=0)
 
     def make_step(axis_name):
@@ -284,7 +285,7 @@ def final_loss(model, name, arrays, num_steps, learning_rate):
             axis_name=axis_name,
         )  # fmt: skip
 
-    train = parallel.compile_train(make_step, state, data, method="scan", mesh=mesh)
+    train = compile_train(make_step, state, data, method="scan", mesh=mesh)
     state, metrics = next(train(state, 0, [num_steps]))
     total, count = (part[-50:].sum() for part in metrics["loss"])
     return total / count

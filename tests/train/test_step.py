@@ -8,7 +8,7 @@ import pytest
 
 from cnnjax import losses, models
 from cnnjax.tasks.classification import classification
-from cnnjax.train import step as steps
+from cnnjax.train.predict import make_eval_step, make_predict
 from tests.tiny import BatchNormNet, batch_of, random_arrays, setup
 
 ARRAYS = random_arrays(64)
@@ -148,7 +148,7 @@ def test_eval_step_counts_by_hand():
             assert not train
             return jnp.tile(jnp.array([[0.0, 2.0, 1.0]]), (image.shape[0], 1))
 
-    eval_step = steps.make_eval_step(ConstantModel(), classification(3))
+    eval_step = make_eval_step(ConstantModel(), classification(3))
     batch = {
         "image": jnp.zeros((4, 2, 2, 1), jnp.uint8),
         "label": jnp.array([0, 1, 1, 1]),
@@ -166,7 +166,7 @@ def test_one_logit_predicts_two_probabilities():
         def apply(self, variables, image, *, train):
             return jnp.full((image.shape[0], 1), jnp.log(3.0))
 
-    predict = steps.make_predict(OneLogit(), classification(10))
+    predict = make_predict(OneLogit(), classification(10))
     probabilities = predict({}, {"image": jnp.zeros((2, 4, 4, 1))})
     np.testing.assert_allclose(probabilities, [[0.25, 0.75]] * 2, rtol=1e-6)
 
