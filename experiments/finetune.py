@@ -15,9 +15,8 @@ from typing import ClassVar, Literal
 import cnnjax
 from cnnjax import finetune
 from cnnjax.errors import UserError
-from cnnjax.run import classifier
-from cnnjax.run import settings as runs
-from cnnjax.run.listings import listed
+from cnnjax.run import classifier, settings
+from cnnjax.run.help import listed
 from cnnjax.run.load import read_base
 
 
@@ -168,4 +167,4 @@ def _train_small_base(config, directory):
 
 
 if __name__ == "__main__":
-    runs.launch(Config, main)
+    settings.launch(Config, main)

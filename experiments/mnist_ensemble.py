@@ -23,7 +23,7 @@ from pathlib import Path
 import cnnjax
 from cnnjax.commands import evaluate
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, settings
+from cnnjax.run import classifier, record, settings
 from cnnjax.tasks import class_scores
 
 
@@ -67,7 +67,7 @@ def main(config: Config) -> int:
     directory = Path(config.run_dir)
     cnnjax.run.files.make_directory(directory)
     with cnnjax.run.files.only_writer(directory):
-        settings.write_config(config, settings.experiment_name(type(config)))
+        record.write_config(config, record.experiment_name(type(config)))
         names = []
         for member in _members(config, directory):
             code = _train(member)
@@ -138,7 +138,7 @@ def _summarize(config, directory):
         json.loads(path.read_text()) for path in sorted(directory.glob("member-*/summary.json"))
     ]
     summary = {
-        "experiment": settings.experiment_name(type(config)),
+        "experiment": record.experiment_name(type(config)),
         "model": f"{config.members} x {config.model}",
         "dataset": config.dataset,
         "test_accuracy": report["accuracy"],

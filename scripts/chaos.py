@@ -43,7 +43,7 @@ from chaos_damage import DAMAGES, leave_debris  # noqa: E402
 from cnnjax import checkpoint  # noqa: E402
 from cnnjax.checkpoint import directories  # noqa: E402
 from cnnjax.errors import UserError  # noqa: E402
-from cnnjax.run.compare import compare_runs, compare_states  # noqa: E402
+from cnnjax.run.verify_resume import compare_runs, compare_states  # noqa: E402
 
 COMMON = ["--smoke", "--devices", "1", "--batch-size", "8", "--save-every-steps", "4"]
 EXPERIMENTS = {

@@ -18,7 +18,7 @@ from cnnjax.errors import UserError
 from cnnjax.evaluation import ensemble
 from cnnjax.finetune import methods
 from cnnjax.robust import named
-from cnnjax.run import classifier, cli, groups, listings
+from cnnjax.run import classifier, cli, groups, help
 
 
 def crop(pixels: int, fill: float | Literal["reflect"] | None = 0.0):
@@ -290,11 +290,11 @@ def test_help_lists_what_the_registries_have():
         "tta": spec.describe(ensemble.VIEWS, supplied=("views",)),
         "optimizer": ", ".join(optim.OPTIMIZERS),
         "loss": ", ".join(losses.LOSSES),
-    } == listings.LISTINGS
+    } == help.LISTINGS
 
 
 def test_help_shows_the_listings(capsys):
     with pytest.raises(SystemExit):
         cli.parse(classifier.Config, ["--help"])
     printed = " ".join(re.sub("[│\n]", " ", capsys.readouterr().out).split())
-    assert f"Choices: {listings.LISTINGS['schedule']} (default: cosine)" in printed
+    assert f"Choices: {help.LISTINGS['schedule']} (default: cosine)" in printed

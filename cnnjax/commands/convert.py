@@ -23,7 +23,6 @@ import cnnjax
 from cnnjax import convert
 from cnnjax.errors import UserError
 from cnnjax.run import files, load
-from cnnjax.run import settings as runs
 
 # What a file of weights says of its model, besides the classes.
 IN_FILES = ("model", "arguments", "image_shape", "mean", "std", "channel_order")
@@ -254,7 +253,7 @@ def _write_run(
         key: str(value) if isinstance(value, Path) else value
         for key, value in dataclasses.asdict(config).items()
     }
-    runs.write_json(
+    files.write_json(
         config.out / "config.json",
         {
             "experiment": "cnnjax.convert",
@@ -263,10 +262,10 @@ def _write_run(
             "versions": cnnjax.devices.environment.versions(),
         },
     )
-    runs.write_json(config.out / "model.json", card)
+    files.write_json(config.out / "model.json", card)
     state = {"step": np.zeros((), np.int32), **variables, "ema": None}
     cnnjax.checkpoint.save(config.out / "checkpoints", state, {"source": str(config.source)})
-    runs.write_json(
+    files.write_json(
         config.out / "card.json",
         {
             "source": str(config.source),

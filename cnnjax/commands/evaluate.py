@@ -19,9 +19,8 @@ import cnnjax
 from cnnjax import spec
 from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
-from cnnjax.run import load
-from cnnjax.run import settings as runs
-from cnnjax.run.listings import listed
+from cnnjax.run import files, load
+from cnnjax.run.help import listed
 
 BATCH_SIZE = 500
 # Small enough for the gradients of small networks to stay in a CPU's cache.
@@ -128,7 +127,7 @@ def main(config: Config) -> None:
 
     kind = "evaluation" if len(members) == 1 else "ensemble"
     out = Path(config.out or Path(directories[0]) / f"{kind}-{config.split}")
-    runs.write_json(out / "evaluation.json", report)
+    files.write_json(out / "evaluation.json", report)
     figures = cnnjax.run.report.draw_figures(out / "figures", found.figures)
     print(f"wrote {out / 'evaluation.json'} and {len(figures)} figures in {out / 'figures'}")
 

@@ -21,8 +21,7 @@ import numpy as np
 import cnnjax
 from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
-from cnnjax.run import load
-from cnnjax.run import settings as runs
+from cnnjax.run import files, load
 
 BATCH_SIZE = 500
 
@@ -99,7 +98,7 @@ def main(config: Config) -> None:
             "precision_of_excluded": hit,
             "recall_of_excluded": float(is_wrong[excluded].sum() / is_wrong.sum()),
         }
-        runs.write_json(out / "detection.json", found)
+        files.write_json(out / "detection.json", found)
         print(
             f"{found['share']:.1%} of the labels are wrong on purpose: the ranking finds "
             f"{found['recall']:.1%} of them at 90% precision (average precision "

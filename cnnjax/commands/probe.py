@@ -14,7 +14,6 @@ from pathlib import Path
 import cnnjax
 from cnnjax.errors import UserError
 from cnnjax.run import classifier, files, load
-from cnnjax.run import settings as runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ def main(config: Config) -> None:
         ways=missing,
     ):
         found[way] = accuracies
-        runs.write_json(path, results)
+        files.write_json(path, results)
     text = cnnjax.studies.probing.markdown(
         found, labels=config.labels, test_examples=len(dataset.test.label)
     )

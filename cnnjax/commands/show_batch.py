@@ -16,8 +16,8 @@ import numpy as np
 import cnnjax
 from cnnjax import plots
 from cnnjax.errors import UserError
-from cnnjax.run import settings as runs
-from cnnjax.run.listings import listed
+from cnnjax.run import record
+from cnnjax.run.help import listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,8 @@ OF_THE_RUN = (
 
 def main(config: Config) -> None:
     """Draws one batch."""
-    from cnnjax.run import classifier, replay
+    from cnnjax.run import classifier
+    from cnnjax.train import replay
 
     if config.count < 1:
         raise UserError(f"--count {config.count}: give 1 image or more.")
@@ -113,7 +114,7 @@ def main(config: Config) -> None:
 
 def _of_run(config: Config) -> Config:
     """Returns the config with what decides about the images as the run has it."""
-    settings = runs.read_config(Path(config.run))["settings"]
+    settings = record.read_config(Path(config.run))["settings"]
     defaults = {field.name: field.default for field in dataclasses.fields(Config)}
     for name in OF_THE_RUN:
         given = getattr(config, name)

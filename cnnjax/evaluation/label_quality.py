@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from cnnjax.data.dataset import Arrays, Dataset, channel_moments
+from cnnjax.data.streamed import AnyDataset
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.losses import LossFunction, weighted
 from cnnjax.rng import numpy_generator
 
 BALANCES = ("none", "weights", "resample")
@@ -229,6 +231,19 @@ def prepare(
         image, label = image[kept], label[kept]
     mean, std = channel_moments(image)
     return dataclasses.replace(dataset, train=Arrays(image, label), mean=mean, std=std)
+
+
+def balanced_loss(balance: str, loss_fn: LossFunction, dataset: AnyDataset) -> LossFunction:
+    """Returns the loss for training: weighted by class where `balance` is `weights`.
+
+    Raises:
+      UserError: of a streamed dataset, whose labels are not in memory to be counted.
+    """
+    if balance != "weights":
+        return loss_fn
+    if not isinstance(dataset, Dataset):
+        raise UserError("--balance weights counts labels in memory: use --pipeline resident.")
+    return weighted(loss_fn, class_weights(dataset.train.label, dataset.num_classes))
 
 
 def read_indices(path: str | Path, num_examples: int) -> np.ndarray:

@@ -12,20 +12,22 @@ lazy.attach(
     (
         "classifier",
         "cli",
-        "compare",
         "files",
         "finish",
         "groups",
+        "help",
         "load",
         "logs",
         "recipe",
-        "replay",
+        "record",
         "report",
-        "resume",
+        "scoring",
         "settings",
+        "state",
         "trainer",
         "training",
         "verify_resume",
+        "writer",
     ),
     {"training": ("Trained", "train")},
 )
@@ -33,19 +35,21 @@ lazy.attach(
 if TYPE_CHECKING:
     from cnnjax.run import classifier as classifier
     from cnnjax.run import cli as cli
-    from cnnjax.run import compare as compare
     from cnnjax.run import files as files
     from cnnjax.run import finish as finish
     from cnnjax.run import groups as groups
+    from cnnjax.run import help as help
     from cnnjax.run import load as load
     from cnnjax.run import logs as logs
     from cnnjax.run import recipe as recipe
-    from cnnjax.run import replay as replay
+    from cnnjax.run import record as record
     from cnnjax.run import report as report
-    from cnnjax.run import resume as resume
+    from cnnjax.run import scoring as scoring
     from cnnjax.run import settings as settings
+    from cnnjax.run import state as state
     from cnnjax.run import trainer as trainer
     from cnnjax.run import training as training
     from cnnjax.run import verify_resume as verify_resume
+    from cnnjax.run import writer as writer
     from cnnjax.run.training import Trained as Trained
     from cnnjax.run.training import train as train

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import cnnjax
-from cnnjax.errors import NotPreparedError, UserError
-from cnnjax.run import load
-from cnnjax.run import settings as runs
+from cnnjax.errors import NotPreparedError
+from cnnjax.run import load, record
 from cnnjax.run.groups import LabelledImages, Training
-from cnnjax.run.listings import listed
+from cnnjax.run.help import listed
 
 if TYPE_CHECKING:
     from cnnjax.run.recipe import Recipe
@@ -93,7 +92,7 @@ def made_instead(smoke: bool, error: NotPreparedError, name: str, **options):
 
 def settings_of_run(directory) -> Config:
     """Returns the settings of a run of any experiment, those that `Config` has."""
-    settings = runs.read_config(Path(directory))["settings"]
+    settings = record.read_config(Path(directory))["settings"]
     known = {field.name for field in dataclasses.fields(Config)}
     return Config(**{name: settings[name] for name in known & set(settings)})
 
@@ -147,7 +146,7 @@ def make_recipe(config: Config, dataset, model, card: dict, **others) -> "Recipe
         dataset.num_classes,
         # Of the labels as they are and all classes alike, whatever training weighs.
         loss=_loss(config.loss, num_outputs),
-        training_loss=_balanced(
+        training_loss=cnnjax.evaluation.label_quality.balanced_loss(
             config.balance, _loss(config.loss, num_outputs, **smoothing), dataset
         ),
         class_names=dataset.class_names,
@@ -168,15 +167,3 @@ def _loss(name, num_outputs, **options):
     if name == "auto":
         name = "sigmoid_binary_cross_entropy" if num_outputs == 1 else "softmax_cross_entropy"
     return cnnjax.losses.make_loss(name, **options)
-
-
-def _balanced(balance, loss_fn, dataset):
-    """Returns the training loss: weighted by class, where that is asked for."""
-    if balance != "weights":
-        return loss_fn
-    if isinstance(dataset, cnnjax.data.StreamedDataset):
-        raise UserError("--balance weights counts labels in memory: use --pipeline resident.")
-    weights = cnnjax.evaluation.label_quality.class_weights(
-        dataset.train.label, dataset.num_classes
-    )
-    return cnnjax.losses.weighted(loss_fn, weights)

@@ -2,18 +2,16 @@
 
 import argparse
 import contextlib
-import dataclasses
-import functools
 import io
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NoReturn, get_type_hints
+from typing import Any, NoReturn
 
 from cnnjax.devices import processes
 from cnnjax.devices.channel import PEER_LOST_EXIT_CODE, PeerLost
 from cnnjax.errors import UserError
+from cnnjax.run import help
 
 USAGE_EXIT_CODE = 2
 # 128 + the signal's number, as shells report it; schedulers requeue on it.
@@ -58,7 +56,7 @@ def _parsed(
     # a run is resumed with the flags it was started with.
     markers = () if default is not None else (tyro.conf.FlagCreatePairsOff,)
     if {"-h", "--help"} & set(argv):
-        config_type = _with_listings(config_type)
+        config_type = help.with_listings(config_type)
     module = getattr(sys.modules["__main__"].__spec__, "name", None)
     if program is None and module:
         program = f"python -m {module}"
@@ -76,29 +74,7 @@ def _parsed(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(_one_line(printed.getvalue())) from None
-
-
-def _with_listings(config_type: type) -> Any:
-    """Returns the class with the names of its registries behind the help of its settings."""
-    import tyro
-
-    listings: dict[str, str] = {}
-    for each in reversed(config_type.__mro__):
-        listings |= vars(each).get("listings", {})
-    if not listings:
-        return config_type
-    hints = get_type_hints(config_type)
-    attributes: dict[str, Any] = {"__annotations__": {}, "__doc__": config_type.__doc__}
-    for name, text in listings.items():
-        hint = functools.partial("Choices: {} (default: {})".format, text)
-        attributes["__annotations__"][name] = Annotated[
-            hints[name], tyro.conf.arg(help_behavior_hint=hint)
-        ]
-        attributes[name] = getattr(config_type, name)
-    return dataclasses.dataclass(frozen=True)(
-        type(config_type.__name__, (config_type,), attributes)
-    )
+        raise UserError(help.one_line(printed.getvalue())) from None
 
 
 def run(
@@ -132,20 +108,3 @@ def one_line_errors():
             raise
         print(f"error: {error}", file=sys.stderr)
         processes.end(USAGE_EXIT_CODE)
-
-
-def _one_line(boxed: str) -> str:
-    """Returns the sense of one of tyro's boxed messages without its frame and the flags' help."""
-    sections: list[list[str]] = [[]]
-    for line in boxed.splitlines()[1:]:
-        text = re.sub(r"\x1b\[[0-9;]*m", "", line).strip("╭╮╰╯│+|")
-        if re.fullmatch("[─-]{3,}", text.strip()):
-            sections.append([])
-        # Deeper than a flag stands what the flag means.
-        elif not text.startswith(" " * 9):
-            sections[-1].append(text.strip())
-    sentences = [" ".join(lines).strip(" .") for lines in sections]
-    skipped = ("Argument helptext", "For full helptext")
-    return "; ".join(each for each in sentences if each and not each.startswith(skipped)) + (
-        " (see --help)"
-    )

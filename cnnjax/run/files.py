@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cnnjax.devices import processes
 from cnnjax.errors import UserError
 
 # What a full disk, a quota, a size limit, a read-only or a broken file system answer.
@@ -129,3 +130,15 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
         raise UserError(f"{problem}: there is no {path}.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{problem}: cannot read {path} ({error}).") from None
+
+
+def share_directory(directory: Path) -> None:
+    """Makes the run directory; a UserError if it cannot be written or a process does not see it."""
+    if processes.is_first():
+        make_directory(directory)
+    processes.exchange("run directory made", None)
+    if not directory.is_dir():
+        raise UserError(
+            f"process {processes.index()} does not see the run directory {directory} that "
+            "process 0 made: put --run-dir on a file system that all processes share."
+        )

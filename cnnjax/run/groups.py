@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from cnnjax.run.listings import listed
+from cnnjax.run.help import listed
 from cnnjax.run.settings import Settings
 
 

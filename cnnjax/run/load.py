@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnjax.errors import UserError
 from cnnjax.run.files import read_json
-from cnnjax.run.settings import read_config
+from cnnjax.run.record import read_config
 
 if TYPE_CHECKING:
     from cnnjax.finetune import Base

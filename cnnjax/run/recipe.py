@@ -1,30 +1,24 @@
 """What an experiment chooses (model, loss, optimizer, step), and the initial training state."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from cnnjax import losses, optim, schedules
-from cnnjax.data.streamed import AnyDataset, example_forms, split_size
-from cnnjax.devices import processes
-from cnnjax.devices.sharding import Rules, placed_form, splits_parameters, state_shardings
+from cnnjax.data.pipelines import count_steps
+from cnnjax.data.streamed import AnyDataset, split_size
 from cnnjax.errors import UserError
-from cnnjax.rng import stream_key
 from cnnjax.run.groups import Optimization, Regularization, Training
 from cnnjax.run.settings import Run
 from cnnjax.tasks.task import Task
 from cnnjax.train import averaging
-from cnnjax.train.evaluate import compile_eval
-from cnnjax.train.predict import EvalStep, as_float, make_eval_step
-from cnnjax.train.state import TrainState, create_state
+from cnnjax.train.predict import EvalStep, as_float
+from cnnjax.train.state import TrainState
 from cnnjax.train.step import TrainStep, make_step
 
 PyTree = Any
@@ -77,6 +71,10 @@ class Recipe:
     init: Callable[[jax.Array], PyTree] | None = None
     make_state: Callable[[PyTree, jax.Array], TrainState] | None = None
     after_validation: Callable[[Path, TrainState], None] | None = None
+
+    def checksums(self) -> dict[str, str]:
+        """Returns what a checkpoint must agree with to be resumed."""
+        return {"data_checksum": self.dataset.checksum, "base_checksum": self.base_checksum}
 
 
 def make_recipe(
@@ -155,14 +153,7 @@ def make_recipe(
 
 def total_steps(config: Run, dataset: AnyDataset) -> int:
     """Returns the number of steps of the whole run: what a schedule must span."""
-    num_examples = split_size(dataset, "train")
-    steps_per_epoch = num_examples // config.batch_size
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"batch size {config.batch_size} is larger than the {num_examples} training images: "
-            "use a smaller one."
-        )
-    return config.epochs * steps_per_epoch
+    return config.epochs * count_steps(split_size(dataset, "train"), config.batch_size)
 
 
 def learning_rate_schedule(
@@ -203,74 +194,3 @@ def weight_penalty(config: Regularization) -> Callable[[PyTree], jax.Array] | No
     return lambda params: (
         config.l1 * losses.l1_penalty(params) + config.l2 * losses.l2_penalty(params)
     )
-
-
-def initial_state(recipe: Recipe, seed: int, variables: PyTree | None = None) -> TrainState:
-    """Returns the state of step 0: a function of the seed, and of `variables` where it has any."""
-    if variables is None:
-        init_key = stream_key(jax.random.key(seed), "init", 0)
-        variables = jax.jit(recipe.init or functools.partial(_init, recipe))(init_key)
-    if recipe.make_state is not None:
-        return recipe.make_state(variables, training_key(seed))
-    kept: dict[str, Any] = {"ema": recipe.ema, "precision": recipe.precision}
-    return create_state(variables, recipe.optimizer, training_key(seed), **kept)
-
-
-def _init(recipe: Recipe, key: jax.Array) -> PyTree:
-    return recipe.model.init(key, model_input(recipe), train=False)
-
-
-def first_input(dataset: AnyDataset) -> tuple[str, tuple[int, ...]]:
-    """Returns the first key that the model gets, and the shape of one example of it."""
-    name = next(name for name, field in dataset.fields.items() if field.is_input)
-    return name, example_forms(dataset)[name][0]
-
-
-def model_input(recipe: Recipe) -> jax.Array:
-    """Returns one example of the first key that the model gets, of zeros, as the model gets it."""
-    fields = recipe.dataset.fields
-    name, _ = first_input(recipe.dataset)
-    shape, dtype = example_forms(recipe.dataset)[name]
-    example = jnp.zeros((1, *shape), dtype)
-    return recipe.normalize(example) if fields[name].moves == "image" else example
-
-
-def training_key(seed: int) -> jax.Array:
-    """Returns the `TrainState.key` of a run: all randomness of its steps comes from it."""
-    return stream_key(jax.random.key(seed), "train", 0)
-
-
-def state_form(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> TrainState:
-    """Returns the state as `jax.ShapeDtypeStruct`s that lie on the mesh as training keeps them."""
-    form = jax.eval_shape(functools.partial(initial_state, recipe, seed), recipe.variables)
-    return jax.tree.map(placed_form, form, state_shardings(form, mesh, rules))
-
-
-def new_state(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> TrainState:
-    """Returns the state of step 0; where the mesh divides it, each device makes its part."""
-    variables = recipe.variables
-    if not splits_parameters(mesh):
-        # Copies, because the step takes the memory of its input.
-        return initial_state(recipe, seed, jax.tree.map(jnp.array, variables))
-    places = jax.tree.map(lambda leaf: leaf.sharding, state_form(recipe, seed, mesh, rules))
-    if variables is not None:
-        variables = {
-            name: processes.put(tree, getattr(places, name)) for name, tree in variables.items()
-        }
-    init = jax.jit(functools.partial(initial_state, recipe, seed), out_shardings=places)
-    return init(variables)
-
-
-def compile_eval_steps(recipe: Recipe, mesh: Mesh) -> dict[str, EvalStep]:
-    """Returns the compiled steps for `validation` and `test`: the same, or the recipe's own."""
-    splits, make_own = ("validation", "test"), recipe.make_eval_step
-    if make_own is not None:
-        makers = {split: functools.partial(make_own, split=split) for split in splits}
-        return {split: compile_eval(make, mesh) for split, make in makers.items()}
-
-    def make(axis_name: str | None) -> EvalStep:
-        return make_eval_step(
-            recipe.model, recipe.task, normalize=recipe.normalize, axis_name=axis_name
-        )
-
-    return dict.fromkeys(splits, compile_eval(make, mesh))

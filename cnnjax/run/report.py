@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cnnjax import plots
-from cnnjax.run import settings
+from cnnjax.run import files
 from cnnjax.run.logs import read_metrics
 from cnnjax.trees import named_leaves
 
@@ -69,7 +69,7 @@ def write_summary(directory: Path, summary: dict[str, Any], scores: str) -> None
         f"| | |\n|---|---|\n{rows}\n\n```\n{scores}\n```\n\n{figures}\n"
     )
     (directory / "summary.md").write_text(text)
-    settings.write_json(directory / "summary.json", summary)
+    files.write_json(directory / "summary.json", summary)
 
 
 def score_text(summary: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import optax
 from cnnjax import models
 from cnnjax.data.streamed import AnyDataset
 from cnnjax.errors import UserError, unknown_name
-from cnnjax.run import load, settings, trainer
+from cnnjax.run import load, record, trainer
 from cnnjax.run.files import read_json, writing_errors
 from cnnjax.run.groups import Training
 from cnnjax.run.recipe import make_recipe
@@ -141,7 +141,7 @@ def train(
         schedule=schedule,
         step_factory=step_factory,
     )
-    config = settings.place(config, Called.experiment)
+    config = record.place(config, Called.experiment)
     with writing_errors(Path(config.run_dir)):
         trainer.train(config, recipe)
     return _trained(Path(config.run_dir), module)
@@ -166,15 +166,15 @@ def _metadata(model: str | nn.Module, module: nn.Module) -> dict[str, Any]:
 
 
 def _check_same(directory: Path, config: Called) -> None:
-    saved = settings.read_config(directory)
+    saved = record.read_config(directory)
     if saved["experiment"] != Called.experiment:
         raise UserError(
             f"{directory} is a run of {saved['experiment']}: continue it with python -m "
             f"{saved['experiment']} --resume {directory}"
         )
-    for name, given in settings.as_json(settings.recorded_settings(config)).items():
+    for name, given in record.as_json(record.recorded_settings(config)).items():
         kept = saved["settings"].get(name, given)
-        if kept != given and name not in settings.CHANGEABLE_ON_RESUME:
+        if kept != given and name not in record.CHANGEABLE_ON_RESUME:
             raise UserError(
                 f"{name} {given!r} differs from the {kept!r} of the run in {directory}: give the "
                 "same, or another run_dir."

@@ -15,8 +15,7 @@ import cnnjax
 from cnnjax import finetune
 from cnnjax.data.dataset import Arrays, Dataset, hold_out
 from cnnjax.errors import NotPreparedError, UserError, unknown_name
-from cnnjax.run import classifier, cli, files
-from cnnjax.run import settings as runs
+from cnnjax.run import classifier, cli, files, record
 from cnnjax.studies import trials
 from cnnjax.studies.few_label_study import Study, compare, make_model, sweep
 
@@ -228,7 +227,7 @@ def _train_base(config: Config, task: Transfer, directory: Path) -> int:
     )
     if not (directory / "summary.json").exists():
         return classifier.train(settings)
-    saved = runs.read_config(directory)["settings"]
+    saved = record.read_config(directory)["settings"]
     for name in ("model", "model_arguments", "dataset", "classes", "epochs", "augment", "smoke"):
         given = getattr(settings, name)
         if saved[name] != (list(given) if isinstance(given, tuple) else given):

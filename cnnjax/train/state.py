@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cnnjax.rng import stream_key
 from cnnjax.train.precision import LossScale, initial_loss_scale
 
 PyTree = Any
@@ -87,3 +88,8 @@ def create_state(
         loss_scale=initial_loss_scale(precision),
         frozen=variables.get("frozen", {}),
     )
+
+
+def training_key(seed: int) -> jax.Array:
+    """Returns the `TrainState.key` of a run: all randomness of its steps comes from it."""
+    return stream_key(jax.random.key(seed), "train", 0)

@@ -206,8 +206,18 @@ def finish_step(
 ) -> tuple[TrainState, Metrics]:
     """Returns the state after one update, and the metrics with those of the update."""
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    average = averaging or exponential(ema_decay)
-    new_state = _updated(state, updates, opt_state, batch_stats, average)
+    params, average = optax.apply_updates(state.params, updates), state.ema
+    if average is not None:
+        decay = averaging or exponential(ema_decay)
+        average = mix_in(average, params, decay(state.num_updates))
+    new_state = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema=average,
+    )
     one = jnp.ones((), jnp.int32)
     metrics = metrics | {
         "learning_rate": (jnp.asarray(learning_rate, jnp.float32), one),
@@ -224,20 +234,3 @@ def with_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
     if axis_name is None or "axis_name" not in fields(model):
         return model
     return with_fields(model, axis_name=axis_name)
-
-
-def _updated(
-    state: TrainState, updates: PyTree, opt_state: PyTree, batch_stats: PyTree, average: Averaging
-) -> TrainState:
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
-        ema = mix_in(ema, params, average(state.num_updates))
-    return dataclasses.replace(
-        state,
-        step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        ema=ema,
-    )

@@ -24,8 +24,7 @@ from cnnjax.data.dataset import Dataset
 from cnnjax.data.streaming import StreamingPipeline
 from cnnjax.data.tfds_splits import Range, as_text, count, cut
 from cnnjax.errors import UserError
-from cnnjax.run import cli
-from cnnjax.run import settings as runs
+from cnnjax.run import cli, settings
 from experiments import classify
 from tests.data.conftest import made_images
 
@@ -243,7 +242,7 @@ def train(directory, data_dir, *argv):
     command = ["--dataset", "tfds:shuffled", "--data-dir", str(data_dir), "--devices", "1"]
     command += ["--model", "dense_dropout", "--batch-size", "8", "--run-dir", str(directory)]
     with pytest.raises(SystemExit) as stop:
-        runs.launch(classify.Config, classify.main, [*command, "--pipeline", "stream", *argv])
+        settings.launch(classify.Config, classify.main, [*command, "--pipeline", "stream", *argv])
     return stop.value.code
 
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from cnnjax import checkpoint, models, optim, schedules
 from cnnjax.devices import backend, sharding
 from cnnjax.errors import UserError
-from cnnjax.run import settings
+from cnnjax.run import record
 from cnnjax.train.state import create_state
 from cnnjax.trees import named_leaves
 
@@ -186,4 +186,4 @@ def test_a_checkpoint_moves_to_any_mesh(tmp_path):
 
 
 def test_where_a_run_computes_may_change_when_it_is_resumed():
-    assert {"mesh", "devices", "sharding"} <= settings.CHANGEABLE_ON_RESUME
+    assert {"mesh", "devices", "sharding"} <= record.CHANGEABLE_ON_RESUME

@@ -22,10 +22,17 @@ from cnnjax.data import mnist
 from cnnjax.data.dataset import Dataset
 from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
-from cnnjax.run import classifier, cli, load, recipe, replay, resume, trainer
-from cnnjax.run import settings as runs
+from cnnjax.run import (
+    classifier,
+    cli,
+    files,
+    load,
+    record,
+    settings,
+)
 from cnnjax.run.logs import read_metrics
-from cnnjax.run.recipe import training_key
+from cnnjax.train import replay
+from cnnjax.train.state import training_key
 from experiments import classify, mnist_lenet
 from tests.tiny import random_arrays
 
@@ -35,7 +42,7 @@ SMOKE = ["--smoke", "--devices", "1"]
 def launch(module, *argv):
     """Runs an experiment's command line in this process; returns its exit code."""
     with pytest.raises(SystemExit) as stop:
-        runs.launch(module.Config, module.main, [str(argument) for argument in argv])
+        settings.launch(module.Config, module.main, [str(argument) for argument in argv])
     return stop.value.code
 
 
@@ -95,9 +102,9 @@ def test_a_resumed_run_has_its_own_settings_but_does_not_stop_again(finished_run
     config = json.loads((finished_run / "config.json").read_text())
     config["settings"] |= {"stop_after_epochs": 1, "learning_rate": 0.25, "smoke": False}
     config["settings"] |= {"model_arguments": ["pool=average"]}
-    runs.write_json(tmp_path / "config.json", config)
+    files.write_json(tmp_path / "config.json", config)
     name = "experiments.mnist_lenet"
-    resumed = runs.resolve(mnist_lenet.Config, name, ["--resume", str(tmp_path), "--epochs", "9"])
+    resumed = record.resolve(mnist_lenet.Config, name, ["--resume", str(tmp_path), "--epochs", "9"])
     assert (resumed.stop_after_epochs, resumed.learning_rate, resumed.epochs) == (0, 0.25, 9)
     assert resumed.model_arguments == ("pool=average",)
     assert resumed.run_dir == str(tmp_path)
@@ -106,9 +113,9 @@ def test_a_resumed_run_has_its_own_settings_but_does_not_stop_again(finished_run
 def test_settings_that_are_no_more_are_not_dropped_in_silence(finished_run, tmp_path):
     config = json.loads((finished_run / "config.json").read_text())
     config["settings"] |= {"unheard_of": 0, "rotation": 7.0}
-    runs.write_json(tmp_path / "config.json", config)
+    files.write_json(tmp_path / "config.json", config)
     with pytest.raises(UserError, match=r"does not have \(rotation=7.0\): resume it with that"):
-        runs.resolve(mnist_lenet.Config, "experiments.mnist_lenet", ["--resume", str(tmp_path)])
+        record.resolve(mnist_lenet.Config, "experiments.mnist_lenet", ["--resume", str(tmp_path)])
 
 
 def test_settings_of_a_resumed_run_are_its_own(finished_run, capsys):
@@ -480,8 +487,6 @@ def test_sigterm_saves_and_exits_with_143_and_the_resumed_run_has_the_same_bits(
 
 
 def test_every_setting_is_read():
-    source = "".join(
-        Path(module.__file__).read_text() for module in (classifier, trainer, recipe, resume, runs)
-    )
+    source = "".join(path.read_text() for path in Path(classifier.__file__).parent.glob("*.py"))
     for field in dataclasses.fields(classify.Config):
         assert f"config.{field.name}" in source, f"--{field.name} is read nowhere"

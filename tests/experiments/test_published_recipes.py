@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from cnnjax import schedules, spec
-from cnnjax.run import load, settings
+from cnnjax.run import load, record
 from experiments import cifar10_resnet, fashion_mnist_resnet, imagenet_resnet50
 from tests.experiments.test_experiments import launch
 
 
 def parsed(module, *argv, tmp_path):
     name = module.__name__
-    return settings.resolve(
+    return record.resolve(
         module.Config, name, [*map(str, argv), "--run-dir", str(tmp_path / "run")]
     )
 

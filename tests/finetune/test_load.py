@@ -13,7 +13,7 @@ from cnnjax.devices import sharding
 from cnnjax.devices.sharding import make_mesh, state_shardings
 from cnnjax.errors import UserError
 from cnnjax.models.simple import SimpleCNN
-from cnnjax.run import load, settings
+from cnnjax.run import files, load
 from cnnjax.train.state import create_state
 from tests.finetune.small import METHODS, SHAPE, initialized, small
 from tests.models.test_families import IMAGE, MODELS, random_variables
@@ -179,8 +179,8 @@ def run_of(tmp_path, text):
     card = {"model": name, "num_outputs": 10, "arguments": arguments, "image_shape": SHAPE}
     base_state, _ = setup(base_model)
     for directory in (tmp_path / "base", tmp_path / text):
-        settings.write_json(directory / "config.json", {"experiment": "any", "settings": {}})
-    settings.write_json(tmp_path / "base" / "model.json", card)
+        files.write_json(directory / "config.json", {"experiment": "any", "settings": {}})
+    files.write_json(tmp_path / "base" / "model.json", card)
     checkpoint.save(tmp_path / "base" / "checkpoints", base_state, {})
 
     base = load.read_base(tmp_path / "base")
@@ -189,9 +189,7 @@ def run_of(tmp_path, text):
     loaded = finetune.load(base, model, SHAPE, new=("head/.*",), key=KEY)
     variables = finetune.start(tuned, loaded, SHAPE, KEY)
     record = finetune.describe(tuned, variables, base, new=("head/.*",))
-    settings.write_json(
-        tmp_path / text / "model.json", {**card, "num_outputs": 3, "finetune": record}
-    )
+    files.write_json(tmp_path / text / "model.json", {**card, "num_outputs": 3, "finetune": record})
     variables["params"] = jax.tree.map(lambda leaf: leaf + np.float32(0.25), variables["params"])
     state = create_state(variables, optax.sgd(0.1), KEY)
     checkpoint.save(tmp_path / text / "checkpoints", state, {})

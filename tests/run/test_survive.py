@@ -12,10 +12,9 @@ import pytest
 from cnnjax import checkpoint
 from cnnjax.data.dataset import Dataset
 from cnnjax.errors import UserError
-from cnnjax.run import files
-from cnnjax.run import settings as runs
-from cnnjax.run.compare import compare_runs
+from cnnjax.run import files, settings
 from cnnjax.run.logs import MetricsLog
+from cnnjax.run.verify_resume import compare_runs
 from experiments import classify
 from tests.run.test_logs import shown_by_tensorboard
 from tests.tiny import random_arrays
@@ -47,7 +46,7 @@ def launch(*argv):
     """The same from the command line; returns the exit code."""
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in SETTINGS.items()]
     with pytest.raises(SystemExit) as stop:
-        runs.launch(classify.Config, classify.main, [*flags, *map(str, argv)])
+        settings.launch(classify.Config, classify.main, [*flags, *map(str, argv)])
     return stop.value.code
 
 
@@ -215,7 +214,7 @@ def test_an_edited_config_does_not_change_a_run(tmp_path):
     train(tmp_path, stop_after_epochs=1)
     config = json.loads((tmp_path / "config.json").read_text())
     config["settings"]["learning_rate"] = 0.5
-    runs.write_json(tmp_path / "config.json", config)
+    files.write_json(tmp_path / "config.json", config)
     with pytest.raises(UserError, match=r"learning_rate 0\.5, but its checkpoints were saved with"):
         train(tmp_path, learning_rate=0.5)
 
@@ -322,10 +321,10 @@ def test_a_disk_that_fills_up_stops_the_run_cleanly(
 
 def test_a_full_disk_leaves_no_half_of_a_json_file(small_disk):
     path = small_disk / "config.json"
-    runs.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     fill(small_disk)
     with pytest.raises(OSError, match="No space left"):
-        runs.write_json(path, {"a": "b" * 100_000})
+        files.write_json(path, {"a": "b" * 100_000})
     assert json.loads(path.read_text()) == {"a": 1}
     assert sorted(each.name for each in small_disk.iterdir()) == ["config.json", "filler"]
 

@@ -10,7 +10,7 @@ from cnnjax import checkpoint
 from cnnjax.commands import verify_resume as command
 from cnnjax.errors import UserError
 from cnnjax.run import verify_resume
-from cnnjax.run.compare import compare_runs, compare_states, format_comparisons
+from cnnjax.run.verify_resume import compare_runs, compare_states, format_comparisons
 
 
 def state(step, bias=0.0):

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from cnnjax.commands import evaluate, inspect_labels
-from cnnjax.run import classifier, cli
-from cnnjax.run import recipe as recipe_lib
-from cnnjax.run import settings as runs
+from cnnjax.run import classifier, cli, settings
+from cnnjax.run import state as states
 from experiments import classify, digits_mlp, mnist_adversarial, mnist_ensemble
 
 SMOKE = ["--smoke", "--devices", "1"]
@@ -22,7 +21,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 def launch(module, *argv):
     """Runs an experiment's command line in this process; returns its exit code."""
     with pytest.raises(SystemExit) as stop:
-        runs.launch(module.Config, module.main, [str(argument) for argument in argv])
+        settings.launch(module.Config, module.main, [str(argument) for argument in argv])
     return stop.value.code
 
 
@@ -176,7 +175,7 @@ def test_runs_are_judged_by_one_loss_whatever_training_weighs(tmp_path, monkeypa
     recipe = classifier.make_recipe(
         config, dataset, *classifier.make_model(config, "mlp", {}, dataset)
     )
-    state = recipe_lib.initial_state(recipe, seed=0)
+    state = states.initial_state(recipe, seed=0)
     image, label = dataset.train.image[:32], dataset.train.label[:32]
     batch = {"image": image, "label": label, "mask": np.ones(32, bool)}
     _, metrics = recipe.make_step(None)(state, batch)

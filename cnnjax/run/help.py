@@ -1,8 +1,13 @@
-"""What help lists behind settings that name functions: how each is written.
+"""What `--help` says of settings that name functions, and what is said of flags that are wrong.
 
 The registries are of functions of arrays: importing them imports JAX, for which help does not wait.
 A test holds each text equal to `cnnjax.spec.describe` of its registry.
 """
+
+import dataclasses
+import functools
+import re
+from typing import Annotated, Any, get_type_hints
 
 LISTINGS = {
     "augment": (
@@ -45,3 +50,42 @@ LISTINGS = {
 def listed(*names: str) -> dict[str, str]:
     """Returns some of them."""
     return {name: LISTINGS[name] for name in names}
+
+
+def with_listings(config_type: type) -> Any:
+    """Returns the class with the names of its registries behind the help of its settings."""
+    import tyro
+
+    listings: dict[str, str] = {}
+    for each in reversed(config_type.__mro__):
+        listings |= vars(each).get("listings", {})
+    if not listings:
+        return config_type
+    hints = get_type_hints(config_type)
+    attributes: dict[str, Any] = {"__annotations__": {}, "__doc__": config_type.__doc__}
+    for name, text in listings.items():
+        hint = functools.partial("Choices: {} (default: {})".format, text)
+        attributes["__annotations__"][name] = Annotated[
+            hints[name], tyro.conf.arg(help_behavior_hint=hint)
+        ]
+        attributes[name] = getattr(config_type, name)
+    return dataclasses.dataclass(frozen=True)(
+        type(config_type.__name__, (config_type,), attributes)
+    )
+
+
+def one_line(boxed: str) -> str:
+    """Returns the sense of one of tyro's boxed messages without its frame and the flags' help."""
+    sections: list[list[str]] = [[]]
+    for line in boxed.splitlines()[1:]:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", line).strip("╭╮╰╯│+|")
+        if re.fullmatch("[─-]{3,}", text.strip()):
+            sections.append([])
+        # Deeper than a flag stands what the flag means.
+        elif not text.startswith(" " * 9):
+            sections[-1].append(text.strip())
+    sentences = [" ".join(lines).strip(" .") for lines in sections]
+    skipped = ("Argument helptext", "For full helptext")
+    return "; ".join(each for each in sentences if each and not each.startswith(skipped)) + (
+        " (see --help)"
+    )

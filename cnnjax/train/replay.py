@@ -11,8 +11,8 @@ from cnnjax.data.dataset import Dataset
 from cnnjax.data.streamed import StreamedDataset, training_pipeline
 from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
-from cnnjax.run.recipe import training_key
 from cnnjax.train.predict import as_float
+from cnnjax.train.state import training_key
 
 
 def stored_batch(

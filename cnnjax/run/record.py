@@ -1,0 +1,262 @@
+"""The record of a run, `config.json`: which run a command line means, and what it may change.
+
+config.json      settings, command, versions, devices, flags, commit, checksum of the data; the same
+                 of earlier starts under `history`
+model.json       what it takes to build the model again and to feed it
+metrics.jsonl    one line a record; the same as TensorBoard events in tensorboard/
+checkpoints/     see `cnnjax.checkpoint`
+recalibrated/    BatchNorm's statistics of the tested step, where the run recomputed them
+figures/         pictures
+summary.json     final scores (its presence means that the run is finished); summary.md says
+                 the same to people
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnnjax.devices import processes
+from cnnjax.errors import UserError
+from cnnjax.run import cli
+from cnnjax.run.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from cnnjax.run.settings import Settings
+
+
+# What a resumed run may change: how long it trains, where it computes and reads, what it keeps.
+HOW_LONG = {"epochs", "stop_after_epochs"}
+
+
+WHERE = {"resume", "run_dir", "data_dir", "base", "devices", "mesh", "sharding"}
+
+
+CHANGEABLE_ON_RESUME = HOW_LONG | WHERE | {"keep_last", "keep_best"}
+
+
+# What says how this process was started, not what the run is: kept in no record.
+LAUNCH_SETTINGS = (
+    "resume",
+    "plan",
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "join_timeout_secs",
+)
+
+
+def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | None:
+    """Returns the config to run with, or None when there is nothing left to do.
+
+    Precedence:
+      1. `--resume RUN`: RUN's own settings, then flags given with it, which may change only how
+         long it trains, where it reads and computes and what it keeps; a finished run is left
+         alone.
+         With `--run-dir RUN` too, a RUN that was not started (or was killed before it wrote its
+         config) is started: the same line then serves every start.
+      2. `--run-dir RUN` where RUN is finished with the same settings: left alone.
+      3. `--run-dir RUN` where RUN holds anything else: refused, nothing is written over.
+      4. Otherwise a new run.
+
+    Raises:
+      UserError: the run to resume is not there, or it is of another experiment or other settings.
+    """
+    config = _shortened(cli.parse(config_type, argv))
+    if config.resume and config.run_dir:
+        if Path(config.resume).absolute() != Path(config.run_dir).absolute():
+            raise UserError(
+                f"--resume {config.resume} and --run-dir {config.run_dir} are two directories: a "
+                "resumed run stays where it is; drop --run-dir."
+            )
+        if not (Path(config.run_dir) / "config.json").exists():
+            config = dataclasses.replace(config, resume="")
+    if config.resume:
+        default = _saved_settings(config_type, experiment, Path(config.resume))
+        config = _shortened(cli.parse(config_type, argv, default=default))
+        _refuse_changes(default, config)
+        finished = _is_finished(Path(config.resume)) and config.epochs == default.epochs
+    else:
+        finished = bool(config.run_dir) and _is_done_already(config, experiment)
+    if finished:
+        print(_finished(Path(config.resume or config.run_dir)))
+        return None
+    return place(config, experiment)
+
+
+def _saved_settings(config_type: type, experiment: str, directory: Path) -> Any:
+    """Returns the settings of the run to resume."""
+    saved = read_config(directory)
+    if saved["experiment"] != experiment:
+        raise UserError(
+            f"{directory} is a run of {saved['experiment']}, not of {experiment}: resume it "
+            f"with python -m {saved['experiment']} --resume {directory}"
+        )
+    known = {field.name for field in dataclasses.fields(config_type)}
+    gone = {k: v for k, v in saved["settings"].items() if k not in known and v}
+    if gone:
+        raise UserError(
+            f"{directory} was started by another version of cnnjax, with settings that this "
+            f"one does not have ({', '.join(f'{k}={v}' for k, v in gone.items())}): resume it "
+            f"with that version (`code` in its config.json)."
+        )
+    settings = {
+        # JSON has no tuples.
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in saved["settings"].items()
+        if name in known
+    }
+    # It asked the earlier start to stop, not this one.
+    return config_type(**settings | {"stop_after_epochs": 0})
+
+
+def _is_done_already(config: Any, experiment: str) -> bool:
+    """Whether --run-dir holds the finished run of these settings; a UserError for any other."""
+    directory = Path(config.run_dir)
+    if not (directory / "config.json").exists():
+        if list((directory / "checkpoints").glob("0*/manifest.json")):
+            raise UserError(
+                f"{directory} holds checkpoints but no config.json: put the file back, or choose "
+                "another --run-dir."
+            )
+        return False
+    if not _is_finished(directory):
+        raise UserError(
+            f"{directory} holds an unfinished run: continue it with --resume {directory}, or "
+            "choose another --run-dir."
+        )
+    saved = read_config(directory)
+    given = as_json(recorded_settings(config))
+    if saved["experiment"] != experiment or saved["settings"] != given:
+        raise UserError(
+            f"{directory} holds a finished run with other settings: choose another --run-dir."
+        )
+    return True
+
+
+def _is_finished(directory: Path) -> bool:
+    return (directory / "summary.json").exists()
+
+
+def place(config: Any, experiment: str) -> Any:
+    """Returns the config with its run directory filled in."""
+    if config.resume:
+        return dataclasses.replace(config, run_dir=config.resume)
+    if config.run_dir:
+        return config
+    name = f"{experiment.rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return dataclasses.replace(config, run_dir=str(_unused(Path("runs") / name)))
+
+
+def experiment_name(config_type: type) -> str:
+    """Returns the experiment of a config's class, such as `experiments.mnist_lenet`.
+
+    That is the module that defines the class, or the one that its own attribute `experiment` names.
+    """
+    if "experiment" in vars(config_type):
+        return vars(config_type)["experiment"]
+    module = sys.modules[config_type.__module__]
+    return module.__spec__.name if module.__spec__ else module.__name__
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Returns a run's `config.json`; a UserError if `directory` holds no readable one."""
+    return read_json(directory / "config.json", f"{directory} is not a run directory")
+
+
+def write_config(config: Settings, experiment: str, **facts: Any) -> None:
+    """Writes `config.json`, the manifest of the run; what earlier starts wrote is its `history`.
+
+    Args:
+      config: the settings.
+      experiment: the module that `resolve` checks.
+      facts: what else is to be recorded.
+    """
+    from cnnjax.devices import environment
+
+    path = Path(config.run_dir) / "config.json"
+    history = []
+    if path.exists():
+        earlier = read_config(path.parent)
+        history = [*earlier.pop("history", []), earlier]
+    content = {
+        "experiment": experiment,
+        "settings": recorded_settings(config),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **environment.describe(),
+        **facts,
+        "history": history,
+    }
+    write_json(path, content)
+
+
+def recorded_settings(config: Settings) -> dict[str, Any]:
+    """Returns the settings that make the run what it is, however it is started."""
+    settings = dataclasses.asdict(config)
+    return {name: value for name, value in settings.items() if name not in LAUNCH_SETTINGS}
+
+
+def as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings as a file gives them back: lists for tuples."""
+    return json.loads(json.dumps(settings))
+
+
+def check_settings(saved: Mapping[str, Any], config: Settings) -> None:
+    """Raises a UserError unless a checkpoint was saved with the settings of `config`.
+
+    `config.json` has no digest, and a person may have edited it; a checkpoint has one.
+    """
+    given = as_json(recorded_settings(config))
+    for name in given:
+        if name in saved and name not in CHANGEABLE_ON_RESUME and saved[name] != given[name]:
+            raise UserError(
+                f"{config.run_dir}/config.json says {name} {given[name]!r}, but its checkpoints "
+                f"were saved with {saved[name]!r}: put that back, or start a new run."
+            )
+
+
+def _shortened(config: Any) -> Any:
+    return dataclasses.replace(config, epochs=1) if config.smoke else config
+
+
+def _refuse_changes(saved: Settings, given: Settings) -> None:
+    for field in dataclasses.fields(saved):
+        before, after = getattr(saved, field.name), getattr(given, field.name)
+        changeable = CHANGEABLE_ON_RESUME | set(LAUNCH_SETTINGS)
+        if before != after and field.name not in changeable:
+            flag = "--" + field.name.replace("_", "-")
+            raise UserError(
+                f"{flag} {after} differs from the resumed run's {before}: drop the flag, or start "
+                "a new run."
+            )
+
+
+def _finished(directory: Path) -> str:
+    summary = read_json(directory / "summary.json", f"{directory} is damaged")
+    monitor = summary.get("monitor", "accuracy")
+    return (
+        f"{directory} is finished (test {monitor} {summary[f'test_{monitor}']:.4f}, see "
+        f"{directory / 'summary.md'}); nothing to do. More --epochs with --resume continues it."
+    )
+
+
+def _unused(path: Path) -> Path:
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def agree(config: Settings) -> Settings:
+    """Returns the settings with the run directory of process 0; a UserError if others differ."""
+    run_dir = processes.from_first("run directory", config.run_dir)
+    config = dataclasses.replace(config, run_dir=run_dir)
+    processes.check_same("settings", recorded_settings(config))
+    return config
