@@ -2,7 +2,7 @@
 
     python -m experiments.mnist_lenet --classes 0,1,2,3,4 --run-dir runs/low
     python -m experiments.finetune --base runs/low --classes 5,6,7,8,9 --labels-per-class 10 \\
-        --batch-size 50 --method lora:4
+        --method lora:4
 
 `--base` is a run, a checkpoint directory, or weights converted by `cnnjax convert`; the
 model, image size and normalization are its own. docs/finetune.md says what each method trains.
@@ -12,9 +12,12 @@ import dataclasses
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import jax
+
 import cnnjax
 from cnnjax import finetune
 from cnnjax.errors import UserError
+from cnnjax.models.summary import summary
 from cnnjax.run import classifier, settings
 from cnnjax.run.help import listed
 from cnnjax.run.load import read_base
@@ -25,6 +28,8 @@ class Config(classifier.Config):
     """Fine-tune a classifier: validates after each epoch, tests at the end, keeps everything."""
 
     listings: ClassVar[dict[str, str]] = listed("method")
+    # Left open, they are filled in when the data are known.
+    automatic: ClassVar = ("epochs", "batch_size", "learning_rate", "warmup_epochs")
 
     base: str = ""
     """Directory of a run (trained, fine-tuned or converted) or of checkpoints to start from. With
@@ -71,12 +76,27 @@ class Config(classifier.Config):
     labels_per_class: int = 0
     """Train on N images of each class, chosen by the seed; 0: on all."""
 
+    epochs: int = 0
+    """Passes over the training images; 0: 10, or as many as make 300 updates."""
+
+    batch_size: int = 0
+    """Examples per step, over all devices; 0: 64, or 24 of fewer than 1,000 images."""
+
+    learning_rate: float = 0.0
+    """The peak of the schedule; 0: what suits the method, see docs/finetune.md."""
+
+    warmup_epochs: float = -1.0
+    """Epochs in which the learning rate rises linearly from 0; -1: a tenth of them."""
+
+    validate_every_steps: int = 30
+
 
 def main(config: Config) -> int:
     """Fine-tunes and tests one network; returns the exit code."""
     if config.method != "scratch":
         finetune.check_method(config.method)
-    cnnjax.run.trainer.start(config)
+    few = finetune.defaults.FEW_BATCH
+    cnnjax.run.trainer.start(dataclasses.replace(config, batch_size=config.batch_size or few))
     directory = Path(config.base or Path(config.run_dir) / "base")
     if not config.base:
         if not config.smoke:
@@ -99,6 +119,8 @@ def main(config: Config) -> int:
         dataset = cnnjax.data.few_labels(dataset, config.labels_per_class, seed=config.seed)
     arguments = base.card["arguments"] if name == base.card.get("model") else {}
     model, card = classifier.make_model(like_base, name, arguments | given, dataset)
+    config = _filled_in(config, model, dataset)
+    like_base = dataclasses.replace(config, image_size=size, preprocess=preprocess)
 
     scratch, shape = config.method == "scratch", dataset.image_shape
     new = (".*",) if scratch else config.new
@@ -138,6 +160,25 @@ def main(config: Config) -> int:
     return cnnjax.run.trainer.train(config, recipe)
 
 
+def _filled_in(config, model, dataset):
+    """Returns the settings with those that are left open as suits the data and the method."""
+    num_examples = cnnjax.data.split_size(dataset, "train")
+    devices = cnnjax.devices.sharding.count_devices(config.mesh, config.devices)
+    batch_size = config.batch_size or finetune.defaults.batch_size(
+        num_examples, devices or jax.device_count()
+    )
+    epochs = config.epochs or finetune.defaults.epochs(num_examples, batch_size)
+    size = summary(model, dataset.image_shape).parameters
+    rate = finetune.defaults.learning_rate(config.method, config.optimizer, size)
+    return dataclasses.replace(
+        config,
+        batch_size=batch_size,
+        epochs=epochs,
+        learning_rate=config.learning_rate or rate,
+        warmup_epochs=epochs / 10 if config.warmup_epochs < 0 else config.warmup_epochs,
+    )
+
+
 def _by_group(config, groups, optimizer, total_steps):
     """Returns the optimizer with a rate and a beginning for each group of layers."""
     if config.layer_decay != 1:
@@ -153,13 +194,16 @@ def _train_small_base(config, directory):
     if (directory / "summary.json").exists():
         return 0
     settings = {
-        field.name: getattr(config, field.name) for field in dataclasses.fields(classifier.Config)
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(classifier.Config)
+        if field.name not in Config.automatic
     }
     settings |= {
         "model": config.model or classifier.Config.model,
         "classes": "even-odd",
         "run_dir": str(directory),
         "resume": str(directory) if (directory / "config.json").exists() else "",
+        "epochs": 1,
         "stop_after_epochs": 0,
         "plan": False,
     }

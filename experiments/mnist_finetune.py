@@ -10,6 +10,7 @@ learning rates.
 import dataclasses
 from typing import Literal
 
+from cnnjax.finetune.defaults import RATES
 from cnnjax.studies import few_labels
 
 TASKS = {
@@ -18,19 +19,7 @@ TASKS = {
         "mnist",
         "0,1,2,3,4",
         "5,6,7,8,9",
-        rates={
-            "scratch": 0.01,
-            "full": 0.003,
-            "layer-decay": 0.01,
-            "gradual": 0.003,
-            "l2-sp": 0.01,
-            "head": 0.03,
-            "last:2": 0.01,
-            "bitfit": 0.03,
-            "norm": 0.03,
-            "lora:2": 0.003,
-            "adapter:4": 0.03,
-        },
+        rates=RATES | {"layer-decay": 0.01, "gradual": 0.003, "l2-sp": 0.01},
     ),
     "digits": few_labels.Transfer(
         "mnist",

@@ -10,6 +10,7 @@
 optimizer state and no average exists for them. `experiments.finetune` does all this by flags.
 """
 
+from cnnjax.finetune import defaults
 from cnnjax.finetune.adapters import init_adapters
 from cnnjax.finetune.base import Base, variables_checksum
 from cnnjax.finetune.groups import Group, layer_groups
@@ -38,6 +39,7 @@ __all__ = [
     "Method",
     "check_base",
     "check_method",
+    "defaults",
     "describe",
     "format_loaded",
     "frozen_norms",

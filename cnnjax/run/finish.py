@@ -53,12 +53,13 @@ def finish(
         log.write(int(outcome.state.step), "test", test)
     found = recipe.task.report(predictions, examples | example_inputs(dataset, "test"))
     monitor, _ = monitored(config, recipe)
+    steps_per_epoch = split_size(dataset, "train") // config.batch_size
     report.write_figures(
         directory,
         params,
         found.figures,
         score=monitor,
-        steps_per_epoch=split_size(dataset, "train") // config.batch_size,
+        steps_per_epoch=steps_per_epoch,
     )
     summary = {
         "experiment": experiment,
@@ -73,7 +74,7 @@ def finish(
         "trained_parameters": count_parameters(state.params),
         "seconds": elapsed(),
         "seed": config.seed,
-        "epochs": config.epochs,
+        "epochs": int(outcome.state.step) / steps_per_epoch,
         "step": int(state.step),
         "ended": outcome.reason,
         "devices": backend.describe(),

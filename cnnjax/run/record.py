@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from cnnjax.run.settings import Settings
 
 
+SUMMARY = "summary.json"
 # What a resumed run may change: how long it trains, where it computes and reads, what it keeps.
-HOW_LONG = {"epochs", "stop_after_epochs"}
+HOW_LONG = {"epochs", "stop_after_epochs", "patience"}
 
 
 WHERE = {"resume", "run_dir", "data_dir", "base", "devices", "mesh", "sharding"}
@@ -80,7 +81,7 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
         default = _saved_settings(config_type, experiment, Path(config.resume))
         config = _shortened(cli.parse(config_type, argv, default=default))
         _refuse_changes(default, config)
-        finished = _is_finished(Path(config.resume)) and config.epochs == default.epochs
+        finished = is_finished(config)
     else:
         finished = bool(config.run_dir) and _is_done_already(config, experiment)
     if finished:
@@ -125,13 +126,13 @@ def _is_done_already(config: Any, experiment: str) -> bool:
                 "another --run-dir."
             )
         return False
-    if not _is_finished(directory):
+    if not (directory / SUMMARY).exists():
         raise UserError(
             f"{directory} holds an unfinished run: continue it with --resume {directory}, or "
             "choose another --run-dir."
         )
     saved = read_config(directory)
-    given = as_json(recorded_settings(config))
+    given = as_json(recorded_settings(config) | _filled_in(config, saved["settings"]))
     if saved["experiment"] != experiment or saved["settings"] != given:
         raise UserError(
             f"{directory} holds a finished run with other settings: choose another --run-dir."
@@ -139,8 +140,37 @@ def _is_done_already(config: Any, experiment: str) -> bool:
     return True
 
 
-def _is_finished(directory: Path) -> bool:
-    return (directory / "summary.json").exists()
+def _filled_in(config: Settings, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the saved values of settings that `config` leaves open: those that its class lists as
+    `automatic`, and that have their defaults."""
+    names = getattr(type(config), "automatic", ())
+    return {
+        field.name: saved.get(field.name)
+        for field in dataclasses.fields(config)
+        if field.name in names and getattr(config, field.name) == field.default
+    }
+
+
+def is_finished(config: Settings) -> bool:
+    """Whether the run to resume has ended, and nothing that is asked lets it train on.
+
+    Raises:
+      UserError: it is asked for more epochs, but its patience had ended it.
+    """
+    directory = Path(config.resume)
+    if not (directory / SUMMARY).exists():
+        return False
+    saved = read_config(directory)["settings"]
+    if (config.epochs, config.patience) == (saved["epochs"], saved["patience"]):
+        return True
+    summary = read_json(directory / SUMMARY, f"{directory} is damaged")
+    if summary.get("ended") == "early stopping" and 0 < config.patience <= saved["patience"]:
+        raise UserError(
+            f"{directory} was ended by --patience {saved['patience']} after "
+            f"{summary['epochs']:g} epochs (the best was step {summary['step']}): give a larger "
+            "--patience, or --patience 0, to train on."
+        )
+    return False
 
 
 def place(config: Any, experiment: str) -> Any:
@@ -172,6 +202,8 @@ def read_config(directory: Path) -> dict[str, Any]:
 def write_config(config: Settings, experiment: str, **facts: Any) -> None:
     """Writes `config.json`, the manifest of the run; what earlier starts wrote is its `history`.
 
+    There the summary of a finished run goes, too, which is now to train on.
+
     Args:
       config: the settings.
       experiment: the module that `resolve` checks.
@@ -180,9 +212,12 @@ def write_config(config: Settings, experiment: str, **facts: Any) -> None:
     from cnnjax.devices import environment
 
     path = Path(config.run_dir) / "config.json"
+    summary = path.with_name(SUMMARY)
     history = []
     if path.exists():
         earlier = read_config(path.parent)
+        if summary.exists():
+            earlier["summary"] = read_json(summary, f"{path.parent} is damaged")
         history = [*earlier.pop("history", []), earlier]
     content = {
         "experiment": experiment,
@@ -194,6 +229,8 @@ def write_config(config: Settings, experiment: str, **facts: Any) -> None:
         "history": history,
     }
     write_json(path, content)
+    # A run that trains on is no longer finished.
+    summary.unlink(missing_ok=True)
 
 
 def recorded_settings(config: Settings) -> dict[str, Any]:
@@ -238,11 +275,14 @@ def _refuse_changes(saved: Settings, given: Settings) -> None:
 
 
 def _finished(directory: Path) -> str:
-    summary = read_json(directory / "summary.json", f"{directory} is damaged")
+    summary = read_json(directory / SUMMARY, f"{directory} is damaged")
     monitor = summary.get("monitor", "accuracy")
+    more = "More --epochs"
+    if summary.get("ended") == "early stopping":
+        more = "It was ended by --patience. A larger one"
     return (
         f"{directory} is finished (test {monitor} {summary[f'test_{monitor}']:.4f}, see "
-        f"{directory / 'summary.md'}); nothing to do. More --epochs with --resume continues it."
+        f"{directory / 'summary.md'}); nothing to do. {more} with --resume continues it."
     )
 
 

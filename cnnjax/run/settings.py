@@ -34,8 +34,12 @@ class Run:
     stop_after_epochs: int = 0
     """Stop after N epochs, to be resumed later; 0 does not. The schedule is unchanged."""
 
+    validate_every_steps: int = 0
+    """Where epochs are shorter than N steps, validate and save only at the end of the first epoch
+    after every N; 0: after each epoch."""
+
     save_every_steps: int = 0
-    """Save a checkpoint every N steps too, not only after each epoch."""
+    """Save a checkpoint every N steps too, not only after validation."""
 
     keep_last: int = 2
     """Latest checkpoints to keep; 0 keeps all."""
@@ -48,8 +52,8 @@ class Run:
     by default the task's own."""
 
     patience: int = 0
-    """Stop after N epochs without a better validation score (see --monitor), and keep the
-    best weights."""
+    """Stop after N validations without a better score (see --monitor), and keep the best weights;
+    0 does not."""
 
     smoke: bool = False
     """Shrink the run to seconds: one epoch over 1,024 images. Its scores mean nothing."""

@@ -30,7 +30,13 @@ from cnnjax.run.scoring import (
 )
 from cnnjax.run.settings import Settings
 from cnnjax.run.state import first_input, new_state, start_or_resume, state_form
-from cnnjax.run.writer import RunWriter, check_retention, print_header, record_facts
+from cnnjax.run.writer import (
+    RunWriter,
+    check_length,
+    check_retention,
+    print_header,
+    record_facts,
+)
 from cnnjax.train import loop, memory
 from cnnjax.train.compile import Train, choose_mesh, choose_method, compile_train
 from cnnjax.train.gradients import check_parts
@@ -91,6 +97,7 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     if processes.is_first():
         held.enter_context(files.only_writer(directory))
     state, notes = start_or_resume(directory, config, recipe.checksums(), state)
+    check_length(config, int(state.step), data.steps_per_epoch)
     state = processes.put(state, sharding.state_shardings(state, mesh, rules))
     if processes.is_first():
         record_facts(config, experiment, recipe)
@@ -163,6 +170,7 @@ def _fit(
             log_every_steps=-(-steps_per_epoch // LOGS_PER_EPOCH),
             record=writer.record,
             evaluate=validate if split_size(recipe.dataset, "validation") else None,
+            evaluate_every_steps=config.validate_every_steps,
             save=writer.save,
             save_every_steps=config.save_every_steps or None,
             monitor=monitor,

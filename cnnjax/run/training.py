@@ -120,9 +120,9 @@ def train(
                 "run_dir."
             )
         _check_same(directory, config)
-        if (directory / "summary.json").exists():
-            return _trained(directory, module)
         config = dataclasses.replace(config, resume=config.run_dir)
+        if record.is_finished(config):
+            return _trained(directory, module)
     trainer.start(config)
     own_optimizer = None if isinstance(optimizer, str) else optimizer
     if own_optimizer is not None and schedule is None:

@@ -21,6 +21,9 @@ from cnnjax.run.settings import Settings
 from cnnjax.train.loop import Best
 from cnnjax.train.state import TrainState
 
+# What a network learns in fewer steps is next to nothing, whatever the learning rate.
+FEW_UPDATES = 50
+
 
 class RunWriter:
     """Metrics and checkpoints of a run, and its progress bar, from a first step on.
@@ -129,6 +132,22 @@ def record_facts(config: Settings, experiment: str, recipe: Recipe) -> None:
     files.write_json(directory / "model.json", card)
 
 
+def check_length(config: Settings, first_step: int, steps_per_epoch: int) -> None:
+    """Refuses a run that has trained for longer than is asked; warns of one that hardly learns."""
+    last_step = config.epochs * steps_per_epoch
+    if first_step > last_step:
+        raise UserError(
+            f"{config.run_dir} has trained for {first_step / steps_per_epoch:g} epochs already, "
+            f"more than --epochs {config.epochs}: give at least "
+            f"{-(-first_step // steps_per_epoch)}, or start a new run."
+        )
+    if last_step < FEW_UPDATES and not (config.smoke or config.stop_after_epochs):
+        processes.say(
+            f"note         only {last_step} updates of {config.batch_size} examples: hardly "
+            "enough to learn from; give more --epochs."
+        )
+
+
 def print_header(
     config: Settings,
     dataset: AnyDataset,
@@ -151,7 +170,7 @@ def print_header(
 
 def check_retention(config: Settings, dataset: AnyDataset) -> None:
     """Raises a UserError unless what is asked to be kept can be, and early stopping can work."""
-    for name in ("keep_last", "keep_best", "patience", "save_every_steps"):
+    for name in ("keep_last", "keep_best", "patience", "save_every_steps", "validate_every_steps"):
         if getattr(config, name) < 0:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {getattr(config, name)} is negative: use 0 or more.")

@@ -61,7 +61,7 @@ def fit(
     log_every_steps: int,
     record: Callable[[int, str, dict[str, float]], None],
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
-    evaluate_every_epochs: int = 1,
+    evaluate_every_steps: int = 0,
     save: Callable[[TrainState, Best], None] | None = None,
     save_every_steps: int | None = None,
     monitor: str = "accuracy",
@@ -81,10 +81,11 @@ def fit(
       log_every_steps: training metrics are averaged over this many steps, counted from the start of
         each epoch.
       record: `(step, kind, values)`, called with kind `train` or `validation`.
-      evaluate: `state -> values`, called after every `evaluate_every_epochs` epochs and at the end.
-      evaluate_every_epochs: see `evaluate`.
-      save: called every `save_every_steps` steps (counted from the start of each epoch), at the
-        end of each epoch, at the end, and when stopping early or interrupted.
+      evaluate: `state -> values`, called at the end of epochs and at the very end.
+      evaluate_every_steps: only at the end of the first epoch after each multiple of this number
+        of steps, which matters where epochs are shorter; 0: of each epoch.
+      save: called every `save_every_steps` steps (counted from the start of each epoch), where
+        `evaluate` is, and when stopping early or interrupted.
       save_every_steps: see `save`; None for epoch ends only.
       monitor: the validation value that decides which step is best: the highest.
       lower_is_better: the lowest is.
@@ -113,7 +114,9 @@ def fit(
 
         epoch_ends = step % steps_per_epoch == 0
         ends = step == last_step
-        evaluation_due = epoch_ends and (step // steps_per_epoch) % evaluate_every_epochs == 0
+        evaluation_due = epoch_ends and _passes_multiple(
+            step - steps_per_epoch, step, evaluate_every_steps
+        )
         if evaluate is not None and (evaluation_due or ends):
             values = evaluate(state)
             record(step, "validation", values)
@@ -122,7 +125,7 @@ def fit(
         interrupted = should_stop()
         exhausted = 0 < patience <= best.evaluations_since
         save_due = save_every_steps and (step % steps_per_epoch) % save_every_steps == 0
-        if save is not None and (save_due or epoch_ends or ends or interrupted or exhausted):
+        if save is not None and (save_due or evaluation_due or ends or interrupted or exhausted):
             save(state, best)
         if ends:
             break
@@ -132,6 +135,11 @@ def fit(
             return Outcome(state, best, "early stopping")
 
     return Outcome(state, best, "finished")
+
+
+def _passes_multiple(start: int, stop: int, number: int) -> bool:
+    """Whether a multiple of the number is in (start, stop]; of 0, always."""
+    return not number or start // number < stop // number
 
 
 def chunk_lengths(

@@ -52,6 +52,27 @@ def run(first=0, last=20, per_epoch=10, **options):
     return outcome, records, saves
 
 
+@given(per_epoch=st.integers(1, 20), every=st.integers(0, 50), first=st.integers(0, 3))
+def test_validations_are_at_the_first_epoch_ends_past_multiples(per_epoch, every, first):
+    """The same ones wherever the run was resumed, and always the last."""
+    last = 12 * per_epoch
+    _, records, saves = run(
+        first * per_epoch,
+        last,
+        per_epoch,
+        evaluate=lambda state: {"accuracy": 0.5},
+        evaluate_every_steps=every,
+    )
+    found = [step for step, kind, _ in records if kind == "validation"]
+    expected, passed = [], 0
+    for end in range(per_epoch, last + 1, per_epoch):
+        if every == 0 or end >= (passed + 1) * every or end == last:
+            expected.append(end)
+        passed = end // every if every else 0
+    assert found == [step for step in expected if step > first * per_epoch]
+    assert [step for step, _ in saves] == found
+
+
 @given(
     first=st.integers(0, 60),
     extra=st.integers(0, 60),

@@ -1,0 +1,119 @@
+"""How long a run trains: what is refused, said and recorded when it is resumed."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cnnjax import checkpoint
+from cnnjax.data.dataset import Dataset
+from cnnjax.errors import UserError
+from cnnjax.run import record, settings
+from experiments import classify
+from tests.tiny import random_arrays
+
+FLAGS = {"model": "dense_dropout", "batch_size": 32, "devices": 1}
+
+
+@pytest.fixture(autouse=True)
+def made_data(monkeypatch):
+    train, validation, test = (random_arrays(size) for size in (256, 64, 64))
+    names = tuple(map(str, range(10)))
+    dataset = Dataset("made", names, train, validation, test, mean=(0.5,), std=(0.3,))
+    monkeypatch.setattr("cnnjax.data.load", lambda *a, **k: dataset, raising=False)
+    monkeypatch.setattr("cnnjax.run.report.write_figures", lambda *arguments, **options: [])
+
+
+def launch(capsys, *argv):
+    """Returns the exit code, and what was printed."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in FLAGS.items()]
+    with pytest.raises(SystemExit) as stop:
+        settings.launch(classify.Config, classify.main, [*flags, *map(str, argv)])
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out + captured.err
+
+
+def summary_of(run):
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture
+def three_epochs(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert launch(capsys, "--epochs", 3, "--run-dir", run)[0] == 0
+    return run
+
+
+def test_fewer_epochs_than_were_trained_are_refused_and_nothing_is_lost(three_epochs, capsys):
+    before = {path: path.read_bytes() for path in three_epochs.glob("*.*")}
+    code, said = launch(capsys, "--resume", three_epochs, "--epochs", 2)
+    assert code == 2
+    assert "has trained for 3 epochs already, more than --epochs 2: give at least 3" in said
+    assert {path: path.read_bytes() for path in three_epochs.glob("*.*")} == before
+
+
+def test_more_epochs_train_on_and_the_earlier_summary_is_history(three_epochs, capsys):
+    first = summary_of(three_epochs)
+    assert first["epochs"] == 3
+    code, said = launch(capsys, "--resume", three_epochs, "--epochs", 5, "--stop-after-epochs", 4)
+    assert code == 0 and "stopped as asked" in said
+    # Stopped between: not finished, so the next start goes on.
+    assert not (three_epochs / "summary.json").exists()
+    assert launch(capsys, "--resume", three_epochs)[0] == 0
+    assert summary_of(three_epochs)["epochs"] == 5
+    history = record.read_config(three_epochs)["history"]
+    assert [each.get("summary") for each in history] == [first, None]
+    assert checkpoint.latest(three_epochs / "checkpoints") == 5 * 8
+
+
+@pytest.mark.slow
+def test_a_run_that_patience_ended_says_so_and_takes_a_larger_one(tmp_path, capsys):
+    run = tmp_path / "run"
+    flags = ["--learning-rate", 0.5, "--schedule", "constant", "--epochs", 30]
+    assert launch(capsys, *flags, "--patience", 1, "--run-dir", run)[0] == 0
+    ended = summary_of(run)
+    assert ended["ended"] == "early stopping" and ended["epochs"] < 30
+    assert ended["epochs"] == checkpoint.latest(run / "checkpoints") / 8
+
+    code, said = launch(capsys, "--resume", run)
+    assert code == 0 and "It was ended by --patience. A larger one" in said
+    code, said = launch(capsys, "--resume", run, "--epochs", 40)
+    assert code == 2
+    assert f"ended by --patience 1 after {ended['epochs']:g} epochs" in said
+    assert summary_of(run) == ended
+    code, said = launch(capsys, "--resume", run, "--patience", 0, "--epochs", 31)
+    assert code == 0
+    assert summary_of(run)["epochs"] == 31
+
+
+def test_a_schedule_of_few_updates_is_noted_before_it_starts(tmp_path, capsys):
+    _, said = launch(capsys, "--epochs", 1, "--run-dir", tmp_path / "short")
+    assert "only 8 updates of 32 examples" in said
+    _, said = launch(capsys, "--epochs", 7, "--run-dir", tmp_path / "longer")
+    assert "only" not in said
+
+
+def test_the_same_line_again_finds_what_was_left_open_filled_in(tmp_path):
+    from experiments import finetune
+
+    given = finetune.Config(base="somewhere", run_dir=str(tmp_path))
+    filled = {"epochs": 150, "batch_size": 24, "learning_rate": 0.003, "warmup_epochs": 15.0}
+    assert record._filled_in(given, filled | {"seed": 3}) == filled
+    own = finetune.Config(base="somewhere", epochs=7)
+    assert record._filled_in(own, filled)["batch_size"] == 24
+    assert "epochs" not in record._filled_in(own, filled)
+
+
+def test_short_epochs_are_validated_after_enough_steps(tmp_path, capsys):
+    run = tmp_path / "run"
+    launch(capsys, "--epochs", 7, "--validate-every-steps", 20, "--run-dir", run)
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    # Epochs end at 8, 16, 24, ...: the first ones past 20 and 40, and the last.
+    assert [each["step"] for each in lines if each["kind"] == "validation"] == [24, 40, 56]
+    assert np.isfinite(summary_of(run)["best_validation_accuracy"])
+
+
+def test_less_than_no_steps_between_validations_is_refused(tmp_path):
+    config = classify.Config(**FLAGS, validate_every_steps=-1, run_dir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="--validate-every-steps -1 is negative"):
+        classify.main(config)
