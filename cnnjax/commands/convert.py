@@ -179,6 +179,7 @@ def _model_card(config: Config, given: dict[str, Any]) -> dict[str, Any]:
         "arguments": _arguments(config, given, num_classes),
         "dataset": str(config.source),
         "image_shape": [size, config.image_size or published.get("crop", width), channels],
+        "fit": convert.preprocessing.fit(published),
         "class_names": _class_names(config, max(num_classes, 2)),
         "mean": _moments("mean", config.mean, channels, published.get("mean", [0.0])),
         "std": _moments("std", config.std, channels, published.get("std", [1.0])),

@@ -2,15 +2,17 @@
 
     cnnjax predict --run runs/mnist_lenet-20250101-120000 digit.png photo.jpg
 
-A model of 28x28 gray images takes its input for a handwritten digit and prepares it as MNIST was
-made: dark on light or light on dark is told by the border, the ink is cropped, scaled to 20x20 and
-centered by its mass (see `cnnjax.data.digit_from_image`). Every other model gets the image resized.
-The picture that is written shows what the network saw.
+An image is brought to the network's size as the training images were. A model that was trained on
+MNIST takes it for a photograph of a handwritten digit, and prepares it as MNIST was made: dark on
+light or light on dark is told by the border, the ink is cropped, scaled to 20x20 and centered by
+its mass (see `cnnjax.data.digit_from_image`). `--prepare` decides otherwise. What was done is said,
+and the picture that is written shows what the network saw.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -18,6 +20,9 @@ import tyro
 import cnnjax
 from cnnjax.errors import UserError
 from cnnjax.run import load
+
+# Datasets whose images are photographs of digits, made so.
+MNIST = ("mnist", "tfds:mnist")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +35,33 @@ class Config:
     images: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE ...")]]
     """Image files of any size, color or gray, dark on light or light on dark."""
 
+    prepare: Literal["auto", "image", "digit"] = "auto"
+    """image: as the training images were; digit: from a picture of a digit, as MNIST was made;
+    auto: digit for what was trained on MNIST, image otherwise."""
+
     top: int = 3
     """Number of classes to print."""
 
     out: str = ""
     """Directory for the pictures; by default RUN/predictions."""
+
+
+def preparation(trained: load.TrainedModel, kind: str = "auto") -> tuple[Callable, str]:
+    """Returns what makes a network's input of an image file's pixels, and says what it does.
+
+    Args:
+      trained: the model, whose metadata say what it was trained on.
+      kind: `image`, `digit` or `auto`.
+    """
+    height, width, channels = trained.card["image_shape"]
+    if kind == "auto":
+        kind = "digit" if trained.card.get("dataset") in MNIST else "image"
+    if kind == "image":
+        fit, color = trained.card.get("fit", "pad"), "gray" if channels == 1 else "color"
+        how = f"as the training images were: {color}, {fit} to {height}x{width}"
+        return trained.prepare, how
+    how = "as MNIST was made: ink found, cropped, scaled and centered; --prepare image does not"
+    return lambda image: trained.prepare(cnnjax.data.digit_from_image(image)), how
 
 
 def main(config: Config) -> None:
@@ -47,15 +74,10 @@ def main(config: Config) -> None:
     originals = [data.read_image(path) for path in config.images]
     cnnjax.devices.backend.start(devices=1)
     trained = load.load_classifier(config.run)
-    shape, class_names = tuple(trained.card["image_shape"]), trained.card["class_names"]
-    digits = shape == (28, 28, 1)
-    fit = trained.card.get("fit", "resize")
-    # What was padded in training was small; a photograph of its own is stretched.
-    fit = "resize" if fit == "pad" else fit
-    inputs = [
-        data.digit_from_image(original) if digits else data.image_to_shape(original, shape, fit=fit)
-        for original in originals
-    ]
+    class_names = trained.card["class_names"]
+    prepare, how = preparation(trained, config.prepare)
+    inputs = [prepare(original) for original in originals]
+    print(f"prepared     {how}")
     task = cnnjax.tasks.classification.classification(len(class_names))
     predict = cnnjax.train.evaluate.compile_predict(
         cnnjax.train.predict.make_predict(trained.model, task, normalize=trained.normalize),

@@ -97,6 +97,16 @@ def preprocessing(name: str, framework: str) -> dict[str, Any]:
     return {**moments, "resize": sizes[0], "crop": sizes[1], "interpolation": sizes[2]}
 
 
+def fit(published: Mapping[str, Any]) -> str:
+    """Returns how images get the size, as `cnnjax.data.image_files.fit_image` takes it.
+
+    That is the middle of a larger one where `preprocessing` knows the sizes; else it is stretched.
+    """
+    if "resize" not in published:
+        return "resize"
+    return f"crop(share={published['crop'] / published['resize']:.6g})"
+
+
 def moments_within(arrays: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
     """Returns the `mean` and `std` that a file of Keras's EfficientNet holds; `{}` without any.
 

@@ -35,6 +35,20 @@ class TrainedModel:
     card: dict[str, Any]
     step: int
 
+    def prepare(self, image: Any) -> Any:
+        """Brings an image of any size to the one that the run was trained on, as its images were.
+
+        Args:
+          image: uint8 `[height, width, 1 or 3 or 4]`, as `cnnjax.data.read_image` returns it.
+
+        Returns:
+          uint8 of the shape `card["image_shape"]`.
+        """
+        from cnnjax.data.image_files import image_to_shape
+
+        shape, fit = tuple(self.card["image_shape"]), self.card.get("fit", "pad")
+        return image_to_shape(image, shape, fit=fit)
+
     def normalize(self, image: Any) -> Any:
         """Maps stored images to what the model expects."""
         from cnnjax.augment import filters, normalize

@@ -208,3 +208,16 @@ def test_a_safetensors_header_that_lies(tmp_path, header, said):
     path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(8))
     with pytest.raises(UserError, match=said):
         convert.read(path)
+
+
+def test_published_sizes_become_the_middle_crop():
+    from cnnjax.convert import preprocessing
+
+    assert preprocessing.fit(preprocessing.preprocessing("resnet50", "torchvision")) == (
+        "crop(share=0.875)"
+    )
+    assert preprocessing.fit(preprocessing.preprocessing("efficientnet_b2", "torchvision")) == (
+        "crop(share=1)"
+    )
+    assert preprocessing.fit(preprocessing.preprocessing("resnet50", "keras")) == "resize"
+    assert preprocessing.fit({}) == "resize"
