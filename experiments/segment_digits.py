@@ -9,8 +9,8 @@ Judged by the mean over the 11 classes of their intersection over union, on 2,00
 
     python -m experiments.segment_digits
 
-Seed 0: mean IoU 0.9223, mean Dice 0.9594. It took 713 s of CPU time, 16 minutes on a 2-core AMD
-EPYC that was busy with other work; other seeds were not measured.
+Mean IoU 0.9223, 0.9241 and 0.9246 with seeds 0, 1 and 2, mean Dice 0.9594, 0.9604 and 0.9607, in
+404 s on 2 cores of an AMD EPYC that had little else to do.
 """
 
 import dataclasses
