@@ -33,6 +33,26 @@ def make_directory(directory: Path) -> None:
         ) from None
 
 
+def new_directory(path: Path) -> Path:
+    """Creates a directory of this name, or with a number behind it if it is there, and returns it.
+
+    Two processes that ask at the same moment get two.
+    """
+    number, candidate = 1, path
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            number += 1
+            candidate = path.with_name(f"{path.name}-{number}")
+        except OSError as error:
+            raise UserError(
+                f"cannot write the run directory {candidate}: {error.strerror}; choose another by "
+                "--run-dir."
+            ) from None
+
+
 @contextlib.contextmanager
 def only_writer(directory: Path) -> Iterator[None]:
     """Keeps other processes from writing to a run while this one does, for as long as it lives.
@@ -67,7 +87,10 @@ def only_writer(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing_errors(directory: Path) -> Iterator[None]:
-    """Turns what a full or read-only disk does to the files of a run into one `UserError`."""
+    """Turns what a full or read-only disk does to the files of a run into one `UserError`.
+
+    A directory that nothing was written into is removed.
+    """
     try:
         yield
     except OSError as error:
@@ -77,6 +100,9 @@ def writing_errors(directory: Path) -> Iterator[None]:
             f"cannot write {error.filename or directory} ({error.strerror}): free some space or "
             f"mend the disk, then continue with --resume {directory}. What was saved is untouched."
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            directory.rmdir()  # Only an empty one.
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnjax.devices import processes
 from cnnjax.errors import UserError
-from cnnjax.run import cli
+from cnnjax.run import cli, files
 from cnnjax.run.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -174,13 +174,13 @@ def is_finished(config: Settings) -> bool:
 
 
 def place(config: Any, experiment: str) -> Any:
-    """Returns the config with its run directory filled in."""
+    """Returns the config with its run directory filled in, one that no other process takes."""
     if config.resume:
         return dataclasses.replace(config, run_dir=config.resume)
     if config.run_dir:
         return config
     name = f"{experiment.rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return dataclasses.replace(config, run_dir=str(_unused(Path("runs") / name)))
+    return dataclasses.replace(config, run_dir=str(files.new_directory(Path("runs") / name)))
 
 
 def experiment_name(config_type: type) -> str:
@@ -284,14 +284,6 @@ def _finished(directory: Path) -> str:
         f"{directory} is finished (test {monitor} {summary[f'test_{monitor}']:.4f}, see "
         f"{directory / 'summary.md'}); nothing to do. {more} with --resume continues it."
     )
-
-
-def _unused(path: Path) -> Path:
-    number, candidate = 1, path
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
 
 
 def agree(config: Settings) -> Settings:
