@@ -11,6 +11,9 @@ import numpy as np
 from cnnjax import metrics
 from cnnjax.errors import UserError
 
+# Of more classes the counts of all pairs are too many to look at, and take gigabytes.
+MOST_PAIRED_CLASSES = 1000
+
 
 def confusion(probabilities: Any, labels: Any) -> np.ndarray:
     """Counts examples by true class (row) and likeliest class (column).
@@ -45,7 +48,8 @@ def report(probabilities: Any, labels: Any, class_names: Sequence[str]) -> dict[
       of a class without examples): `examples`, `accuracy`, `expected_calibration_error` (15 bins),
       `macro` and `micro` (`precision`, `recall`, `f1`; `macro` also `roc_auc`, the mean of one
       class against the rest), `classes` (a list of `name`, `precision`, `recall`, `f1`, `roc_auc`,
-      `examples`) and `confusion` (rows are true classes). `cnnjax.metrics` defines each.
+      `examples`) and, of up to 1,000 classes, `confusion` (rows are true classes).
+      `cnnjax.metrics` defines each.
 
     Raises:
       UserError: the shapes do not fit, or a label is not a class.
@@ -79,7 +83,7 @@ def report(probabilities: Any, labels: Any, class_names: Sequence[str]) -> dict[
             }
             for index, name in enumerate(class_names)
         ],
-        "confusion": counts.tolist(),
+        **({"confusion": counts.tolist()} if len(counts) <= MOST_PAIRED_CLASSES else {}),
     }
 
 

@@ -64,15 +64,16 @@ def weigh(losses: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 def measure(logits: jax.Array, batch: Batch, *, loss: LossFunction, num_classes: int) -> Metrics:
     """Returns `loss` and `accuracy`, pairs over the examples that are no padding, and `confusion`:
-    int32 `[classes, classes]`, true class by row, predicted class by column."""
+    int32 `[classes, classes]`, true class by row, predicted class by column, of up to 1,000."""
     label, mask = batch["label"], batch.get("mask")
-    return {
+    pairs = {
         "loss": metrics.mean(loss(logits, label), mask),
         "accuracy": metrics.accuracy(logits, label, mask),
-        "confusion": metrics.confusion_counts(
-            label, metrics.predicted_label(logits), mask, num_classes
-        ),
     }
+    if num_classes > class_scores.MOST_PAIRED_CLASSES:
+        return pairs
+    predicted = metrics.predicted_label(logits)
+    return pairs | {"confusion": metrics.confusion_counts(label, predicted, mask, num_classes)}
 
 
 def report(
@@ -90,12 +91,13 @@ def report(
     images = examples.get("image", ())
     shown = label[: len(images)], probabilities[: len(images)]
     figures: dict[str, Callable[[Any], Any]] = {
-        "confusion_matrix": lambda path: plots.confusion_matrix(
-            class_scores.confusion(probabilities, label), class_names, path
-        ),
         "reliability": lambda path: plots.reliability_diagram(probabilities, label, path),
         "roc_curves": lambda path: plots.roc_curves(probabilities, label, class_names, path),
     }
+    if "confusion" in scores:
+        figures["confusion_matrix"] = lambda path: plots.confusion_matrix(
+            scores["confusion"], class_names, path
+        )
     if len(images):
         figures["worst_classified"] = lambda path: plots.worst_classified(
             images, *shown, class_names, path

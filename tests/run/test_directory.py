@@ -17,7 +17,7 @@ def test_runs_of_the_same_moment_get_directories_of_their_own(tmp_path):
 
 def test_where_no_directory_can_be_made_is_one_line(tmp_path):
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(UserError, match="cannot write the run directory .*runs/a"):
+    with pytest.raises(UserError, match=r"cannot write the run directory .*runs/a"):
         files.new_directory(tmp_path / "runs" / "a")
 
 

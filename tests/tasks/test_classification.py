@@ -45,3 +45,17 @@ def test_a_loss_of_ones_own_trains_a_network(tmp_path):
     )
     assert trained.summary["test_accuracy"] > 0.85
     assert "class" in (trained.directory / "summary.md").read_text()
+
+
+def test_of_very_many_classes_pairs_are_not_counted():
+    """Their counts would take gigabytes; all else is as with few."""
+    num_classes = 1001
+    task = classification(num_classes)
+    logits = jnp.asarray(np.eye(num_classes, dtype=np.float32)[[3, 1000]])
+    found = task.metrics(logits, {"label": jnp.array([3, 7])})
+    assert set(found) == {"loss", "accuracy"}
+    assert [float(part) for part in found["accuracy"]] == [1, 2]
+    report = task.report(np.asarray(task.predict(logits)), {"label": np.array([3, 7])})
+    assert "confusion" not in report.scores and "confusion_matrix" not in report.figures
+    assert report.scores["accuracy"] == 0.5
+    assert report.scores["classes"][3]["recall"] == 1.0
