@@ -150,6 +150,8 @@ def export_run(config: Config) -> int:
         if field.name not in FOR_EXPORT and getattr(config, field.name) != field.default:
             flag = "--" + field.name.replace("_", "-")
             raise UserError(f"{config.source} is a run, which knows its own settings: drop {flag}.")
+    if config.out.exists():
+        raise UserError(f"{config.out} exists: choose another --out, or delete it.")
     trained = load.load_trained(config.source)
     if "frozen" in trained.variables:
         raise UserError(
@@ -272,7 +274,7 @@ def _check(config: Config, model: Any, variables: Any) -> dict[str, Any]:
 def _write_run(
     config: Config, card: dict[str, Any], variables: Any, checked: dict[str, Any] | None
 ) -> None:
-    files.make_directory(config.out)
+    files.make_directory(config.out, flag="--out")
     settings = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in dataclasses.asdict(config).items()
