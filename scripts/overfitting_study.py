@@ -77,10 +77,12 @@ def main() -> None:
         summaries[method] = [run(line, seed, arguments.out) for seed in arguments.seeds]
         accuracies = [summary["test_accuracy"] for summary in summaries[method]]
         print(f"{method}: {interval(accuracies)}", file=sys.stderr)
+    from cnnjax import plots
+
     text = table(summaries)
     print(text)
     (arguments.out / "table.md").write_text(text + "\n")
-    draw(summaries, arguments.out / "overfitting.png")
+    plots.attempt(lambda path: draw(summaries, path), arguments.out / "overfitting.png")
 
 
 def draw(summaries: dict[str, list[dict]], path: Path) -> None:

@@ -9,13 +9,13 @@ that `--help` is quick.
 """
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from cnnjax.errors import unknown_name
 from cnnjax.run import cli
+from cnnjax.run.files import BROKEN_PIPE_EXIT_CODE as BROKEN_PIPE_EXIT_CODE
 
 COMMANDS = {
     "convert": "weights of PyTorch, timm or Keras into a run, or a run into such a file",
@@ -29,24 +29,14 @@ COMMANDS = {
 }
 
 
-# 128 + SIGPIPE, as shells report a program whose reader has gone.
-BROKEN_PIPE_EXIT_CODE = 141
-
-
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs the command that the first word names, with the flags that follow, and exits.
 
-    The exit code is the command's; 2 for a mistake of the user's, which is printed on one line.
+    The exit code is the command's; 2 for a mistake of the user's, which is printed on one line; 141
+    where the reader of its output has gone.
     """
-    try:
-        try:
-            _run(sys.argv[1:] if argv is None else list(argv))
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # As after `| head -1`. What is still buffered would fail again when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(BROKEN_PIPE_EXIT_CODE)
+    with cli.one_line_errors():
+        _run(sys.argv[1:] if argv is None else list(argv))
 
 
 def usage() -> str:
@@ -71,13 +61,10 @@ def _run(argv: list[str]) -> NoReturn:
 
         print(f"cnnjax {cnnjax.__version__}")
         sys.exit(0)
-    with cli.one_line_errors():
-        if name not in COMMANDS:
-            raise unknown_name("command", name, COMMANDS, cutoff=0.6)
-        module = importlib.import_module(f"cnnjax.commands.{name.replace('-', '_')}")
-        if not hasattr(module, "Config"):
-            sys.exit(module.main(flags))
-        config = cli.parse(
-            module.Config, flags, program=f"cnnjax {name}", description=module.__doc__
-        )
-        sys.exit(module.main(config))
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS, cutoff=0.6)
+    module = importlib.import_module(f"cnnjax.commands.{name.replace('-', '_')}")
+    if not hasattr(module, "Config"):
+        sys.exit(module.main(flags))
+    config = cli.parse(module.Config, flags, program=f"cnnjax {name}", description=module.__doc__)
+    sys.exit(module.main(config))

@@ -26,6 +26,7 @@ from cnnjax.run import files, load
 
 # What a file of weights says of its model, besides the classes.
 IN_FILES = ("model", "arguments", "image_shape", "mean", "std", "channel_order")
+KERAS_SUFFIXES = (".keras", ".h5")
 # The settings that mean something when a run is made into a file.
 FOR_EXPORT = ("source", "out", "framework", "like")
 
@@ -35,8 +36,8 @@ class Config:
     """Convert weights from another framework into a run, or a run into another's weights."""
 
     source: tyro.conf.Positional[Path]
-    """A file of weights (.safetensors, .npz, .keras, .h5, .pth, .pt, .bin); or a run directory to
-    make a file of (.safetensors, .npz, .weights.h5 or .keras)."""
+    """A file of weights (.safetensors, .npz, .keras, .h5, .pth, .pt, .bin, .ckpt, .pth.tar); or a
+    run directory to make a file of (.safetensors, .npz, .weights.h5 or .keras)."""
 
     out: Path
     """The run directory, or the file, to write."""
@@ -44,9 +45,10 @@ class Config:
     model: str = ""
     """A name that `cnnjax models` lists."""
 
-    framework: str = "torchvision"
+    framework: str = "auto"
     """Whose names and layouts the file has: torchvision, timm, keras (keras.applications), or
-    pytorch (a module of your own whose layers have our names)."""
+    pytorch (a module of your own whose layers have our names). auto: keras for Keras's suffixes,
+    or else the first of torchvision, timm and pytorch that has the network."""
 
     num_classes: int = 0
     """Classes of the head; 0: as published."""
@@ -67,7 +69,8 @@ class Config:
     """Regular expressions of tensors in the file to leave out, such as 'aux.*'."""
 
     entry: str = ""
-    """The key under which a .pth file holds the weights, where it holds other things too."""
+    """The key under which a PyTorch file holds the weights, where it holds other things too; dots
+    between nested ones, such as extra.ema."""
 
     check: str = ""
     """An npz file of `image`, `logits` and outputs of modules, recorded in the other framework (in
@@ -111,7 +114,10 @@ def import_weights(config: Config) -> int:
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"{config.out} exists and is not empty: choose another --out.")
     name, given = cnnjax.models.read_model(config.model, config.model_arguments)
-    config = dataclasses.replace(config, model=name)
+    framework = _framework(
+        config, config.source, cnnjax.models.create(name, num_classes=1, **given)
+    )
+    config = dataclasses.replace(config, model=name, framework=framework)
     card = _model_card(config, given)
     model = cnnjax.models.create(
         card["model"], num_classes=card["num_outputs"], **card["arguments"]
@@ -128,6 +134,7 @@ def import_weights(config: Config) -> int:
         framework=config.framework,
         ignore=config.ignore,
         new_head_key=cnnjax.rng.stream_key(config.seed, "head", 0) if config.new_head else None,
+        note=_note,
     )
     checked = _check(config, model, variables) if config.check else None
     _write_run(config, card, variables, checked)
@@ -142,12 +149,16 @@ def export_run(config: Config) -> int:
         if field.name not in FOR_EXPORT and getattr(config, field.name) != field.default:
             flag = "--" + field.name.replace("_", "-")
             raise UserError(f"{config.source} is a run, which knows its own settings: drop {flag}.")
+    if config.out.exists():
+        raise UserError(f"{config.out} exists: choose another --out, or delete it.")
     trained = load.load_trained(config.source)
     if "frozen" in trained.variables:
         raise UserError(
             f"{config.source} is a model with adapters, for which no other framework has a place."
         )
     card = trained.card
+    framework = _framework(config, config.out, trained.model)
+    config = dataclasses.replace(config, framework=framework)
     arrays = convert.from_cnnjax(
         trained.variables, trained.model, card["image_shape"], framework=config.framework
     )
@@ -165,6 +176,20 @@ def export_run(config: Config) -> int:
         f"{config.framework}'s names"
     )
     return 0
+
+
+def _framework(config: Config, file: Path, model: Any) -> str:
+    """Returns the framework, chosen by the file's suffix and the network where none is given.
+
+    Raises:
+      UserError: the one that is given is unknown, or it has no such network.
+    """
+    if config.framework != "auto":
+        convert.find_names(model, config.framework)
+        return config.framework
+    if file.name.lower().endswith(KERAS_SUFFIXES):
+        return convert.names_keras.FRAMEWORK
+    return convert.frameworks_for(model)[0]
 
 
 def _model_card(config: Config, given: dict[str, Any]) -> dict[str, Any]:
@@ -249,7 +274,7 @@ def _check(config: Config, model: Any, variables: Any) -> dict[str, Any]:
 def _write_run(
     config: Config, card: dict[str, Any], variables: Any, checked: dict[str, Any] | None
 ) -> None:
-    files.make_directory(config.out)
+    files.make_directory(config.out, flag="--out")
     settings = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in dataclasses.asdict(config).items()

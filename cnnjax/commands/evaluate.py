@@ -74,7 +74,7 @@ class Config:
 
     out: str = ""
     """Where to write evaluation.json and the figures; by default RUN/evaluation-SPLIT, of several
-    runs the first one's RUN/ensemble-SPLIT."""
+    runs the first one's RUN/ensemble-SPLIT; with the steps of RUN@STEP in the name."""
 
 
 def main(config: Config) -> None:
@@ -91,6 +91,8 @@ def main(config: Config) -> None:
     members = [load.load_classifier(*_at_step(run)) for run in config.run]
     directories = [_at_step(run)[0] for run in config.run]
     dataset = _dataset(config, directories, [member.card for member in members])
+    out = _out(config, directories)
+    files.make_directory(out, "the directory of scores", "--out")
     for attack in attacks:
         cnnjax.robust.check_attack(attack, dataset.image_shape)
     ensemble = cnnjax.evaluation.ensemble
@@ -125,11 +127,17 @@ def main(config: Config) -> None:
         combined = ensemble.ensemble_logits(logits_of, average=config.average)
         report["robustness"] = _attack(config, attacks, combined, variables, dataset)
 
-    kind = "evaluation" if len(members) == 1 else "ensemble"
-    out = Path(config.out or Path(directories[0]) / f"{kind}-{config.split}")
     files.write_json(out / "evaluation.json", report)
     figures = cnnjax.run.report.draw_figures(out / "figures", found.figures)
     print(f"wrote {out / 'evaluation.json'} and {len(figures)} figures in {out / 'figures'}")
+
+
+def _out(config, directories):
+    """Returns where to write; of a run at another step than its own choice not over its scores."""
+    kind = "evaluation" if len(directories) == 1 else "ensemble"
+    steps = [step for _, step in map(_at_step, config.run) if step is not None]
+    name = "-".join([kind, config.split, *(f"step-{step}" for step in steps)])
+    return Path(config.out or Path(directories[0]) / name)
 
 
 def _dataset(config, directories, cards):

@@ -56,8 +56,10 @@ def main(config: Config) -> None:
 
     if not config.run:
         raise UserError("no run given: name one, such as --run runs/mine.")
+    out = Path(config.out or Path(config.run[0]) / "labels")
     cnnjax.devices.backend.start(devices=1)
     members = [load.load_classifier(run) for run in config.run]
+    files.make_directory(out, "the directory of rankings", "--out")
     truth, train = _training_data(config, config.run[0])
     for run in config.run[1:]:
         _, other = _training_data(config, run)
@@ -75,8 +77,6 @@ def main(config: Config) -> None:
     count = config.count or int(np.sum(predicted != train.label))
     excluded = np.sort(order[:count])
 
-    out = Path(config.out or Path(config.run[0]) / "labels")
-    out.mkdir(parents=True, exist_ok=True)
     _write(out, order, scores, train.label, predicted, excluded)
     names = members[0].card["class_names"]
     worst = order[: config.top]
@@ -84,7 +84,10 @@ def main(config: Config) -> None:
         f"{index}: {names[train.label[index]]}\npredicted {names[predicted[index]]}"
         for index in worst
     ]
-    cnnjax.plots.image_grid(train.image[worst], titles, out / "suspicious.png")
+    cnnjax.plots.attempt(
+        lambda path: cnnjax.plots.image_grid(train.image[worst], titles, path),
+        out / "suspicious.png",
+    )
     print(
         f"{len(order):,} training images ranked by {config.score}; {count:,} to exclude, in "
         f"{out / 'exclude.txt'}"

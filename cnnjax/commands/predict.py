@@ -6,11 +6,13 @@ An image is brought to the network's size as the training images were. A model t
 MNIST takes it for a photograph of a handwritten digit, and prepares it as MNIST was made: dark on
 light or light on dark is told by the border, the ink is cropped, scaled to 20x20 and centered by
 its mass (see `cnnjax.data.digit_from_image`). `--prepare` decides otherwise. What was done is said,
-and the picture that is written shows what the network saw.
+and the picture that is written shows what the network saw. Each file has one of its own, also where
+files of several folders have the same name.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +21,7 @@ import tyro
 
 import cnnjax
 from cnnjax.errors import UserError
-from cnnjax.run import load
+from cnnjax.run import files, load
 
 # Datasets whose images are photographs of digits, made so.
 MNIST = ("mnist", "tfds:mnist")
@@ -70,6 +72,8 @@ def main(config: Config) -> None:
 
     if not config.images:
         raise UserError("no image files given: name at least one, such as digit.png.")
+    if config.top < 1:
+        raise UserError(f"--top {config.top}: give 1 class or more.")
     data, plots = cnnjax.data, cnnjax.plots
     originals = [data.read_image(path) for path in config.images]
     cnnjax.devices.backend.start(devices=1)
@@ -84,15 +88,37 @@ def main(config: Config) -> None:
         cnnjax.devices.sharding.make_mesh(1),
     )
     out = Path(config.out or Path(config.run) / "predictions")
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_directory(out, "the directory of pictures", "--out")
 
-    for path, original, image in zip(config.images, originals, inputs, strict=True):
+    pictures = [out / name for name in picture_names(config.images)]
+    for path, original, image, picture in zip(
+        config.images, originals, inputs, pictures, strict=True
+    ):
         probabilities = np.asarray(
             predict(trained.variables, {"image": jnp.asarray(image[None])})[0]
         )
         likeliest = probabilities.argsort()[::-1][: config.top]
         answers = "  ".join(f"{class_names[i]} {probabilities[i]:.2%}" for i in likeliest)
-        # The whole name, so that digit.png and digit.jpg get pictures of their own.
-        picture = out / f"{path.name}.png"
-        plots.prediction(original, image, probabilities, class_names, picture)
-        print(f"{path}: {answers}  (see {picture})")
+        drawn = plots.attempt(
+            functools.partial(plots.prediction, original, image, probabilities, class_names),
+            picture,
+        )
+        print(f"{path}: {answers}" + (f"  (see {picture})" if drawn else ""))
+
+
+def picture_names(paths: Sequence[Path]) -> list[str]:
+    """Returns the name of each file's picture: its own and .png, numbered where there are more.
+
+    The whole name, so that digit.png and digit.jpg get pictures of their own. Names that differ in
+    case alone are one on some file systems.
+    """
+    names: list[str] = []
+    used: set[str] = set()
+    for path in paths:
+        number, name = 1, f"{path.name}.png"
+        while name.casefold() in used:
+            number += 1
+            name = f"{path.name}-{number}.png"
+        used.add(name.casefold())
+        names.append(name)
+    return names

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cnnjax
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, files, load
+from cnnjax.run import classifier, files, load, record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,8 @@ def main(config: Config) -> None:
             raise UserError(f"--{flag} {getattr(config, name)}: give at least 1.")
     cnnjax.devices.backend.start(devices=1)
     directory = Path(config.run)
+    record.read_config(directory)
+    files.make_directory(directory, "the run", "--run")
     trained, base = load.load_trained(directory), load.read_base(directory)
     of_run = classifier.settings_of_run(directory)
     dataset = classifier.read_data(of_run)

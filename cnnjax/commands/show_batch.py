@@ -16,7 +16,7 @@ import numpy as np
 import cnnjax
 from cnnjax import plots
 from cnnjax.errors import UserError
-from cnnjax.run import record
+from cnnjax.run import files, record
 from cnnjax.run.help import listed
 
 
@@ -104,6 +104,7 @@ def main(config: Config) -> None:
     seen = replay.augmented_batch(stored, augment, seed=config.seed, step=config.step)
     default = Path(config.run) / "figures" if config.run else Path("runs") / "show_batch"
     directory = Path(config.run_dir or default)
+    files.make_directory(directory, "the directory of pictures")
     for name, batch in (("stored", stored), ("seen", seen)):
         path = directory / f"step-{config.step}-{name}.png"
         titles = [_title(label, dataset.class_names) for label in np.asarray(batch["label"])]

@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -47,9 +48,10 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 SAFETENSORS_LARGEST_HEADER = 100_000_000
-# Where training programs put the weights in a dictionary of other things.
+# Where training programs put the weights in a dictionary of other things: these go before others.
 TORCH_ENTRIES = ("state_dict", "model_state_dict", "model")
-DATA_PARALLEL = "module."
+# What holds arrays by name that are no weights: an optimizer's moments, the state of a schedule.
+NO_WEIGHTS = re.compile(r"optim|sched|scaler|callback|loop|rng|hyper|config|args|metric", re.I)
 
 
 def read(path: str | Path, *, entry: str = "", note: Note = warnings.warn) -> Arrays:
@@ -57,13 +59,12 @@ def read(path: str | Path, *, entry: str = "", note: Note = warnings.warn) -> Ar
 
     Args:
       path: `.safetensors`, `.npz`, Keras's `.weights.h5`, `.keras` or `.h5` (see `keras_files`), or
-        PyTorch's `.pth`, `.pt` or `.bin`.
+        PyTorch's `.pth`, `.pt`, `.bin`, `.ckpt` or `.pth.tar`.
       entry: of PyTorch's files: the key of the dictionary that holds the weights, dots between
         keys of nested ones. By default the file's own dictionary if it holds arrays, or else that
-        under `state_dict`, `model_state_dict` or `model`.
+        under `state_dict`, `model_state_dict` or `model`, or else the only one within that does.
       note: called with a line of text for each thing that is not taken as it is: the entry chosen,
-        and the prefix `module.` that PyTorch's DataParallel puts before every name, which is
-        dropped.
+        and what in it is no array. Names are those of the file: `to_cnnjax` drops prefixes.
 
     Raises:
       UserError: the file is not there, not whole, of another format, or holds anything but arrays
@@ -73,15 +74,12 @@ def read(path: str | Path, *, entry: str = "", note: Note = warnings.warn) -> Ar
     read_file = _by_suffix(path, READERS, "read")
     with _one_error(path):
         arrays = read_file(path)
-        if path.suffix in TORCH_SUFFIXES:
+        if path.name.lower().endswith(TORCH_SUFFIXES):
             arrays = _choose_entry(arrays, entry, lambda text: note(f"{path}: {text}"))
         elif entry:
             raise UserError(f"entry={entry!r} is for PyTorch's files; this one has no entries.")
         if not arrays:
             raise UserError("it holds no arrays.")
-    if all(name.startswith(DATA_PARALLEL) for name in arrays):
-        note(f"{path}: dropping the prefix {DATA_PARALLEL!r} of every name (DataParallel's).")
-        arrays = {name.removeprefix(DATA_PARALLEL): array for name, array in arrays.items()}
     return arrays
 
 
@@ -135,7 +133,7 @@ def write(
 
 def _by_suffix(path: Path, functions: Mapping[str, Any], verb: str) -> Any:
     for suffix in sorted(functions, key=len, reverse=True):
-        if path.name.endswith(suffix):
+        if path.name.lower().endswith(suffix):
             return functions[suffix]
     raise UserError(
         f"cannot {verb} {path}: its suffix tells no format; choose from {', '.join(functions)}."
@@ -250,36 +248,54 @@ def _choose_entry(content: Any, entry: str, note: Note) -> Arrays:
             keys = ", ".join(map(str, chosen)) if isinstance(chosen, dict) else "none"
             raise UserError(f"it has no entry {entry!r}; its keys are {keys}.")
         chosen = chosen[key]
-    if not entry and isinstance(content, dict) and not _is_state(content):
-        found = [key for key in TORCH_ENTRIES if _is_state(content.get(key))]
-        if len(found) > 1:
-            raise UserError(f"it holds weights under {' and '.join(found)}: choose one as entry.")
-        if found:
-            chosen = content[found[0]]
-            note(f"taking the weights under {found[0]!r}.")
-    if not _is_state(chosen):
+    if not entry and isinstance(content, dict) and not _has_arrays(content):
+        found = dict(_states(content))
+        usual = [key for key in TORCH_ENTRIES if key in found] or list(found)
+        if len(usual) > 1:
+            raise UserError(
+                f"it holds weights under {' and '.join(usual)}: choose one as entry (--entry)."
+            )
+        for key in usual:
+            others = ", ".join(found.keys() - {key})
+            note(f"taking the weights under {key!r}" + (f", not {others}." if others else "."))
+            chosen = found[key]
+    if not _has_arrays(chosen):
         keys = (
             f"its keys are {', '.join(map(str, chosen))}"
             if isinstance(chosen, dict)
             else (f"it is a {type(chosen).__name__}")
         )
         raise UserError(
-            f"it is no dictionary of arrays ({keys}): name the one that is as entry, or save "
-            "model.state_dict()."
+            f"it is no dictionary of arrays ({keys}): name the one that is as entry (--entry), or "
+            "save model.state_dict()."
         )
-    return dict(chosen)
+    left_out = [str(key) for key, value in chosen.items() if not isinstance(value, np.ndarray)]
+    if left_out:
+        note(f"leaving out what is no tensor: {', '.join(left_out)}.")
+    return {str(key): value for key, value in chosen.items() if isinstance(value, np.ndarray)}
 
 
-def _is_state(content: Any) -> bool:
+def _states(content: dict, prefix: str = "") -> Iterator[tuple[str, dict]]:
+    """Yields what may be weights, each with its keys, dots between those of nested dictionaries."""
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, dict) or NO_WEIGHTS.search(key):
+            continue
+        if _has_arrays(value):
+            yield prefix + key, value
+        else:
+            yield from _states(value, f"{prefix}{key}.")
+
+
+def _has_arrays(content: Any) -> bool:
+    """Whether it is a dictionary of arrays, perhaps with numbers or texts among them."""
     return (
         isinstance(content, dict)
-        and bool(content)
-        and all(isinstance(key, str) for key in content)
-        and all(isinstance(value, np.ndarray) for value in content.values())
+        and any(isinstance(value, np.ndarray) for value in content.values())
+        and all(isinstance(key, str) and not _has_arrays(value) for key, value in content.items())
     )
 
 
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".tar", ".th")
 READERS: dict[str, Callable[[Path], Any]] = {
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import trees
-from cnnjax.convert import names_keras, names_torch
+from cnnjax.convert import names_keras, names_torch, prefixes
 from cnnjax.convert.names import Entry, Names, entries
 from cnnjax.errors import UserError, unknown_name
 
@@ -53,12 +54,15 @@ def to_cnnjax(
     framework: str | Names = "torchvision",
     ignore: Sequence[str] = (),
     new_head_key: jax.Array | None = None,
+    note: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Any]:
     """Returns the variables of `model` that hold another framework's weights.
 
-    Every tensor is used once and every leaf is filled once, shapes and all. Padding, epsilons and
-    momentum are the model's own fields, whose defaults are those of the framework's network; the
-    order in which a framework flattens images is part of the layout.
+    Every tensor is used once and every leaf is filled once, shapes and all. A prefix of all names,
+    such as a wrapper's `module.`, is dropped (see `prefixes`), and so are counters: integers that
+    the model has no place for. Padding, epsilons and momentum are the model's own fields, whose
+    defaults are those of the framework's network; the order in which a framework flattens images
+    is part of the layout.
 
     Args:
       arrays: `{name: array}` in the framework's layout, as `cnnjax.convert.read` returns; floating
@@ -70,6 +74,7 @@ def to_cnnjax(
       ignore: regular expressions of tensor names that are left out on purpose.
       new_head_key: draw the heads from this key, and leave out those of `arrays`: for another
         number of classes.
+      note: called with a line of text when a prefix or counters are dropped.
 
     Returns:
       `{"params": ..., "batch_stats": ...}` of NumPy arrays with the model's dtypes; `batch_stats`
@@ -82,7 +87,8 @@ def to_cnnjax(
     names = find_names(model, framework)
     table = entries(model, image_shape, names)
     wanted = [entry for entry in table if new_head_key is None or not is_head(entry)]
-    left_out = _left_out(arrays, names, ignore)
+    arrays = _unwrapped(arrays, names, wanted, ignore, note)
+    left_out: set[str] = set()
     if new_head_key is not None:
         left_out |= {entry.name for entry in _with_heads(model, image_shape, names, table)}
         left_out -= {entry.name for entry in wanted}
@@ -145,18 +151,49 @@ def _paths(table: Sequence[Entry]) -> set[str]:
     return {entry.path for entry in table}
 
 
-def _left_out(arrays: Mapping[str, Any], names: Names, ignore: Sequence[str]) -> set[str]:
-    """Returns the names of tensors that hold no weights or are left out on purpose."""
-    left_out = {name for name in arrays if re.fullmatch(names.ignored, name)}
+def _unwrapped(
+    arrays: Mapping[str, np.ndarray],
+    names: Names,
+    wanted: Sequence[Entry],
+    ignore: Sequence[str],
+    note: Callable[[str], None],
+) -> Arrays:
+    """Returns the arrays without what is left out, and their names without a common prefix.
+
+    A pattern of `ignore` may be of a name with the prefix or without it: messages have the latter.
+    """
+    unmatched = set(ignore)
+    needed = {entry.name for entry in wanted}
+
+    def without_ignored(arrays: Mapping[str, np.ndarray]) -> Arrays:
+        matched = {pattern: _matching(pattern, arrays) for pattern in ignore}
+        unmatched.difference_update(pattern for pattern, found in matched.items() if found)
+        left_out: set[str] = set().union(*matched.values())
+        return {name: array for name, array in arrays.items() if name not in left_out}
+
+    kept = without_ignored(arrays)
+    counters = [
+        name for name in kept if name not in needed and prefixes.is_counter(np.asarray(kept[name]))
+    ]
+    if counters:
+        note(f"dropping what counts and is no weight: {prefixes.listed(counters)}.")
+    kept = {name: array for name, array in kept.items() if name not in counters}
+    prefix = prefixes.common_prefix(kept, needed, names.separator)
+    if prefix:
+        note(f"dropping the prefix {prefix!r} of the names.")
+        kept = without_ignored(prefixes.without_prefix(kept, prefix))
+    kept = {name: array for name, array in kept.items() if not re.fullmatch(names.ignored, name)}
     for pattern in ignore:
-        try:
-            matched = {name for name in arrays if re.fullmatch(pattern, name)}
-        except re.error as error:
-            raise UserError(f"ignore={pattern!r} is no regular expression: {error}.") from None
-        if not matched:
-            raise unknown_name("pattern of tensors to ignore (it matches nothing)", pattern, arrays)
-        left_out |= matched
-    return left_out
+        if pattern in unmatched:
+            raise unknown_name("pattern of tensors to ignore (it matches nothing)", pattern, kept)
+    return kept
+
+
+def _matching(pattern: str, names: Mapping[str, Any]) -> set[str]:
+    try:
+        return {name for name in names if re.fullmatch(pattern, name)}
+    except re.error as error:
+        raise UserError(f"ignore={pattern!r} is no regular expression: {error}.") from None
 
 
 def _with_heads(

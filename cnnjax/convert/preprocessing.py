@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from cnnjax import models
+from cnnjax.convert import mapping
+
 # Moments of ImageNet's training images, in units where white is 1.
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
@@ -79,16 +82,16 @@ def preprocessing(name: str, framework: str) -> dict[str, Any]:
     For Keras also the `mode` of its preprocessing, and `channel_order` where that is not RGB.
 
     Args:
-      name: of a model of `cnnjax.models`.
+      name: of a model of `cnnjax.models`, or `MODULE:NAME`.
       framework: `torchvision`, `timm` or `keras`; `{}` is returned for others, which publish no
         weights, and for networks that a framework has not got.
     """
+    if name not in models.MODELS or not _publishes(framework, name):
+        return {}
     if framework == "keras":
         for pattern, (mode, moments) in KERAS.items():
             if fnmatch.fnmatch(name, pattern):
                 return {"mode": mode, **moments}
-        return {}
-    if framework not in SIZES:
         return {}
     moments = HALF if name in HALVES[framework] else IMAGENET
     sizes = SIZES[framework].get(name, USUAL if framework == "torchvision" else None)
@@ -105,6 +108,11 @@ def fit(published: Mapping[str, Any]) -> str:
     if "resize" not in published:
         return "resize"
     return f"crop(share={published['crop'] / published['resize']:.6g})"
+
+
+def _publishes(framework: str, name: str) -> bool:
+    model = models.create(name, num_classes=models.canonical_classes(name))
+    return framework in mapping.frameworks_for(model) and framework in (*SIZES, "keras")
 
 
 def moments_within(arrays: Mapping[str, np.ndarray]) -> dict[str, list[float]]:

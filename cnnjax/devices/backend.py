@@ -47,6 +47,7 @@ def start(devices: int, mesh: str = "", *, batch_size: int = 1) -> int:
         count = devices // num_processes or _cpu_devices(batch_size // num_processes)
         os.environ["XLA_FLAGS"] = f"{flags} {DEVICE_COUNT_FLAG}={count} {PATIENCE_FLAG}".strip()
     enable_compilation_cache()
+    check_platform()
     import jax
 
     available = len(jax.devices())
@@ -57,6 +58,31 @@ def start(devices: int, mesh: str = "", *, batch_size: int = 1) -> int:
         )
     processes.connect_devices()
     return devices or available
+
+
+def check_platform(error: Exception | None = None) -> None:
+    """Starts JAX; a UserError where it has not got the platform that it is told to use.
+
+    Args:
+      error: what JAX has raised, if it has: once some of its platforms are there, it says no more
+        that others are not.
+    """
+    import jax
+
+    if error is None or "nable to initialize backend" not in str(error):
+        try:
+            jax.devices()
+            return
+        except Exception as found:  # For a platform that it knows, jax 0.10 fails by an assertion.
+            error = found
+    given = os.environ.get("JAX_PLATFORMS")
+    named = f"JAX_PLATFORMS={given}" if given else "the devices of this machine"
+    text = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0]
+    reason = text.rstrip(".") if isinstance(error, RuntimeError) else "it finds no such device"
+    raise UserError(
+        f"JAX cannot use {named} ({reason}): set JAX_PLATFORMS=cpu, or leave it out to take what "
+        "there is."
+    ) from error
 
 
 def compiler_options(*, remat: bool) -> dict[str, str | bool]:

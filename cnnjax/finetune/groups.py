@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from cnnjax.finetune.adapters import NAME as ADAPTERS
+from cnnjax.models.interceptors import intercept_methods
 from cnnjax.models.stages import changed_stages
 from cnnjax.models.summary import abstract_variables
 from cnnjax.trees import label_by_path, named_leaves
@@ -59,7 +60,7 @@ def layer_groups(model: Any, image_shape: tuple[int, int, int]) -> list[Group]:
         stages.append(name)
         return x
 
-    with nn.intercept_methods(note), changed_stages(end):
+    with intercept_methods(note), changed_stages(end):
         params = abstract_variables(model, image_shape)["params"]
     order = sorted(params, key=lambda name: begun.get(name, len(stages)))
     members = [[n for n in order if begun.get(n, len(stages)) == i] for i in range(len(stages) + 1)]

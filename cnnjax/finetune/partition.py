@@ -15,6 +15,7 @@ import flax.linen as nn
 
 from cnnjax.errors import unknown_name
 from cnnjax.models.grouped_norm import GroupedBatchNorm
+from cnnjax.models.interceptors import intercept_methods
 from cnnjax.trees import from_named_leaves, mask_by_path, named_leaves
 
 PyTree = Any
@@ -105,7 +106,7 @@ def frozen_norms(statistics: PyTree) -> AbstractContextManager[None]:
         variables = {name: module.variables.get(name, {}) for name in ("params", "batch_stats")}
         return evaluating.apply(variables, args[0])
 
-    return nn.intercept_methods(intercept)
+    return intercept_methods(intercept)
 
 
 def _evaluating(module: Any) -> nn.Module:

@@ -10,6 +10,7 @@ import jax
 
 from cnnjax import trees
 from cnnjax.errors import unknown_name
+from cnnjax.models.interceptors import intercept_methods
 from cnnjax.models.stages import changed_stages, stage_name
 from cnnjax.models.summary import abstract_variables
 
@@ -83,7 +84,7 @@ def _outputs(
             layers["/".join(path)] = output
         return output
 
-    with nn.intercept_methods(record):
+    with intercept_methods(record):
         _, state = model.apply(variables, images, train=False, mutable=["intermediates"])
     # `sow` appends to a tuple, hence the last part of the path; a stage that is a module of its own
     # sows `output` within, because Flax keeps a module's name from its parent.

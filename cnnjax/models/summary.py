@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cnnjax import ops, trees
+from cnnjax.models.interceptors import intercept_methods
 
 
 class LayerRow(NamedTuple):
@@ -72,7 +73,7 @@ def summary(model: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
             calls[context.module.path] = (context.module, args[0].shape, output.shape)
         return output
 
-    with nn.intercept_methods(record):
+    with intercept_methods(record):
         variables = abstract_variables(model, image_shape)
     frozen = variables.get("frozen", {})
     trained = trees.named_leaves(variables["params"])

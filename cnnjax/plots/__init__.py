@@ -1,5 +1,9 @@
-"""One function, one figure: each draws a PNG at `path` and returns the path."""
+"""One function, one figure: each draws a PNG at `path` and returns the path.
 
+`attempt(draw, path)` draws one that may fail without harm.
+"""
+
+from cnnjax.plots.canvas import attempt
 from cnnjax.plots.comparison import accuracy_by_labels
 from cnnjax.plots.curves import interval_chart, learning_curves
 from cnnjax.plots.embedding import embedding
@@ -9,6 +13,7 @@ from cnnjax.plots.scores import confusion_matrix, reliability_diagram, roc_curve
 
 __all__ = [
     "accuracy_by_labels",
+    "attempt",
     "class_maps",
     "confusion_matrix",
     "embedding",

@@ -7,9 +7,16 @@ no display is needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cnnjax.errors import UserError
 
@@ -22,6 +29,8 @@ BLUE, ORANGE, GREEN, RED, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56
 PALETTE = (BLUE, ORANGE, GREEN, RED, SKY, "#CC79A7", "#000000", "#B8A800")
 GRAY = "#8C8C8C"
 _MAX_NAME_LENGTH = 18
+# Such as that it builds its cache of fonts, or has no directory to keep it in.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def new_figure(width_inches: float, height_inches: float, *, pad_inches: float = 0.05) -> Figure:
@@ -40,9 +49,32 @@ def save(figure: Figure, path: Path | str) -> Path:
     """Writes the PNG, whatever the path's extension, and returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A figure made without pyplot has the Agg canvas, whatever the display.
-    figure.savefig(path, format="png")
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        # A figure made without pyplot has the Agg canvas, whatever the display.
+        figure.savefig(path, format="png")
     return path
+
+
+def attempt(draw: Callable[[Path], Any], path: Path) -> bool:
+    """Calls `draw(path)`, and returns whether there is a figure now.
+
+    What goes wrong is one line on stderr, whatever it is: a figure must not cost the scores that it
+    stands beside. What was drawn there before, or in part, is removed. `CNNJAX_TRACEBACK=1` asks
+    for the traceback too.
+    """
+    try:
+        draw(path)
+    except Exception as error:
+        if os.environ.get("CNNJAX_TRACEBACK"):
+            traceback.print_exc()
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"warning: no figure {path} ({text}); nothing else is lost", file=sys.stderr)
+        return False
+    return True
 
 
 def tidy(axes: Axes) -> None:
@@ -57,9 +89,15 @@ def short_names(class_names: Sequence[str], num_classes: int) -> list[str]:
     if len(class_names) != num_classes:
         raise UserError(f"{len(class_names)} class names for {num_classes} classes: give one each.")
     return [
-        name if len(name) <= _MAX_NAME_LENGTH else f"{name[: _MAX_NAME_LENGTH - 1]}…"
+        plain(name) if len(name) <= _MAX_NAME_LENGTH else plain(f"{name[: _MAX_NAME_LENGTH - 1]}…")
         for name in map(str, class_names)
     ]
+
+
+def plain(text: str) -> str:
+    """Returns text that Matplotlib draws as it is: no formula between dollars, in every legend."""
+    text = re.sub(r"(?<!\\)\$", r"\\$", text)
+    return f" {text}" if text.startswith("_") else text
 
 
 def percent(probability: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cnnjax.errors import UserError
-from cnnjax.plots.canvas import PALETTE, new_figure, save, tidy
+from cnnjax.plots.canvas import PALETTE, new_figure, plain, save, tidy
 
 LINES = ("-", "--", ":")
 
@@ -39,7 +39,7 @@ def accuracy_by_labels(
             places,
             means,
             yerr=[0.0 if math.isnan(width) else width for width in widths],
-            label=name,
+            label=plain(name),
             color=PALETTE[index % len(PALETTE)],
             linestyle=LINES[index // len(PALETTE) % len(LINES)],
             marker="o",

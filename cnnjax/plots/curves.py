@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnnjax.errors import UserError
-from cnnjax.plots.canvas import BLUE, GRAY, GREEN, RED, new_figure, save, tidy
+from cnnjax.plots.canvas import BLUE, GRAY, GREEN, RED, new_figure, plain, save, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+# Of the axis of a score below its lowest value.
+LEAST_ROOM = 0.002
 
 
 def learning_curves(
@@ -88,7 +91,7 @@ def interval_chart(
     positions = np.arange(len(names))
     axes.errorbar(means, positions, xerr=np.nan_to_num(half_widths), fmt="o", color=BLUE, capsize=4)
     axes.axvline(means[0], color=GRAY, linestyle=":", linewidth=1)
-    axes.set_yticks(positions, names)
+    axes.set_yticks(positions, [plain(name) for name in names])
     axes.invert_yaxis()
     axes.set_xlabel(label)
     tidy(axes)
@@ -144,7 +147,7 @@ def _finish_score(
 ) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    axes.set_title(score.replace("_", " "))
+    axes.set_title(plain(score.replace("_", " ")))
     positions, values = _series(records, "validation", score, position)
     finite = values[np.isfinite(values)]
     if finite.size and not (0 <= finite.min() <= finite.max() <= 1):
@@ -166,7 +169,8 @@ def _finish_score(
         finite = train_values[np.isfinite(train_values)]
         typical = float(np.median(finite)) if finite.size else 1.0
         lowest = min(float(np.nanmin(values)), typical)
-        axes.set_ylim(bottom=max(0.0, lowest - 0.35 * (1 - lowest)))
+        # Below a perfect score too there must be an axis.
+        axes.set_ylim(bottom=max(0.0, lowest - max(0.35 * (1 - lowest), LEAST_ROOM)))
     low, high = axes.get_ylim()
     axes.set_ylim(top=min(high, 1 + 0.02 * (1 - low)))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnnjax.errors import UserError
-from cnnjax.plots.canvas import BLUE, GRAY, GREEN, new_figure, percent, save, short_names
+from cnnjax.plots.canvas import BLUE, GRAY, GREEN, new_figure, percent, plain, save, short_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -203,7 +203,7 @@ def _displayable(images: np.ndarray) -> np.ndarray:
     is_bytes = images.dtype == np.uint8
     images = images.astype(np.float32) / (255 if is_bytes else 1)
     if images.size and (images.min() < 0 or images.max() > 1):
-        images = (images - images.min()) / (images.max() - images.min())
+        images = (images - images.min()) / (np.ptp(images) or 1.0)
     return images[..., 0] if images.shape[-1] == 1 else images
 
 
@@ -230,7 +230,7 @@ def _grid_of_images(
         axes.imshow(image, cmap="gray", vmin=0, vmax=1)
         if titles:
             axes.set_title(
-                titles[index], fontsize=8, color=colors[index] if colors else "black", pad=3
+                plain(titles[index]), fontsize=8, color=colors[index] if colors else "black", pad=3
             )
     return figure
 

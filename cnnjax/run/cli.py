@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from cnnjax.devices import processes
 from cnnjax.devices.channel import PEER_LOST_EXIT_CODE, PeerLost
 from cnnjax.errors import UserError
-from cnnjax.run import help
+from cnnjax.run import files, help
 
 USAGE_EXIT_CODE = 2
 # 128 + the signal's number, as shells report it; schedulers requeue on it.
@@ -98,9 +98,14 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def one_line_errors():
-    """Turns a `UserError` into one line on stderr and exit code 2."""
+    """Turns a `UserError` into one line on stderr and exit code 2.
+
+    So does it what no program here can mend: a platform that JAX has not got, a path that cannot be
+    used, a full disk. Where the reader of the output has gone the program ends quietly.
+    """
     try:
-        yield
+        with files.output_errors(), _platform_errors():
+            yield
     except PeerLost:
         processes.end(PEER_LOST_EXIT_CODE)
     except UserError as error:
@@ -108,3 +113,16 @@ def one_line_errors():
             raise
         print(f"error: {error}", file=sys.stderr)
         processes.end(USAGE_EXIT_CODE)
+
+
+@contextlib.contextmanager
+def _platform_errors():
+    """Where JAX fails, says so if that is because it has no device to compute on."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, AttributeError) as error:
+        if "jax" in sys.modules:
+            from cnnjax.devices import backend
+
+            backend.check_platform(error)
+        raise

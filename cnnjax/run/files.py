@@ -1,16 +1,17 @@
-"""Run directories under other processes, signals and full disks: locks, write errors, stops."""
+"""Files under other processes, signals, full disks and readers that leave."""
 
 import contextlib
 import errno
 import json
 import os
 import platform
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cnnjax.devices import processes
 from cnnjax.errors import UserError
@@ -19,8 +20,20 @@ from cnnjax.errors import UserError
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOTDIR}
 
 
-def make_directory(directory: Path) -> None:
-    """Creates the run directory; a UserError if it cannot be written."""
+# 128 + SIGPIPE, as shells report a program whose reader has gone.
+BROKEN_PIPE_EXIT_CODE = 141
+
+
+def make_directory(
+    directory: Path, what: str = "the run directory", flag: str = "--run-dir"
+) -> None:
+    """Creates a directory; a UserError that names it if it cannot be written.
+
+    Args:
+      directory: it may exist.
+      what: it is, for the message.
+      flag: that names another one.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / ".writable"
@@ -28,8 +41,7 @@ def make_directory(directory: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"cannot write the run directory {directory}: {error.strerror}; choose another "
-            "--run-dir."
+            f"cannot write {what} {directory}: {error.strerror}; choose another {flag}."
         ) from None
 
 
@@ -103,6 +115,58 @@ def writing_errors(directory: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             directory.rmdir()  # Only an empty one.
+
+
+@contextlib.contextmanager
+def output_errors() -> Iterator[None]:
+    """Ends the program quietly where the reader of its output has gone, as after `| head -1`.
+
+    Raises:
+      UserError: what it printed cannot be written, such as to a full disk; or a file cannot.
+    """
+    if sys.stdout is None:  # It was closed, as by `>&-`.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the program lives
+    try:
+        try:
+            yield
+        finally:
+            # What is still in the buffer would be lost later on, and with a traceback.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not (_reader_left(sys.stdout) or _reader_left(sys.stderr)):
+            raise
+        _discard_output()
+        # Other processes of the run would wait for this one: they end too.
+        processes.end(BROKEN_PIPE_EXIT_CODE if processes.count() == 1 else 1)
+    except OSError as error:
+        if error.filename is not None:
+            raise UserError(
+                f"cannot use {error.filename}: {error.strerror or error}; choose another path, or "
+                "mend this one."
+            ) from error
+        if error.errno not in CANNOT_WRITE:
+            raise
+        _discard_output()
+        raise UserError(
+            f"cannot write what is printed ({error.strerror}): free some space, or print it "
+            "elsewhere."
+        ) from error
+
+
+def _reader_left(stream: TextIO | None) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # type: ignore[union-attr]
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):
+        return True  # There is nothing to ask: the error itself says so.
+
+
+def _discard_output() -> None:
+    """Sends what is still in the buffer nowhere: Python would fail over it once more at its end."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ def write_figures(
     score: str,
     steps_per_epoch: int,
 ) -> list[Path]:
-    """Draws a run's pictures into `directory / "figures"` and returns their paths.
+    """Draws a run's pictures into `directory / "figures"`; returns the paths of those there are.
 
     Args:
       directory: the run directory, with its metrics.
@@ -29,9 +29,9 @@ def write_figures(
       score: the monitored metric, drawn besides the loss.
       steps_per_epoch: the scale of the learning curves.
     """
-    records = read_metrics(directory)
 
     def curves(path: Path) -> None:
+        records = read_metrics(directory)
         plots.learning_curves(records, path, score=score, steps_per_epoch=steps_per_epoch)
 
     drawn = {"learning_curves": curves, **figures}
@@ -42,12 +42,9 @@ def write_figures(
 
 
 def draw_figures(directory: Path, figures: Mapping[str, Callable[[Path], Any]]) -> list[Path]:
-    """Draws each figure into a file of its name and returns their paths."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Draws each figure into a file of its name; returns the paths of those that did not fail."""
     paths = {name: directory / f"{name}.png" for name in figures}
-    for name, draw in figures.items():
-        draw(paths[name])
-    return list(paths.values())
+    return [paths[name] for name, draw in figures.items() if plots.attempt(draw, paths[name])]
 
 
 def write_summary(directory: Path, summary: dict[str, Any], scores: str) -> None:

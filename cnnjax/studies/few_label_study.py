@@ -215,8 +215,10 @@ def compare(study: Study) -> None:
     for row in rows:
         width = row["accuracy_interval"] or float("nan")
         curves.setdefault(row["method"], []).append((row["labels"], row["accuracy"], width))
-    figure = cnnjax.plots.accuracy_by_labels(curves, directory / "accuracy.png")
-    print(f"\n{text}\nsee          {directory / 'table.md'} and {figure}")
+    figure = directory / "accuracy.png"
+    drawn = cnnjax.plots.attempt(lambda path: cnnjax.plots.accuracy_by_labels(curves, path), figure)
+    shown = f" and {figure}" if drawn else ""
+    print(f"\n{text}\nsee          {directory / 'table.md'}{shown}")
 
 
 def sweep(study: Study) -> None:

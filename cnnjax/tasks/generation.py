@@ -212,6 +212,9 @@ def make_draw(
     def draw(directory: Path, state: Any) -> None:
         step = int(state.step)
         path = directory / "samples" / f"step-{step:06d}.png"
-        save_sheet(sample(jax.device_get(state.variables())), path, f"after {step:,} steps")
+        variables = jax.device_get(state.variables())
+        plots.attempt(
+            lambda path: save_sheet(sample(variables), path, f"after {step:,} steps"), path
+        )
 
     return draw

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.devices import processes
+from cnnjax.models.interceptors import intercept_methods
 
 PyTree = Any
 Statistics = Callable[[PyTree, jax.Array], PyTree]
@@ -47,7 +48,7 @@ def make_statistics(model: nn.Module, *, normalize: Callable[[jax.Array], jax.Ar
         return call(*args, **kwargs)
 
     def statistics(variables: PyTree, image: jax.Array) -> PyTree:
-        with nn.intercept_methods(intercept):
+        with intercept_methods(intercept):
             _, updated = model.apply(
                 variables, normalize(image), train=True, mutable=["batch_stats"]
             )

@@ -14,6 +14,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from cnnjax.models.interceptors import intercept_methods
+
 
 def by_example(examples: jax.Array) -> AbstractContextManager[None]:
     """Within the context, every `nn.Dropout` of a model draws for each example by its number.
@@ -44,4 +46,4 @@ def by_example(examples: jax.Array) -> AbstractContextManager[None]:
 
         return jax.vmap(drop)(inputs, keys)
 
-    return nn.intercept_methods(intercept)
+    return intercept_methods(intercept)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -437,3 +438,60 @@ def test_embedding_draws_the_first_two_principal_components_by_class(tmp_path, f
 def curve_color(axes, label):
     (line,) = [line for line in axes.lines if line.get_label() == label]
     return line.get_color()
+
+
+@pytest.mark.parametrize("accuracy", [1.0, 0.9999999, 0.0, 0.5, float("nan"), 7.0])
+@pytest.mark.parametrize("loss", [0.0, 0.3, float("inf")])
+def test_curves_of_equal_values_have_an_axis(
+    tmp_path: Path, figures: list[Any], accuracy: float, loss: float
+) -> None:
+    scores = {"loss": loss, "accuracy": accuracy, "learning_rate": 0.0}
+    records = [{"step": step, "kind": "train", **scores} for step in (1, 2, 3)]
+    records += [{"step": 3, "kind": kind, **scores} for kind in ("validation", "test")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.learning_curves(records, tmp_path / "curves.png", steps_per_epoch=3)
+    low, high = figures[0].axes[1].get_ylim()
+    assert low < high
+    if accuracy == 1.0:
+        assert low < 1 <= high < 1.01
+
+
+@pytest.mark.parametrize("names", [("US$ a", "CA$ b"), ("$x^$", "b"), ("_a", "_b"), ("猫", "犬")])
+def test_names_are_drawn_as_they_are(tmp_path: Path, figures: list[Any], names: Any) -> None:
+    probabilities, labels = predictions(20, 2)
+    images = np.zeros((20, 4, 4, 1))
+    path = tmp_path / "figure.png"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.confusion_matrix(np.array([[9, 1], [2, 8]]), names, path)
+        plots.roc_curves(probabilities, labels, names, path)
+        plots.worst_classified(images, labels, probabilities, names, path)
+        plots.image_grid(np.full((2, 4, 4, 1), 7.0), names, path)
+        plots.interval_chart(names, [0.5, 0.6], [0.1, 0.1], "x", path)
+        plots.accuracy_by_labels({name: [(1, 0.5, 0.1)] for name in names}, path)
+    (legend,) = [axes.get_legend() for axes in figures[1].axes]
+    shown = [text.get_text().replace("\\$", "$").strip() for text in legend.get_texts()]
+    assert [text.split("  ")[0] for text in shown[:2]] == list(names)
+
+
+def test_a_figure_that_fails_is_one_line(tmp_path: Path, capsys: Any) -> None:
+    def fails(path: Path) -> None:
+        path.write_bytes(b"half a picture")
+        raise MemoryError("no room\nfor it")
+
+    path = tmp_path / "figure.png"
+    assert not plots.attempt(fails, path)
+    assert capsys.readouterr().err == (
+        f"warning: no figure {path} (MemoryError: no room for it); nothing else is lost\n"
+    )
+    assert not path.exists()
+    # A file where its folder should be.
+    path.write_text("")
+    grid = np.zeros((1, 4, 4, 1))
+    assert not plots.attempt(lambda where: plots.image_grid(grid, (), where), path / "x.png")
+    assert capsys.readouterr().err.count("\n") == 1
+    assert plots.attempt(lambda where: plots.image_grid(grid, (), where), tmp_path / "y" / "x.png")
+    assert capsys.readouterr().err == ""
+    with pytest.raises(KeyboardInterrupt):
+        plots.attempt(lambda where: (_ for _ in ()).throw(KeyboardInterrupt), path)
