@@ -35,6 +35,7 @@ lazy.attach(
             "Dataset",
         ),
         "few": ("few_labels",),
+        "mnist": ("digit_from_image",),
         "synthetic": ("stand_in",),
         "scenes": ("digit_scenes", "scene_splits"),
         "sources": ("load",),
@@ -61,7 +62,6 @@ lazy.attach(
             "training_pipeline",
         ),
         "image_files": (
-            "digit_from_image",
             "image_to_shape",
             "read_image",
         ),
@@ -88,9 +88,9 @@ if TYPE_CHECKING:
     from cnnjax.data.dataset import Arrays as Arrays
     from cnnjax.data.dataset import Dataset as Dataset
     from cnnjax.data.few import few_labels as few_labels
-    from cnnjax.data.image_files import digit_from_image as digit_from_image
     from cnnjax.data.image_files import image_to_shape as image_to_shape
     from cnnjax.data.image_files import read_image as read_image
+    from cnnjax.data.mnist import digit_from_image as digit_from_image
     from cnnjax.data.pipelines import Pipeline as Pipeline
     from cnnjax.data.pipelines import ResidentPipeline as ResidentPipeline
     from cnnjax.data.pipelines import evaluation_batches as evaluation_batches
