@@ -209,6 +209,7 @@ def open_tfds(
             name: read_split(builder, split, image_size, shape, fit, num_examples[name])
             for name, split in splits.items()
         },
+        is_stratified=True,
     )
 
 
