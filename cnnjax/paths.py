@@ -9,6 +9,8 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cnnjax.errors import UserError
@@ -59,10 +61,17 @@ def expand(path: str | os.PathLike[str]) -> str:
     return os.path.join(home, text[2:]) if text[2:] else str(home)
 
 
-def expand_flag(word: str) -> str:
-    """Expands `~` in one word of a command line: `~/x`, or `--flag=~/x`, which shells leave."""
-    found = _HOME_IN_FLAG.fullmatch(word)
-    return (found["flag"] or "") + expand(found["path"]) if found else word
+def expand_flags(argv: Sequence[str] | None = None) -> list[str]:
+    """Returns the words of a command line with `~` expanded: `--flag=~/x` too, which shells leave.
+
+    Args:
+      argv: without the program's name; by default the words that this program was started with.
+    """
+    words = []
+    for word in sys.argv[1:] if argv is None else argv:
+        found = _HOME_IN_FLAG.fullmatch(word)
+        words.append((found["flag"] or "") + expand(found["path"]) if found else word)
+    return words
 
 
 def cache_directory() -> Path | None:
@@ -76,6 +85,11 @@ def cache_directory() -> Path | None:
         return Path(named)
     home = home_directory()
     return None if home is None else home / ".cache"
+
+
+def named_directory(variable: str) -> str:
+    """Returns the directory that an environment variable names; "" where it names none."""
+    return os.environ.get(variable, "").strip()
 
 
 def read_text(path: str | os.PathLike[str], what: str = "text file") -> str:

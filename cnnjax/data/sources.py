@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +18,7 @@ from cnnjax.data.dataset import (
 )
 from cnnjax.data.image_files import fit_image, pad_to, parse_fit, shrunk_size
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.paths import expand
 
 # Larger datasets are streamed: see `cnnjax.data.streamed`.
 MAX_BYTES = 4 * 2**30
@@ -138,7 +138,7 @@ def _open(
         from cnnjax.data.folder import open_folder
 
         return open_folder(rest, image_size=size, fit=fit, max_bytes=MAX_BYTES)
-    if not colon and pathlib.Path(name).expanduser().is_dir():
+    if not colon and os.path.isdir(expand(name)):
         raise UserError(f"unknown dataset {name!r}: for a directory write 'folder:{name}'")
     raise _unknown_dataset(name)
 

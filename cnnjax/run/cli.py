@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn, get_type_hints
 
+from cnnjax import paths
 from cnnjax.devices import processes
 from cnnjax.devices.channel import PEER_LOST_EXIT_CODE, PeerLost
 from cnnjax.errors import UserError
@@ -35,14 +36,19 @@ def parse(
     A config class may have a method `implied() -> dict`: defaults that follow from the config's
     other settings, such as those of a named recipe. Flags go before them, and so does `default`.
 
+    In every flag that is a path, `~` is the home directory.
+
     Raises:
-      UserError: an unknown flag or a value of the wrong type.
+      UserError: an unknown flag, a value of the wrong type, or one that no record can hold.
       SystemExit: after printing the help that `--help` asked for.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = paths.expand_flags(argv)
     config = _parsed(config_type, argv, default, program, description)
     implied = config.implied() if default is None and hasattr(config, "implied") else {}
-    return _parsed(config_type, argv, config_type(**implied), program) if implied else config
+    if implied:
+        config = _parsed(config_type, argv, config_type(**implied), program)
+    _check_encoded(config)
+    return config
 
 
 def _parsed(
@@ -77,6 +83,16 @@ def _parsed(
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(printed.getvalue())) from None
+
+
+def _check_encoded(config: Any) -> None:
+    """Raises a UserError for a setting that is not UTF-8: records and reports could not hold it."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and any("\ud800" <= char <= "\udfff" for char in text):
+                flag = "--" + field.name.replace("_", "-")
+                raise UserError(f"{flag} {text!a} is not UTF-8: rename the file or directory")
 
 
 def _with_listings(config_type: type) -> Any:
@@ -114,7 +130,13 @@ def run(
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are a `UserError` on one line, without the usage."""
+    """A parser whose mistakes are a `UserError` on one line, without the usage.
+
+    In every word `~` is the home directory.
+    """
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        return super().parse_known_args(paths.expand_flags(args), namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -123,6 +145,9 @@ class Parser(argparse.ArgumentParser):
 @contextlib.contextmanager
 def one_line_errors():
     """Turns a `UserError` into one line on stderr and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal cannot show must not end a run.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except PeerLost:
