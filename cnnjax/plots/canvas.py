@@ -7,6 +7,7 @@ no display is needed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,13 +54,22 @@ def tidy(axes: Axes) -> None:
 
 
 def short_names(class_names: Sequence[str], num_classes: int) -> list[str]:
-    """Returns the names cut to a length that fits a figure; a UserError for a wrong number."""
+    """Returns the names cut to a length that fits a figure, literally.
+
+    Raises:
+      UserError: a wrong number of names.
+    """
     if len(class_names) != num_classes:
         raise UserError(f"{len(class_names)} class names for {num_classes} classes: give one each.")
     return [
-        name if len(name) <= _MAX_NAME_LENGTH else f"{name[: _MAX_NAME_LENGTH - 1]}…"
+        literal(name if len(name) <= _MAX_NAME_LENGTH else f"{name[: _MAX_NAME_LENGTH - 1]}…")
         for name in map(str, class_names)
     ]
+
+
+def literal(text: str) -> str:
+    """Returns the text as Matplotlib draws it literally: `$` begins no formula."""
+    return re.sub(r"(?<!\\)\$", r"\\$", text)
 
 
 def percent(probability: float) -> str:

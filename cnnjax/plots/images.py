@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnnjax.errors import UserError
-from cnnjax.plots.canvas import BLUE, GRAY, GREEN, new_figure, percent, save, short_names
+from cnnjax.plots.canvas import BLUE, GRAY, GREEN, literal, new_figure, percent, save, short_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -230,7 +230,10 @@ def _grid_of_images(
         axes.imshow(image, cmap="gray", vmin=0, vmax=1)
         if titles:
             axes.set_title(
-                titles[index], fontsize=8, color=colors[index] if colors else "black", pad=3
+                literal(titles[index]),
+                fontsize=8,
+                color=colors[index] if colors else "black",
+                pad=3,
             )
     return figure
 

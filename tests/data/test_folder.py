@@ -1,6 +1,9 @@
 """Directories as users have them: names of splits, hidden files, links, duplicates, odd names."""
 
+import json
 import os
+import subprocess
+import sys
 import unicodedata
 
 import numpy as np
@@ -310,3 +313,26 @@ def test_orientation_is_known_before_images_are_read(tmp_path):
         )
         dataset = load(f"folder:{root}")
         assert dataset.image_shape[:2] == (4, 3)
+
+
+@pytest.mark.slow
+def test_a_run_on_classes_of_any_name_ends_with_its_summary(tmp_path):
+    names = ("$x_{$", "a|b", "猫", "dog & cat", "-1", "ß" * 40, "مرحبا", "%s{}")
+    root = fill(tmp_path / "data", *(f"train/{name}" for name in names), count=12)
+    # Of one class there is nothing to test on, and of several nothing to validate on.
+    fill(root, *(f"test/{name}" for name in names[:-1]), count=3)
+    os.rename(root / "train" / "猫" / "00.png", os.fsencode(root) + b"/train/-1/caf\xe9.png")
+    line = [sys.executable, "-m", "experiments.classify", "--model", "lenet5", "--epochs", "1"]
+    line += ["--dataset", f"folder:{root}", "--image-size", "28", "--run-dir", f"{tmp_path}/run"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run([*line, "--batch-size", "16"], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"no test images of '%s{}'" in done.stdout
+    saved = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert saved["class_names"] == sorted(names)
+    assert (tmp_path / "run" / "summary.json").exists()
+    predict = [sys.executable, "-m", "cnnjax", "predict", "--run", f"{tmp_path}/run"]
+    image = os.fsencode(root) + b"/train/-1/caf\xe9.png"
+    done = subprocess.run([*predict, image], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"caf\\udce9.png: " in done.stdout

@@ -437,3 +437,18 @@ def test_embedding_draws_the_first_two_principal_components_by_class(tmp_path, f
 def curve_color(axes, label):
     (line,) = [line for line in axes.lines if line.get_label() == label]
     return line.get_color()
+
+
+def test_class_names_are_drawn_literally(tmp_path: Path) -> None:
+    # Between two dollar signs Matplotlib reads a formula, which this is not.
+    names = ["$x_{$", "a$b", "\\$", "_c"]
+    confusion = np.eye(4, dtype=int) * 3
+    assert plots.confusion_matrix(confusion, names, tmp_path / "confusion.png").exists()
+    probabilities = np.full((8, 4), 0.25)
+    labels = np.arange(8) % 4
+    assert plots.roc_curves(probabilities, labels, names, tmp_path / "roc.png").exists()
+    images = np.zeros((8, 3, 3, 1), np.uint8)
+    path = tmp_path / "worst.png"
+    assert plots.worst_classified(images, labels, probabilities, names, path).exists()
+    assert plots.image_grid(images[:4], names, tmp_path / "grid.png").exists()
+    assert plots.prediction(images[0], images[0], probabilities[0], names, path).exists()
