@@ -233,6 +233,10 @@ def make_dataset(
         )
         if drop_duplicates and notes:
             parts["train"] = parts["train"].chosen(~is_double)
+            if is_double.all():
+                raise UserError(
+                    f"drop_duplicates leaves no training image of {name}: all are held out too"
+                )
     for split in ("train", "test"):
         if not len(parts[split].numbers):
             raise UserError(f"the {split} split of {name} is empty: choose other splits or classes")

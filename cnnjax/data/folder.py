@@ -188,10 +188,17 @@ def _check_classes(
     """Raises UserError unless the directories of training are classes, and the only ones."""
     train = classes["train"]
     if len(train) < 2:
+        inner = [str(each) for each in train.values() if _holds_classes(each)]
         raise UserError(
             f"{str(splits['train'])!r} has {len(train)} sub-directories: one per class is needed, "
-            "two at least"
+            f"two at least{f'; is it {inner[0]!r} that you mean?' if inner else ''}"
         )
+    for child in train.values():
+        if _split_of(child.name) and _holds_classes(child):
+            raise UserError(
+                f"{str(child)!r} is named as a split, but stands where classes are: move it up, or "
+                "rename it"
+            )
     inside = [
         frozenset(each.name.casefold() for each in _subdirectories(child))
         for child in train.values()

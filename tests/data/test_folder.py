@@ -12,6 +12,8 @@ from PIL import Image
 
 from cnnjax.data import load
 from cnnjax.errors import UserError
+from cnnjax.rng import numpy_generator
+from cnnjax.run import classifier
 
 NUMBERS = iter(range(10**9))
 
@@ -70,6 +72,8 @@ def test_splits_by_their_usual_names(tmp_path, train, validation, test):
         (("cat", "dog", "test/cat", "test/dog"), "has both 'test', .* and 'cat'"),
         (("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"), r"'fold1' and 'fold2' .*cat, dog"),
         (("train2017/a", "train2017/b", "val2017/a", "val2017/b"), "hold the same sub-dir"),
+        (("a/train/cat", "a/test/cat"), "has 1 sub-directories: .*/a' that you mean"),
+        (("train/train/cat", "train/test/cat"), "train/test' is named as a split, but stands"),
         (("train", "test"), "has 0 sub-directories: one per class"),
         (("train/a", "train/b", "test"), "no image files in the class directories of .*test"),
     ],
@@ -173,6 +177,23 @@ def test_files_that_are_held_out_too_are_counted_and_named(tmp_path):
     assert "5 training images are held out too" in without.notes[0]
     # What is resumed must be the same data.
     assert without.checksum != dataset.checksum
+
+
+def test_a_run_of_an_earlier_version_keeps_its_draws(tmp_path):
+    settings = {"dataset": "folder:pets", "validation": 0.2}
+    (tmp_path / "config.json").write_text(json.dumps({"settings": settings}))
+    assert not classifier.settings_of_run(tmp_path).stratify
+    root = fill(tmp_path / "pets", "cat", "dog", count=10)
+    drawn = numpy_generator(0, "test split").permutation(20)[:2] >= 10
+    held = load(f"folder:{root}", stratify=False).test.label
+    assert sorted(held) == sorted(drawn)
+
+
+def test_nothing_is_left_where_all_is_held_out(tmp_path):
+    root = fill(tmp_path, "train/cat", "train/dog")
+    (root / "test").symlink_to(root / "train")
+    with pytest.raises(UserError, match="drop_duplicates leaves no training image"):
+        load(f"folder:{root}", drop_duplicates=True)
 
 
 def test_copies_that_a_drawn_split_divides_are_found(tmp_path):
