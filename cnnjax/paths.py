@@ -23,6 +23,10 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_DIRECTORY_VARIABLES = (
+    *("HOME", "TMPDIR", "TEMP", "TMP", "TFDS_DATA_DIR", "MPLCONFIGDIR"),
+    *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"),
+)
 _HOME_IN_FLAG = re.compile(r"(?P<flag>--[\w-]+=)?(?P<path>~([\w.-]*/.*)?)", re.DOTALL)
 
 
@@ -87,9 +91,15 @@ def cache_directory() -> Path | None:
     return None if home is None else home / ".cache"
 
 
-def named_directory(variable: str) -> str:
-    """Returns the directory that an environment variable names; "" where it names none."""
-    return os.environ.get(variable, "").strip()
+def forget_empty_variables() -> None:
+    """Unsets the variables that name directories but are empty.
+
+    That holds for this process and those that it starts. Libraries disagree about empty ones: to
+    some, such a `HOME` is the root of the file system.
+    """
+    for name in _DIRECTORY_VARIABLES:
+        if not os.environ.get(name, "set").strip():
+            del os.environ[name]
 
 
 def read_text(path: str | os.PathLike[str], what: str = "text file") -> str:

@@ -64,6 +64,15 @@ def test_an_empty_home_is_none(monkeypatch, home):
     assert str(paths.home_directory()) == pwd.getpwuid(os.getuid()).pw_dir
 
 
+def test_empty_variables_are_not_set(monkeypatch):
+    for name, value in {"HOME": "", "TMPDIR": " ", "XDG_CONFIG_HOME": "", "TEMP": "/x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TMP", raising=False)
+    paths.forget_empty_variables()
+    assert not {"HOME", "TMPDIR", "XDG_CONFIG_HOME", "TMP"} & set(os.environ)
+    assert os.environ["TEMP"] == "/x"
+
+
 def test_the_cache_is_in_an_absolute_directory_or_nowhere(monkeypatch, tmp_path, nobody):
     assert paths.cache_directory() is None
     monkeypatch.setenv("HOME", str(tmp_path))

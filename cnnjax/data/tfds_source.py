@@ -14,7 +14,7 @@ from cnnjax.data.dataset import Arrays, Source
 from cnnjax.data.decoding import tensor_fitter, tensorflow
 from cnnjax.data.tfds_splits import choose_splits, parse_spec, split_size
 from cnnjax.errors import NotPreparedError, UserError, unknown_name
-from cnnjax.paths import expand, named_directory
+from cnnjax.paths import expand, forget_empty_variables
 
 
 class Features(NamedTuple):
@@ -34,7 +34,7 @@ class Features(NamedTuple):
 
 def default_data_dir() -> str:
     """Where tfds keeps prepared datasets: `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`."""
-    return named_directory("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
+    return os.environ.get("TFDS_DATA_DIR", "").strip() or os.path.join("~", "tensorflow_datasets")
 
 
 def find_builder(name: str, data_dir: str | os.PathLike | None = None) -> Any:
@@ -44,9 +44,8 @@ def find_builder(name: str, data_dir: str | os.PathLike | None = None) -> Any:
       UserError: for names, configurations and versions that tfds does not know.
     """
     directory = expand(data_dir or default_data_dir())
-    if not named_directory("TFDS_DATA_DIR"):
-        # tfds itself would take an empty one for the working directory.
-        os.environ.pop("TFDS_DATA_DIR", None)
+    # tfds itself would take an empty TFDS_DATA_DIR for the working directory.
+    forget_empty_variables()
     import tensorflow_datasets as tfds
 
     try:

@@ -148,6 +148,7 @@ def one_line_errors():
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal cannot show must not end a run.
         sys.stdout.reconfigure(errors="backslashreplace")
+    paths.forget_empty_variables()
     try:
         yield
     except PeerLost:

@@ -13,7 +13,7 @@ from PIL import Image
 from cnnjax.data import load
 from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
-from cnnjax.run import classifier
+from cnnjax.run import classifier, settings
 
 NUMBERS = iter(range(10**9))
 
@@ -177,11 +177,12 @@ def test_files_that_are_held_out_too_are_counted_and_named(tmp_path):
     assert "5 training images are held out too" in without.notes[0]
     # What is resumed must be the same data.
     assert without.checksum != dataset.checksum
+    assert not {"drop_duplicates", "stratify"} & settings.CHANGEABLE_ON_RESUME
 
 
 def test_a_run_of_an_earlier_version_keeps_its_draws(tmp_path):
-    settings = {"dataset": "folder:pets", "validation": 0.2}
-    (tmp_path / "config.json").write_text(json.dumps({"settings": settings}))
+    recorded = {"dataset": "folder:pets", "validation": 0.2}
+    (tmp_path / "config.json").write_text(json.dumps({"settings": recorded}))
     assert not classifier.settings_of_run(tmp_path).stratify
     root = fill(tmp_path / "pets", "cat", "dog", count=10)
     drawn = numpy_generator(0, "test split").permutation(20)[:2] >= 10
