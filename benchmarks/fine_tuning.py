@@ -35,6 +35,7 @@ from workloads import LEARNING_RATE, WORKLOADS, Workload
 from cnnjax import finetune, models
 from cnnjax.devices.environment import versions
 from cnnjax.errors import unknown_name
+from cnnjax.paths import expand_flags
 from cnnjax.run.cli import one_line_errors
 from cnnjax.tasks.classification import classification
 from cnnjax.train import step as steps
@@ -87,7 +88,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="measurements of each method (default 5)")
     add("--json", type=Path, help="write all measurements here")
     add("--smoke", action="store_true", help="a tiny network, to see that everything works")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(expand_flags(argv))
     with one_line_errors():
         if options.workload not in WORKLOADS:
             raise unknown_name("workload", options.workload, WORKLOADS)

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from cnnjax import augment as augment_lib
 from cnnjax.devices.sharding import batch_sharding, check_batch_size, replicated
 from cnnjax.errors import UserError
+from cnnjax.paths import expand_flags
 from cnnjax.run.cli import one_line_errors
 from cnnjax.tasks.classification import classification
 
@@ -96,7 +97,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--devices", type=int, default=0, help="default: as experiments choose")
     add("--rounds", type=int, default=3, help="measurements of each (default 3)")
     add("--seconds", type=float, default=1.0, help="length of a measurement (default 1)")
-    return parser.parse_args(argv)
+    return parser.parse_args(expand_flags(argv))
 
 
 def check(options: argparse.Namespace) -> None:

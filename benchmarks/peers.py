@@ -35,6 +35,7 @@ from peer_report import Row, draw, markdown
 from workloads import CONTENDERS, MODES, PRECISIONS, WORKLOADS, Task
 
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.paths import expand_flags
 from cnnjax.run.cli import one_line_errors
 
 MNIST_ACCURACY = 0.99
@@ -91,7 +92,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--mnist", action=argparse.BooleanOptionalAction, help="time to 99%% on MNIST (GPU: yes)")
     add("--json", type=Path, help="write all measurements here, after each workload")
     add("--figure", type=Path, help="write a bar chart of speeds relative to PyTorch eager here")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(expand_flags(argv))
     with one_line_errors():
         check(options)
     return options

@@ -38,6 +38,7 @@ from cnnjax import models, ops
 from cnnjax.devices import backend
 from cnnjax.devices.environment import versions
 from cnnjax.errors import unknown_name
+from cnnjax.paths import expand_flags
 from cnnjax.run import load
 from cnnjax.run.cli import one_line_errors
 from cnnjax.tasks.classification import classification
@@ -111,7 +112,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="measurements of each variant (default 5)")
     add("--json", type=Path, help="write all measurements here, after each workload")
     add("--smoke", action="store_true", help="a tiny network, to see that everything works")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(expand_flags(argv))
     with one_line_errors():
         for kind, given, valid in (
             ("workload", options.workloads, WORKLOADS),

@@ -23,6 +23,7 @@ from pathlib import Path
 import cnnjax
 from cnnjax.commands import evaluate
 from cnnjax.errors import UserError
+from cnnjax.paths import read_text
 from cnnjax.run import classifier, record, settings
 from cnnjax.tasks import class_scores
 
@@ -125,7 +126,7 @@ def _names(config, directory):
     """Returns how `cnnjax.commands.evaluate` names the members that a finished run gives."""
     if not config.snapshots:
         return [str(directory)]
-    step = json.loads((directory / "summary.json").read_text())["step"]
+    step = json.loads(read_text(directory / "summary.json"))["step"]
     return [
         f"{directory}@{step * cycle // config.members}" for cycle in range(1, config.members + 1)
     ]
@@ -133,9 +134,9 @@ def _names(config, directory):
 
 def _summarize(config, directory):
     """Writes the summary of the ensemble, whose presence says that it is finished."""
-    report = json.loads((directory / "evaluation.json").read_text())
+    report = json.loads(read_text(directory / "evaluation.json"))
     members = [
-        json.loads(path.read_text()) for path in sorted(directory.glob("member-*/summary.json"))
+        json.loads(read_text(path)) for path in sorted(directory.glob("member-*/summary.json"))
     ]
     summary = {
         "experiment": record.experiment_name(type(config)),

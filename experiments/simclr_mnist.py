@@ -37,6 +37,9 @@ class Config(Training):
     validation: float = 0.1
     """Share of the training images held out to validate on, or their number."""
 
+    stratify: bool = True
+    """Hold out of each class in proportion (folders and tfds datasets)."""
+
     model: str = "lenet5"
     """The encoder: a name that `cnnjax models` lists."""
 
@@ -69,6 +72,7 @@ def main(config: Config) -> int:
         data_dir=config.data_dir or None,
         validation=config.validation,
         seed=config.seed,
+        stratify=config.stratify,
     )
     if config.smoke:
         labelled = trainer.shrink(labelled)

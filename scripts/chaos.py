@@ -43,6 +43,7 @@ from chaos_damage import DAMAGES, leave_debris  # noqa: E402
 from cnnjax import checkpoint  # noqa: E402
 from cnnjax.checkpoint import directories  # noqa: E402
 from cnnjax.errors import UserError  # noqa: E402
+from cnnjax.paths import expand_flags  # noqa: E402
 from cnnjax.run.verify_resume import compare_runs, compare_states  # noqa: E402
 
 COMMON = ["--smoke", "--devices", "1", "--batch-size", "8", "--save-every-steps", "4"]
@@ -132,7 +133,7 @@ def main() -> int:
         "--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME"
     )
     parser.add_argument("--directory", type=Path, help="keep the trainings and the tally there")
-    options = parser.parse_args()
+    options = parser.parse_args(expand_flags())
     with contextlib.ExitStack() as stack:
         directory = options.directory or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-"))

@@ -24,6 +24,8 @@ from pathlib import Path
 
 from seeds_table import interval, run, run_directory
 
+from cnnjax.paths import expand_flags, read_text
+
 LONG = "classify --model lenet5 --epochs 20 --keep-last 1"
 SHORT = "classify --model lenet5 --epochs 3 --keep-last 1"
 SCORES = ("loss", "margin", "el2n")
@@ -71,7 +73,7 @@ def inspect(directory: Path, score: str) -> dict:
     out = directory / f"labels-{score}"
     if not (out / "detection.json").exists():
         command("inspect-labels", "--run", directory, "--score", score, "--out", out)
-    return json.loads((out / "detection.json").read_text())
+    return json.loads(read_text(out / "detection.json"))
 
 
 def pixels_study(shares: Sequence[float], seeds: Sequence[int], out: Path, flags: str) -> str:
@@ -98,7 +100,7 @@ def noisy_accuracy(directory: Path, share: float, preprocess: str) -> float:
         noise = ["--corrupt", f"salt_and_pepper:{share}"] if share else []
         filtering = ["--preprocess", preprocess] if preprocess else []
         command("evaluate", "--run", directory, "--out", out, *noise, *filtering)
-    return json.loads((out / "evaluation.json").read_text())["accuracy"]
+    return json.loads(read_text(out / "evaluation.json"))["accuracy"]
 
 
 def command(name: str, *arguments: object) -> None:
@@ -115,7 +117,7 @@ def main() -> None:
     )
     parser.add_argument("--flags", default="", help="flags for every run, such as '--smoke'")
     parser.add_argument("--out", type=Path, default=Path("runs/noise"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(expand_flags())
     labels = labels_study(arguments.share, arguments.seeds, arguments.out, arguments.flags)
     pixels = pixels_study(arguments.shares, arguments.seeds, arguments.out, arguments.flags)
     text = f"{labels}\n\n{pixels}\n"

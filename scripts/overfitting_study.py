@@ -17,6 +17,8 @@ from pathlib import Path
 
 from seeds_table import half_interval, interval, run
 
+from cnnjax.paths import expand_flags
+
 AUGMENT = "rotate:10,scale:0.1,translate:2,shear:10"
 BASE = (
     "classify --model cnn_32_64_dense128_dropout --train-examples 1000 --validation 1000 "
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--flags", default="", help="flags for every run, such as '--epochs 5'")
     parser.add_argument("--out", type=Path, default=Path("runs/overfitting"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(expand_flags())
     # What all others are compared with.
     methods = ["none", *(name for name in arguments.methods if name != "none")]
     summaries = {}

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cnnjax.errors import UserError
+from cnnjax.paths import expand_flags
 from cnnjax.run.cli import one_line_errors
 
 _PROBE_TIMEOUT_SECS = 10.0
@@ -96,7 +97,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="the files that the dataset's builder would download are in DIR, under its names",
     )
     where.add_argument("--download", action="store_true", help="download the dataset")
-    return parser.parse_args(argv)
+    return parser.parse_args(expand_flags(argv))
 
 
 def prepare_from_idx(builder: Any, source: pathlib.Path) -> None:

@@ -18,6 +18,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from cnnjax.paths import expand_flags, read_text
+
 # File systems allow 255 bytes.
 MAX_NAME_LENGTH = 150
 
@@ -33,7 +35,7 @@ def run(line: str, seed: int, out: Path) -> dict:
         else:
             command += [*flags, "--seed", str(seed), "--run-dir", str(directory)]
         subprocess.run(command, check=True, stdout=sys.stderr)
-    return json.loads((directory / "summary.json").read_text())
+    return json.loads(read_text(directory / "summary.json"))
 
 
 def run_directory(line: str, seed: int, out: Path) -> Path:
@@ -87,7 +89,7 @@ def main() -> None:
         "--columns", nargs="+", default=[], help="further test scores, such as robust_accuracy"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(expand_flags())
     rows = []
     for line in arguments.lines:
         summaries = [run(line, seed, arguments.out) for seed in arguments.seeds]

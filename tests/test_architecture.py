@@ -17,6 +17,7 @@ MODULES = {
 # From the ground up: a room imports rooms that stand before it, and itself.
 ROOMS = (
     "errors",
+    "paths",
     "lazy",
     "trees",
     "rng",

@@ -22,6 +22,7 @@ import tyro
 import cnnjax
 from cnnjax import convert
 from cnnjax.errors import UserError
+from cnnjax.paths import read_text
 from cnnjax.run import files, load
 
 # What a file of weights says of its model, besides the classes.
@@ -224,10 +225,7 @@ def _arguments(config: Config, given: dict[str, Any], num_classes: int) -> dict[
 def _class_names(config: Config, num_classes: int) -> list[str]:
     if not config.class_names:
         return [str(number) for number in range(num_classes)]
-    try:
-        names = Path(config.class_names).read_text().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read --class-names {config.class_names}: {error}.") from None
+    names = read_text(config.class_names, "list of --class-names").split("\n")
     names = [name.strip() for name in names if name.strip()]
     if len(names) != num_classes:
         raise UserError(

@@ -157,7 +157,10 @@ def _dataset(config, directories, cards):
         seed=classifier.data_seed(first),
         image_size=tuple(cards[0]["image_shape"][:2]),
         fit=first.fit,
+        stratify=first.stratify,
+        drop_duplicates=first.drop_duplicates and not config.dataset,
     )
+    classifier.tell_notes(dataset)
     for directory, card in zip(directories, cards, strict=True):
         if list(dataset.class_names) != card["class_names"]:
             raise UserError(
@@ -170,7 +173,10 @@ def _dataset(config, directories, cards):
                 f"{dataset.name} has images of {dataset.image_shape}, but {directory} takes "
                 f"{tuple(card['image_shape'])}: choose a dataset with images of that shape."
             )
-    held_out = {(each.dataset, each.validation, classifier.data_seed(each)) for each in settings}
+    held_out = {
+        (each.dataset, each.validation, each.stratify, classifier.data_seed(each))
+        for each in settings
+    }
     if len(held_out) > 1 and (config.calibrate or config.split == "validation"):
         raise UserError(
             "these runs hold out different validation images, so that one was trained on what "

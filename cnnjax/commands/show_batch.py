@@ -48,12 +48,14 @@ class Config:
     """How many images of the batch to draw, from the first."""
 
     classes: str = "all"
-    """As for experiments.classify, and so are the next six."""
+    """As for experiments.classify, and so are the next eight."""
 
     image_size: int = 0
     fit: str = "pad"
     crop_area: float = 0.0
     validation: float = 0.1
+    stratify: bool = True
+    drop_duplicates: bool = False
     pipeline: Literal["auto", "resident", "stream"] = "auto"
     data_dir: str = ""
 
@@ -75,6 +77,8 @@ OF_THE_RUN = (
     "fit",
     "crop_area",
     "validation",
+    "stratify",
+    "drop_duplicates",
     "pipeline",
     "smoke",
 )
@@ -115,7 +119,8 @@ def main(config: Config) -> None:
 
 def _of_run(config: Config) -> Config:
     """Returns the config with what decides about the images as the run has it."""
-    settings = record.read_config(Path(config.run))["settings"]
+    # Earlier versions drew from all images alike, and did not say so.
+    settings = {"stratify": False} | record.read_config(Path(config.run))["settings"]
     defaults = {field.name: field.default for field in dataclasses.fields(Config)}
     for name in OF_THE_RUN:
         given = getattr(config, name)

@@ -37,6 +37,7 @@ lazy.attach(
         ),
         "batches": ("evaluation_batches",),
         "few": ("few_labels",),
+        "mnist": ("digit_from_image",),
         "synthetic": ("stand_in",),
         "scenes": ("digit_scenes", "scene_splits"),
         "sources": ("load",),
@@ -62,7 +63,6 @@ lazy.attach(
             "training_pipeline",
         ),
         "image_files": (
-            "digit_from_image",
             "image_to_shape",
             "read_image",
         ),
@@ -91,9 +91,9 @@ if TYPE_CHECKING:
     from cnnjax.data.dataset import Arrays as Arrays
     from cnnjax.data.dataset import Dataset as Dataset
     from cnnjax.data.few import few_labels as few_labels
-    from cnnjax.data.image_files import digit_from_image as digit_from_image
     from cnnjax.data.image_files import image_to_shape as image_to_shape
     from cnnjax.data.image_files import read_image as read_image
+    from cnnjax.data.mnist import digit_from_image as digit_from_image
     from cnnjax.data.pipelines import Pipeline as Pipeline
     from cnnjax.data.pipelines import ResidentPipeline as ResidentPipeline
     from cnnjax.data.pipelines import gather as gather

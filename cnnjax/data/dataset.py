@@ -11,7 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cnnjax import spec
+from cnnjax.data import held_out
 from cnnjax.data.fields import Field, Image, Label, check_examples
+from cnnjax.data.held_out import Files
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.rng import numpy_generator
 
@@ -52,11 +54,16 @@ class Source(NamedTuple):
       class_names: the name of each label.
       num_examples: split name -> number of examples, as far as that is known before reading.
       read: returns split name -> arrays: `train`, perhaps `validation` and `test`.
+      files: returns the files of the examples, in the order of `read`; None where they have none.
+      is_stratified: whether splits are drawn by class, if that is asked for. Those of the shipped
+        datasets are not: their runs are compared with those of earlier versions.
     """
 
     class_names: tuple[str, ...]
     num_examples: dict[str, int]
     read: Callable[[], dict[str, Arrays]]
+    files: Callable[[], Files] | None = None
+    is_stratified: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class Dataset:
       test: what the final score is measured on.
       mean: per channel of `train`, pixels mapped to [0, 1].
       std: likewise the standard deviation; 1 for a channel that is constant.
+      notes: what a person should know of the splits, a line each.
     """
 
     name: str
@@ -121,6 +129,7 @@ class Dataset:
     test: Arrays
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -175,6 +184,9 @@ def make_dataset(
     relabel: np.ndarray | None = None,
     validation: float = 0.1,
     seed: int = 0,
+    is_stratified: bool = False,
+    files: Files | None = None,
+    drop_duplicates: bool = False,
 ) -> Dataset:
     """Builds a checked `Dataset` from one to three splits.
 
@@ -188,38 +200,85 @@ def make_dataset(
       validation: a fraction of the training images below 1, or their number; used where the dataset
         has no validation split left. 0 trains on all images and leaves `validation` empty.
       seed: chooses the validation images.
+      is_stratified: whether the splits that are drawn have each class in proportion.
+      files: what each example was read from, in the order of `splits`, to find duplicates by.
+      drop_duplicates: whether to train without the files that are held out too.
 
     Raises:
       UserError: for labels outside the classes, empty splits and impossible shares.
     """
     check_validation(validation)
     num_labels = len(class_names) if relabel is None else len(relabel)
+    parts, start = {}, 0
     for split, arrays in splits.items():
         check_arrays(arrays, num_labels, f"{name} ({split})")
+        stop = start + len(arrays.label)
+        parts[split] = _Part(arrays, np.arange(start, stop))
+        start = stop
     if relabel is not None:
-        splits = {split: _relabelled(arrays, relabel) for split, arrays in splits.items()}
-    splits = dict(splits)
-    if "test" not in splits and "validation" in splits:
-        splits["test"] = splits.pop("validation")
-    if "test" not in splits:
-        generator = numpy_generator(0, "test split")
-        splits["train"], splits["test"] = hold_out(splits["train"], TEST_SHARE, generator)
-    if "validation" not in splits:
-        generator = numpy_generator(seed, "validation split")
-        splits["train"], splits["validation"] = hold_out(splits["train"], validation, generator)
+        parts = {split: _relabelled(part, relabel) for split, part in parts.items()}
+    if "test" not in parts and "validation" in parts:
+        parts["test"] = parts.pop("validation")
+    for split, amount, own_seed in (("test", TEST_SHARE, 0), ("validation", validation, seed)):
+        if split not in parts:
+            generator = numpy_generator(own_seed, f"{split} split")
+            label = parts["train"].arrays.label
+            is_held = held_out.draw(label, amount, generator, is_stratified=is_stratified)
+            parts["train"], parts[split] = _divided(parts["train"], is_held)
+    notes: list[str] = []
+    if files is not None:
+        held = {split: parts[split].numbers for split in ("validation", "test")}
+        is_double, notes = held_out.duplicates(
+            parts["train"].numbers, held, files, are_dropped=drop_duplicates
+        )
+        if drop_duplicates and notes:
+            parts["train"] = parts["train"].chosen(~is_double)
+            if is_double.all():
+                raise UserError(
+                    f"drop_duplicates leaves no training image of {name}: all are held out too"
+                )
     for split in ("train", "test"):
-        if not len(splits[split].label):
+        if not len(parts[split].numbers):
             raise UserError(f"the {split} split of {name} is empty: choose other splits or classes")
-    mean, std = channel_moments(splits["train"].image)
+    mean, std = channel_moments(parts["train"].arrays.image)
     return Dataset(
         name=name,
         class_names=tuple(class_names),
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
+        train=parts["train"].arrays,
+        validation=parts["validation"].arrays,
+        test=parts["test"].arrays,
         mean=mean,
         std=std,
+        notes=(
+            *notes,
+            *held_out.absent_classes(
+                {split: part.arrays.label for split, part in sorted(parts.items())}, class_names
+            ),
+        ),
     )
+
+
+class _Part(NamedTuple):
+    """A split while datasets are built, with the number of each example among all."""
+
+    arrays: Arrays
+    numbers: np.ndarray
+
+    def chosen(self, is_chosen: np.ndarray) -> _Part:
+        # Copying half a gigabyte only to keep everything would be a waste.
+        if is_chosen.all():
+            return self
+        image, label = self.arrays
+        return _Part(Arrays(image[is_chosen], label[is_chosen]), self.numbers[is_chosen])
+
+
+def _relabelled(part: _Part, relabel: np.ndarray) -> _Part:
+    label = relabel[part.arrays.label]
+    return part._replace(arrays=part.arrays._replace(label=label)).chosen(label >= 0)
+
+
+def _divided(part: _Part, is_held: np.ndarray) -> tuple[_Part, _Part]:
+    return part.chosen(~is_held), part.chosen(is_held)
 
 
 def check_arrays(arrays: Arrays, num_classes: int, name: str) -> None:
@@ -310,14 +369,6 @@ def _class_index(class_names: Sequence[str], text: str) -> int:
     raise unknown_name("class", text, [*class_names, *CLASSES])
 
 
-def _relabelled(arrays: Arrays, relabel: np.ndarray) -> Arrays:
-    label = relabel[arrays.label]
-    keep = label >= 0
-    # Copying half a gigabyte only to keep everything would be a waste.
-    image = arrays.image if keep.all() else arrays.image[keep]
-    return Arrays(image, label[keep])
-
-
 def hold_out(
     arrays: Arrays, amount: float, generator: np.random.Generator
 ) -> tuple[Arrays, Arrays]:
@@ -325,24 +376,9 @@ def hold_out(
 
     Both parts keep the order that their examples had.
     """
-    count = len(arrays.label)
-    held = held_count(count, amount)
-    if held == 0:
-        return arrays, Arrays(arrays.image[:0], arrays.label[:0])
-    is_held = np.zeros(count, bool)
-    is_held[generator.permutation(count)[:held]] = True
-    rest = Arrays(arrays.image[~is_held], arrays.label[~is_held])
-    return rest, Arrays(arrays.image[is_held], arrays.label[is_held])
-
-
-def held_count(count: int, amount: float) -> int:
-    """How many of `count` examples `amount` means: a share below 1, or their number."""
-    held = round(amount * count) if amount < 1 else int(amount)
-    if held >= count or (amount > 0 and held == 0):
-        raise UserError(
-            f"cannot hold out {amount:g} of {count} training images: that leaves one side empty"
-        )
-    return held
+    is_held = held_out.draw(arrays.label, amount, generator, is_stratified=False)
+    part = _Part(arrays, np.arange(len(is_held)))
+    return part.chosen(~is_held).arrays, part.chosen(is_held).arrays
 
 
 def channel_moments(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

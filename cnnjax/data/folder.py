@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pathlib
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from cnnjax.data.dataset import Arrays, Source
-from cnnjax.data.image_files import fit_image, image_to_shape, open_image, read_image
+from cnnjax.data.held_out import Files
+from cnnjax.data.image_files import (
+    fit_image,
+    image_to_shape,
+    is_gray,
+    open_image,
+    read_image,
+    upright_size,
+    white_level,
+)
 from cnnjax.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL import Image
+from cnnjax.paths import expand
 
 IMAGE_SUFFIXES = (
     *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png"),
     *(".ppm", ".tif", ".tiff", ".webp"),
 )
-_SPLIT_OF_DIRECTORY = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "test": "test",
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "validate", "dev", "devel", "eval", "evaluation"),
+    "test": ("test", "testing"),
 }
-_GRAY_MODES = ("1", "L", "I", "I;16", "F")
-# EXIF orientations that turn the image by a quarter.
-_TURNED = (5, 6, 7, 8)
-_EXIF_ORIENTATION = 0x0112
+_SPLIT_OF_WORD = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
+# What may follow such a word: train_set, Test Images, val-data.
+_OF_A_SPLIT = re.compile(r"(sets?|splits?|data|images?|imgs?|examples|samples)$")
+# What archives, systems and network disks leave beside the files of users.
+_SYSTEM_NAMES = {
+    *("__macosx", "__pycache__", "@eadir", "#recycle", "#snapshot", "lost+found"),
+    *("$recycle.bin", "recycler", "recycled", "system volume information"),
+    *("network trash folder", "temporary items"),
+}
 _MAX_NAMED = 5
 
 
 def open_folder(
-    path: str | pathlib.Path,
+    path: str | os.PathLike,
     *,
     image_size: tuple[int, int] | None = None,
     fit: str = "pad",
@@ -42,12 +56,17 @@ def open_folder(
 ) -> Source:
     """Finds the classes and images below `path` and reads every header, but no pixels yet.
 
-    The layout is `path/CLASS/FILE`, or `path/train/CLASS/FILE` with `validation` (or `val`) and
-    `test` next to `train`. Classes are numbered in the order of their sorted names; files come in
-    the order of theirs. Hidden files and files of other suffixes are passed over.
+    The layout is `path/CLASS/FILE`, or `path/train/CLASS/FILE` with `validation` and `test` next to
+    `train`, by their usual names in any case (`Training`, `val`, `dev`, `test_set`). Classes are
+    numbered in the order of their sorted names; files come in the order of theirs. A class that
+    `validation` or `test` lacks has no images there.
+
+    All image files at any depth of a class count. Links are followed, each directory once per
+    class. Hidden files and directories, those that systems leave (`__MACOSX`, `@eaDir`), and files
+    of other suffixes are passed over.
 
     Args:
-      path: the directory.
+      path: the directory; `~` is the home directory.
       image_size: (height, width) of all images; None where all files have one size.
       fit: how files get that size: see `cnnjax.data.image_files.fit_image`.
       max_bytes: the size in memory above which the dataset is refused.
@@ -56,72 +75,230 @@ def open_folder(
       UserError: for unreadable files (named), mixed sizes without `image_size`, and layouts other
         than these.
     """
-    root = pathlib.Path(path).expanduser()
+    root = pathlib.Path(expand(path))
     if not root.is_dir():
         raise UserError(f"no directory {str(root)!r}: give folder:PATH of a directory of classes")
-    directories = _split_directories(root)
-    class_names = tuple(sorted(child.name for child in _subdirectories(directories["train"])))
-    if len(class_names) < 2:
+    _check_shown(str(root), "directory")
+    splits = _split_directories(root)
+    classes = {split: _class_directories(where) for split, where in splits.items()}
+    class_names = tuple(sorted(classes["train"]))
+    _check_classes(splits, classes)
+    files = {
+        split: [
+            (file, label)
+            for label, name in enumerate(class_names)
+            if name in found
+            for file in _image_files(found[name])
+        ]
+        for split, found in classes.items()
+    }
+    for split, found in classes.items():
+        _check_images(splits[split], found, files[split], class_names, needs_all=split == "train")
+    flat = [file for split in files.values() for file, _ in split]
+    shape = _common_shape(flat, image_size)
+    if len(flat) * np.prod(shape) > max_bytes:
         raise UserError(
-            f"{str(directories['train'])!r} has {len(class_names)} sub-directories: one per class "
-            "is needed, two at least"
-        )
-    files = {name: _labelled_files(where, class_names) for name, where in directories.items()}
-    shape = _common_shape([file for split in files.values() for file, _ in split], image_size)
-    count = sum(len(split) for split in files.values())
-    if count * np.prod(shape) > max_bytes:
-        raise UserError(
-            f"{count} images of {list(shape)} below {str(root)!r} take more than "
+            f"{len(flat)} images of {list(shape)} below {str(root)!r} take more than "
             f"{max_bytes / 2**30:g} GiB of memory: give a smaller image_size"
         )
     return Source(
         class_names=class_names,
         num_examples={name: len(split) for name, split in files.items()},
-        read=lambda: {name: _read(split, shape, fit) for name, split in files.items()},
+        read=lambda: {
+            name: _read(split, shape, fit, is_measured=image_size is None)
+            for name, split in files.items()
+        },
+        files=lambda: Files([str(file.relative_to(root)) for file in flat], _content_numbers(flat)),
+        is_stratified=True,
     )
 
 
 def _split_directories(root: pathlib.Path) -> dict[str, pathlib.Path]:
-    if not (root / "train").is_dir():
-        return {"train": root}
+    """Split name -> its directory; `root` itself where there are no splits."""
     children = _subdirectories(root)
-    strange = [child.name for child in children if child.name not in _SPLIT_OF_DIRECTORY]
-    if strange:
+    named = [child for child in children if _split_of(child.name)]
+    others = [child for child in children if not _split_of(child.name)]
+    # A directory that holds images itself is a class, whatever its name.
+    if not named or (others and not any(_holds_classes(child) for child in named)):
+        return {"train": root}
+    if others:
         raise UserError(
-            f"{str(root)!r} has both a sub-directory 'train' and {strange[0]!r}: next to 'train' "
-            "only 'validation' (or 'val') and 'test' are expected"
+            f"{str(root)!r} has both {named[0].name!r}, which is named as a split, and "
+            f"{others[0].name!r}: put every class below 'train' (and 'validation' and 'test'), or "
+            "rename it"
         )
-    return {_SPLIT_OF_DIRECTORY[child.name]: child for child in children}
+    found: dict[str, pathlib.Path] = {}
+    for child in named:
+        split = _split_of(child.name)
+        if split in found:
+            raise UserError(
+                f"{str(root)!r} has two directories of the {split} split, {found[split].name!r} "
+                f"and {child.name!r}: keep one of them"
+            )
+        found[split] = child
+    if "train" not in found:
+        raise UserError(
+            f"{str(root)!r} has {' and '.join(repr(child.name) for child in named)}, which are "
+            "named as splits, but no 'train': name the training images so, or rename the classes"
+        )
+    return found
 
 
-def _subdirectories(directory: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(
-        child for child in directory.iterdir() if child.is_dir() and not child.name.startswith(".")
+def _split_of(name: str) -> str:
+    """The split that a directory's name means, or ""."""
+    word = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
+    return _SPLIT_OF_WORD.get(word) or _SPLIT_OF_WORD.get(_OF_A_SPLIT.sub("", word), "")
+
+
+def _holds_classes(directory: pathlib.Path) -> bool:
+    """Whether there are directories in it, and no images."""
+    return bool(_subdirectories(directory)) and not _images(directory)
+
+
+def _class_directories(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Class name -> its directory.
+
+    The name is the directory's in composed Unicode (NFC), which systems disagree about, without
+    space around it.
+    """
+    found: dict[str, pathlib.Path] = {}
+    for child in _subdirectories(directory):
+        _check_shown(child.name, f"class directory of {str(directory)!r}")
+        name = unicodedata.normalize("NFC", child.name).strip()
+        if name in found:
+            raise UserError(
+                f"the class directories {found[name].name!a} and {child.name!a} of "
+                f"{str(directory)!r} read the same: rename one or put their files together"
+            )
+        found[name] = child
+    return found
+
+
+def _check_shown(name: str, what: str) -> None:
+    """Raises UserError for a name that no figure, terminal or text file can hold."""
+    kinds = {unicodedata.category(char) for char in name}
+    if kinds & {"Cs", "Cc", "Zl", "Zp"} or not name.strip():
+        why = "is not UTF-8" if "Cs" in kinds else "has characters that cannot be shown"
+        raise UserError(f"the name of the {what} {why}: {name!a}: rename it")
+
+
+def _check_classes(
+    splits: Mapping[str, pathlib.Path], classes: Mapping[str, Mapping[str, pathlib.Path]]
+) -> None:
+    """Raises UserError unless the directories of training are classes, and the only ones."""
+    train = classes["train"]
+    if len(train) < 2:
+        inner = [str(each) for each in train.values() if _holds_classes(each)]
+        raise UserError(
+            f"{str(splits['train'])!r} has {len(train)} sub-directories: one per class is needed, "
+            f"two at least{f'; is it {inner[0]!r} that you mean?' if inner else ''}"
+        )
+    for child in train.values():
+        if _split_of(child.name) and _holds_classes(child):
+            raise UserError(
+                f"{str(child)!r} is named as a split, but stands where classes are: move it up, or "
+                "rename it"
+            )
+    inside = [
+        frozenset(each.name.casefold() for each in _subdirectories(child))
+        for child in train.values()
+    ]
+    if len(inside[0]) > 1 and len(set(inside)) == 1 and not any(map(_images, train.values())):
+        first, second = sorted(train)[:2]
+        raise UserError(
+            f"{first!r} and {second!r} in {str(splits['train'])!r} hold the same sub-directories "
+            f"({', '.join(sorted(inside[0])[:_MAX_NAMED])}) and no images, as splits do and "
+            "classes do not: name the splits 'train', 'validation' and 'test', or put images "
+            "into the classes"
+        )
+    for split, found in classes.items():
+        if new := sorted(set(found) - set(train)):
+            alike = [name for name in train if name.casefold() == new[0].casefold()]
+            raise UserError(
+                f"the classes of {str(splits[split])!r} are not those of training: new {new}"
+                + (f", where training has {alike[0]!r}" if alike else "")
+                + ": rename or remove them"
+            )
+
+
+def _check_images(
+    directory: pathlib.Path,
+    classes: Mapping[str, pathlib.Path],
+    files: Sequence[tuple[pathlib.Path, int]],
+    class_names: Sequence[str],
+    *,
+    needs_all: bool,
+) -> None:
+    """Raises UserError for a class without training images, or a split without any."""
+    expected = f"expected {', '.join(IMAGE_SUFFIXES)}"
+    present = {label for _, label in files}
+    for label, name in enumerate(class_names):
+        if needs_all and label not in present:
+            raise UserError(f"no image files in {str(classes[name])!r}: {expected}")
+    if not present:
+        raise UserError(
+            f"no image files in the class directories of {str(directory)!r}: {expected}, in one "
+            "sub-directory per class; remove the directory if it is not used"
+        )
+
+
+def _listed(directory: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """(sub-directories, other entries) by name, but for hidden ones and those that systems leave.
+
+    A link is what it links to.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            shown = sorted(
+                (each.name, os.path.isdir(each.path) if each.is_symlink() else each.is_dir())
+                for each in entries
+                if not each.name.startswith(".") and each.name.casefold() not in _SYSTEM_NAMES
+            )
+    except OSError as error:
+        raise UserError(f"cannot read the directory {str(directory)!r}: {error.strerror}") from None
+    return (
+        [directory / name for name, is_directory in shown if is_directory],
+        [directory / name for name, is_directory in shown if not is_directory],
     )
 
 
-def _labelled_files(
-    directory: pathlib.Path, class_names: Sequence[str]
-) -> list[tuple[pathlib.Path, int]]:
-    found = {child.name for child in _subdirectories(directory)}
-    if found != set(class_names):
-        raise UserError(
-            f"the classes of {str(directory)!r} are not those of training: missing "
-            f"{sorted(set(class_names) - found)}, new {sorted(found - set(class_names))}"
-        )
-    labelled = []
-    for label, name in enumerate(class_names):
-        files = sorted(
-            file
-            for file in (directory / name).rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-        )
-        if not files:
+def _subdirectories(directory: pathlib.Path) -> list[pathlib.Path]:
+    found, others = _listed(directory)
+    for child in others:
+        if not child.suffix and os.path.islink(child) and not os.path.exists(child):
             raise UserError(
-                f"no image files in {str(directory / name)!r}: expected {', '.join(IMAGE_SUFFIXES)}"
+                f"{str(child)!r} is a broken link to {os.readlink(child)!r}: mend or remove it"
             )
-        labelled += [(file, label) for file in files]
-    return labelled
+    return found
+
+
+def _images(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The image files of a directory itself; links whether broken or not."""
+    return [child for child in _listed(directory)[1] if child.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _image_files(directory: pathlib.Path) -> list[pathlib.Path]:
+    """All image files of a class, by name; each real directory once, however it is linked."""
+    parent = os.path.realpath(directory.parent)
+    seen: set[str] = set()
+    found: list[pathlib.Path] = []
+    # A directory that is linked too is known by where it is.
+    waiting, links = [directory], list[pathlib.Path]()
+    while waiting or links:
+        here = waiting.pop() if waiting else links.pop()
+        real = os.path.realpath(here)
+        if os.path.join(parent, "").startswith(os.path.join(real, "")):
+            raise UserError(
+                f"{str(here)!r} links to {real!r}, which holds the other classes too: remove the "
+                "link"
+            )
+        if real in seen:
+            continue
+        seen.add(real)
+        found += _images(here)
+        for child in _subdirectories(here):
+            (links if child.is_symlink() else waiting).append(child)
+    return sorted(found)
 
 
 def _common_shape(
@@ -133,9 +310,9 @@ def _common_shape(
     for file in files:
         try:
             with open_image(file) as image:
-                turned = _is_turned(image)
-                size = (image.width, image.height) if turned else (image.height, image.width)
-                channels = max(channels, 1 if image.mode in _GRAY_MODES else 3)
+                white_level(image)
+                size = upright_size(image)
+                channels = max(channels, 1 if is_gray(image) else 3)
         except UserError as error:
             problems.append(str(error))
             continue
@@ -154,21 +331,14 @@ def _common_shape(
     return (*next(iter(sizes)), channels)
 
 
-def _is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF orientation turns the image by a quarter."""
-    if image.format == "PNG":
-        # Its EXIF may follow the pixels: all of them would be decoded, for what no camera writes.
-        return False
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-    except (OSError, SyntaxError, ValueError):
-        # Whatever is wrong with the file is told when it is decoded.
-        return False
-
-
 def _read(
-    files: Sequence[tuple[pathlib.Path, int]], shape: tuple[int, int, int], fit: str
+    files: Sequence[tuple[pathlib.Path, int]],
+    shape: tuple[int, int, int],
+    fit: str,
+    *,
+    is_measured: bool,
 ) -> Arrays:
+    """Decodes the files; where the size `is_measured`, each must have it as its header says."""
     images = np.empty((len(files), *shape), np.uint8)
     problems = []
     for index, (file, _) in enumerate(files):
@@ -177,10 +347,34 @@ def _read(
         except UserError as error:
             problems.append(str(error))
             continue
-        same_size = (*image.shape[:2], shape[2])
-        images[index] = fit_image(image_to_shape(image, same_size), shape[:2], fit)
+        found = image.shape[:2]
+        if is_measured and found != shape[:2]:
+            problems.append(f"image {str(file)!r} is not of the size that its header says")
+            continue
+        images[index] = fit_image(image_to_shape(image, (*found, shape[2])), shape[:2], fit)
     _raise_unreadable(problems)
     return Arrays(images, np.array([label for _, label in files], np.int32))
+
+
+def _content_numbers(files: Sequence[pathlib.Path]) -> np.ndarray:
+    """A number for each file, the same for files of the same bytes.
+
+    Only files of the same length are read.
+    """
+    try:
+        sizes = [os.path.getsize(file) for file in files]
+        is_shared = Counter(sizes)
+        numbers: dict[object, int] = {}
+        found = []
+        for file, size in zip(files, sizes, strict=True):
+            key: object = file
+            if is_shared[size] > 1:
+                with file.open("rb") as content:
+                    key = hashlib.file_digest(content, "sha256").digest()
+            found.append(numbers.setdefault(key, len(numbers)))
+    except OSError as error:
+        raise UserError(f"cannot read image {error.filename!r}: {error.strerror}") from None
+    return np.array(found, np.int64)
 
 
 def _raise_unreadable(problems: Sequence[str]) -> None:

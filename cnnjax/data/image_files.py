@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 import warnings
 from typing import TYPE_CHECKING
 
@@ -11,24 +12,35 @@ import numpy as np
 
 from cnnjax import spec
 from cnnjax.errors import UserError
+from cnnjax.paths import expand
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFile
 
 # A 236 KB PNG can hold 9,000 x 9,000 pixels, which decode to hundreds of megabytes.
 MAX_PIXELS = 50_000_000
 # He et al. 2016, section 3.4: of a shorter side of 256 pixels the middle 224.
 CROP_SHARE = 0.875
 
-# In MNIST the digit fills a box of 20 of the 28 pixels (LeCun et al. 1998, section III.A).
-_BOX_SHARE = 20 / 28
-# Strokes of MNIST digits are rarely thinner than this, in pixels of the 28x28 image.
-_MIN_STROKE_PIXELS = 2.0
-_MIN_CONTRAST = 16.0
+# EXIF orientations that turn the image by a quarter.
+_TURNED = (5, 6, 7, 8)
+_EXIF_ORIENTATION = 0x0112
+# TIFF 6.0, section 8; the byte of a PNG file that has the bits of a sample (PNG, section 11.2.2).
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_PHOTOMETRIC = 256, 257, 258, 262
+_PNG_DEPTH = 24
 
 
 def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decodes an image file, turned upright as its EXIF orientation says.
+
+    Files of more than 8 bits are scaled from a range that is the same for all files of their type,
+    so that images keep their brightness relative to each other:
+
+    | type | black | white |
+    |---|---|---|
+    | unsigned integers of 16 bits (PNG, TIFF, PGM) | 0 | 65535 |
+    | unsigned integers of 12 bits (TIFF) | 0 | 4095 |
+    | floats (TIFF, PFM) | 0.0 | 1.0 |
 
     Args:
       path: any format that Pillow reads; of an animation the first frame.
@@ -36,42 +48,61 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.n
 
     Returns:
       uint8 `[height, width, channels]`: 1 channel (gray), 3 (RGB) or 4 (RGBA, for any file with
-      transparency). Deeper files are scaled to 8 bits.
+      transparency: an alpha channel, a palette with alpha, or one color that is transparent).
 
     Raises:
-      UserError: when the file is missing, is not an image, is cut off, or is too large.
+      UserError: when the file is missing, is not an image, is cut off, or is too large; or when its
+        type has no range (other integers) or its values leave the range (floats).
     """
     from PIL import ImageOps
 
+    name = os.fspath(path)
     with open_image(path, max_pixels=max_pixels) as image:
+        largest, is_negative = white_level(image), _is_negative(image)
+        clear = _clear_level(image)
+        if image.format == "TIFF":
+            # Pillow 13 would map the pixels by their size after the turn, and mix up the rows.
+            image.filename = ""
         try:
             image.load()
-            image = _as_8_bit(ImageOps.exif_transpose(image))
-        except (OSError, SyntaxError, ValueError, MemoryError) as error:
-            raise UserError(f"cannot decode image {os.fspath(path)!r}: {error}") from error
-        pixels = np.asarray(image)
+            upright = ImageOps.exif_transpose(image)
+            if largest is not None:
+                pixels = _scaled(np.asarray(upright), largest, name, is_negative=is_negative)
+            else:
+                pixels = np.asarray(_as_8_bit(upright))
+            if clear is not None:
+                pixels = _with_alpha(pixels, np.asarray(upright) != clear)
+        except UserError:
+            raise
+        except Exception as error:  # Of many types, by the format; none of them documented.
+            raise UserError(f"cannot decode image {name!r}: {error}") from error
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def open_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
     """Opens an image and checks its header; nothing is decoded yet. Raises as `read_image`."""
     from PIL import Image, UnidentifiedImageError
 
-    name = os.fspath(path)
+    name = expand(path)
     if os.path.isdir(name):
         raise UserError(f"{name!r} is a directory: give an image file")
+    if os.path.exists(name) and not os.path.isfile(name):
+        # To open a pipe would wait for ever.
+        raise UserError(f"{name!r} is no file on a disk: give an image file")
     try:
         with warnings.catch_warnings():
             # Pillow only warns from 89 megapixels on; the bound below is stricter.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(name)
     except FileNotFoundError as error:
-        raise UserError(f"no image file {name!r}") from error
+        is_link = os.path.islink(name)
+        why = f": the link to {os.readlink(name)!r} is broken" if is_link else ""
+        raise UserError(f"no image file {name!r}{why}") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"image {name!r} is too large: {error}") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{name!r} is not an image in a format known to Pillow") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Of many types, by the format; none of them documented.
         raise UserError(f"cannot read image {name!r}: {error}") from error
     if image.width * image.height > max_pixels:
         image.close()
@@ -82,20 +113,138 @@ def open_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Imag
     return image
 
 
-def _as_8_bit(image: Image.Image) -> Image.Image:
-    """Converts any of Pillow's modes to L, RGB or RGBA."""
+def upright_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """(height, width) that `read_image` gives an opened image: turned as its EXIF says.
+
+    Nothing is decoded, but for PNG files whose EXIF follows the pixels.
+    """
     from PIL import Image
 
+    width, height = image.size
+    if image.format == "TIFF":
+        # Pillow's `size` is turned already in some of its versions.
+        width = _tiff_tag(image, _TIFF_WIDTH) or width
+        height = _tiff_tag(image, _TIFF_HEIGHT) or height
+    try:
+        if image.format == "PNG" and "exif" not in image.info and _says_more_after_pixels(image):
+            image.load()
+        # A PNG's own would decode the pixels to look for what follows them.
+        is_turned = Image.Image.getexif(image).get(_EXIF_ORIENTATION) in _TURNED
+    except Exception:  # Of many types; whatever is wrong with the file is told when it is decoded.
+        is_turned = False
+    return (width, height) if is_turned else (height, width)
+
+
+def _says_more_after_pixels(image: ImageFile.ImageFile) -> bool:
+    """Whether EXIF or XMP stands behind the pixels of a PNG file."""
+    with open(image.filename, "rb") as file:
+        file.seek(8)
+        is_behind = False
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if is_behind and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+                start = file.read(min(length, 32))
+                if kind == b"eXIf" or start.startswith((b"XML:com.adobe.xmp", b"Raw profile type")):
+                    return True
+                length -= len(start)
+            is_behind |= kind == b"IDAT"
+            file.seek(length + 4, os.SEEK_CUR)
+    return False
+
+
+def is_gray(image: ImageFile.ImageFile) -> bool:
+    """Whether an opened image has one channel, transparency apart."""
+    return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+
+
+def white_level(image: ImageFile.ImageFile) -> float | None:
+    """The value that is white in an opened image of more than 8 bits; None for one of 8 bits.
+
+    Raises:
+      UserError: integers that have no such value.
+    """
+    if image.mode == "F":
+        return 1.0
+    if image.mode.startswith("I;"):
+        is_12_bit = image.format == "TIFF" and _tiff_tag(image, _TIFF_BITS) == 12
+        return 4095.0 if is_12_bit else 65535.0
+    if image.mode != "I":
+        return None
+    if image.format in ("PNG", "PPM"):
+        return 65535.0
+    bits = _tiff_tag(image, _TIFF_BITS) or 32
+    raise UserError(
+        f"image {image.filename!r} holds integers of {bits} bits{' with a sign' * (bits < 32)}, of "
+        "which none is known to be white: save all images of the dataset as 8 or 16 bits without a "
+        "sign, or as floats from 0 to 1, divided by one number"
+    )
+
+
+def _tiff_tag(image: ImageFile.ImageFile, tag: int) -> int | None:
+    value = getattr(image, "tag_v2", {}).get(tag)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _is_negative(image: ImageFile.ImageFile) -> bool:
+    """Whether 0 is white: Pillow inverts such TIFF files of 8 bits, and no deeper ones."""
+    return _tiff_tag(image, _TIFF_PHOTOMETRIC) == 0
+
+
+def _scaled(values: np.ndarray, largest: float, name: str, *, is_negative: bool) -> np.ndarray:
+    """Deep gray levels as uint8: 0 to 0, `largest` to 255."""
+    levels = values.astype(np.float64) / largest
+    if not np.isfinite(levels).all():
+        raise UserError(
+            f"image {name!r} has {np.count_nonzero(~np.isfinite(levels))} pixels that are not "
+            "numbers (NaN or infinite): replace them by values from 0 to 1"
+        )
+    # What rounds to a level is within the range.
+    if levels.min() < -0.5 / 255 or levels.max() > 1 + 0.5 / 255:
+        raise UserError(
+            f"image {name!r} has floats from {levels.min():g} to {levels.max():g}, which must lie "
+            "from 0 (black) to 1 (white): divide all images of the dataset by one number"
+        )
+    if is_negative:
+        levels = 1.0 - levels
+    return np.clip(np.round(levels * 255.0), 0, 255).astype(np.uint8)
+
+
+def _clear_level(image: ImageFile.ImageFile) -> int | tuple[int, int, int] | None:
+    """The gray level or color, as decoded, that an opened image declares transparent (tRNS)."""
+    clear = image.info.get("transparency")
+    if clear is None or not (image.mode in ("1", "L", "RGB") or image.mode.startswith("I")):
+        return None
+    depth = 8
+    if image.format == "PNG":
+        with open(image.filename, "rb") as file:
+            depth = file.read(_PNG_DEPTH + 1)[_PNG_DEPTH]
+    if image.mode == "RGB":
+        # Pillow decodes the high byte of 16 bits.
+        red, green, blue = (level >> 8 if depth == 16 else level for level in clear)
+        return red, green, blue
+    if image.mode == "1":
+        return bool(clear)
+    return clear * 255 // (2**depth - 1) if depth < 8 else clear
+
+
+def _with_alpha(pixels: np.ndarray, is_opaque: np.ndarray) -> np.ndarray:
+    """RGBA of gray or RGB pixels that are opaque where any channel `is_opaque`."""
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=-1)
+        is_opaque = is_opaque[..., None]
+    alpha = 255 * is_opaque.any(axis=-1, keepdims=True).astype(np.uint8)
+    return np.concatenate([pixels, alpha], axis=-1)
+
+
+def _as_8_bit(image: Image.Image) -> Image.Image:
+    """Converts Pillow's modes of 8 bits and fewer to L, RGB or RGBA."""
     if image.mode in ("L", "RGB", "RGBA"):
         return image
     if image.mode == "1":
         return image.convert("L")
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow's own conversion clips 16 bits at 255 instead of scaling them.
-        values = np.asarray(image, np.float64)
-        largest = 65535.0 if image.mode != "F" else max(float(values.max(initial=0.0)), 1e-12)
-        return Image.fromarray(np.clip(np.round(values / largest * 255.0), 0, 255).astype(np.uint8))
-    if image.mode in ("LA", "La", "PA", "RGBa") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("LA", "PA", "RGBa") or "transparency" in image.info:
         return image.convert("RGBA")
     return image.convert("RGB")
 
@@ -194,147 +343,22 @@ def image_to_shape(
     if channels not in (1, 3):
         raise UserError(f"cannot make an image of {channels} channels: 1 and 3 are supported")
     if image.shape[-1] == 4:
-        image = np.round(_over(image, 255.0)).astype(np.uint8)
+        image = np.round(over_background(image, 255.0)).astype(np.uint8)
     if channels == 1 and image.shape[-1] == 3:
-        image = np.round(_luma(image)).astype(np.uint8)[..., None]
+        image = np.round(luma(image)).astype(np.uint8)[..., None]
     elif channels == 3 and image.shape[-1] == 1:
         image = np.repeat(image, 3, axis=-1)
     return fit_image(image, (height, width), fit)
 
 
-def digit_from_image(image: np.ndarray, size: int = 28) -> np.ndarray:
-    """Turns a picture of one digit into an image as MNIST has them.
-
-    The steps, of which the last two are those of MNIST's makers (LeCun et al. 1998, section III.A):
-
-    1. Transparency is laid over white for dark ink, over black for light ink; color becomes gray.
-    2. A plane is fitted to the picture's border and subtracted: even an unevenly lit sheet of
-       paper becomes 0. The side to which the picture departs further is the ink, so dark on light
-       and light on dark are the same.
-    3. Contrast is stretched: three standard deviations of the border become 0, full ink 1; once
-       more after step 6.
-    4. Specks smaller than a fiftieth of the largest stroke are removed.
-    5. Strokes that would be thinner than 2 pixels in the result are thickened to that.
-    6. The ink's bounding box is cut out and scaled to fit 20 x 20 pixels, its aspect ratio kept.
-    7. It is placed in 28 x 28 pixels with its center of mass in the middle.
-
-    Args:
-      image: uint8 `[height, width, channels]`, 1, 3 or 4 channels, as `read_image` returns it.
-      size: side of the result; the box scales along.
-
-    Returns:
-      uint8 `[size, size, 1]`, ink light on black.
-
-    Raises:
-      UserError: when nothing stands out from the background.
-    """
-    gray = _gray_with_background(image)
-    ink = _without_specks(_stretched_ink(gray))
-    box_pixels = max(1, round(size * _BOX_SHARE))
-    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
-    scale = box_pixels / max(np.ptp(rows) + 1, np.ptp(columns) + 1)
-    ink = _thickened(ink, _MIN_STROKE_PIXELS * size / 28 / scale)
-    digit = _scaled_to_box(ink, box_pixels)
-    return np.round(255.0 * _centered(digit, size)).astype(np.uint8)[..., None]
-
-
-def _gray_with_background(image: np.ndarray) -> np.ndarray:
-    if image.shape[-1] == 4:
-        opacity = image[..., 3].astype(np.float64)
-        visible = np.sum(_luma(image[..., :3]) * opacity) / max(opacity.sum(), 1.0)
-        image = _over(image, 255.0 if visible < 128.0 else 0.0)
-    return _luma(image)
-
-
-def _over(image: np.ndarray, background: float) -> np.ndarray:
+def over_background(image: np.ndarray, background: float) -> np.ndarray:
+    """Lays RGBA `[height, width, 4]` over a gray level; float64 `[height, width, 3]`."""
     opacity = image[..., 3:] / 255.0
     return image[..., :3] * opacity + background * (1.0 - opacity)
 
 
-def _luma(image: np.ndarray) -> np.ndarray:
+def luma(image: np.ndarray) -> np.ndarray:
     """Gray levels, float64 `[height, width]`; of three channels the ITU-R 601 luma."""
     if image.shape[-1] == 1:
         return image[..., 0].astype(np.float64)
     return image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-
-
-def _stretched_ink(gray: np.ndarray) -> np.ndarray:
-    """Background to 0, full ink to 1, whichever of the two is the darker one."""
-    height, width = gray.shape
-    rows, columns = np.mgrid[:height, :width]
-    frame = max(1, round(0.02 * min(height, width)))
-    is_border = np.ones(gray.shape, bool)
-    is_border[frame : height - frame, frame : width - frame] = False
-    plane = np.stack([np.ones_like(rows), rows / height, columns / width], axis=-1)
-    # Ink may touch the border: fit the half of its pixels that lies nearest to the median.
-    distance = np.abs(gray - np.median(gray[is_border]))
-    kept = is_border & (distance <= np.median(distance[is_border]))
-    coefficients = np.linalg.lstsq(plane[kept], gray[kept], rcond=None)[0]
-    departure = gray - plane @ coefficients
-    ink = departure if departure.max() > -departure.min() else -departure
-    noise = 3.0 * float(np.std(departure[kept]))
-    strongest = float(ink.max())
-    if strongest - noise < _MIN_CONTRAST:
-        raise UserError(
-            f"no digit found: nothing in the picture of {width} x {height} pixels departs from its "
-            f"background by more than {max(strongest, 0.0):.0f} of 255 gray levels"
-        )
-    # Full ink is what most of the stroke reaches, not what one bright pixel does.
-    full = np.percentile(ink[ink > noise + 0.5 * (strongest - noise)], 90)
-    return np.clip((ink - noise) / (full - noise), 0.0, 1.0)
-
-
-def _without_specks(ink: np.ndarray) -> np.ndarray:
-    """Keeps the connected parts that have at least a fiftieth of the largest one's ink.
-
-    A part reaches as far as its ink is above a tenth of full ink; what is fainter is removed too.
-    """
-    from scipy import ndimage
-
-    parts, count = ndimage.label(ink > 0.1, structure=np.ones((3, 3)))
-    mass = ndimage.sum_labels(ink, parts, np.arange(count + 1))
-    mass[0] = 0.0
-    kept = mass >= 0.02 * mass.max()
-    kept[0] = False
-    return np.where(kept[parts], ink, 0.0)
-
-
-def _thickened(ink: np.ndarray, min_width_pixels: float) -> np.ndarray:
-    from scipy import ndimage
-
-    # Along a strip of w pixels the distances to its edge are 1, 2, .. w/2 .. 2, 1: w = 4 mean - 2.
-    is_stroke = np.pad(ink > 0.5, 1)
-    width = 4.0 * float(ndimage.distance_transform_edt(is_stroke)[is_stroke].mean()) - 2.0
-    radius = int(np.ceil((min_width_pixels - width) / 2.0))
-    if radius < 1:
-        return ink
-    ink = np.pad(ink, radius)
-    square = 2 * radius + 1
-    return ndimage.grey_dilation(ink, size=(square, square))
-
-
-def _scaled_to_box(ink: np.ndarray, box_pixels: int) -> np.ndarray:
-    from PIL import Image
-
-    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
-    cut = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    scale = box_pixels / max(cut.shape)
-    height, width = (max(1, round(side * scale)) for side in cut.shape)
-    digit = np.asarray(
-        Image.fromarray(cut.astype(np.float32)).resize((width, height), Image.Resampling.HAMMING)
-    )
-    # Shrinking pales thin strokes; in MNIST half of a stroke's pixels are white.
-    white = float(np.median(digit[digit > 0.5 * digit.max()]))
-    return np.clip(digit.astype(np.float64) / white, 0.0, 1.0)
-
-
-def _centered(digit: np.ndarray, size: int) -> np.ndarray:
-    canvas = np.zeros((size, size))
-    corner = []
-    for axis, side in enumerate(digit.shape):
-        weight = digit.sum(axis=1 - axis)
-        center = float(weight @ np.arange(side)) / weight.sum()
-        # No part of the digit may leave the image, however lopsided it is.
-        corner.append(int(np.clip(round(size / 2.0 - center), 0, size - side)))
-    canvas[corner[0] : corner[0] + digit.shape[0], corner[1] : corner[1] + digit.shape[1]] = digit
-    return canvas

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +18,7 @@ from cnnjax.data.dataset import (
 )
 from cnnjax.data.image_files import fit_image, pad_to, parse_fit, shrunk_size
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.paths import expand
 
 # Larger datasets are streamed: see `cnnjax.data.streamed`.
 MAX_BYTES = 4 * 2**30
@@ -33,6 +33,8 @@ def load(
     seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
     fit: str = "pad",
+    stratify: bool = True,
+    drop_duplicates: bool = False,
 ) -> Dataset:
     """Loads a labeled image dataset into memory, as uint8.
 
@@ -48,7 +50,7 @@ def load(
         sliced splits as tfds writes them: `tfds:fashion_mnist`, `tfds:mnist:3.0.1`,
         `tfds:mnist?train=train[:10%]&test=test`;
         `folder:PATH`: image files in one sub-directory per class, optionally below `train`,
-        `validation` and `test`.
+        `validation` and `test`: see `cnnjax.data.folder.open_folder`.
       data_dir: where tfds keeps prepared datasets; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` by
         default. The other sources do not use it.
       classes: `"all"`; names or labels such as `"3,8"`, which become the labels 0, 1, ...; or
@@ -60,6 +62,11 @@ def load(
       fit: `"pad"` centers an image on black, made smaller first where it does not fit; `"resize"`
         stretches it; `"crop"` cuts out its middle, as ImageNet is tested: see
         `cnnjax.data.image_files.fit_image`.
+      stratify: whether a validation or test split that is drawn has the images of each class in
+        proportion. Those of `mnist` and `digits`, whose classes are of one size, are drawn from all
+        images alike.
+      drop_duplicates: of a folder, whether to train without the files that are, byte for byte, in
+        validation or test too. They are counted in the `notes` of the dataset in any case.
 
     Returns:
       The dataset. One without a test split is tested on its validation split, or without that on a
@@ -72,6 +79,7 @@ def load(
     parse_fit(fit)
     size = checked_size(image_size)
     source = _open(name, data_dir, size, fit)
+    check_duplicates(name, has_files=source.files is not None, drop_duplicates=drop_duplicates)
     class_names, relabel = select_classes(source.class_names, classes)
     num_train = source.num_examples["train"]
     if "validation" not in source.num_examples and validation >= num_train:
@@ -86,7 +94,19 @@ def load(
         relabel=relabel,
         validation=validation,
         seed=seed,
+        is_stratified=stratify and source.is_stratified,
+        files=source.files() if source.files else None,
+        drop_duplicates=drop_duplicates,
     )
+
+
+def check_duplicates(name: str, *, has_files: bool, drop_duplicates: bool) -> None:
+    """Raises UserError where duplicates are to be dropped from what was not read from files."""
+    if drop_duplicates and not has_files:
+        raise UserError(
+            f"drop_duplicates (--drop-duplicates): {name!r} is no folder of files that could be "
+            "compared: leave it out"
+        )
 
 
 def checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -118,7 +138,7 @@ def _open(
         from cnnjax.data.folder import open_folder
 
         return open_folder(rest, image_size=size, fit=fit, max_bytes=MAX_BYTES)
-    if not colon and pathlib.Path(name).expanduser().is_dir():
+    if not colon and os.path.isdir(expand(name)):
         raise UserError(f"unknown dataset {name!r}: for a directory write 'folder:{name}'")
     raise _unknown_dataset(name)
 

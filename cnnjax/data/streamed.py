@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import numpy as np
@@ -79,6 +79,7 @@ class StreamedDataset:
     fit: str
     shuffle_buffer: int
     smallest_area: float = 0.0
+    notes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def num_classes(self) -> int:
@@ -124,6 +125,8 @@ def open_dataset(
     image_size: int | tuple[int, int] | None = None,
     fit: str = "pad",
     smallest_area: float = 0.0,
+    stratify: bool = True,
+    drop_duplicates: bool = False,
 ) -> LabelledDataset:
     """Opens a labeled image dataset, in memory or on disk.
 
@@ -131,8 +134,8 @@ def open_dataset(
       name: see `cnnjax.data.load`.
       pipeline: `"resident"` loads it into memory; `"stream"` leaves a tfds dataset on disk, and
         loads the others; `"auto"` leaves a tfds dataset on disk when it is too large to be loaded.
-      data_dir, classes, image_size, fit: see `cnnjax.data.load`. A dataset on disk keeps all its
-        classes: how many images some of them have is known only after reading all.
+      data_dir, classes, image_size, fit, drop_duplicates: see `cnnjax.data.load`. A dataset on disk
+        keeps all its classes: how many images some of them have is known only after reading all.
       validation: see `cnnjax.data.load`. Of a dataset on disk the validation split is not drawn
         image by image: it is a slice of `train` as stored, which tfds shuffles when it prepares.
         Likewise the last tenth of `train` is the test split of a dataset that has nothing else.
@@ -140,6 +143,8 @@ def open_dataset(
       smallest_area: of each training image of a dataset on disk a random part of at least this
         fraction of its area is read, each epoch another: see
         `cnnjax.data.decoding.random_crop_decoder`. 0 reads whole images.
+      stratify: see `cnnjax.data.load`; the slices of a dataset on disk are of its classes as they
+        come.
 
     Raises:
       UserError: whatever is wrong, in one line, before any image is read.
@@ -157,6 +162,7 @@ def open_dataset(
         shape = tfds_source.image_shape(builder, size)
         is_large = tfds_source.memory_bytes(builder, splits, shape) > sources.MAX_BYTES
         if pipeline == "stream" or is_large:
+            sources.check_duplicates(name, has_files=False, drop_duplicates=drop_duplicates)
             if classes != "all":
                 raise UserError(
                     f"classes={classes!r}: {name!r} is streamed, and then all classes are used; "
@@ -181,6 +187,8 @@ def open_dataset(
         seed=seed,
         image_size=image_size,
         fit=fit,
+        stratify=stratify,
+        drop_duplicates=drop_duplicates,
     )
 
 

@@ -14,6 +14,7 @@ from cnnjax.data.dataset import Arrays, Source
 from cnnjax.data.decoding import tensor_fitter, tensorflow
 from cnnjax.data.tfds_splits import choose_splits, parse_spec, split_size
 from cnnjax.errors import NotPreparedError, UserError, unknown_name
+from cnnjax.paths import expand, forget_empty_variables
 
 
 class Features(NamedTuple):
@@ -33,7 +34,7 @@ class Features(NamedTuple):
 
 def default_data_dir() -> str:
     """Where tfds keeps prepared datasets: `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`."""
-    return os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
+    return os.environ.get("TFDS_DATA_DIR", "").strip() or os.path.join("~", "tensorflow_datasets")
 
 
 def find_builder(name: str, data_dir: str | os.PathLike | None = None) -> Any:
@@ -42,9 +43,11 @@ def find_builder(name: str, data_dir: str | os.PathLike | None = None) -> Any:
     Raises:
       UserError: for names, configurations and versions that tfds does not know.
     """
+    directory = expand(data_dir or default_data_dir())
+    # tfds itself would take an empty TFDS_DATA_DIR for the working directory.
+    forget_empty_variables()
     import tensorflow_datasets as tfds
 
-    directory = os.path.expanduser(data_dir or default_data_dir())
     try:
         return tfds.builder(name, data_dir=directory)
     except tfds.core.DatasetNotFoundError as error:
@@ -209,6 +212,7 @@ def open_tfds(
             name: read_split(builder, split, image_size, shape, fit, num_examples[name])
             for name, split in splits.items()
         },
+        is_stratified=True,
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from cnnjax.data.dataset import TEST_SHARE, held_count
+from cnnjax.data.dataset import TEST_SHARE
+from cnnjax.data.held_out import held_count
 from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
 

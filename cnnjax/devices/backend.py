@@ -5,6 +5,7 @@ import os
 import platform
 from pathlib import Path
 
+from cnnjax import paths
 from cnnjax.devices import processes
 from cnnjax.devices.sharding import count_devices
 from cnnjax.errors import UserError
@@ -100,10 +101,22 @@ def compiler_options(*, remat: bool) -> dict[str, str | bool]:
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs under `$XDG_CACHE_HOME`, by default `~/.cache`."""
+    """Keeps compiled programs under `$XDG_CACHE_HOME`, by default `~/.cache`.
+
+    Where that is no directory that can be written, none are kept.
+    """
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(_cache_directory()))
+    directory = _cache_directory()
+    if directory is None:
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if not os.access(directory, os.W_OK):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -127,9 +140,11 @@ def _cpu_devices(batch_size: int) -> int:
     return max(count for count in range(1, most + 1) if batch_size % count == 0)
 
 
-def _cache_directory() -> Path:
+def _cache_directory() -> Path | None:
     """A directory of its own for each kind of processor: compiled CPU code fits no other kind."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    base = paths.cache_directory()
+    if base is None:
+        return None
     fingerprint = hashlib.sha256(processor_features().encode()).hexdigest()[:12]
     return base / "cnnjax" / "xla" / f"{platform.machine()}-{fingerprint}"
 

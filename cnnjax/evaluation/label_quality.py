@@ -21,6 +21,7 @@ from cnnjax.data.dataset import Arrays, Dataset, channel_moments
 from cnnjax.data.streamed import AnyDataset
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.losses import LossFunction, weighted
+from cnnjax.paths import read_text
 from cnnjax.rng import numpy_generator
 
 BALANCES = ("none", "weights", "resample")
@@ -248,12 +249,10 @@ def balanced_loss(balance: str, loss_fn: LossFunction, dataset: AnyDataset) -> L
 
 def read_indices(path: str | Path, num_examples: int) -> np.ndarray:
     """Reads indices of examples, one per line; a UserError for anything else."""
+    lines = read_text(path, "list of examples").split()
     try:
-        lines = Path(path).read_text().split()
         indices = np.array([int(line) for line in lines], np.int64)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the indices of examples in {path}: {error}") from None
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{path} must hold one whole number per line: {error}") from None
     outside = indices[(indices < 0) | (indices >= num_examples)]
     if outside.size:

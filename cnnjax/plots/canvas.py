@@ -85,7 +85,11 @@ def tidy(axes: Axes) -> None:
 
 
 def short_names(class_names: Sequence[str], num_classes: int) -> list[str]:
-    """Returns the names cut to a length that fits a figure; a UserError for a wrong number."""
+    """Returns the names cut to a length that fits a figure, literally.
+
+    Raises:
+      UserError: a wrong number of names.
+    """
     if len(class_names) != num_classes:
         raise UserError(f"{len(class_names)} class names for {num_classes} classes: give one each.")
     return [

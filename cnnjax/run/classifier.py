@@ -66,10 +66,13 @@ def read_data(config: Config):
             image_size=size,
             fit=config.fit,
             smallest_area=config.crop_area,
+            stratify=config.stratify,
+            drop_duplicates=config.drop_duplicates,
         )
     except NotPreparedError as error:
         options = {"classes": config.classes, "image_size": size}
         dataset = made_instead(config.smoke, error, config.dataset, **options)
+    tell_notes(dataset)
     if config.smoke:
         dataset = cnnjax.run.trainer.shrink(dataset)
     return cnnjax.evaluation.label_quality.prepare(
@@ -80,6 +83,12 @@ def read_data(config: Config):
         balance=config.balance,
         seed=data_seed(config),
     )
+
+
+def tell_notes(dataset) -> None:
+    """Prints what a person should know of the dataset's splits."""
+    for note in dataset.notes:
+        cnnjax.devices.processes.say(f"note         {note}")
 
 
 def made_instead(smoke: bool, error: NotPreparedError, name: str, **options):
@@ -94,6 +103,8 @@ def settings_of_run(directory) -> Config:
     """Returns the settings of a run of any experiment, those that `Config` has."""
     settings = record.read_config(Path(directory))["settings"]
     known = {field.name for field in dataclasses.fields(Config)}
+    # Earlier versions drew from all images alike, and did not say so.
+    settings = {"stratify": False} | settings
     return Config(**{name: settings[name] for name in known & set(settings)})
 
 

@@ -2,12 +2,14 @@
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from cnnjax import paths
 from cnnjax.devices import processes
 from cnnjax.devices.channel import PEER_LOST_EXIT_CODE, PeerLost
 from cnnjax.errors import UserError
@@ -33,14 +35,19 @@ def parse(
     A config class may have a method `implied() -> dict`: defaults that follow from the config's
     other settings, such as those of a named recipe. Flags go before them, and so does `default`.
 
+    In every flag that is a path, `~` is the home directory.
+
     Raises:
-      UserError: an unknown flag or a value of the wrong type.
+      UserError: an unknown flag, a value of the wrong type, or one that no record can hold.
       SystemExit: after printing the help that `--help` asked for.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = paths.expand_flags(argv)
     config = _parsed(config_type, argv, default, program, description)
     implied = config.implied() if default is None and hasattr(config, "implied") else {}
-    return _parsed(config_type, argv, config_type(**implied), program) if implied else config
+    if implied:
+        config = _parsed(config_type, argv, config_type(**implied), program)
+    _check_encoded(config)
+    return config
 
 
 def _parsed(
@@ -77,6 +84,16 @@ def _parsed(
         raise UserError(help.one_line(printed.getvalue())) from None
 
 
+def _check_encoded(config: Any) -> None:
+    """Raises a UserError for a setting that is not UTF-8: records and reports could not hold it."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and any("\ud800" <= char <= "\udfff" for char in text):
+                flag = "--" + field.name.replace("_", "-")
+                raise UserError(f"{flag} {text!a} is not UTF-8: rename the file or directory")
+
+
 def run(
     config_type: type, main: Callable[[Any], Any], argv: Sequence[str] | None = None, **parsing: Any
 ) -> None:
@@ -90,7 +107,13 @@ def run(
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are a `UserError` on one line, without the usage."""
+    """A parser whose mistakes are a `UserError` on one line, without the usage.
+
+    In every word `~` is the home directory.
+    """
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        return super().parse_known_args(paths.expand_flags(args), namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -103,6 +126,10 @@ def one_line_errors():
     So does it what no program here can mend: a platform that JAX has not got, a path that cannot be
     used, a full disk. Where the reader of the output has gone the program ends quietly.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal cannot show must not end a run.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    paths.forget_empty_variables()
     try:
         with files.output_errors(), _platform_errors():
             yield

@@ -34,6 +34,12 @@ class LabelledImages:
     validation: float = 0.1
     """Fraction of the training images held out to validate on, or their number."""
 
+    stratify: bool = True
+    """Hold out of each class in proportion (folders, and tfds datasets in memory)."""
+
+    drop_duplicates: bool = False
+    """Of a folder: train without the files that are, byte for byte, in validation or test too."""
+
     data_seed: int = -1
     """Seed that chooses them, --train-examples and --label-noise: runs that share it share their
     data. -1 takes --seed."""

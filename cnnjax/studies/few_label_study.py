@@ -16,6 +16,7 @@ from cnnjax.data.dataset import Dataset
 from cnnjax.devices import environment
 from cnnjax.errors import UserError
 from cnnjax.models.summary import abstract_variables
+from cnnjax.paths import read_text
 from cnnjax.run import files
 from cnnjax.run.load import read_base
 from cnnjax.studies import tables, trials
@@ -182,7 +183,7 @@ class Study:
         }
         if not self.path.exists():
             return {"settings": same, **environment.describe(), "trials": []}
-        found = json.loads(self.path.read_text())
+        found = json.loads(read_text(self.path, "results"))
         for name, value in same.items():
             if found["settings"][name] != value:
                 raise UserError(

@@ -188,6 +188,7 @@ def _open(config: Config, name: str, classes: str, **options: Any) -> Dataset:
     except NotPreparedError as error:
         made = {"classes": classes, "image_size": options.get("image_size")}
         dataset = classifier.made_instead(config.smoke, error, name, **made)
+    classifier.tell_notes(dataset)
     if not config.smoke:
         return dataset
     small = cnnjax.run.trainer.shrink(dataset)

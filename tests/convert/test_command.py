@@ -150,7 +150,8 @@ def test_a_new_head_for_other_classes(lenet, tmp_path):
     arrays = theirs(lenet, "pytorch", DIGIT)
     convert.write(tmp_path / "weights.npz", arrays)
     names = tmp_path / "names.txt"
-    names.write_text("cat\ndog\nnewt\n")
+    # As some editors write it: a byte-order mark, lines ended by two characters.
+    names.write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\nnewt\r\n")
     settings = {"model": "lenet5", "framework": "pytorch", "image_size": 0, "num_classes": 3}
     command.main(
         config(
@@ -176,7 +177,7 @@ def test_a_new_head_for_other_classes(lenet, tmp_path):
         ({"model": "shufflenet"}, "unknown model 'shufflenet': did you mean shufflenet_v2"),
         ({"framework": "torch"}, "unknown framework 'torch'"),
         ({"num_classes": 1000}, r"fc\.weight is for 10 classes, the model for 1000"),
-        ({"class_names": "absent.txt"}, "cannot read --class-names absent.txt"),
+        ({"class_names": "absent.txt"}, "cannot read the list of --class-names 'absent.txt'"),
         ({"mean": (0.5, 0.5)}, "--mean is 0.5 0.5: give one number, or one for each of the 3"),
         ({"std": (0.0,)}, r"--std is 0\.0: .*above 0"),
         ({"check": "absent.npz"}, r"there is no reference absent\.npz"),

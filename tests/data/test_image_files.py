@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from cnnjax.data import digit_from_image, image_to_shape, mnist, read_image
-from cnnjax.data.image_files import fit_image
+from cnnjax.data.image_files import fit_image, open_image, upright_size
 from cnnjax.errors import UserError
 
 
@@ -51,6 +51,195 @@ def test_exif_orientation_is_applied(tmp_path):
     exif[0x0112] = 6
     path = saved(tmp_path, Image.fromarray(gradient()), "image.png", exif=exif)
     assert (read_image(path)[..., 0] == np.rot90(gradient(), -1)).all()
+
+
+def png_chunks(path):
+    """The chunks of a PNG file, `(kind, whole bytes)` each."""
+    content, found = path.read_bytes(), []
+    start = 8
+    while start < len(content):
+        (length,) = struct.unpack(">I", content[start : start + 4])
+        found.append((content[start + 4 : start + 8], content[start : start + 12 + length]))
+        start += 12 + length
+    return found
+
+
+def png_chunk(kind, content):
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def raw_png(path, depth, color, width, rows, *, clear):
+    """A PNG file of these rows of bytes, with a tRNS chunk."""
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, color, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = [(b"IHDR", header), (b"tRNS", clear), (b"IDAT", pixels), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in parts))
+    return path
+
+
+# (bits, PNG's color type, two pixels of which the first is transparent, tRNS): every kind but
+# palettes and those with an alpha channel.
+CLEAR = [
+    (1, 0, b"\x40", b"\0\0"),
+    (2, 0, b"\x70", b"\0\1"),
+    (4, 0, b"\x35", b"\0\3"),
+    (8, 0, b"\x09\x0a", b"\0\x09"),
+    (16, 0, b"\x12\x34\x12\x35", b"\x12\x34"),
+    (8, 2, b"\1\2\3\1\2\4", b"\0\1\0\2\0\3"),
+    (16, 2, b"\1\1\2\2\3\3\1\1\2\2\4\4", b"\1\1\2\2\3\3"),
+]
+
+
+@pytest.mark.parametrize(
+    ("bits", "color", "row", "clear"),
+    CLEAR,
+    ids=[f"{bits}-{'RGB' if color else 'L'}" for bits, color, *_ in CLEAR],
+)
+def test_a_transparent_color_is_transparent_in_every_type(tmp_path, bits, color, row, clear):
+    image = read_image(raw_png(tmp_path / "clear.png", bits, color, 2, [row], clear=clear))
+    assert image[0, :, 3].tolist() == [0, 255]
+    # As of RGBA files, the corner is white; the other pixel is what it is.
+    shown = image_to_shape(image, (1, 2, 3))
+    assert (shown[0, 0] == 255).all() and (shown[0, 1] == image[0, 1, :3]).all()
+
+
+def test_transparency_of_palettes_and_channels_is_laid_over_white(tmp_path):
+    gray = np.array([[0, 200]], np.uint8)
+    palette = Image.fromarray(gray).convert("P")
+    layers = {
+        "palette.png": (palette, {"transparency": 0}),
+        "alphas.png": (palette, {"transparency": bytes([0, *[255] * 255])}),
+        "palette.gif": (palette, {"transparency": 0}),
+        "la.png": (Image.merge("LA", [Image.fromarray(gray), Image.fromarray(gray)]), {}),
+        "rgba.webp": (
+            Image.merge("RGBA", [Image.fromarray(each) for each in (gray, gray, gray, gray)]),
+            {"lossless": True},
+        ),
+    }
+    for name, (image, options) in layers.items():
+        shown = image_to_shape(read_image(saved(tmp_path, image, name, **options)), (1, 2, 3))
+        assert (shown[0, 0] == 255).all(), name
+
+
+def turned(path, orientation, **options):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(gradient()).save(path, exif=exif, **options)
+    return path
+
+
+def late_exif(path):
+    """Moves the EXIF of a PNG file behind its pixels, as the format allows."""
+    chunks = png_chunks(path)
+    exif = [each for each in chunks if each[0] == b"eXIf"]
+    assert exif
+    others = [each for each in chunks if each[0] != b"eXIf"]
+    ordered = [*others[:-1], *exif, others[-1]]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(whole for _, whole in ordered))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "late.png", "webp", "tif", "jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_format_is_measured_as_it_is_shown(tmp_path, suffix, orientation):
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = turned(tmp_path / f"image.{suffix}", orientation, **options)
+    if suffix == "late.png":
+        late_exif(path)
+    # EXIF 2.32, section 4.6.4: where row 0 and column 0 of the file are in the picture.
+    pixels = gradient()
+    upright = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.T,
+        6: np.rot90(pixels, -1),
+        7: pixels[::-1, ::-1].T,
+        8: np.rot90(pixels),
+    }[orientation]
+    found = read_image(path)
+    assert found.shape[:2] == upright.shape
+    assert np.abs(found[..., 0].astype(int) - upright).max() <= 3 * (suffix == "jpg")
+    with open_image(path) as image:
+        assert upright_size(image) == upright.shape
+
+
+def test_xmp_turns_too_and_comments_behind_the_pixels_do_not(tmp_path):
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    path = saved(tmp_path, Image.fromarray(gradient()), "xmp.webp", lossless=True, xmp=xmp)
+    assert read_image(path).shape == (9, 6, 3)
+    with open_image(path) as image:
+        assert upright_size(image) == (9, 6)
+    path = saved(tmp_path, Image.fromarray(gradient()))
+    text = png_chunk(b"tEXt", b"date:create\x002026")
+    content = path.read_bytes()
+    path.write_bytes(content[:-12] + text + content[-12:])
+    with open_image(path) as image:
+        assert upright_size(image) == (6, 9)
+
+
+def deep(tmp_path, values, name="deep.tif", **options):
+    return saved(tmp_path, Image.fromarray(values), name, **options)
+
+
+def test_deep_images_keep_their_brightness_relative_to_each_other(tmp_path):
+    ramp = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    for scale in (1.0, 0.25):
+        wanted = np.round(ramp * scale * 255)[..., None]
+        assert (read_image(deep(tmp_path, ramp * np.float32(scale))) == wanted).all()
+        whole = np.round(ramp * scale * 65535).astype(np.uint16)
+        for name in ("deep.tif", "deep.png"):
+            found = read_image(deep(tmp_path, whole, name)).astype(int)
+            assert np.abs(found - wanted).max() <= 1
+        found = read_image(deep(tmp_path, whole.astype(">u2"), "big.tif")).astype(int)
+        assert np.abs(found - wanted).max() <= 1
+    assert (read_image(deep(tmp_path, 0 * ramp)) == 0).all()
+
+
+def test_twelve_bits_and_inverted_gray(tmp_path):
+    # Two pixels of 12 bits in three bytes: 0 and 4095; and 16 bits of which 0 is white.
+    path = tmp_path / "twelve.tif"
+    entries = [(256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 1, 12), (259, 3, 1, 1), (262, 3, 1, 1)]
+    entries += [(273, 4, 1, 8), (277, 3, 1, 1), (278, 3, 1, 1), (279, 4, 1, 3)]
+    body = b"".join(
+        struct.pack("<HHI", tag, kind, count) + struct.pack("<I", value)
+        for tag, kind, count, value in entries
+    )
+    start = struct.pack("<2sHI", b"II", 42, 12) + b"\x00\x0f\xff\x00"
+    path.write_bytes(start + struct.pack("<H", len(entries)) + body + bytes(4))
+    assert read_image(path)[0, :, 0].tolist() == [0, 255]
+    white = np.array([[0, 65535]], np.uint16)
+    path = saved(tmp_path, Image.fromarray(white), "inverted.tif", tiffinfo={262: 0})
+    assert read_image(path)[0, :, 0].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[0.5, np.nan]], np.float32), r"1 pixels that are not numbers"),
+        (np.array([[0.5, np.inf]], np.float32), r"1 pixels that are not numbers"),
+        (np.array([[0.5, 255.0]], np.float32), r"floats from 0.5 to 255, .* divide all images"),
+        (np.array([[-0.5, 1.0]], np.float32), r"floats from -0.5 to 1, "),
+        (np.array([[7, 70_000]], np.int32), r"integers of 32 bits, of which none is known"),
+    ],
+)
+def test_values_without_a_range_are_refused(tmp_path, values, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_image(deep(tmp_path, values))
+    assert "deep.tif" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_modes_that_are_rarer(tmp_path):
+    color = np.zeros((2, 3, 3), np.uint8) + np.array([200, 100, 0], np.uint8)
+    cmyk = saved(tmp_path, Image.fromarray(color).convert("CMYK"), "cmyk.jpg", quality=95)
+    assert np.abs(read_image(cmyk).astype(int) - color).max() <= 6
+    frames = [Image.fromarray(gradient() + shift) for shift in (0, 60)]
+    for name in ("animated.gif", "animated.png", "animated.webp", "pages.tif"):
+        lossless = {"lossless": True} if name.endswith("webp") else {}
+        path = saved(tmp_path, frames[0], name, save_all=True, append_images=frames[1:], **lossless)
+        assert (read_image(path)[..., 0] == gradient()).all(), name
 
 
 def test_unreadable_files(tmp_path):

@@ -1,6 +1,8 @@
 """tfds datasets: names, splits, features, and what is said when one is not there."""
 
 import hashlib
+import os
+import pwd
 import time
 
 import numpy as np
@@ -42,6 +44,16 @@ def test_default_data_directory(monkeypatch):
         load("tfds:cifar10")
     monkeypatch.delenv("TFDS_DATA_DIR")
     assert tfds_source.default_data_dir() == "~/tensorflow_datasets"
+    monkeypatch.setenv("TFDS_DATA_DIR", "")
+    monkeypatch.setenv("HOME", "/home/of/nobody")
+    with pytest.raises(UserError, match="not prepared in /home/of/nobody/tensorflow_datasets"):
+        load("tfds:cifar10")
+    assert "TFDS_DATA_DIR" not in os.environ
+    # Without a home directory nothing is looked for, or made, in a directory named "~".
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: {}[number])
+    with pytest.raises(UserError, match="home directory for '~/tensorflow_datasets': set HOME"):
+        load("tfds:cifar10")
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,8 @@ def test_training_data_are_changed_in_order_and_nothing_else(tmp_path):
     noisy = label_quality.prepare(dataset, train_examples=20, label_noise=0.25, seed=1)
     np.testing.assert_array_equal(fewer.train.image, noisy.train.image)
     assert (fewer.train.label != noisy.train.label).sum() == 5
-    (tmp_path / "exclude.txt").write_text("0\n3\n")
+    # As some editors write it: a byte-order mark, lines ended by two characters.
+    (tmp_path / "exclude.txt").write_bytes(b"\xef\xbb\xbf0\r\n3\r\n")
     clean = label_quality.prepare(
         dataset, train_examples=20, label_noise=0.25, exclude=tmp_path / "exclude.txt", seed=1
     )
@@ -117,7 +118,7 @@ def test_training_data_are_changed_in_order_and_nothing_else(tmp_path):
         ({"train_examples": 99}, "train_examples 99: there are 32 training images"),
         ({"label_noise": 1.5}, "label noise 1.5 must be a share"),
         ({"balance": "weight"}, "unknown balance 'weight': did you mean weights"),
-        ({"exclude": "/nowhere.txt"}, "cannot read the indices of examples in /nowhere.txt"),
+        ({"exclude": "/nowhere.txt"}, "cannot read the list of examples '/nowhere.txt'"),
     ],
 )
 def test_bad_settings_are_one_clear_error(settings, words):

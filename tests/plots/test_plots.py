@@ -495,3 +495,18 @@ def test_a_figure_that_fails_is_one_line(tmp_path: Path, capsys: Any) -> None:
     assert capsys.readouterr().err == ""
     with pytest.raises(KeyboardInterrupt):
         plots.attempt(lambda where: (_ for _ in ()).throw(KeyboardInterrupt), path)
+
+
+def test_class_names_are_drawn_literally(tmp_path: Path) -> None:
+    # Between two dollar signs Matplotlib reads a formula, which this is not.
+    names = ["$x_{$", "a$b", "\\$", "_c"]
+    confusion = np.eye(4, dtype=int) * 3
+    assert plots.confusion_matrix(confusion, names, tmp_path / "confusion.png").exists()
+    probabilities = np.full((8, 4), 0.25)
+    labels = np.arange(8) % 4
+    assert plots.roc_curves(probabilities, labels, names, tmp_path / "roc.png").exists()
+    images = np.zeros((8, 3, 3, 1), np.uint8)
+    path = tmp_path / "worst.png"
+    assert plots.worst_classified(images, labels, probabilities, names, path).exists()
+    assert plots.image_grid(images[:4], names, tmp_path / "grid.png").exists()
+    assert plots.prediction(images[0], images[0], probabilities[0], names, path).exists()

@@ -1,7 +1,12 @@
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Literal
 
 import pytest
+import tyro
 
 from cnnjax.errors import UserError
 from cnnjax.run import cli
@@ -77,3 +82,42 @@ def test_mains_exit_code_is_the_programs():
     with pytest.raises(SystemExit) as stop:
         cli.run(Config, lambda config: 143, [])
     assert stop.value.code == 143
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Name directories."""
+
+    run_dir: str = ""
+    out: Path = Path("out")
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()
+
+
+def test_home_directory_in_every_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for argv in (["--run-dir", "~/a", "--out", "~/b"], ["--run-dir=~/a", "--out=~/b"]):
+        found = cli.parse(Places, [*argv, "~/c.png", "d.png"])
+        wanted = Places(f"{tmp_path}/a", tmp_path / "b", (tmp_path / "c.png", Path("d.png")))
+        assert found == wanted
+    # What a record says stays as it is.
+    assert cli.parse(Places, [], default=Places("~/a")).run_dir == "~/a"
+    parser = cli.Parser()
+    parser.add_argument("--directory")
+    assert parser.parse_args(["--directory=~/a"]).directory == f"{tmp_path}/a"
+
+
+def test_settings_that_are_not_utf_8_are_refused():
+    with pytest.raises(UserError, match=r"--run-dir 'caf\\udce9' is not UTF-8") as error:
+        cli.parse(Places, ["--run-dir", "caf\udce9"])
+    assert str(error.value).isprintable()
+    # A file that is only read may have any name.
+    assert cli.parse(Places, ["caf\udce9.png"]).files == (Path("caf\udce9.png"),)
+
+
+def test_what_the_terminal_cannot_show_is_escaped():
+    program = (
+        "from cnnjax.run import cli\nwith cli.one_line_errors():\n    print('caf\\udce9 \\u732b')"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, b"caf\\udce9 \\u732b\n")

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cnnjax.run.compare import compare_runs
+
+from cnnjax.run.verify_resume import compare_runs
 
 ROOT = Path(__file__).parents[2]
 NESTED = """

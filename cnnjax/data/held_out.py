@@ -1,0 +1,150 @@
+"""Which examples are held out of training: drawn by class, and compared with those trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cnnjax.errors import UserError
+
+_MAX_NAMED = 3
+
+
+class Files(NamedTuple):
+    """The files of a dataset's examples, in the order of its splits.
+
+    Attributes:
+      names: for people.
+      content: int64 `[examples]`; files of the same bytes have the same number.
+    """
+
+    names: Sequence[str]
+    content: np.ndarray
+
+
+def held_count(count: int, amount: float) -> int:
+    """How many of `count` examples `amount` means: a share below 1, or their number."""
+    held = round(amount * count) if amount < 1 else int(amount)
+    if held >= count or (amount > 0 and held == 0):
+        raise UserError(
+            f"cannot hold out {amount:g} of {count} training images: that leaves one side empty"
+        )
+    return held
+
+
+def draw(
+    labels: np.ndarray, amount: float, generator: np.random.Generator, *, is_stratified: bool
+) -> np.ndarray:
+    """Draws the examples to hold out, bool `[examples]`: a share below 1, or their number.
+
+    Args:
+      labels: integers `[examples]`.
+      amount: see `held_count`.
+      generator: what they are drawn by.
+      is_stratified: whether each class has its share of them, see `held_per_class`; else all
+        examples are drawn alike.
+    """
+    count = len(labels)
+    held = held_count(count, amount)
+    is_held = np.zeros(count, bool)
+    if not held:
+        return is_held
+    if not is_stratified:
+        is_held[generator.permutation(count)[:held]] = True
+        return is_held
+    counts = np.bincount(labels)
+    for label, number in enumerate(held_per_class(counts, held, generator)):
+        is_held[generator.permutation(np.flatnonzero(labels == label))[:number]] = True
+    return is_held
+
+
+def held_per_class(counts: np.ndarray, held: int, generator: np.random.Generator) -> np.ndarray:
+    """Divides `held` examples among classes in proportion to their sizes, int64 `[classes]`.
+
+    By largest remainders, equal ones in a drawn order. A class of two examples or more has one held
+    out as long as there are enough, and no class is held out whole unless it must.
+
+    Args:
+      counts: examples of each class, `[classes]`.
+      held: how many to hold out, fewer than there are.
+      generator: what the order is drawn by.
+    """
+    quota = counts * (held / counts.sum())
+    most = np.maximum(counts - 1, 0)
+    if held > most.sum():
+        most = counts
+    least = np.minimum(most, 1)
+    taken = np.clip(np.floor(quota).astype(np.int64), least, most)
+    order = generator.permutation(len(counts))
+
+    def best(score: np.ndarray, is_allowed: np.ndarray) -> int:
+        return order[np.argmax(np.where(is_allowed, score, -np.inf)[order])]
+
+    while taken.sum() < held:
+        taken[best(quota - taken, taken < most)] += 1
+    while taken.sum() > held:
+        has_room = taken > least if (taken > least).any() else taken > 0
+        taken[best(taken - quota, has_room)] -= 1
+    return taken
+
+
+def absent_classes(labels: Mapping[str, np.ndarray], class_names: Sequence[str]) -> list[str]:
+    """Returns a line for each split, of those with any example, in which classes have none."""
+    notes = []
+    for split, found in labels.items():
+        counts = np.bincount(found, minlength=len(class_names))
+        absent = [class_names[label] for label in np.flatnonzero(counts == 0).tolist()]
+        if not absent or not len(found):
+            continue
+        them = "it" if len(absent) == 1 else "them"
+        what, end = (
+            ("training", f"the network cannot learn {them}")
+            if split == "train"
+            else (split, f"the {split} scores say nothing about {them}")
+        )
+        notes.append(f"no {what} images of {_named(absent)}: {end}")
+    return notes
+
+
+def duplicates(
+    train: np.ndarray, held: Mapping[str, np.ndarray], files: Files, *, are_dropped: bool
+) -> tuple[np.ndarray, list[str]]:
+    """Compares the files of training with those held out.
+
+    Args:
+      train: which of the files are trained on, int64 `[examples]`.
+      held: likewise of each other split.
+      files: all of them.
+      are_dropped: whether those that are held out too will be left out of training.
+
+    Returns:
+      (bool `[examples]`: which training examples are held out too; a line that says so, if any
+      are).
+    """
+    kept_out = np.concatenate(list(held.values()))
+    is_double = np.isin(files.content[train], files.content[kept_out])
+    if not is_double.any():
+        return is_double, []
+    twin = {files.content[index]: files.names[index] for index in kept_out[::-1]}
+    pairs = [
+        f"{files.names[index]!r} (held out as {twin[files.content[index]]!r})"
+        for index in train[is_double][:_MAX_NAMED]
+    ]
+    number = int(is_double.sum())
+    more = f" and {number - len(pairs):,} more" if number > len(pairs) else ""
+    what = "training image is" if number == 1 else "training images are"
+    end = (
+        "left out of training (--drop-duplicates)"
+        if are_dropped
+        else "held-out scores are too good; --drop-duplicates trains without them"
+    )
+    return is_double, [
+        f"{number:,} {what} held out too, byte for byte: {', '.join(pairs)}{more}: {end}"
+    ]
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED:,} more classes" if len(names) > _MAX_NAMED else ""
+    return ", ".join(map(repr, names[:_MAX_NAMED])) + more
