@@ -119,8 +119,7 @@ def main(config: Config) -> None:
 
 def _of_run(config: Config) -> Config:
     """Returns the config with what decides about the images as the run has it."""
-    # Earlier versions drew from all images alike, and did not say so.
-    settings = {"stratify": False} | record.read_config(Path(config.run))["settings"]
+    settings = record.read_settings(Path(config.run))
     defaults = {field.name: field.default for field in dataclasses.fields(Config)}
     for name in OF_THE_RUN:
         given = getattr(config, name)

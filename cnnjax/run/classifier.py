@@ -101,10 +101,8 @@ def made_instead(smoke: bool, error: NotPreparedError, name: str, **options):
 
 def settings_of_run(directory) -> Config:
     """Returns the settings of a run of any experiment, those that `Config` has."""
-    settings = record.read_config(Path(directory))["settings"]
+    settings = record.read_settings(Path(directory))
     known = {field.name for field in dataclasses.fields(Config)}
-    # Earlier versions drew from all images alike, and did not say so.
-    settings = {"stratify": False} | settings
     return Config(**{name: settings[name] for name in known & set(settings)})
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 
 SUMMARY = "summary.json"
+# What runs did before there was a setting for it, where that is not the default.
+EARLIER = {"stratify": False}
 # What a resumed run may change: how long it trains, where it computes and reads, what it keeps.
 HOW_LONG = {"epochs", "stop_after_epochs", "patience"}
 
@@ -92,14 +94,14 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
 
 def _saved_settings(config_type: type, experiment: str, directory: Path) -> Any:
     """Returns the settings of the run to resume."""
-    saved = read_config(directory)
+    saved, recorded = read_config(directory), read_settings(directory)
     if saved["experiment"] != experiment:
         raise UserError(
             f"{directory} is a run of {saved['experiment']}, not of {experiment}: resume it "
             f"with python -m {saved['experiment']} --resume {directory}"
         )
     known = {field.name for field in dataclasses.fields(config_type)}
-    gone = {k: v for k, v in saved["settings"].items() if k not in known and v}
+    gone = {k: v for k, v in recorded.items() if k not in known and v}
     if gone:
         raise UserError(
             f"{directory} was started by another version of cnnjax, with settings that this "
@@ -109,7 +111,7 @@ def _saved_settings(config_type: type, experiment: str, directory: Path) -> Any:
     settings = {
         # JSON has no tuples.
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in saved["settings"].items()
+        for name, value in recorded.items()
         if name in known
     }
     # It asked the earlier start to stop, not this one.
@@ -197,6 +199,11 @@ def experiment_name(config_type: type) -> str:
 def read_config(directory: Path) -> dict[str, Any]:
     """Returns a run's `config.json`; a UserError if `directory` holds no readable one."""
     return read_json(directory / "config.json", f"{directory} is not a run directory")
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """Returns the settings of a run; those that its version had not got as they were then."""
+    return EARLIER | read_config(directory)["settings"]
 
 
 def write_config(config: Settings, experiment: str, **facts: Any) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from cnnjax.data import load
 from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
-from cnnjax.run import classifier, settings
+from cnnjax.run import classifier, record
 
 NUMBERS = iter(range(10**9))
 
@@ -177,7 +177,7 @@ def test_files_that_are_held_out_too_are_counted_and_named(tmp_path):
     assert "5 training images are held out too" in without.notes[0]
     # What is resumed must be the same data.
     assert without.checksum != dataset.checksum
-    assert not {"drop_duplicates", "stratify"} & settings.CHANGEABLE_ON_RESUME
+    assert not {"drop_duplicates", "stratify"} & record.CHANGEABLE_ON_RESUME
 
 
 def test_a_run_of_an_earlier_version_keeps_its_draws(tmp_path):
