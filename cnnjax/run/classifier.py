@@ -23,7 +23,8 @@ class Config(Training, LabelledImages):
     listings: ClassVar[dict[str, str]] = listed("loss")
 
     model: str = "cnn_32_64"
-    """A name that `cnnjax models` lists, perhaps with fields: 'lenet5(activation=tanh)'."""
+    """A name that `cnnjax models` lists, or MODULE:NAME of a file of your own; perhaps with fields:
+    'lenet5(activation=tanh)'."""
 
     model_arguments: tuple[str, ...] = ()
     """More fields of the model, such as activation=tanh pool=average."""
@@ -32,8 +33,8 @@ class Config(Training, LabelledImages):
     """By name; auto is cross-entropy: of a softmax, or of a sigmoid for one logit."""
 
     label_smoothing: float = 0.0
-    """Fraction of each label's weight spread over all classes in training (softmax cross-entropy
-    only); validation and test are of the labels as they are."""
+    """Fraction of each label's weight spread over all classes in training, of softmax and sigmoid
+    cross-entropy (other losses refuse it); validation and test are of the labels as they are."""
 
     monitor: Literal["accuracy", "loss"] = "accuracy"  # type: ignore[assignment]
     """The validation score that says which weights are best: highest accuracy, or lowest loss."""

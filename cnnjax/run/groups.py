@@ -32,7 +32,8 @@ class LabelledImages:
     --image-size: 0.08 is usual for ImageNet. Streamed datasets only; 0 reads whole images."""
 
     validation: float = 0.1
-    """Fraction of the training images held out to validate on, or their number."""
+    """Fraction of the training images held out to validate on, or their number; data that have a
+    validation split keep it."""
 
     data_seed: int = -1
     """Seed that chooses them, --train-examples and --label-noise: runs that share it share their
