@@ -4,7 +4,8 @@
 
 A model of 28x28 gray images takes its input for a handwritten digit and prepares it as MNIST was
 made: dark on light or light on dark is told by the border, the ink is cropped, scaled to 20x20 and
-centered by its mass (see `cnnjax.data.digit_from_image`). Every other model gets the image resized.
+centered by its mass (see `cnnjax.data.digit_from_image`). Every other model gets the image resized,
+or the middle of it where it was trained with `--fit crop`.
 The picture that is written shows what the network saw. Each file has one of its own, also where
 files of several folders have the same name.
 """
@@ -36,6 +37,9 @@ class Config:
     top: int = 3
     """Number of classes to print."""
 
+    base: str = ""
+    """Where the base of a fine-tuned run is now; by default where it was."""
+
     out: str = ""
     """Directory for the pictures; by default RUN/predictions."""
 
@@ -51,7 +55,7 @@ def main(config: Config) -> None:
     data, plots = cnnjax.data, cnnjax.plots
     originals = [data.read_image(path) for path in config.images]
     cnnjax.devices.backend.start(devices=1)
-    trained = load.load_classifier(config.run)
+    trained = load.load_classifier(config.run, base=config.base or None)
     shape, class_names = tuple(trained.card["image_shape"]), trained.card["class_names"]
     digits = shape == (28, 28, 1)
     fit = trained.card.get("fit", "resize")

@@ -31,7 +31,8 @@ class Config:
     """A run directory: its data, seed, batch size and augmentation are taken."""
 
     dataset: str = "mnist"
-    """mnist (shipped), tfds:NAME, or folder:PATH with one sub-folder per class."""
+    """mnist (shipped), digits, tfds:NAME, or folder:PATH with one sub-folder per class; with --run,
+    where the run's data are now, if not where they were."""
 
     augment: str = ""
     """The augmentation, such as crop:4,flip,rotate:15,mixup:0.2."""
@@ -89,9 +90,13 @@ def main(config: Config) -> None:
         raise UserError(f"--count {config.count}: give 1 image or more.")
     cnnjax.devices.backend.start(devices=1)
     if config.run:
+        moved = "" if config.dataset == Config.dataset else config.dataset
         config = _of_run(config)
-    shared = {name: getattr(config, name) for name in (*OF_THE_RUN, "data_dir")}
-    dataset = classifier.read_data(classifier.Config(**shared))
+        # As all of the run's settings prepare them, those too that have no flag here.
+        dataset = replay.data_of_run(Path(config.run), dataset=moved, data_dir=config.data_dir)
+    else:
+        shared = {name: getattr(config, name) for name in (*OF_THE_RUN, "data_dir")}
+        dataset = classifier.read_data(classifier.Config(**shared))
     num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
     augment = cnnjax.augment.make_augment(config.augment, num_classes=num_outputs)
     stored = replay.stored_batch(
@@ -119,7 +124,8 @@ def _of_run(config: Config) -> Config:
     defaults = {field.name: field.default for field in dataclasses.fields(Config)}
     for name in OF_THE_RUN:
         given = getattr(config, name)
-        if given not in (defaults[name], settings.get(name, defaults[name])):
+        # Data are told by their checksum, wherever they are.
+        if name != "dataset" and given not in (defaults[name], settings.get(name, defaults[name])):
             flag = "--" + name.replace("_", "-")
             raise UserError(
                 f"{flag} {given} is not the run's {settings[name]}: drop the flag, or --run."

@@ -58,7 +58,10 @@ def open_folder(
     """
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"no directory {str(root)!r}: give folder:PATH of a directory of classes")
+        raise UserError(
+            f"no directory {str(root)!r}: give folder:PATH of a directory of classes; for a run "
+            "whose folder has moved, --dataset folder:NEW"
+        )
     directories = _split_directories(root)
     class_names = tuple(sorted(child.name for child in _subdirectories(directories["train"])))
     if len(class_names) < 2:

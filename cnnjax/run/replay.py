@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 
+import cnnjax
 from cnnjax.augment.policy import BatchAugment
 from cnnjax.data.dataset import Dataset
 from cnnjax.data.pipelines import Batch
-from cnnjax.data.streamed import StreamedDataset, training_pipeline
+from cnnjax.data.streamed import LabelledDataset, StreamedDataset, training_pipeline
 from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
+from cnnjax.run import classifier
 from cnnjax.run.recipe import training_key
+from cnnjax.run.settings import read_config
 from cnnjax.train.step import as_float
+
+
+def data_of_run(directory: Path, *, dataset: str = "", data_dir: str = "") -> LabelledDataset:
+    """Returns the images that a run of a classifier was trained on, as its settings prepare them.
+
+    Args:
+      directory: of the run.
+      dataset: where its data are now, such as `folder:NEW`, if not where they were.
+      data_dir: where tfds datasets are now, likewise.
+
+    Raises:
+      UserError: the data are not there, or `dataset` has others than the run's.
+    """
+    settings = classifier.settings_of_run(directory)
+    found = classifier.read_data(
+        dataclasses.replace(
+            settings,
+            dataset=dataset or settings.dataset,
+            data_dir=data_dir or settings.data_dir,
+        )
+    )
+    recorded = read_config(directory)
+    saved, same = recorded.get("data_checksum"), found
+    if few := recorded["settings"].get("labels_per_class"):
+        same = cnnjax.data.few_labels(found, few, seed=settings.seed)  # type: ignore[arg-type]
+    if dataset and saved and same.checksum != saved:
+        raise UserError(
+            f"the data of --dataset {dataset} are not those of {directory} (checksum "
+            f"{same.checksum[:12]}, the run's {saved[:12]}): name where the run's own are now."
+        )
+    return found
 
 
 def stored_batch(
