@@ -50,14 +50,25 @@ class Config:
     """How many images of the batch to draw, from the first."""
 
     classes: str = "all"
-    """As for experiments.classify, and so are the next six."""
+    """As for experiments.classify."""
 
     image_size: int = 0
+    """As for experiments.classify."""
+
     fit: str = "pad"
+    """As for experiments.classify."""
+
     crop_area: float = 0.0
+    """As for experiments.classify."""
+
     validation: float = 0.1
+    """As for experiments.classify."""
+
     pipeline: Literal["auto", "resident", "stream"] = "auto"
+    """As for experiments.classify."""
+
     data_dir: str = ""
+    """Where tfds datasets are; by default the run's own."""
 
     run_dir: str = ""
     """Where to write the pictures; by default the run's figures/, or runs/show_batch."""

@@ -36,8 +36,8 @@ class LabelledImages:
     validation split keep it."""
 
     data_seed: int = -1
-    """Seed that chooses them, --train-examples and --label-noise: runs that share it share their
-    data. -1 takes --seed."""
+    """Seed that chooses them, --train-examples, --label-noise and what --balance repeats: runs that
+    share it share their data. -1 takes --seed."""
 
     train_examples: int = 0
     """Train on N of the training images only, drawn at random; 0 takes all."""
