@@ -36,7 +36,14 @@ class Config(classifier.Config):
     --smoke and no base, a small one is trained first, in RUN/base."""
 
     model: str = ""
-    """A name that `cnnjax models` lists; by default the base's, with its arguments."""
+    """A name that `cnnjax models` lists, or MODULE:NAME; by default the base's. Of the base's own
+    network the base's arguments are taken too."""
+
+    image_size: int = 0
+    """Height and width that the model gets; 0 takes the base's."""
+
+    preprocess: str = ""
+    """A filter of all images, training and test, such as median:3; by default the base's."""
 
     method: str = "full"
     """What is trained, such as head or lora:4; or scratch: nothing of the base is used but its

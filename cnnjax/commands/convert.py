@@ -44,7 +44,7 @@ class Config:
     """The run directory, or the file, to write."""
 
     model: str = ""
-    """A name that `cnnjax models` lists."""
+    """A name that `cnnjax models` lists, or MODULE:NAME of a file of your own."""
 
     framework: str = "auto"
     """Whose names and layouts the file has: torchvision, timm, keras (keras.applications), or
@@ -84,10 +84,11 @@ class Config:
     """A text file with one class name per line."""
 
     mean: tuple[float, ...] = ()
-    """Per channel, of the images that the model expects; default: the published weights'."""
+    """Per channel, of the images that the model expects; default: the published weights', or 0
+    where none are published."""
 
     std: tuple[float, ...] = ()
-    """The standard deviation, likewise."""
+    """The standard deviation, likewise, or 1."""
 
     channel_order: Literal["", "RGB", "BGR"] = ""
     """Of the images that the model expects; default: the published weights'."""

@@ -40,10 +40,14 @@ class Config:
     """What to evaluate on."""
 
     dataset: str = ""
-    """Another dataset with the same classes; by default the run's own."""
+    """Another dataset with the same classes, or where the run's own is now, such as folder:NEW; by
+    default the run's own."""
 
     data_dir: str = ""
     """Where tfds datasets are; by default the run's own."""
+
+    base: str = ""
+    """Where the base of fine-tuned runs is now; by default where it was."""
 
     average: Literal["probabilities", "logits"] = "probabilities"
     """What an ensemble averages."""
@@ -88,7 +92,7 @@ def main(config: Config) -> None:
     if config.check_masking and not attacks:
         raise UserError("--check-masking needs an attack to check: add --attack pgd:0.3:20.")
     cnnjax.devices.backend.start(devices=1)
-    members = [load.load_classifier(*_at_step(run)) for run in config.run]
+    members = [load.load_classifier(*_at_step(run), base=config.base or None) for run in config.run]
     directories = [_at_step(run)[0] for run in config.run]
     dataset = _dataset(config, directories, [member.card for member in members])
     out = _out(config, directories)
@@ -142,11 +146,11 @@ def _out(config, directories):
 
 def _dataset(config, directories, cards):
     """Opens the first run's dataset, or the one asked for; all members must fit it."""
-    from cnnjax.run import classifier
+    from cnnjax.run import again, classifier
 
     if not directories:
         raise UserError("no run given: name one, such as --run runs/mine.")
-    settings = [classifier.settings_of_run(directory) for directory in directories]
+    settings = [again.settings_of_run(directory) for directory in directories]
     first = settings[0]
     dataset = cnnjax.data.open_dataset(
         config.dataset or first.dataset,

@@ -43,6 +43,9 @@ class Config:
     top: int = 25
     """Images to draw."""
 
+    dataset: str = ""
+    """Where the runs' data are now, such as folder:NEW; by default where they were."""
+
     data_dir: str = ""
     """Where tfds datasets are; by default the run's own."""
 
@@ -112,14 +115,17 @@ def main(config: Config) -> None:
 
 def _training_data(config, run):
     """Returns the labels as they were, and the images and labels that a run may exclude from."""
-    from cnnjax.run import classifier
+    from cnnjax.run import again, classifier
 
-    settings = classifier.settings_of_run(run)
+    if config.dataset:
+        again.data_of_run(Path(run), dataset=config.dataset, data_dir=config.data_dir)
+    settings = again.settings_of_run(run)
     whole = dataclasses.replace(
         settings,
         exclude="",
         balance="none",
         pipeline="resident",
+        dataset=config.dataset or settings.dataset,
         data_dir=config.data_dir or settings.data_dir,
     )
     noisy = classifier.read_data(whole)

@@ -44,6 +44,9 @@ class Config:
     top: int = 3
     """Number of classes to print."""
 
+    base: str = ""
+    """Where the base of a fine-tuned run is now; by default where it was."""
+
     out: str = ""
     """Directory for the pictures; by default RUN/predictions."""
 
@@ -77,7 +80,7 @@ def main(config: Config) -> None:
     data, plots = cnnjax.data, cnnjax.plots
     originals = [data.read_image(path) for path in config.images]
     cnnjax.devices.backend.start(devices=1)
-    trained = load.load_classifier(config.run)
+    trained = load.load_classifier(config.run, base=config.base or None)
     class_names = trained.card["class_names"]
     prepare, how = preparation(trained, config.prepare)
     inputs = [prepare(original) for original in originals]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cnnjax
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, files, load, record
+from cnnjax.run import again, files, load, record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +23,20 @@ class Config:
     run: str
     """The run directory."""
 
+    dataset: str = ""
+    """Where the run's data are now, such as folder:NEW; by default where they were."""
+
     labels: int = 10
-    """Labelled images of each class."""
+    """Labeled images of each class."""
 
     seeds: int = 5
-    """Seeds 0 to that number choose the images, draw what is new, and shuffle."""
+    """Number of seeds, from 0 on, which choose the images, draw what is new, and shuffle."""
 
     steps: int = 500
     """Updates of each training from scratch or fine-tuning."""
 
     batch_size: int = 50
-    """Images a step; fewer where there are fewer."""
+    """Images per step; fewer where there are fewer."""
 
     smoke: bool = False
     """Two seeds and few steps. The scores mean nothing."""
@@ -52,11 +55,14 @@ def main(config: Config) -> None:
     record.read_config(directory)
     files.make_directory(directory, "the run", "--run")
     trained, base = load.load_trained(directory), load.read_base(directory)
-    of_run = classifier.settings_of_run(directory)
-    dataset = classifier.read_data(of_run)
+    of_run = again.settings_of_run(directory)
+    dataset = again.data_of_run(directory, dataset=config.dataset)
+    if not isinstance(dataset, cnnjax.data.Dataset):
+        raise UserError(f"{dataset.name} is streamed: probe a run whose data fit in memory.")
     augment = cnnjax.augment.make_augment(of_run.augment, num_classes=dataset.num_classes)
     budget = cnnjax.studies.probing.Budget(config.steps, config.batch_size, augment)
     settings = dataclasses.asdict(config) | {"run": "", "checksum": base.checksum}
+    del settings["dataset"]  # Wherever they are, they are the run's.
     path = directory / f"probe-{config.labels}.json"
     results = files.read_json(path, f"{path} is damaged") if path.exists() else {}
     if results.get("settings") != settings:

@@ -30,7 +30,8 @@ class Config:
     """A run directory: its data, seed, batch size and augmentation are taken."""
 
     dataset: str = "mnist"
-    """mnist (shipped), tfds:NAME, or folder:PATH with one sub-folder per class."""
+    """mnist (shipped), digits, tfds:NAME, or folder:PATH with one sub-folder per class; with --run,
+    where the run's data are now, if not where they were."""
 
     augment: str = ""
     """The augmentation, such as crop:4,flip,rotate:15,mixup:0.2."""
@@ -48,16 +49,31 @@ class Config:
     """How many images of the batch to draw, from the first."""
 
     classes: str = "all"
-    """As for experiments.classify, and so are the next eight."""
+    """As for experiments.classify."""
 
     image_size: int = 0
+    """As for experiments.classify."""
+
     fit: str = "pad"
+    """As for experiments.classify."""
+
     crop_area: float = 0.0
+    """As for experiments.classify."""
+
     validation: float = 0.1
+    """As for experiments.classify."""
+
     stratify: bool = True
+    """As for experiments.classify."""
+
     drop_duplicates: bool = False
+    """As for experiments.classify."""
+
     pipeline: Literal["auto", "resident", "stream"] = "auto"
+    """As for experiments.classify."""
+
     data_dir: str = ""
+    """Where tfds datasets are; by default the run's own."""
 
     run_dir: str = ""
     """Where to write the pictures; by default the run's figures/, or runs/show_batch."""
@@ -86,16 +102,20 @@ OF_THE_RUN = (
 
 def main(config: Config) -> None:
     """Draws one batch."""
-    from cnnjax.run import classifier
+    from cnnjax.run import again, classifier
     from cnnjax.train import replay
 
     if config.count < 1:
         raise UserError(f"--count {config.count}: give 1 image or more.")
     cnnjax.devices.backend.start(devices=1)
     if config.run:
+        moved = "" if config.dataset == Config.dataset else config.dataset
         config = _of_run(config)
-    shared = {name: getattr(config, name) for name in (*OF_THE_RUN, "data_dir")}
-    dataset = classifier.read_data(classifier.Config(**shared))
+        # As all of the run's settings prepare them, those too that have no flag here.
+        dataset = again.data_of_run(Path(config.run), dataset=moved, data_dir=config.data_dir)
+    else:
+        shared = {name: getattr(config, name) for name in (*OF_THE_RUN, "data_dir")}
+        dataset = classifier.read_data(classifier.Config(**shared))
     num_outputs = 1 if dataset.num_classes == 2 else dataset.num_classes
     augment = cnnjax.augment.make_augment(config.augment, num_classes=num_outputs)
     stored = replay.stored_batch(
@@ -123,7 +143,8 @@ def _of_run(config: Config) -> Config:
     defaults = {field.name: field.default for field in dataclasses.fields(Config)}
     for name in OF_THE_RUN:
         given = getattr(config, name)
-        if given not in (defaults[name], settings.get(name, defaults[name])):
+        # Data are told by their checksum, wherever they are.
+        if name != "dataset" and given not in (defaults[name], settings.get(name, defaults[name])):
             flag = "--" + name.replace("_", "-")
             raise UserError(
                 f"{flag} {given} is not the run's {settings[name]}: drop the flag, or --run."

@@ -77,7 +77,10 @@ def open_folder(
     """
     root = pathlib.Path(expand(path))
     if not root.is_dir():
-        raise UserError(f"no directory {str(root)!r}: give folder:PATH of a directory of classes")
+        raise UserError(
+            f"no directory {str(root)!r}: give folder:PATH of a directory of classes; for a run "
+            "whose folder has moved, --dataset folder:NEW"
+        )
     _check_shown(str(root), "directory")
     splits = _split_directories(root)
     classes = {split: _class_directories(where) for split, where in splits.items()}

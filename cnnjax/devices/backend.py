@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
 
 from cnnjax import paths
@@ -47,6 +48,7 @@ def start(devices: int, mesh: str = "", *, batch_size: int = 1) -> int:
     if DEVICE_COUNT_FLAG not in flags:
         count = devices // num_processes or _cpu_devices(batch_size // num_processes)
         os.environ["XLA_FLAGS"] = f"{flags} {DEVICE_COUNT_FLAG}={count} {PATIENCE_FLAG}".strip()
+    _check_fork()
     enable_compilation_cache()
     check_platform()
     import jax
@@ -59,6 +61,28 @@ def start(devices: int, mesh: str = "", *, batch_size: int = 1) -> int:
         )
     processes.connect_devices()
     return devices or available
+
+
+def _check_fork() -> None:
+    """Raises a UserError in a process that was forked when JAX had started: it would wait for ever.
+
+    JAX's threads are not copied with it. A process in which JAX has started and that has only one
+    thread is such a one; where threads cannot be counted, nothing is checked.
+    """
+    if "jax" not in sys.modules:
+        return
+    from jax._src import xla_bridge
+
+    try:
+        started = xla_bridge.backends_are_initialized()
+        alone = len(os.listdir("/proc/self/task")) == 1
+    except (AttributeError, OSError):
+        return
+    if started and alone:
+        raise UserError(
+            "this process was forked when JAX had started, whose threads a fork does not copy: "
+            "fork before JAX is used, or start processes by multiprocessing.get_context('spawn')."
+        )
 
 
 def check_platform(error: Exception | None = None) -> None:

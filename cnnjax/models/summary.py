@@ -157,7 +157,7 @@ def _macs(
     if "kernel" not in params:
         return 0
     positions = output_shape[1:-1]
-    if isinstance(module, ops.UpConv | ops.ConvTranspose | nn.ConvTranspose):
+    if isinstance(module, ops.ConvTranspose | nn.ConvTranspose):
         positions = input_shape[1:-1]
     if isinstance(module, ops.ConvPool):
         positions = jax.eval_shape(

@@ -91,8 +91,13 @@ class UNet(nn.Module):
             skips.append(x)
         for level in range(len(self.widths) - 1, 0, -1):
             width = self.widths[level - 1]
-            up = ops.UpConv(
-                width, kernel_init=up_init, dtype=layers.dtype, name=f"up{level}_transposed"
+            up = ops.ConvTranspose(
+                width,
+                (2, 2),
+                turned=True,
+                kernel_init=up_init,
+                dtype=layers.dtype,
+                name=f"up{level}_transposed",
             )
             x = up(x)
             x = jnp.concatenate([middle(skips[level - 1], x.shape[1:3]), x], axis=-1)
@@ -105,7 +110,7 @@ class UNet(nn.Module):
 
 
 def up_init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """He's initializer for `ops.UpConv`: each output sees one tap of the kernel, not four."""
+    """He's initializer for the way up: each output sees one tap of the kernel, not four."""
     return (
         he_normal_fan_in(key, (shape[2], 4 * shape[3]), dtype)
         .reshape(shape[2], 2, 2, shape[3])

@@ -7,14 +7,13 @@ chosen by platform and shape (see `cnnjax.ops.choice`) and can be set by argumen
         logits = model.apply(variables, image)
 
 Models use the layers `Conv`, `ConvPool` and `ConvTranspose`, whose parameters are those of
-`flax.linen.Conv` and `flax.linen.ConvTranspose`, and `UpConv`, the 2x2 transposed convolution at
-stride 2.
+`flax.linen.Conv` and `flax.linen.ConvTranspose`.
 """
 
 from cnnjax.ops.choice import LOWERINGS, lowering
 from cnnjax.ops.convolution import conv2d, conv_general_dilated
 from cnnjax.ops.fused import conv2d_activation_max_pool
-from cnnjax.ops.layers import Conv, ConvPool, UpConv
+from cnnjax.ops.layers import Conv, ConvPool
 from cnnjax.ops.pooling import avg_pool, max_pool
 from cnnjax.ops.transposed import ConvTranspose, conv_transpose2d
 
@@ -23,7 +22,6 @@ __all__ = [
     "Conv",
     "ConvPool",
     "ConvTranspose",
-    "UpConv",
     "avg_pool",
     "conv2d",
     "conv2d_activation_max_pool",

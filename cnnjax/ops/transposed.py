@@ -3,7 +3,8 @@
 `lax` computes it as a convolution of the image with zeros put between its pixels. XLA:CPU has no
 fast kernel for that (see `cnnjax.ops.choice`), and three of four products of stride 2 are with
 zeros. Here it is one matrix product, each pixel times the whole kernel, whose windows are then
-added where they overlap: as many shifted sums as a window has strides.
+added where they overlap: as many shifted sums as a window has strides. Where none overlap, as those
+of a 2x2 kernel at stride 2, the matrix product is all of it, on every platform.
 """
 
 from __future__ import annotations
@@ -29,20 +30,24 @@ def conv_transpose2d(
     *,
     strides: tuple[int, int] = (2, 2),
     bias: jax.Array | None = None,
+    turned: bool = False,
     precision: Any = None,
     lowering: str | None = None,
 ) -> jax.Array:
     """Enlarges a batch of images by its strides.
 
     Equal to `lax.conv_transpose(image, kernel, strides, "SAME")` up to rounding, gradients
-    included. PyTorch's `ConvTranspose2d` of a 4x4 kernel at stride 2 with padding 1 is the same
-    with the kernel turned by 180 degrees.
+    included; with `turned`, of the kernel turned by 180 degrees. That is PyTorch's
+    `ConvTranspose2d`, of a 4x4 kernel at stride 2 with padding 1 or a 2x2 kernel with padding 0:
+
+    `output[b, 2 y + i, 2 x + j, o] = bias[o] + sum over c of image[b, y, x, c] kernel[i, j, c, o]`
 
     Args:
       image: `[batch, height, width, channels]`.
       kernel: `[kernel height, kernel width, channels, features]`, at least as large as the strides.
       strides: the factors of height and width.
       bias: `[features]`, added to each position.
+      turned: whether the kernel is PyTorch's, written into the output as it is.
       precision: a `jax.lax.Precision`, as in `lax`.
       lowering: `lax`, or any other name of `cnnjax.ops.LOWERINGS` for the matrix product; None: the
         context's, else by platform.
@@ -56,12 +61,19 @@ def conv_transpose2d(
     strides = checked_pair("strides", strides)
     _check(image, kernel, strides)
     name = choice.requested(lowering)
-    if name == "lax" or (name == "auto" and not choice.on_cpu()):
+    overlaps = kernel.shape[:2] != strides
+    if name == "lax" or (name == "auto" and overlaps and not choice.on_cpu()):
         result = lax.conv_transpose(
-            image, kernel, strides, "SAME", dimension_numbers=NHWC, precision=precision
+            image,
+            kernel[::-1, ::-1] if turned else kernel,
+            strides,
+            "SAME",
+            dimension_numbers=NHWC,
+            precision=precision,
         )
     else:
-        result = _overlap_add(image, kernel, strides, precision)
+        window = kernel if turned else kernel[::-1, ::-1]
+        result = _overlap_add(image, window, strides, precision)
     return result if bias is None else result + bias
 
 
@@ -73,6 +85,7 @@ class ConvTranspose(nn.Module):
       kernel_size: height and width of the kernel.
       strides: the factors of height and width.
       use_bias: whether there is a bias.
+      turned: whether the kernel is PyTorch's, which is Flax's turned by 180 degrees.
       dtype: of the computation; None: that of image and parameters.
       param_dtype: of the parameters.
       precision: as in `conv_transpose2d`.
@@ -87,6 +100,7 @@ class ConvTranspose(nn.Module):
     kernel_size: tuple[int, int]
     strides: tuple[int, int] = (2, 2)
     use_bias: bool = True
+    turned: bool = False
     dtype: Any = None
     param_dtype: Any = jnp.float32
     precision: Any = None
@@ -102,14 +116,19 @@ class ConvTranspose(nn.Module):
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         image, kernel, bias = promote_dtype(image, kernel, bias, dtype=self.dtype)
         return conv_transpose2d(
-            image, kernel, strides=self.strides, bias=bias, precision=self.precision
+            image,
+            kernel,
+            strides=self.strides,
+            bias=bias,
+            turned=self.turned,
+            precision=self.precision,
         )
 
 
 def _overlap_add(
     image: jax.Array, kernel: jax.Array, strides: tuple[int, int], precision: Any
 ) -> jax.Array:
-    """Writes pixel (i, j) times the turned kernel at (i, j) * strides, adds up, cuts the margin."""
+    """Writes pixel (i, j) times the kernel at (i, j) * strides, adds up, cuts the margin."""
     (height, width), features = image.shape[1:3], kernel.shape[3]
     # A window of whole strides: its blocks of stride x stride tile the output.
     blocks = [-(-size // stride) for size, stride in zip(kernel.shape[:2], strides, strict=True)]
@@ -117,8 +136,8 @@ def _overlap_add(
         (0, count * stride - size)
         for count, stride, size in zip(blocks, strides, kernel.shape[:2], strict=True)
     ]
-    turned = jnp.pad(kernel[::-1, ::-1], [*margins, (0, 0), (0, 0)])
-    matrix = turned.transpose(2, 0, 1, 3).reshape(image.shape[3], -1)
+    window = jnp.pad(kernel, [*margins, (0, 0), (0, 0)])
+    matrix = window.transpose(2, 0, 1, 3).reshape(image.shape[3], -1)
     windows = jnp.tensordot(widened(image), widened(matrix), axes=1, precision=precision)
     windows = windows.reshape(
         *image.shape[:3], blocks[0], strides[0], blocks[1], strides[1], features

@@ -10,6 +10,7 @@ from cnnjax import lazy
 lazy.attach(
     __name__,
     (
+        "again",
         "classifier",
         "cli",
         "files",
@@ -33,6 +34,7 @@ lazy.attach(
 )
 
 if TYPE_CHECKING:
+    from cnnjax.run import again as again
     from cnnjax.run import classifier as classifier
     from cnnjax.run import cli as cli
     from cnnjax.run import files as files

@@ -1,12 +1,11 @@
 """A classifier of `cnnjax.models` on image classification data: its settings and its recipe."""
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import cnnjax
 from cnnjax.errors import NotPreparedError
-from cnnjax.run import load, record
+from cnnjax.run import load
 from cnnjax.run.groups import LabelledImages, Training
 from cnnjax.run.help import listed
 
@@ -22,7 +21,8 @@ class Config(Training, LabelledImages):
     listings: ClassVar[dict[str, str]] = listed("loss")
 
     model: str = "cnn_32_64"
-    """A name that `cnnjax models` lists, perhaps with fields: 'lenet5(activation=tanh)'."""
+    """A name that `cnnjax models` lists, or MODULE:NAME of a file of your own; perhaps with fields:
+    'lenet5(activation=tanh)'."""
 
     model_arguments: tuple[str, ...] = ()
     """More fields of the model, such as activation=tanh pool=average."""
@@ -31,8 +31,8 @@ class Config(Training, LabelledImages):
     """By name; auto is cross-entropy: of a softmax, or of a sigmoid for one logit."""
 
     label_smoothing: float = 0.0
-    """Fraction of each label's weight spread over all classes in training (softmax cross-entropy
-    only); validation and test are of the labels as they are."""
+    """Fraction of each label's weight spread over all classes in training, of softmax and sigmoid
+    cross-entropy (other losses refuse it); validation and test are of the labels as they are."""
 
     monitor: Literal["accuracy", "loss"] = "accuracy"  # type: ignore[assignment]
     """The validation score that says which weights are best: highest accuracy, or lowest loss."""
@@ -97,13 +97,6 @@ def made_instead(smoke: bool, error: NotPreparedError, name: str, **options):
         raise error
     cnnjax.devices.processes.say(f"synthetic    images in place of {name}: {error}")
     return cnnjax.data.stand_in(name, **options)
-
-
-def settings_of_run(directory) -> Config:
-    """Returns the settings of a run of any experiment, those that `Config` has."""
-    settings = record.read_settings(Path(directory))
-    known = {field.name for field in dataclasses.fields(Config)}
-    return Config(**{name: settings[name] for name in known & set(settings)})
 
 
 def data_seed(config: Config) -> int:

@@ -32,7 +32,8 @@ class LabelledImages:
     --image-size: 0.08 is usual for ImageNet. Streamed datasets only; 0 reads whole images."""
 
     validation: float = 0.1
-    """Fraction of the training images held out to validate on, or their number."""
+    """Fraction of the training images held out to validate on, or their number; data that have a
+    validation split keep it."""
 
     stratify: bool = True
     """Hold out of each class in proportion (folders, and tfds datasets in memory)."""
@@ -41,8 +42,8 @@ class LabelledImages:
     """Of a folder: train without the files that are, byte for byte, in validation or test too."""
 
     data_seed: int = -1
-    """Seed that chooses them, --train-examples and --label-noise: runs that share it share their
-    data. -1 takes --seed."""
+    """Seed that chooses them, --train-examples, --label-noise and what --balance repeats: runs that
+    share it share their data. -1 takes --seed."""
 
     train_examples: int = 0
     """Train on N of the training images only, drawn at random; 0 takes all."""

@@ -37,7 +37,7 @@ EARLIER = {"stratify": False}
 HOW_LONG = {"epochs", "stop_after_epochs", "patience"}
 
 
-WHERE = {"resume", "run_dir", "data_dir", "base", "devices", "mesh", "sharding"}
+WHERE = {"resume", "run_dir", "dataset", "data_dir", "base", "devices", "mesh", "sharding"}
 
 
 CHANGEABLE_ON_RESUME = HOW_LONG | WHERE | {"keep_last", "keep_best"}

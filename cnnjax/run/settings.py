@@ -16,7 +16,8 @@ class Run:
     """How long a run trains, what it keeps, and where."""
 
     seed: int = 0
-    """Seed of initialization, data order, augmentation and dropout."""
+    """Seed of initialization, data order, augmentation and dropout, and of every other draw that
+    has no seed of its own."""
 
     epochs: int = 10
     """Passes over the training data; the learning rate schedule spans all of them."""
@@ -28,8 +29,9 @@ class Run:
     """Directory of the run; by default runs/EXPERIMENT-DATE-TIME."""
 
     resume: str = ""
-    """Continue the run in this directory, with its settings; flags given with it must agree.
-    With the same directory as --run-dir: start it if it was not started yet."""
+    """Continue the run in this directory, with its settings. Flags given with it may change how
+    long it trains, where it reads and computes, and what it keeps; others must agree. With the same
+    directory as --run-dir: start it if it was not started yet."""
 
     stop_after_epochs: int = 0
     """Stop after N epochs, to be resumed later; 0 does not. The schedule is unchanged."""
@@ -81,7 +83,8 @@ class Devices:
     """How the step is compiled: jit over a mesh, pmap, or many steps in one call (scan)."""
 
     devices: int = 0
-    """Devices to use; 0: all accelerators or, on a CPU, one per core up to 4; see the README."""
+    """Devices to use; 0: all accelerators or, on a CPU, one per core up to 4, as far as they divide
+    the batch into parts of 16 examples and more, and one for a large network."""
 
     mesh: str = ""
     """Axes of devices, such as data=4,model=2: data divides the batch, fsdp the batch and the
@@ -118,7 +121,7 @@ class Devices:
 
     remat: bool = False
     """Compute the activations within each block again in the backward pass instead of keeping
-    them: less memory, about a third more time."""
+    them: less memory, up to a third more time."""
 
 
 @dataclasses.dataclass(frozen=True)

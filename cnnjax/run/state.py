@@ -44,6 +44,9 @@ def start_or_resume(
     # One more than is kept: a step is written before an old one is deleted.
     kept = (config.keep_last or 2) + config.keep_best
     checkpoint.check_space(checkpoints, (kept + 1) * checkpoint.state_bytes(state))
+    if config.resume:
+        # Before the checkpoint, of which other data would only say that its shapes do not fit.
+        _check_same(checksums | _recorded_checksum(directory), checksums, directory)
     # A damaged step counts: to start again instead, and delete it, is for the user to decide.
     found = bool(config.resume) and bool(directories.listed(checkpoints))
     if not processes.from_first("resume", found):
@@ -57,6 +60,12 @@ def start_or_resume(
     _clean(checkpoints, after=int(state.step))
     processes.say(f"resumed      {directory} at step {int(state.step)}")
     return state, notes
+
+
+def _recorded_checksum(directory: Path) -> dict[str, Any]:
+    """Returns the checksum of the data that the run was started with, if it is known."""
+    recorded = record.read_config(directory)
+    return {name: recorded[name] for name in ("data_checksum",) if recorded.get(name)}
 
 
 def _check_same(notes: dict[str, Any], checksums: dict[str, str], directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import jax
 import pytest
@@ -86,3 +87,30 @@ def test_a_commit_and_what_is_not_committed(tmp_path):
     assert len({clean["uncommitted"], untracked["uncommitted"], changed["uncommitted"]}) == 3
     (tmp_path / "venv").mkdir()
     assert environment._commit(tmp_path / "venv") is None
+
+
+FORKED = """
+import os, sys
+import cnnjax, jax
+from cnnjax.devices import backend
+if sys.argv[1] == "started":
+    jax.numpy.zeros(3).block_until_ready()
+child = os.fork()
+if not child:
+    try:
+        backend.start(1)
+        print(float(jax.numpy.ones(3).sum()), flush=True)
+    except cnnjax.errors.UserError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("jax_has", "said"), [("started", "was forked when JAX had started"), ("not started", "3.0")]
+)
+def test_a_forked_process_computes_or_says_why_not(jax_has, said):
+    program = [sys.executable, "-W", "ignore", "-c", FORKED, jax_has]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert said in done.stdout and done.stdout.count("\n") == 1, done.stderr

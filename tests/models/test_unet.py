@@ -79,7 +79,10 @@ def test_middle_crops_the_center():
 
 def test_transposed_convolution_is_flax_turned_by_180_degrees():
     image = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
-    layer, flax_layer = ops.UpConv(6), nn.ConvTranspose(6, (2, 2), (2, 2))
+    layer, flax_layer = (
+        ops.ConvTranspose(6, (2, 2), turned=True),
+        nn.ConvTranspose(6, (2, 2), (2, 2)),
+    )
     variables = random_variables(layer, image)
     params = variables["params"]
     turned = {"params": params | {"kernel": params["kernel"][::-1, ::-1]}}

@@ -92,3 +92,39 @@ def test_sixteen_bits_add_up_in_thirty_two():
 def test_what_does_not_fit_is_refused(kernel, strides, words):
     with pytest.raises(UserError, match=words):
         ops.conv_transpose2d(jnp.ones((1, 4, 4, 2)), kernel, strides=strides)
+
+
+@pytest.mark.parametrize(("window", "strides"), FORMS)
+@pytest.mark.parametrize("lowering", ["lax", "im2col", "auto"])
+def test_a_turned_kernel_is_pytorchs(window, strides, lowering):
+    with jax.enable_x64(True):
+        image, kernel = arrays(window)
+        turned = ops.conv_transpose2d(
+            image, kernel, strides=strides, turned=True, lowering=lowering
+        )
+        plain = ops.conv_transpose2d(image, kernel[::-1, ::-1], strides=strides, lowering="lax")
+    np.testing.assert_allclose(turned, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_windows_that_do_not_overlap_are_one_product():
+    """The bits of what computed the U-Net's before, a matrix product and a change of layout."""
+    image, kernel = arrays((2, 2), jnp.float32)
+    bias = jnp.arange(3, dtype=jnp.float32) / 7
+
+    @jax.jit
+    def product(image, kernel, bias):
+        batch, height, width, channels = image.shape
+        taps = jnp.matmul(image, kernel.transpose(2, 0, 1, 3).reshape(channels, -1))
+        taps = taps.reshape(batch, height, width, 2, 2, -1) + bias
+        return taps.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
+
+    layer = ops.ConvTranspose(3, (2, 2), turned=True)
+    variables = {"params": {"kernel": kernel, "bias": bias}}
+    np.testing.assert_array_equal(
+        jax.jit(layer.apply)(variables, image), product(image, kernel, bias)
+    )
+    names = jax.eval_shape(layer.init, jax.random.key(0), image)["params"]
+    assert {name: leaf.shape for name, leaf in names.items()} == {
+        "kernel": (2, 2, 2, 3),
+        "bias": (3,),
+    }
