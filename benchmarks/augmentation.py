@@ -23,7 +23,7 @@ import optax
 from cnnjax import augment as augment_lib
 from cnnjax import models, spec
 from cnnjax.devices import backend
-from cnnjax.run import cli
+from cnnjax.run import exits
 from cnnjax.tasks.classification import classification
 from cnnjax.train import state
 from cnnjax.train import step as steps
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each round of each timing")
     arguments = parser.parse_args()
-    with cli.one_line_errors():
+    with exits.one_line_errors():
         run(arguments)
 
 

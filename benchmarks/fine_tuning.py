@@ -36,7 +36,7 @@ from cnnjax import finetune, models
 from cnnjax.devices.environment import versions
 from cnnjax.errors import unknown_name
 from cnnjax.paths import expand_flags
-from cnnjax.run.cli import one_line_errors
+from cnnjax.run.exits import one_line_errors
 from cnnjax.tasks.classification import classification
 from cnnjax.train import step as steps
 from cnnjax.train.state import TrainState, create_state

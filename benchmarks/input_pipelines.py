@@ -29,7 +29,7 @@ from cnnjax import augment as augment_lib
 from cnnjax.devices.sharding import batch_sharding, check_batch_size, replicated
 from cnnjax.errors import UserError
 from cnnjax.paths import expand_flags
-from cnnjax.run.cli import one_line_errors
+from cnnjax.run.exits import one_line_errors
 from cnnjax.tasks.classification import classification
 
 ROTATION_DEGREES, TRANSLATION_PIXELS = 10.0, 2.0

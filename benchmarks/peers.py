@@ -36,7 +36,7 @@ from workloads import CONTENDERS, MODES, PRECISIONS, WORKLOADS, Task
 
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.paths import expand_flags
-from cnnjax.run.cli import one_line_errors
+from cnnjax.run.exits import one_line_errors
 
 MNIST_ACCURACY = 0.99
 

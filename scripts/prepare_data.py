@@ -28,7 +28,7 @@ from typing import Any
 
 from cnnjax.errors import UserError
 from cnnjax.paths import expand_flags
-from cnnjax.run.cli import one_line_errors
+from cnnjax.run.exits import one_line_errors
 
 _PROBE_TIMEOUT_SECS = 10.0
 # The published .gz carry in their headers the original file's name and time (seconds since 1970).

@@ -8,14 +8,29 @@ A command's module has a dataclass `Config`, which becomes its flags, and `main(
 that `--help` is quick.
 """
 
+import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cnnjax.errors import unknown_name
-from cnnjax.run import cli
-from cnnjax.run.files import BROKEN_PIPE_EXIT_CODE as BROKEN_PIPE_EXIT_CODE
+from cnnjax import paths
+from cnnjax.errors import UserError, unknown_name
+from cnnjax.run import cli, exits
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are a `UserError` on one line, without the usage.
+
+    In every word `~` is the home directory.
+    """
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        return super().parse_known_args(paths.expand_flags(args), namespace)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
 
 COMMANDS = {
     "convert": "weights of PyTorch, timm or Keras into a run, or a run into such a file",
@@ -35,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     The exit code is the command's; 2 for a mistake of the user's, which is printed on one line; 141
     where the reader of its output has gone.
     """
-    with cli.one_line_errors():
+    with exits.one_line_errors():
         _run(sys.argv[1:] if argv is None else list(argv))
 
 

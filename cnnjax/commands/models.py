@@ -16,8 +16,8 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cnnjax import commands
 from cnnjax.errors import UserError
-from cnnjax.run import cli
 
 if TYPE_CHECKING:
     from cnnjax.models import Summary
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       UserError: an unknown flag or model, or an image that the model cannot take.
     """
-    parser = cli.Parser(
+    parser = commands.Parser(
         prog="cnnjax models",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cnnjax
 from cnnjax.errors import UserError
-from cnnjax.run import again, files, load, record
+from cnnjax.run import files, load, record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Compares the ways, and writes what they reach into the run."""
+    from cnnjax.run import again
+
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, steps=5)
     for name in ("labels", "seeds", "steps", "batch_size"):

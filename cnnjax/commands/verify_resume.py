@@ -17,8 +17,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from cnnjax import commands
 from cnnjax.errors import UserError
-from cnnjax.run import cli
 
 # The flags that this command gives the experiment itself.
 OWN_FLAGS = ("--run-dir", "--resume", "--stop-after-epochs")
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = cli.Parser(
+    parser = commands.Parser(
         prog="cnnjax verify-resume",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -312,7 +312,7 @@ def _start_jax(
 
     # Only CPUs ask for it: it is how their devices in different processes reach each other.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # It takes SIGTERM for itself; `run.files.stop_requests` and `agreed` do its work.
+    # It takes SIGTERM for itself; `run.exits.stop_requests` and `agreed` do its work.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         coordinator,

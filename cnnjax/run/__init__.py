@@ -13,6 +13,7 @@ lazy.attach(
         "again",
         "classifier",
         "cli",
+        "exits",
         "files",
         "finish",
         "groups",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from cnnjax.run import again as again
     from cnnjax.run import classifier as classifier
     from cnnjax.run import cli as cli
+    from cnnjax.run import exits as exits
     from cnnjax.run import files as files
     from cnnjax.run import finish as finish
     from cnnjax.run import groups as groups

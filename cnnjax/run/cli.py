@@ -1,23 +1,16 @@
 """A command line from a frozen dataclass: typed flags, a quick `--help`, one line per error."""
 
-import argparse
 import contextlib
 import dataclasses
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from cnnjax import paths
-from cnnjax.devices import processes
-from cnnjax.devices.channel import PEER_LOST_EXIT_CODE, PeerLost
 from cnnjax.errors import UserError
-from cnnjax.run import files, help
-
-USAGE_EXIT_CODE = 2
-# 128 + the signal's number, as shells report it; schedulers requeue on it.
-INTERRUPT_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
+from cnnjax.run import help
+from cnnjax.run.exits import one_line_errors
 
 
 def parse(
@@ -104,52 +97,3 @@ def run(
     """
     with one_line_errors():
         sys.exit(main(parse(config_type, argv, **parsing)))
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are a `UserError` on one line, without the usage.
-
-    In every word `~` is the home directory.
-    """
-
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
-        return super().parse_known_args(paths.expand_flags(args), namespace)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
-@contextlib.contextmanager
-def one_line_errors():
-    """Turns a `UserError` into one line on stderr and exit code 2.
-
-    So does it what no program here can mend: a platform that JAX has not got, a path that cannot be
-    used, a full disk. Where the reader of the output has gone the program ends quietly.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal cannot show must not end a run.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    paths.forget_empty_variables()
-    try:
-        with files.output_errors(), _platform_errors():
-            yield
-    except PeerLost:
-        processes.end(PEER_LOST_EXIT_CODE)
-    except UserError as error:
-        if os.environ.get("CNNJAX_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        processes.end(USAGE_EXIT_CODE)
-
-
-@contextlib.contextmanager
-def _platform_errors():
-    """Where JAX fails, says so if that is because it has no device to compute on."""
-    try:
-        yield
-    except (RuntimeError, AssertionError, AttributeError) as error:
-        if "jax" in sys.modules:
-            from cnnjax.devices import backend
-
-            backend.check_platform(error)
-        raise

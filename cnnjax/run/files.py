@@ -5,23 +5,15 @@ import errno
 import json
 import os
 import platform
-import select
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from cnnjax.devices import processes
 from cnnjax.errors import UserError
 
 # What a full disk, a quota, a size limit, a read-only or a broken file system answer.
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOTDIR}
-
-
-# 128 + SIGPIPE, as shells report a program whose reader has gone.
-BROKEN_PIPE_EXIT_CODE = 141
 
 
 def make_directory(
@@ -115,85 +107,6 @@ def writing_errors(directory: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             directory.rmdir()  # Only an empty one.
-
-
-@contextlib.contextmanager
-def output_errors() -> Iterator[None]:
-    """Ends the program quietly where the reader of its output has gone, as after `| head -1`.
-
-    Raises:
-      UserError: what it printed cannot be written, such as to a full disk; or a file cannot.
-    """
-    if sys.stdout is None:  # It was closed, as by `>&-`.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the program lives
-    try:
-        try:
-            yield
-        finally:
-            # What is still in the buffer would be lost later on, and with a traceback.
-            sys.stdout.flush()
-    except BrokenPipeError:
-        if not (_reader_left(sys.stdout) or _reader_left(sys.stderr)):
-            raise
-        _discard_output()
-        # Other processes of the run would wait for this one: they end too.
-        processes.end(BROKEN_PIPE_EXIT_CODE if processes.count() == 1 else 1)
-    except OSError as error:
-        if error.filename is not None:
-            raise UserError(
-                f"cannot use {error.filename}: {error.strerror or error}; choose another path, or "
-                "mend this one."
-            ) from error
-        if error.errno not in CANNOT_WRITE:
-            raise
-        _discard_output()
-        raise UserError(
-            f"cannot write what is printed ({error.strerror}): free some space, or print it "
-            "elsewhere."
-        ) from error
-
-
-def _reader_left(stream: TextIO | None) -> bool:
-    """Whether a stream is a pipe that nobody reads any more."""
-    try:
-        poll = select.poll()
-        poll.register(stream.fileno(), 0)  # type: ignore[union-attr]
-        return any(event & select.POLLERR for _, event in poll.poll(0))
-    except (AttributeError, OSError, ValueError):
-        return True  # There is nothing to ask: the error itself says so.
-
-
-def _discard_output() -> None:
-    """Sends what is still in the buffer nowhere: Python would fail over it once more at its end."""
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[], str | None]]:
-    """Within this context SIGINT and SIGTERM are noted instead of obeyed; a second one is obeyed.
-
-    Yields a function that returns the name of the signal received, or None.
-    """
-    received: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may listen to signals; elsewhere they are whoever's that is there.
-        yield lambda: None
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if received:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        received.append(signal.Signals(number).name)
-        print(f"\n{received[0]}: saving and stopping; once more to stop at once", file=sys.stderr)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -37,7 +37,7 @@ def finish(
     if recipe.recalibrate_batches:
         statistics = {"step": state.step, "batch_stats": variables["batch_stats"]}
         checkpoint.save(directory / load.RECALIBRATED, statistics, {})
-    test = scoring.scores(variables, "test")
+    test = scoring.of(variables, "test")
     predict = compile_predict(
         make_predict(recipe.model, recipe.task, normalize=recipe.normalize), scoring.mesh
     )

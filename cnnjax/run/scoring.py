@@ -47,7 +47,7 @@ class Scoring:
     steps: Mapping[str, EvalStep]
     variables_of: Callable[[TrainState], PyTree]
 
-    def scores(self, variables: PyTree, split: str) -> dict[str, float]:
+    def of(self, variables: PyTree, split: str) -> dict[str, float]:
         """Returns the scores of a whole split: the task's, and those of the recipe's own step."""
         scores_of = self.recipe.task.scores
         batches = self.batches(split)
@@ -61,19 +61,23 @@ class Scoring:
         return split_batches(self.recipe.dataset, split, EVALUATION_BATCH, sharding=sharding)
 
 
-def compile_eval_steps(recipe: Recipe, mesh: Mesh) -> dict[str, EvalStep]:
-    """Returns the compiled steps for `validation` and `test`: the same, or the recipe's own."""
+def make_scoring(
+    recipe: Recipe, mesh: Mesh, variables_of: Callable[[TrainState], PyTree]
+) -> Scoring:
+    """Compiles the steps for `validation` and `test`: the same, or the recipe's own."""
     splits, make_own = ("validation", "test"), recipe.make_eval_step
     if make_own is not None:
         makers = {split: functools.partial(make_own, split=split) for split in splits}
-        return {split: evaluate.compile_eval(make, mesh) for split, make in makers.items()}
+        own = {split: evaluate.compile_eval(make, mesh) for split, make in makers.items()}
+        return Scoring(recipe, mesh, own, variables_of)
 
     def make(axis_name: str | None) -> EvalStep:
         return make_eval_step(
             recipe.model, recipe.task, normalize=recipe.normalize, axis_name=axis_name
         )
 
-    return dict.fromkeys(splits, evaluate.compile_eval(make, mesh))
+    steps = dict.fromkeys(splits, evaluate.compile_eval(make, mesh))
+    return Scoring(recipe, mesh, steps, variables_of)
 
 
 def scored_variables(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from cnnjax.devices import processes
-from cnnjax.run import cli, files, record
+from cnnjax.run import exits, files, record
 from cnnjax.run.help import listed
 
 
@@ -137,7 +137,7 @@ def launch(
 ) -> None:
     """The command line of an experiment: parses, resolves `--resume`, calls `main`, exits."""
     experiment = record.experiment_name(config_type)
-    with cli.one_line_errors():
+    with exits.one_line_errors():
         config = record.resolve(config_type, experiment, sys.argv[1:] if argv is None else argv)
         if config is None:
             processes.end(0)

@@ -16,27 +16,13 @@ from cnnjax.data.pipelines import Pipeline
 from cnnjax.data.streamed import AnyDataset, D, shorten, split_size, training_pipeline
 from cnnjax.devices import backend, processes, sharding
 from cnnjax.models.summary import format_summary, summary
-from cnnjax.run import files, record
-from cnnjax.run.cli import INTERRUPT_EXIT_CODES
+from cnnjax.run import files, record, scoring, writer
+from cnnjax.run import state as states
+from cnnjax.run.exits import INTERRUPT_EXIT_CODES, stop_requests
 from cnnjax.run.finish import finish
 from cnnjax.run.groups import check_specs
 from cnnjax.run.recipe import Recipe
-from cnnjax.run.scoring import (
-    Scoring,
-    check_monitor,
-    compile_eval_steps,
-    monitored,
-    scored_variables,
-)
 from cnnjax.run.settings import Settings
-from cnnjax.run.state import first_input, new_state, start_or_resume, state_form
-from cnnjax.run.writer import (
-    RunWriter,
-    check_length,
-    check_retention,
-    print_header,
-    record_facts,
-)
 from cnnjax.train import loop, memory
 from cnnjax.train.compile import Train, choose_mesh, choose_method, compile_train
 from cnnjax.train.gradients import check_parts
@@ -75,11 +61,11 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     config = record.agree(record.place(config, experiment))
     directory, dataset = Path(config.run_dir), recipe.dataset
     sharding.count_devices(config.mesh, config.devices)
-    _, shape = first_input(dataset)
+    _, shape = states.first_input(dataset)
     sizes = summary(recipe.model, shape)  # type: ignore[arg-type]
     mesh = choose_mesh(config.mesh or config.devices, config.batch_size * sizes.macs)
     rules = sharding.parse_rules(config.sharding)
-    check_retention(config, dataset)
+    writer.check_retention(config, dataset)
     data = _pipeline(dataset, config, mesh)
     method = choose_method(config.parallel, data, mesh)
     how: dict[str, Any] = {
@@ -88,27 +74,27 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
         "compiler_options": backend.compiler_options(remat=config.remat),
     }
     if config.plan:
-        form = state_form(recipe, config.seed, mesh, rules)
+        form = states.state_form(recipe, config.seed, mesh, rules)
         memory.show(recipe.make_step, form, data, **how)
         return 0
-    state = new_state(recipe, config.seed, mesh, rules)
-    variables_of = scored_variables(recipe, state, data)
+    state = states.new_state(recipe, config.seed, mesh, rules)
+    variables_of = scoring.scored_variables(recipe, state, data)
     files.share_directory(directory)
     if processes.is_first():
         held.enter_context(files.only_writer(directory))
-    state, notes = start_or_resume(directory, config, recipe.checksums(), state)
-    check_length(config, int(state.step), data.steps_per_epoch)
+    state, notes = states.start_or_resume(directory, config, recipe.checksums(), state)
+    writer.check_length(config, int(state.step), data.steps_per_epoch)
     state = processes.put(state, sharding.state_shardings(state, mesh, rules))
     if processes.is_first():
-        record_facts(config, experiment, recipe)
-    print_header(config, dataset, mesh, data, method)
+        writer.record_facts(config, experiment, recipe)
+    writer.print_header(config, dataset, mesh, data, method)
     processes.say(format_summary(sizes))
 
     compiling = time.monotonic()
     steps = compile_train(recipe.make_step, state, data, **how)
-    scoring = Scoring(recipe, mesh, compile_eval_steps(recipe, mesh), variables_of)
+    scores = scoring.make_scoring(recipe, mesh, variables_of)
     if split_size(dataset, "validation"):
-        check_monitor(config, scoring, state, data.batch_shapes)
+        scoring.check_monitor(config, scores, state, data.batch_shapes)
     processes.exchange("compiled", None)
     processes.say(f"compiled     in {time.monotonic() - compiling:.1f} s")
 
@@ -116,9 +102,9 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
         return notes.get("seconds", 0.0) + time.monotonic() - started
 
     best = loop.Best(**notes.get("best", {}))
-    with files.stop_requests() as asked:
+    with stop_requests() as asked:
         stop_requested = processes.agreed("stop", asked)
-        outcome = _fit(config, scoring, state, steps, data, best, elapsed, stop_requested)
+        outcome = _fit(config, scores, state, steps, data, best, elapsed, stop_requested)
         if outcome.reason == "interrupted":
             processes.say(f"stopped; continue with --resume {directory}")
             return INTERRUPT_EXIT_CODES[stop_requested() or "SIGTERM"]
@@ -126,13 +112,13 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     if unfinished and outcome.reason == "finished":
         processes.say(f"stopped as asked; continue with --resume {directory}")
         return 0
-    finish(config, experiment, scoring, outcome, elapsed)
+    finish(config, experiment, scores, outcome, elapsed)
     return 0
 
 
 def _fit(
     config: Settings,
-    scoring: Scoring,
+    scores: scoring.Scoring,
     state: TrainState,
     steps: Train,
     data: Pipeline,
@@ -140,10 +126,10 @@ def _fit(
     elapsed: Callable[[], float],
     stop_requested: Callable[[], str | None],
 ) -> loop.Outcome:
-    recipe, first_step, steps_per_epoch = scoring.recipe, int(state.step), data.steps_per_epoch
+    recipe, first_step, steps_per_epoch = scores.recipe, int(state.step), data.steps_per_epoch
     last_epoch = min(config.epochs, config.stop_after_epochs or config.epochs)
-    monitor, lower_is_better = monitored(config, recipe)
-    writer = RunWriter(
+    monitor, lower_is_better = scoring.monitored(config, recipe)
+    written = writer.RunWriter(
         config,
         recipe,
         first_step=first_step,
@@ -154,13 +140,13 @@ def _fit(
     )
 
     def validate(state: TrainState) -> dict[str, float]:
-        with writer.paused():
-            values = scoring.scores(scoring.variables_of(state), "validation")
+        with written.paused():
+            values = scores.of(scores.variables_of(state), "validation")
             if recipe.after_validation is not None and processes.is_first():
                 recipe.after_validation(Path(config.run_dir), state)
         return values
 
-    with writer:
+    with written:
         return loop.fit(
             state,
             steps,
@@ -168,10 +154,10 @@ def _fit(
             last_step=last_epoch * steps_per_epoch,
             steps_per_epoch=steps_per_epoch,
             log_every_steps=-(-steps_per_epoch // LOGS_PER_EPOCH),
-            record=writer.record,
+            record=written.record,
             evaluate=validate if split_size(recipe.dataset, "validation") else None,
             evaluate_every_steps=config.validate_every_steps,
-            save=writer.save,
+            save=written.save,
             save_every_steps=config.save_every_steps or None,
             monitor=monitor,
             lower_is_better=lower_is_better,

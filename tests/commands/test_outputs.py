@@ -13,6 +13,7 @@ from PIL import Image
 from cnnjax import commands, convert, models
 from cnnjax.commands import convert as convert_command
 from cnnjax.commands import predict
+from cnnjax.run import exits
 
 ROOT = Path(__file__).parents[2]
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
@@ -143,7 +144,7 @@ def test_a_reader_that_leaves_ends_every_program_quietly(line, unbuffered):
     os.close(reader)
     done = start(line, stdout=writer, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
     os.close(writer)
-    assert (done.returncode, done.stderr) == (commands.BROKEN_PIPE_EXIT_CODE, "")
+    assert (done.returncode, done.stderr) == (exits.BROKEN_PIPE_EXIT_CODE, "")
 
 
 @FULL

@@ -11,6 +11,7 @@ import pytest
 
 import cnnjax
 from cnnjax import commands
+from cnnjax.run import exits
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = [sys.executable, "-m", "cnnjax"]
@@ -107,7 +108,7 @@ def test_a_reader_that_goes_gets_no_traceback(argv):
     line = f"{sys.executable} -m cnnjax {argv} | true"
     done = shell("bash", "-c", f"set -o pipefail; {line}")
     assert not done.stderr
-    assert done.returncode in (0, commands.BROKEN_PIPE_EXIT_CODE)
+    assert done.returncode in (0, exits.BROKEN_PIPE_EXIT_CODE)
 
 
 def test_the_version_is_written_once(capsys):

@@ -115,9 +115,8 @@ def test_settings_that_are_not_utf_8_are_refused():
 
 
 def test_what_the_terminal_cannot_show_is_escaped():
-    program = (
-        "from cnnjax.run import cli\nwith cli.one_line_errors():\n    print('caf\\udce9 \\u732b')"
-    )
+    program = "from cnnjax.run import exits\nwith exits.one_line_errors():\n    "
+    program += "print('caf\\udce9 \\u732b')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
     assert (done.returncode, done.stdout) == (0, b"caf\\udce9 \\u732b\n")

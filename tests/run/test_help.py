@@ -12,7 +12,7 @@ from cnnjax import commands, losses
 from cnnjax.commands import convert, show_batch
 from cnnjax.data.dataset import Arrays, Dataset
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, settings
+from cnnjax.run import classifier, record, settings
 from experiments import finetune
 from tests.tiny import random_arrays
 
@@ -84,7 +84,7 @@ def test_resume_says_what_may_change():
     said = help_of(settings.Run)["resume"]
     assert "may change how long it trains, where it reads and computes, and what it keeps" in said
     assert {"epochs", "dataset", "data_dir", "devices", "keep_last"} <= (
-        settings.CHANGEABLE_ON_RESUME
+        record.CHANGEABLE_ON_RESUME
     )
 
 
