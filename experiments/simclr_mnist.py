@@ -56,7 +56,7 @@ class Config(Training):
     """Of the loss: lower weighs the nearest negatives more."""
 
     labels: int = 10
-    """Labelled images of each class for the comparison at the end."""
+    """Labeled images of each class for the comparison at the end."""
 
     augment: str = "rotate:25,scale:0.3,translate:3,shear:25,elastic:34"
     batch_size: int = 256
@@ -67,7 +67,7 @@ class Config(Training):
 def main(config: Config) -> int:
     """Trains, and compares; returns the exit code."""
     trainer.start(config)
-    labelled = cnnjax.data.load(
+    labeled = cnnjax.data.load(
         config.dataset,
         data_dir=config.data_dir or None,
         validation=config.validation,
@@ -75,14 +75,14 @@ def main(config: Config) -> int:
         stratify=config.stratify,
     )
     if config.smoke:
-        labelled = trainer.shrink(labelled)
+        labeled = trainer.shrink(labeled)
     # Of the images alone, so that mixing is refused.
     fields = {"image": cnnjax.data.fields.Image()}
-    augment = make_augment(config.augment, num_classes=labelled.num_classes, fields=fields)
+    augment = make_augment(config.augment, num_classes=labeled.num_classes, fields=fields)
     if augment is None:
         raise UserError("--augment is empty: the two views of an image would be the same.")
     views = two_views(augment)
-    dataset = paired(labelled, augment, seed=config.seed)
+    dataset = paired(labeled, augment, seed=config.seed)
 
     name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
     computed = load.computation(name, arguments, precision=config.precision, remat=config.remat)
@@ -92,17 +92,17 @@ def main(config: Config) -> int:
         config.projection_features,
         dtype=computed.get("dtype"),
     )
-    task = contrastive(temperature=config.temperature, class_names=labelled.class_names)
+    task = contrastive(temperature=config.temperature, class_names=labeled.class_names)
 
-    mean, std = labelled.mean, labelled.std
+    mean, std = labeled.mean, labeled.std
     # Read back, the run is its encoder.
     metadata = {
         "model": name,
         "arguments": arguments,
         "num_outputs": None,
         "part": "encoder",
-        "image_shape": labelled.image_shape,
-        "class_names": labelled.class_names,
+        "image_shape": labeled.image_shape,
+        "class_names": labeled.class_names,
         "mean": mean,
         "std": std,
     }

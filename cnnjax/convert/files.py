@@ -128,7 +128,8 @@ def write(
             f"cannot write {path} ({error.strerror}): free some space or choose another path."
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _by_suffix(path: Path, functions: Mapping[str, Any], verb: str) -> Any:

@@ -111,7 +111,7 @@ def check_platform(error: Exception | None = None) -> None:
 
 
 def compiler_options(*, remat: bool) -> dict[str, str | bool]:
-    """Returns the `compiler_options` of `jit` with which rematerialised blocks save memory.
+    """Returns the `compiler_options` of `jit` with which rematerialized blocks save memory.
 
     `jax.checkpoint` puts a barrier between what the forward and the backward pass compute. XLA:CPU
     as of jax 0.10 removes it early, finds the same computation twice, and keeps the results of the

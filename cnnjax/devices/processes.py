@@ -114,8 +114,14 @@ def is_first() -> bool:
 
 def say(text: str) -> None:
     """Prints a line, in the first process only."""
-    if is_first():
+    if not is_first():
+        return
+    try:
         print(text, flush=True)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            error.filename = "the standard output"  # It is no file of the run that is full.
+        raise
 
 
 def exchange(name: str, value: Any) -> list[Any]:

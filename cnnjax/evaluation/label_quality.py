@@ -216,7 +216,7 @@ def prepare(
     if not isinstance(dataset, Dataset):
         raise UserError(
             f"{dataset.name} is streamed from disk, so its training images cannot be chosen or "
-            "relabelled one by one: use --pipeline resident if they fit in memory."
+            "relabeled one by one: use --pipeline resident if they fit in memory."
         )
     image, label = dataset.train
     if train_examples:

@@ -69,10 +69,12 @@ def attempt(draw: Callable[[Path], Any], path: Path) -> bool:
     except Exception as error:
         if os.environ.get("CNNJAX_TRACEBACK"):
             traceback.print_exc()
+        text = " ".join(f"{type(error).__name__}: {error}".split())
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"warning: no figure {path} ({text}); nothing else is lost", file=sys.stderr)
+        # There may be nobody to tell.
+        with contextlib.suppress(OSError):
+            print(f"warning: no figure {path} ({text}); nothing else is lost", file=sys.stderr)
         return False
     return True
 

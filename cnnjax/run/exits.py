@@ -42,7 +42,8 @@ def one_line_errors():
     except UserError as error:
         if os.environ.get("CNNJAX_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # The code says it where nobody reads.
+            print(f"error: {error}", file=sys.stderr)
         processes.end(USAGE_EXIT_CODE)
 
 

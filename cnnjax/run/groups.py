@@ -90,7 +90,8 @@ class Optimization:
     """Of momentum, nesterov and muon."""
 
     weight_decay: float = 0.0
-    """Decoupled decay of the kernels, times the learning rate at each step."""
+    """Decoupled decay of the kernels, times the learning rate at each step; in lamb also times its
+    trust ratio."""
 
     clip_norm: float = 0.0
     """Largest global gradient norm; 0 does not clip."""

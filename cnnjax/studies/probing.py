@@ -1,7 +1,7 @@
 """What few labels suffice for on features that are there, beside the same network from scratch.
 
 The features are those that enter a network's head, such as those of an encoder trained without
-labels. A way is compared over seeds, each of which chooses the labelled images, draws what is new
+labels. A way is compared over seeds, each of which chooses the labeled images, draws what is new
 and shuffles; all ways get the same images.
 """
 

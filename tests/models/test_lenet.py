@@ -21,7 +21,7 @@ TABLE_I = (
 )
 
 
-def randomised(model, image, seed=0):
+def randomized(model, image, seed=0):
     """Variables of `model` with every parameter, biases too, drawn at random."""
     params = jax.eval_shape(model.init, jax.random.key(seed), image)["params"]
     generator = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ def numpy_pool(image, reduce):
 def test_logits_equal_a_numpy_computation(activation, function, pool, reduce):
     image = np.random.default_rng(1).normal(size=(2, 28, 28, 1))
     model = lenet.LeNet5(activation=activation, pool=pool)
-    variables = randomised(model, jnp.asarray(image, jnp.float32))
+    variables = randomized(model, jnp.asarray(image, jnp.float32))
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
 
     x = image
@@ -112,7 +112,7 @@ def test_initial_signal_keeps_its_variance():
 def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
     image = jnp.ones((2, 28, 28, 1))
     model = lenet.LeNet5(dtype=jnp.bfloat16)
-    variables = randomised(model, image)
+    variables = randomized(model, image)
     initial = jax.eval_shape(model.init, jax.random.key(0), image)
     assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype("float32")}
     logits = jax.jit(model.apply)(variables, image)
@@ -154,7 +154,7 @@ def test_1998_connections_are_those_of_table_i():
 def test_1998_c3_uses_each_filter_for_its_connection():
     image = jax.random.normal(jax.random.key(0), (2, 14, 14, 6))
     layer = lenet.ConnectedConv()
-    variables = randomised(layer, image)
+    variables = randomized(layer, image)
     kernel, bias = (np.asarray(variables["params"][name]) for name in ("kernel", "bias"))
     expected = np.zeros((2, 10, 10, 16)) + bias
     connection = 0

@@ -36,7 +36,7 @@ SMALL = {
 }
 
 
-def randomised(model, image):
+def randomized(model, image):
     """Variables of `model`: kernels of variance 2 / fan-in, scales and variances near 1."""
     generator = np.random.default_rng(1)
 
@@ -154,7 +154,7 @@ def test_gradients_and_modes(name):
     options, image_shape = SMALL[name]
     model = models.create(name, num_classes=5, **options)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, *image_shape)), jnp.float32)
-    variables = randomised(model, image)
+    variables = randomized(model, image)
     statistics = variables.get("batch_stats", {})
 
     @jax.jit
@@ -226,7 +226,7 @@ def test_googlenet_of_the_paper_has_large_kernels():
 def test_squeezenet_head_is_a_mean_over_positions():
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
     model = models.create("squeezenet1_1", num_classes=5, stem="cifar")
-    variables = randomised(model, image)
+    variables = randomized(model, image)
     headless = models.create("squeezenet1_1", num_classes=None, stem="cifar")
     features = jax.jit(headless.apply)(variables, image)
     head = variables["params"]["head"]
@@ -240,7 +240,7 @@ def test_vgg_with_and_without_the_fused_pool_agree():
 
     image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 32, 32, 3)), jnp.float32)
     model = models.create("vgg11", num_classes=5, stem="cifar", dense_widths=())
-    variables = randomised(model, image)
+    variables = randomized(model, image)
 
     @jax.jit
     def reference(params, x):

@@ -1,4 +1,4 @@
-"""Rematerialised blocks: the same numbers and parameters, in less memory."""
+"""Rematerialized blocks: the same numbers and parameters, in less memory."""
 
 import functools
 import re

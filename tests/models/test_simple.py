@@ -19,7 +19,7 @@ def plain_convolutions():
         yield
 
 
-def randomised(model, image):
+def randomized(model, image):
     """Variables of `model` with every leaf drawn from (0, 0.2): as good as any for these tests."""
     generator = np.random.default_rng(1)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -102,7 +102,7 @@ def test_the_convolutions_by_flax_layers():
 
     image = jax.random.normal(jax.random.key(0), (2, 9, 9, 2))
     model = SimpleCNN(3, widths=(4, 6), pooled=(False, True), dense_widths=(8,), padding="SAME")
-    variables = randomised(model, image)
+    variables = randomized(model, image)
     expected = jax.jit(Reference().apply)(variables, image)
     np.testing.assert_allclose(jax.jit(model.apply)(variables, image), expected, atol=1e-5)
 
@@ -110,7 +110,7 @@ def test_the_convolutions_by_flax_layers():
 def test_dropout_acts_in_training_only():
     image = jax.random.normal(jax.random.key(0), DIGIT)
     model = MLP(4, dense_widths=(64,), dropout_rate=0.5)
-    variables = randomised(model, image)
+    variables = randomized(model, image)
 
     @jax.jit
     def train(key):
@@ -132,7 +132,7 @@ def test_every_parameter_gets_a_gradient(norm):
     model = models.build(
         SimpleCNN, num_classes=3, widths=(8, 8), dense_widths=(16,), norm=norm, dropout_rate=0.2
     )
-    variables = randomised(model, image)
+    variables = randomized(model, image)
 
     @jax.jit
     def gradient(params):
@@ -155,7 +155,7 @@ def test_every_parameter_gets_a_gradient(norm):
 def test_batch_statistics_over_an_axis_are_those_of_the_whole_batch():
     image = jax.random.normal(jax.random.key(0), (8, 12, 12, 1))
     model = models.build(SimpleCNN, num_classes=3, norm="batch")
-    variables = randomised(model, image)
+    variables = randomized(model, image)
 
     def train(model, image):
         return model.apply(variables, image, train=True, mutable=["batch_stats"])

@@ -59,7 +59,7 @@ def test_a_compiled_function_is_compiled_anew_in_another_context():
     assert traced == ["auto", "lax", "im2col"]
 
 
-def test_rematerialised_and_scanned_code_obeys_the_context():
+def test_rematerialized_and_scanned_code_obeys_the_context():
     block = jax.checkpoint(lambda image: ops.conv2d(image, KERNEL[..., :2]))
     loop = lambda image: lax.scan(lambda x, _: (block(x), None), image, None, length=2)[0]  # noqa: E731
     for name, expected in (("lax", CONVOLUTION), ("im2col", PRODUCT), ("lax", CONVOLUTION)):

@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 import tyro
 
+from cnnjax import commands
 from cnnjax.errors import UserError
 from cnnjax.run import cli
 
@@ -101,7 +102,7 @@ def test_home_directory_in_every_path(monkeypatch, tmp_path):
         assert found == wanted
     # What a record says stays as it is.
     assert cli.parse(Places, [], default=Places("~/a")).run_dir == "~/a"
-    parser = cli.Parser()
+    parser = commands.Parser()
     parser.add_argument("--directory")
     assert parser.parse_args(["--directory=~/a"]).directory == f"{tmp_path}/a"
 

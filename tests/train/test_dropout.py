@@ -14,7 +14,7 @@ NUMBERS = jnp.arange(2000, dtype=jnp.int32)
 
 
 class Net(nn.Module):
-    """Two layers that drop, one within a rematerialised function."""
+    """Two layers that drop, one within a rematerialized function."""
 
     broadcast: bool = False
 
