@@ -158,3 +158,14 @@ def test_tfds_mnist_is_prepared_offline_and_holds_the_shipped_images(tmp_path):
             )
 
         assert digests(found) == digests(shipped)
+
+
+def test_what_is_drawn_in_memory_is_drawn_by_class(tfds_dir):
+    name = "tfds:made_digits?train=train[:40]+train[46:49]"
+    dataset = load(name, data_dir=tfds_dir, validation=9)
+    # Of 43 images there are 14, 15 and 14 of the classes: 2.9, 3.1 and 2.9 of 9.
+    assert np.bincount(dataset.validation.label).tolist() == [3, 3, 3]
+    alike = load(name, data_dir=tfds_dir, validation=9, stratify=False)
+    assert len(alike.validation.label) == 9 and alike.checksum != dataset.checksum
+    with pytest.raises(UserError, match="is no folder of files"):
+        load(name, data_dir=tfds_dir, drop_duplicates=True)
