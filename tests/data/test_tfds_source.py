@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from cnnjax.data import load, mnist, tfds_source
+from cnnjax.data import load, mnist, open_dataset, tfds_source
 from cnnjax.data.image_files import fit_image
 from cnnjax.data.tfds_splits import choose_splits, parse_spec, split_size
 from cnnjax.errors import UserError
@@ -167,5 +167,6 @@ def test_what_is_drawn_in_memory_is_drawn_by_class(tfds_dir):
     assert np.bincount(dataset.validation.label).tolist() == [3, 3, 3]
     alike = load(name, data_dir=tfds_dir, validation=9, stratify=False)
     assert len(alike.validation.label) == 9 and alike.checksum != dataset.checksum
-    with pytest.raises(UserError, match="is no folder of files"):
-        load(name, data_dir=tfds_dir, drop_duplicates=True)
+    for pipeline in ("resident", "stream"):
+        with pytest.raises(UserError, match="is no folder of files"):
+            open_dataset(name, pipeline=pipeline, data_dir=tfds_dir, drop_duplicates=True)
