@@ -121,6 +121,23 @@ def test_tensorflow_stays_in_the_data_room(module):
     assert not roots & {"tensorflow", "tensorflow_datasets"}
 
 
+# Of what these read a program is the author: the system, or cnnjax.
+READ_BY_THEMSELVES = ("cnnjax.checkpoint.", "cnnjax.run.", "cnnjax.devices.", "cnnjax.train.memory")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_text_files_and_home_directories_are_found_by_one_module(module):
+    used = {
+        node.func.attr
+        for node in ast.walk(ast.parse(MODULES[module].read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+    allowed = {"read_text"} if module.startswith(READ_BY_THEMSELVES) else set()
+    if module == "cnnjax.paths":
+        allowed = {"expanduser"}
+    assert not used & {"read_text", "expanduser", "home"} - allowed
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_fit_on_a_few_screens(module):
     assert len(MODULES[module].read_text().splitlines()) <= 420

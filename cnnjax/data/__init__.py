@@ -18,6 +18,7 @@ lazy.attach(
         "few",
         "fields",
         "folder",
+        "held_out",
         "image_files",
         "mnist",
         "pipelines",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from cnnjax.data import few as few
     from cnnjax.data import fields as fields
     from cnnjax.data import folder as folder
+    from cnnjax.data import held_out as held_out
     from cnnjax.data import image_files as image_files
     from cnnjax.data import mnist as mnist
     from cnnjax.data import pipelines as pipelines

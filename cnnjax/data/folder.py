@@ -121,8 +121,8 @@ def _split_directories(root: pathlib.Path) -> dict[str, pathlib.Path]:
     children = _subdirectories(root)
     named = [child for child in children if _split_of(child.name)]
     others = [child for child in children if not _split_of(child.name)]
-    # A directory that holds images itself is a class, whatever its name.
-    if not named or (others and not any(_holds_classes(child) for child in named)):
+    # A directory without directories is a class, whatever its name.
+    if not named or (others and not any(map(_subdirectories, named))):
         return {"train": root}
     if others:
         raise UserError(
@@ -151,11 +151,6 @@ def _split_of(name: str) -> str:
     """The split that a directory's name means, or ""."""
     word = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
     return _SPLIT_OF_WORD.get(word) or _SPLIT_OF_WORD.get(_OF_A_SPLIT.sub("", word), "")
-
-
-def _holds_classes(directory: pathlib.Path) -> bool:
-    """Whether there are directories in it, and no images."""
-    return bool(_subdirectories(directory)) and not _images(directory)
 
 
 def _class_directories(directory: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -191,13 +186,13 @@ def _check_classes(
     """Raises UserError unless the directories of training are classes, and the only ones."""
     train = classes["train"]
     if len(train) < 2:
-        inner = [str(each) for each in train.values() if _holds_classes(each)]
+        inner = [str(each) for each in train.values() if _subdirectories(each)]
         raise UserError(
             f"{str(splits['train'])!r} has {len(train)} sub-directories: one per class is needed, "
             f"two at least{f'; is it {inner[0]!r} that you mean?' if inner else ''}"
         )
     for child in train.values():
-        if _split_of(child.name) and _holds_classes(child):
+        if _split_of(child.name) and _subdirectories(child):
             raise UserError(
                 f"{str(child)!r} is named as a split, but stands where classes are: move it up, or "
                 "rename it"

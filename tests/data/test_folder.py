@@ -69,6 +69,7 @@ def test_splits_by_their_usual_names(tmp_path, train, validation, test):
         (("train/a", "train/b", "Train/a", "Train/b"), "two .* train split, 'Train' and 'train'"),
         (("valid/a", "valid/b", "test/a", "test/b"), "has 'test' and 'valid', .* but no 'train'"),
         (("train/a", "train/b", "a", "b"), "has both 'train', .* and 'a': put every class below"),
+        (("train", "train/a", "train/b", "extra"), "has both 'train', .* and 'extra'"),
         (("cat", "dog", "test/cat", "test/dog"), "has both 'test', .* and 'cat'"),
         (("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"), r"'fold1' and 'fold2' .*cat, dog"),
         (("train2017/a", "train2017/b", "val2017/a", "val2017/b"), "hold the same sub-dir"),

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from cnnjax.data import load, mnist, tfds_source
+from cnnjax.data import load, mnist, open_dataset, tfds_source
 from cnnjax.data.image_files import fit_image
 from cnnjax.data.tfds_splits import choose_splits, parse_spec, split_size
 from cnnjax.errors import UserError
@@ -158,3 +158,15 @@ def test_tfds_mnist_is_prepared_offline_and_holds_the_shipped_images(tmp_path):
             )
 
         assert digests(found) == digests(shipped)
+
+
+def test_what_is_drawn_in_memory_is_drawn_by_class(tfds_dir):
+    name = "tfds:made_digits?train=train[:40]+train[46:49]"
+    dataset = load(name, data_dir=tfds_dir, validation=9)
+    # Of 43 images there are 14, 15 and 14 of the classes: 2.9, 3.1 and 2.9 of 9.
+    assert np.bincount(dataset.validation.label).tolist() == [3, 3, 3]
+    alike = load(name, data_dir=tfds_dir, validation=9, stratify=False)
+    assert len(alike.validation.label) == 9 and alike.checksum != dataset.checksum
+    for pipeline in ("resident", "stream"):
+        with pytest.raises(UserError, match="is no folder of files"):
+            open_dataset(name, pipeline=pipeline, data_dir=tfds_dir, drop_duplicates=True)
