@@ -122,7 +122,7 @@ def main() -> None:
     pixels = pixels_study(arguments.shares, arguments.seeds, arguments.out, arguments.flags)
     text = f"{labels}\n\n{pixels}\n"
     print(text)
-    (arguments.out / "tables.md").write_text(text)
+    (arguments.out / "tables.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

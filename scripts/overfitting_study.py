@@ -83,7 +83,7 @@ def main() -> None:
 
     text = table(summaries)
     print(text)
-    (arguments.out / "table.md").write_text(text + "\n")
+    (arguments.out / "table.md").write_text(text + "\n", encoding="utf-8")
     plots.attempt(lambda path: draw(summaries, path), arguments.out / "overfitting.png")
 
 

@@ -152,4 +152,4 @@ def _write(out, order, scores, labels, predicted, excluded):
         table.writerow(["index", "label", "predicted", "score"])
         for index in order:
             table.writerow([index, labels[index], predicted[index], f"{scores[index]:.6g}"])
-    (out / "exclude.txt").write_text("".join(f"{index}\n" for index in excluded))
+    (out / "exclude.txt").write_text("".join(f"{index}\n" for index in excluded), encoding="utf-8")

@@ -85,5 +85,5 @@ def main(config: Config) -> None:
     text = cnnjax.studies.probing.markdown(
         found, labels=config.labels, test_examples=len(dataset.test.label)
     )
-    path.with_suffix(".md").write_text(text)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(f"\n{text}\nsee          {path.with_suffix('.md')}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from cnnjax.devices import processes
 from cnnjax.errors import UserError
+from cnnjax.paths import read_text
 
 # What a full disk, a quota, a size limit, a read-only or a broken file system answer.
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOTDIR}
@@ -128,10 +129,10 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path, problem: str) -> dict[str, Any]:
     """Returns the content of a JSON file; a UserError that starts with `problem` if it has none."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{problem}: there is no {path}.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        if not path.exists():
+            raise UserError(f"{problem}: there is no {path}.")
+        return json.loads(read_text(path))
+    except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{problem}: cannot read {path} ({error}).") from None
 
 

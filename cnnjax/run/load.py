@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnjax.errors import UserError
+from cnnjax.paths import expand
 from cnnjax.run.files import read_json
 from cnnjax.run.record import read_config
 
@@ -80,7 +81,7 @@ def load_trained(
     """
     from cnnjax import models
 
-    directory = Path(directory)
+    directory = Path(expand(directory))
     read_config(directory)
     card = read_json(directory / "model.json", f"{directory} has not trained a model yet")
     if "num_outputs" not in card:
@@ -107,8 +108,9 @@ def load_classifier(
     directory: str | Path, step: int | None = None, *, base: str | Path | None = None
 ) -> TrainedModel:
     """Reads the model of a run as `load_trained` does; a UserError unless it is a classifier."""
-    read_config(Path(directory))
-    card = read_json(Path(directory) / "model.json", f"{directory} has not trained a model yet")
+    directory = Path(expand(directory))
+    read_config(directory)
+    card = read_json(directory / "model.json", f"{directory} has not trained a model yet")
     # Earlier versions knew no other task, and did not name it.
     if (task := card.get("task", "classification")) != "classification":
         raise UserError(
@@ -125,7 +127,7 @@ def load_variables(directory: str | Path, step: int | None = None) -> tuple[dict
     """
     from cnnjax import checkpoint
 
-    directory = Path(directory)
+    directory = Path(expand(directory))
     if step is None and (directory / "summary.json").exists():
         step = read_json(directory / "summary.json", f"{directory} is damaged")["step"]
     items = checkpoint.restore_items(
@@ -183,7 +185,7 @@ def read_base(source: str | Path) -> "Base":
     from cnnjax.checkpoint import directories, manifest
     from cnnjax.finetune import Base, variables_checksum
 
-    directory = Path(source)
+    directory = Path(expand(source))
     if not directory.is_dir():
         raise UserError(
             f"there is no directory {directory} to fine-tune from: name a run or a checkpoint "

@@ -65,7 +65,7 @@ def write_summary(directory: Path, summary: dict[str, Any], scores: str) -> None
         f"# {summary['experiment']}: {score_text(summary)} on the test set\n\n"
         f"| | |\n|---|---|\n{rows}\n\n```\n{scores}\n```\n\n{figures}\n"
     )
-    (directory / "summary.md").write_text(text)
+    (directory / "summary.md").write_text(text, encoding="utf-8")
     files.write_json(directory / "summary.json", summary)
 
 

@@ -15,6 +15,7 @@ import optax
 from cnnjax import models
 from cnnjax.data.streamed import AnyDataset
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.paths import expand
 from cnnjax.run import load, record, trainer
 from cnnjax.run.files import read_json, writing_errors
 from cnnjax.run.groups import Training
@@ -107,6 +108,8 @@ def train(
     module = _module(model, task)
     if isinstance(optimizer, str):
         options["optimizer"] = optimizer
+    if "run_dir" in options:
+        options["run_dir"] = expand(options["run_dir"])
     config = Called(model=str(model) if isinstance(model, str) else repr(module), **options)
     if config.resume:
         raise UserError("resume is True or False: give the directory as run_dir.")

@@ -211,7 +211,7 @@ def compare(study: Study) -> None:
     )
     study.results |= {"source_accuracy_before": before, "rows": rows}
     files.write_json(study.path, study.results)
-    (directory / "table.md").write_text(text)
+    (directory / "table.md").write_text(text, encoding="utf-8")
     curves: dict[str, list] = {}
     for row in rows:
         width = row["accuracy_interval"] or float("nan")
@@ -234,7 +234,7 @@ def sweep(study: Study) -> None:
     study.run(wanted, "validation")
     made = study.made(wanted)
     text = tables.sweep_markdown(made, labels)
-    (study.directory / "sweep.md").write_text(text)
+    (study.directory / "sweep.md").write_text(text, encoding="utf-8")
     means = tables.sweep_means(made)
     best = {method: max(found, key=lambda r: found[r]) for method, found in means.items()}
     words = " ".join(f"{method}={rate:g}" for method, rate in best.items())
