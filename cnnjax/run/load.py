@@ -61,6 +61,13 @@ class TrainedModel:
         order = self.card.get("channel_order", "RGB")
         return normalize(image, self.card["mean"], self.card["std"], channel_order=order)
 
+    def features(self, image: Any) -> Any:
+        """Returns what enters the model's head, of stored images."""
+        from cnnjax.models import with_fields
+
+        model = with_fields(self.model, num_classes=None)
+        return model.apply(self.variables, self.normalize(image), train=False)
+
 
 def load_trained(
     directory: str | Path, step: int | None = None, *, base: str | Path | None = None

@@ -20,7 +20,6 @@ from cnnjax.data.dataset import Dataset
 from cnnjax.data.few import few_labels
 from cnnjax.evaluation.probe import linear_probe
 from cnnjax.finetune.base import Base
-from cnnjax.models.fields import with_fields
 from cnnjax.run.load import TrainedModel, computation
 from cnnjax.studies import tables, trials
 from cnnjax.tasks.classification import classification
@@ -54,11 +53,10 @@ class Budget:
 
 def frozen_features(trained: TrainedModel) -> Callable[[np.ndarray], np.ndarray]:
     """Returns `images [examples, height, width, channels] -> [examples, features]`, compiled."""
-    model = with_fields(trained.model, num_classes=None)
 
     @jax.jit
     def features(variables: Any, image: jax.Array) -> jax.Array:
-        found = model.apply(variables, trained.normalize(image), train=False)
+        found = dataclasses.replace(trained, variables=variables).features(image)
         return found.reshape(len(image), -1)
 
     def of_all(images: np.ndarray) -> np.ndarray:
