@@ -9,8 +9,8 @@ Generative Adversarial Networks" (arXiv 1511.06434), sections 3 and 4: batch nor
 `RUN/samples` has a sheet of the same 64 noise vectors after each epoch. The score is the Fréchet
 distance (arXiv 1706.08500, equation 6) of as many samples as there are images, in the 84 features
 that enter the head of a LeNet-5; `RUN/features` is the run that trains it first, of two epochs
-(98.73% right), or give `--features RUN`. It is no FID of Inception's and compares with nothing but
-these, of seed 0; other noise moves it by about 2:
+(98.73% right). It is no FID of Inception's and compares with nothing but these, of seed 0; other
+noise moves it by about 2:
 
     6,000 validation images   after epoch 1 135.40, 2 95.66, 4 67.54, 6 59.37, 8 56.24, 12 52.18
                               one half to the other 2.57, images of noise 706.60
@@ -21,6 +21,7 @@ CPU time on a 2-core AMD EPYC busy with other work. Other seeds were not measure
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -35,8 +36,7 @@ from cnnjax.tasks import generation
 from cnnjax.train import gan
 from cnnjax.train.precision import compute_dtype
 
-LATENT_SIZE = 100  # Figure 1.
-ADAM_BETA1 = 0.5  # Section 4.
+LATENT_SIZE, ADAM_BETA1 = 100, 0.5  # Figure 1; section 4.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,6 @@ class Config(settings.Settings):
     ema_decay: float = 0.999
     """Decay of the moving average of the generator that makes the samples; 0 keeps none."""
 
-    features: str = ""
-    """Run of a classifier whose features are compared; by default RUN/features, trained first."""
-
     epochs: int = 12
 
 
@@ -63,24 +60,26 @@ def main(config: Config) -> int:
     if config.precision == "float16" or config.accumulate > 1 or config.remat:
         raise UserError("the step of a GAN has no --precision float16, --accumulate or --remat.")
     trainer.start(config)
-    lenet = Path(config.features or Path(config.run_dir) / "features")
-    if not config.features and (code := train_features(config, lenet)):
+    if code := train_features(config):
         return code
-    return trainer.train(config, recipe(config, lenet))
+    return trainer.train(config, recipe(config))
 
 
-def recipe(config: Config, lenet: Path) -> Recipe:
-    """Returns what `trainer.train` needs; `lenet` is the run of the features."""
+def recipe(config: Config) -> Recipe:
+    """Returns what `trainer.train` needs."""
     images = cnnjax.data.load("mnist", seed=config.seed)
     dataset = generation.with_places(images)
     arguments = {"width": config.width, "latent_size": LATENT_SIZE}
     model = dcgan(images.image_shape, **arguments, dtype=compute_dtype(config.precision))
     adam = optax.adam(config.learning_rate, b1=ADAM_BETA1)
-    features = load.load_trained(lenet).features
+    # Read when they are needed: a plan may come before there is a run of the features.
+    lenet = functools.cache(lambda: load.load_trained(Path(config.run_dir) / "features"))
     key = jax.random.key(0)  # Of the evaluation's noise, whatever the run's seed.
     return Recipe(
         dataset=trainer.shrink(dataset) if config.smoke else dataset,
-        task=generation.generation(latent_size=LATENT_SIZE, features=features, key=key),
+        task=generation.generation(
+            latent_size=LATENT_SIZE, features=lambda image: lenet().features(image), key=key
+        ),
         model=model,
         optimizer=gan.both_optimizers(adam, adam),
         make_step=lambda axis_name: gan.make_gan_step(
@@ -101,8 +100,9 @@ def recipe(config: Config, lenet: Path) -> Recipe:
     )
 
 
-def train_features(config: Config, directory: Path) -> int:
+def train_features(config: Config) -> int:
     """Starts, continues or leaves alone the run of the LeNet-5; returns the exit code."""
+    directory = Path(config.run_dir) / "features"
     if config.plan or (directory / "summary.json").exists():
         return 0
     settings_of_lenet = classifier.Config(

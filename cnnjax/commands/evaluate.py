@@ -4,6 +4,8 @@
     cnnjax evaluate --run runs/a runs/b runs/c --tta shift:1 --calibrate
     cnnjax evaluate --run runs/a --attack fgsm:0.3 pgd:0.3:20:5 --check-masking
 
+A run of another task than classification is scored and reported as at its own end.
+
 Attacks are written NAME:EPSILON:STEPS:RESTARTS, or in full such as `pgd(0.3, num_steps=20)`. Each
 is first tried on a linear model, on which the best attack is known: one that falls short there is
 refused.
@@ -23,6 +25,11 @@ from cnnjax.run import files, load
 from cnnjax.run.help import listed
 
 BATCH_SIZE = 500
+# Flags that change a classifier's logits, images or data.
+OF_CLASSIFIERS = (
+    *("dataset", "data_dir", "base", "average", "tta", "corrupt", "preprocess"),
+    *("calibrate", "attack", "attack_examples", "check_masking"),
+)
 # Small enough for the gradients of small networks to stay in a CPU's cache.
 ATTACK_BATCH_SIZE = 128
 
@@ -92,6 +99,8 @@ def main(config: Config) -> None:
     if config.check_masking and not attacks:
         raise UserError("--check-masking needs an attack to check: add --attack pgd:0.3:20.")
     cnnjax.devices.backend.start(devices=1)
+    if len(config.run) == 1 and load.task_of(_at_step(config.run[0])[0]) != "classification":
+        return _evaluate_task(config)
     members = [load.load_classifier(*_at_step(run), base=config.base or None) for run in config.run]
     directories = [_at_step(run)[0] for run in config.run]
     dataset = _dataset(config, directories, [member.card for member in members])
@@ -142,6 +151,36 @@ def _out(config, directories):
     steps = [step for _, step in map(_at_step, config.run) if step is not None]
     name = "-".join([kind, config.split, *(f"step-{step}" for step in steps)])
     return Path(config.out or Path(directories[0]) / name)
+
+
+def _evaluate_task(config):
+    """Scores and reports a run of another task than classification, as its own end does."""
+    from cnnjax.run import again
+
+    directory, step = _at_step(config.run[0])
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+    for name in OF_CLASSIFIERS:
+        if getattr(config, name) != defaults[name]:
+            raise UserError(
+                f"--{name.replace('_', '-')} is for classifiers, and {directory} is a run of the "
+                f"task {load.task_of(directory)}: leave it out."
+            )
+    recipe = again.recipe_of_run(directory)
+    if config.smoke:
+        recipe = dataclasses.replace(recipe, dataset=cnnjax.run.trainer.shrink(recipe.dataset))
+    variables, step = load.load_variables(directory, step)
+    out = _out(config, [directory])
+    files.make_directory(out, "the directory of scores", "--out")
+    mesh = cnnjax.devices.sharding.make_mesh(1)
+    scoring = cnnjax.run.scoring.make_scoring(recipe, mesh, lambda state: state.variables())
+    scores, found = scoring.of(variables, config.split), scoring.report(variables, config.split)()
+    count = cnnjax.data.split_size(recipe.dataset, config.split)
+    numbers = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    print(f"{directory}, step {step}, on {count:,} {config.split} examples: {numbers}")
+    print(found.text)
+    files.write_json(out / "evaluation.json", {**scores, **found.scores})
+    figures = cnnjax.run.report.draw_figures(out / "figures", found.figures)
+    print(f"wrote {out / 'evaluation.json'} and {len(figures)} figures in {out / 'figures'}")
 
 
 def _dataset(config, directories, cards):

@@ -1,14 +1,16 @@
-"""What a classifier's run was trained with, read back: its settings and its images."""
+"""What a run was trained with, read back: its settings, its images, its recipe."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
 
 import cnnjax
 from cnnjax.data.streamed import LabelledDataset
 from cnnjax.errors import UserError
 from cnnjax.run import classifier, record
+from cnnjax.run.recipe import Recipe
 
 
 def settings_of_run(directory: str | Path) -> classifier.Config:
@@ -47,3 +49,34 @@ def data_of_run(directory: Path, *, dataset: str = "", data_dir: str = "") -> La
             f"{same.checksum[:12]}, the run's {saved[:12]}): name where the run's own are now."
         )
     return found
+
+
+def recipe_of_run(directory: str | Path) -> Recipe:
+    """Returns what the experiment of a run trains, by the settings of the run.
+
+    The experiment has a function `recipe(config) -> Recipe`, as those of other tasks than
+    classification have.
+
+    Raises:
+      UserError: it has none, or cannot be imported from here.
+    """
+    name = record.read_config(Path(directory))["experiment"]
+    if name == "cnnjax.run.train":
+        raise UserError(
+            f"{directory} was trained by {name}: its task and data are in the program that called "
+            "it; see its summary.md, or cnnjax.train.evaluate."
+        )
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"{directory} is a run of {name}, which cannot be imported ({error}): start this from "
+            "the directory that holds it."
+        ) from None
+    if not hasattr(module, "recipe"):
+        raise UserError(
+            f"{directory} is a run of {name}, which has no function `recipe(config)` that says "
+            "what it trains: see its summary.md."
+        )
+    config = record.saved_config(module.Config, name, Path(directory))
+    return module.recipe(dataclasses.replace(config, run_dir=str(directory)))

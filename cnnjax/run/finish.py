@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from cnnjax import checkpoint
-from cnnjax.data.streamed import example_inputs, split_size
+from cnnjax.data.streamed import split_size
 from cnnjax.devices import backend, processes
 from cnnjax.run import files, load, report
 from cnnjax.run.logs import MetricsLog
 from cnnjax.run.scoring import Scoring, monitored
 from cnnjax.run.settings import Run
-from cnnjax.train import evaluate, loop
-from cnnjax.train.evaluate import compile_predict
-from cnnjax.train.predict import make_predict
+from cnnjax.train import loop
 from cnnjax.trees import count_parameters
 
 PyTree = Any
@@ -38,20 +36,14 @@ def finish(
         statistics = {"step": state.step, "batch_stats": variables["batch_stats"]}
         checkpoint.save(directory / load.RECALIBRATED, statistics, {})
     test = scoring.of(variables, "test")
-    predict = compile_predict(
-        make_predict(recipe.model, recipe.task, normalize=recipe.normalize), scoring.mesh
-    )
-    targets = [name for name, field in dataset.fields.items() if not field.is_input]
-    predictions, examples = evaluate.predict_all(
-        predict, variables, scoring.batches("test"), keep=targets
-    )
+    reported = scoring.report(variables, "test")
     # The frozen ones first: the first convolution is the likeliest to be frozen.
     params = processes.fetch((variables.get("frozen", {}).get("params", {}), variables["params"]))
     if not processes.is_first():
         return
     with MetricsLog(directory, resume_step=int(outcome.state.step)) as log:
         log.write(int(outcome.state.step), "test", test)
-    found = recipe.task.report(predictions, examples | example_inputs(dataset, "test"))
+    found = reported()
     monitor, _ = monitored(config, recipe)
     steps_per_epoch = split_size(dataset, "train") // config.batch_size
     report.write_figures(

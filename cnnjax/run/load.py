@@ -111,18 +111,23 @@ def load_trained(
     return TrainedModel(model, variables, card, step)
 
 
-def load_classifier(
-    directory: str | Path, step: int | None = None, *, base: str | Path | None = None
-) -> TrainedModel:
-    """Reads the model of a run as `load_trained` does; a UserError unless it is a classifier."""
+def task_of(directory: str | Path) -> str:
+    """Returns the task that a run was trained for, such as `segmentation`."""
     directory = Path(expand(directory))
     read_config(directory)
     card = read_json(directory / "model.json", f"{directory} has not trained a model yet")
     # Earlier versions knew no other task, and did not name it.
-    if (task := card.get("task", "classification")) != "classification":
+    return card.get("task", "classification")
+
+
+def load_classifier(
+    directory: str | Path, step: int | None = None, *, base: str | Path | None = None
+) -> TrainedModel:
+    """Reads the model of a run as `load_trained` does; a UserError unless it is a classifier."""
+    if (task := task_of(directory)) != "classification":
         raise UserError(
             f"{directory} is a run of the task {task or 'of its experiment'}, and this is for "
-            "classifiers: its summary.md and figures have what its task reports."
+            "classifiers: cnnjax evaluate reports on any task."
         )
     return load_trained(directory, step, base=base)
 

@@ -80,7 +80,7 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
         if not (Path(config.run_dir) / "config.json").exists():
             config = dataclasses.replace(config, resume="")
     if config.resume:
-        default = _saved_settings(config_type, experiment, Path(config.resume))
+        default = saved_config(config_type, experiment, Path(config.resume))
         config = _shortened(cli.parse(config_type, argv, default=default))
         _refuse_changes(default, config)
         finished = is_finished(config)
@@ -92,8 +92,8 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
     return place(config, experiment)
 
 
-def _saved_settings(config_type: type, experiment: str, directory: Path) -> Any:
-    """Returns the settings of the run to resume."""
+def saved_config(config_type: type, experiment: str, directory: Path) -> Any:
+    """Returns the settings of a run of the experiment, as its class; a UserError for another's."""
     saved, recorded = read_config(directory), read_settings(directory)
     if saved["experiment"] != experiment:
         raise UserError(

@@ -15,14 +15,15 @@ from jax.sharding import Mesh
 from cnnjax import metrics
 from cnnjax.data.batches import Batch
 from cnnjax.data.pipelines import Pipeline
-from cnnjax.data.streamed import split_batches
+from cnnjax.data.streamed import example_inputs, split_batches
 from cnnjax.devices import processes
 from cnnjax.devices.sharding import batch_sharding
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.run.recipe import Recipe
 from cnnjax.run.settings import Run
+from cnnjax.tasks.task import Report
 from cnnjax.train import batch_stats, evaluate
-from cnnjax.train.predict import EvalStep, make_eval_step
+from cnnjax.train.predict import EvalStep, make_eval_step, make_predict
 from cnnjax.train.state import TrainState
 
 PyTree = Any
@@ -38,7 +39,7 @@ class Scoring:
     Attributes:
       recipe: what is trained.
       mesh: the devices.
-      steps: split -> compiled evaluation step.
+      steps: split -> compiled evaluation step; another split has that of `validation`.
       variables_of: state -> variables that are validated, tested and kept.
     """
 
@@ -50,10 +51,21 @@ class Scoring:
     def of(self, variables: PyTree, split: str) -> dict[str, float]:
         """Returns the scores of a whole split: the task's, and those of the recipe's own step."""
         scores_of = self.recipe.task.scores
+        step = self.steps.get(split, self.steps["validation"])
         batches = self.batches(split)
-        return evaluate.scores(
-            evaluate.evaluate(self.steps[split], variables, batches, scores_of=scores_of)
+        return evaluate.scores(evaluate.evaluate(step, variables, batches, scores_of=scores_of))
+
+    def report(self, variables: PyTree, split: str) -> Callable[[], Report]:
+        """Predicts a whole split, on all processes; what is returned reports on it, on one."""
+        recipe, dataset = self.recipe, self.recipe.dataset
+        predict = evaluate.compile_predict(
+            make_predict(recipe.model, recipe.task, normalize=recipe.normalize), self.mesh
         )
+        targets = [name for name, field in dataset.fields.items() if not field.is_input]
+        predictions, examples = evaluate.predict_all(
+            predict, variables, self.batches(split), keep=targets
+        )
+        return lambda: recipe.task.report(predictions, examples | example_inputs(dataset, split))
 
     def batches(self, split: str) -> Iterator[Batch]:
         """Yields the batches of a split."""

@@ -1,5 +1,7 @@
 """A U-Net trained on a segmentation task: a whole run, and the same step on many devices."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,16 @@ import optax
 import pytest
 
 import cnnjax
-from cnnjax import models
+from cnnjax import commands, models
 from cnnjax.models.unet import UNet
+from cnnjax.run import files
 from cnnjax.tasks.segmentation import segmentation
 from cnnjax.train.evaluate import evaluate
 from cnnjax.train.predict import make_eval_step
 from cnnjax.train.state import create_state
 from cnnjax.train.step import make_step
 from experiments import segment_digits
+from tests.experiments.test_experiments import launch
 from tests.models.quick import quick_jit
 
 SIDE = 8
@@ -127,3 +131,39 @@ def test_the_experiment_composes_scenes_of_each_splits_own_digits():
     assert sizes == segment_digits.SMOKE_SCENES
     assert recipe.task.monitor == ("mean_iou", "max")
     assert recipe.model.widths == (4, 8)
+
+
+@pytest.mark.slow
+def test_evaluate_scores_a_run_of_another_task_as_its_own_end_did(tmp_path, capsys):
+    run = tmp_path / "run"
+    flags = ["--smoke", "--devices", "1", "--model-arguments", "widths=(4,8)", "--run-dir", run]
+    assert launch(segment_digits, *flags) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        commands.main(["evaluate", "--run", str(run), "--out", str(tmp_path / "out")])
+    assert not stop.value.code
+    printed = capsys.readouterr().out
+    assert f"on {summary['test_examples']} test examples" in printed
+    assert f"mean_iou {summary['test_mean_iou']:.4f}" in printed
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["mean_iou"] == summary["test_mean_iou"]
+    assert {path.stem for path in (tmp_path / "out" / "figures").iterdir()} == {
+        "overlays",
+        "confusion_matrix",
+    }
+
+    def refused(*flags):
+        with pytest.raises(SystemExit) as stop:
+            commands.main(["evaluate", "--run", str(run), *flags])
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    assert "--tta is for classifiers" in refused("--tta", "flip")
+    config = json.loads((run / "config.json").read_text())
+    files.write_json(run / "config.json", config | {"experiment": "cnnjax.run.train"})
+    assert "its task and data are in the program that called it" in refused()
+    files.write_json(run / "config.json", config | {"experiment": "experiments.mnist_lenet"})
+    assert "has no function `recipe(config)`" in refused()
+    files.write_json(run / "config.json", config | {"experiment": "experiments.gone"})
+    assert "which cannot be imported" in refused()
