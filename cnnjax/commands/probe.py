@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cnnjax
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, files, load, replay
+from cnnjax.run import classifier, files, load
 from cnnjax.run import settings as runs
 
 
@@ -45,6 +45,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Compares the ways, and writes what they reach into the run."""
+    from cnnjax.run import replay
+
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, steps=5)
     for name in ("labels", "seeds", "steps", "batch_size"):
