@@ -27,6 +27,7 @@ lazy.attach(
         "streamed",
         "streaming",
         "synthetic",
+        "tfds_fields",
         "tfds_source",
         "tfds_splits",
     ),
@@ -40,6 +41,7 @@ lazy.attach(
         "few": ("few_labels",),
         "mnist": ("digit_from_image",),
         "synthetic": ("stand_in",),
+        "tfds_fields": ("load_features",),
         "scenes": ("digit_scenes", "scene_splits"),
         "sources": ("load",),
         "pipelines": (
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from cnnjax.data import streamed as streamed
     from cnnjax.data import streaming as streaming
     from cnnjax.data import synthetic as synthetic
+    from cnnjax.data import tfds_fields as tfds_fields
     from cnnjax.data import tfds_source as tfds_source
     from cnnjax.data import tfds_splits as tfds_splits
     from cnnjax.data.batches import evaluation_batches as evaluation_batches
@@ -115,3 +118,4 @@ if TYPE_CHECKING:
     from cnnjax.data.streaming import stream_tfds as stream_tfds
     from cnnjax.data.streaming import stream_tfds_evaluation as stream_tfds_evaluation
     from cnnjax.data.synthetic import stand_in as stand_in
+    from cnnjax.data.tfds_fields import load_features as load_features

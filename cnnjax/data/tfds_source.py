@@ -123,6 +123,14 @@ def prepared_builder(name: str, data_dir: str | os.PathLike | None = None) -> An
     if builder.name == "mnist":
         prepare_shipped_mnist(builder)
         return builder
+    check_prepared(builder, name)
+    return builder
+
+
+def check_prepared(builder: Any, name: str) -> None:
+    """Raises a NotPreparedError, with the command that prepares it, unless a dataset is on disk."""
+    if is_prepared(builder):
+        return
     raise NotPreparedError(
         f"tfds dataset {builder.info.full_name!r} is not prepared in {builder.data_dir_root!s}: "
         f"prepare it once by 'python scripts/prepare_data.py {name} --data-dir "
