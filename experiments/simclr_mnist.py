@@ -9,7 +9,7 @@ features is compared with training the same network on the same few labels (`cnn
 
 With 10 labels per class the probe finds 95.65 ± 0.76% of the test images (mean ± standard deviation
 over the label seeds 0 to 4 of one encoder, seed 0), and the nearest neighbor of 98.38% is of their
-class. Training took 548 s of CPU time on a 2-core AMD EPYC that was busy with other work. Training
+class. Training took 549 s of CPU time on a 2-core AMD EPYC that was busy with other work. Training
 from scratch was not measured for this network; with a LeNet-5 it reached 79.24, with augmentation
 91.90 (less augmentation than now).
 
