@@ -5,12 +5,18 @@ Representations", ICML 2020 (arXiv 2002.05709). Two augmented views of an image 
 each other than to all other views of the batch, on all devices. Then a linear probe of the frozen
 features is compared with training the same network on the same few labels (`cnnjax probe`).
 
-    python -m experiments.simclr_mnist --epochs 8
+    python -m experiments.simclr_mnist
 
-took 4.7 minutes (192 s of CPU time on a busy 2-core AMD EPYC). With 10 labels per class, 5 seeds:
-probe 91.06 ± 1.34% of the test images, from scratch 79.24 ± 3.78, from scratch with the run's
-augmentation 91.90 ± 1.02, fine-tuned with it 86.99 ± 2.41. The probe has since been made of the
-features' direction, which gains about 2 points; 30 epochs, the default, were not measured.
+With 10 labels per class the probe finds 95.65 ± 0.76% of the test images (mean ± standard deviation
+over the label seeds 0 to 4 of one encoder, seed 0), and the nearest neighbor of 98.38% is of their
+class. Training took 549 s of CPU time on a 2-core AMD EPYC that was busy with other work. Training
+from scratch was not measured for this network; with a LeNet-5 it reached 79.24, with augmentation
+91.90 (less augmentation than now).
+
+Chosen by probes of the validation images after 3 epochs, with labels of 10 other seeds: 91.19 ±
+0.60 for two convolutions without blur and brightness; 93.98 ± 0.55 with them, which hide how thick
+and how sharp strokes are, by which an image is known whatever its digit; 94.76 ± 0.39 with a third
+convolution. Temperature, rate, batch, and the 500 updates of those from scratch were not tuned.
 """
 
 import dataclasses
@@ -23,7 +29,7 @@ from cnnjax.errors import UserError
 from cnnjax.models.projection import Projected
 from cnnjax.run import load, settings, trainer
 from cnnjax.run.groups import Training
-from cnnjax.run.recipe import make_recipe
+from cnnjax.run.recipe import Recipe, make_recipe
 from cnnjax.tasks.contrastive import contrastive, paired
 
 
@@ -34,92 +40,76 @@ class Config(Training):
     dataset: str = "mnist"
     """mnist (shipped), digits, tfds:NAME, or folder:PATH; read into memory."""
 
-    validation: float = 0.1
-    """Share of the training images held out to validate on, or their number."""
-
-    stratify: bool = True
-    """Hold out of each class in proportion (folders and tfds datasets)."""
-
-    model: str = "lenet5"
+    model: str = "cnn_strided_16_32"
     """The encoder: a name that `cnnjax models` lists."""
 
-    model_arguments: tuple[str, ...] = ()
-    """Fields of the model, such as norm=batch."""
+    model_arguments: tuple[str, ...] = (
+        "widths=(32,64,128)",
+        "strides=(2,2,2)",
+        "pooled=(False,False,False)",
+        "dense_widths=(128,)",
+        "norm=batch",
+    )
+    """Fields of the model."""
 
-    projection_width: int = 128
-    """Units of the projection head's hidden layer."""
-
-    projection_features: int = 64
-    """Dimensions in which views are compared."""
-
-    temperature: float = 0.5
+    temperature: float = 0.2
     """Of the loss: lower weighs the nearest negatives more."""
 
     labels: int = 10
-    """Labeled images of each class for the comparison at the end."""
+    """Labelled images of each class for the comparison at the end."""
 
-    augment: str = "rotate:25,scale:0.3,translate:3,shear:25,elastic:34"
+    augment: str = "rotate:25,scale:0.3,translate:3,shear:25,elastic:34,blur:1.5,brightness:0.6"
     batch_size: int = 256
-    epochs: int = 30
+    epochs: int = 12
     learning_rate: float = 2e-3
 
 
 def main(config: Config) -> int:
     """Trains, and compares; returns the exit code."""
     trainer.start(config)
-    labeled = cnnjax.data.load(
-        config.dataset,
-        data_dir=config.data_dir or None,
-        validation=config.validation,
-        seed=config.seed,
-        stratify=config.stratify,
-    )
+    code = trainer.train(config, recipe(config))
+    finished = (Path(config.run_dir) / "summary.json").exists()
+    if not code and finished and cnnjax.devices.processes.is_first():
+        probe.main(probe.Config(config.run_dir, labels=config.labels, smoke=config.smoke))
+    return code
+
+
+def recipe(config: Config) -> Recipe:
+    """Returns what `trainer.train` needs."""
+    data_dir = config.data_dir or None
+    labelled = cnnjax.data.load(config.dataset, data_dir=data_dir, seed=config.seed)
     if config.smoke:
-        labeled = trainer.shrink(labeled)
+        labelled = trainer.shrink(labelled)
     # Of the images alone, so that mixing is refused.
     fields = {"image": cnnjax.data.fields.Image()}
-    augment = make_augment(config.augment, num_classes=labeled.num_classes, fields=fields)
+    augment = make_augment(config.augment, num_classes=labelled.num_classes, fields=fields)
     if augment is None:
         raise UserError("--augment is empty: the two views of an image would be the same.")
-    views = two_views(augment)
-    dataset = paired(labeled, augment, seed=config.seed)
 
     name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
     computed = load.computation(name, arguments, precision=config.precision, remat=config.remat)
-    model = Projected(
-        cnnjax.models.create(name, num_classes=None, **computed),
-        config.projection_width,
-        config.projection_features,
-        dtype=computed.get("dtype"),
-    )
-    task = contrastive(temperature=config.temperature, class_names=labeled.class_names)
-
-    mean, std = labeled.mean, labeled.std
+    encoder = cnnjax.models.create(name, num_classes=None, **computed)
+    mean, std = labelled.mean, labelled.std
     # Read back, the run is its encoder.
     metadata = {
         "model": name,
         "arguments": arguments,
         "num_outputs": None,
         "part": "encoder",
-        "image_shape": labeled.image_shape,
-        "class_names": labeled.class_names,
+        "image_shape": labelled.image_shape,
+        "class_names": labelled.class_names,
         "mean": mean,
         "std": std,
     }
-    recipe = make_recipe(
+    return make_recipe(
         config,
-        dataset,
-        task,
-        model,
+        paired(labelled, augment, seed=config.seed),
+        contrastive(temperature=config.temperature, class_names=labelled.class_names),
+        Projected(encoder, dtype=computed.get("dtype")),
         metadata=lambda: metadata,
         normalize=lambda images: cnnjax.augment.normalize(images, mean, std),
-        augment=views,
+        augment=two_views(augment),
     )
-    code = trainer.train(config, recipe)
-    finished = (Path(config.run_dir) / "summary.json").exists()
-    if not code and finished and cnnjax.devices.processes.is_first():
-        probe.main(probe.Config(config.run_dir, labels=config.labels, smoke=config.smoke))
-    return code
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ def two_views(augment: BatchAugment | None) -> BatchAugment:
 
 
 def fixed_views(
-    images: np.ndarray, augment: BatchAugment, *, seed: int, batch_size: int = 512
+    images: np.ndarray, augment: BatchAugment, *, seed: int, draw: int = 0, batch_size: int = 512
 ) -> np.ndarray:
-    """Returns one augmented view of each image, a function of the seed and the image's place.
+    """Returns one augmented view of each image, a function of (seed, draw, the image's place).
 
     For evaluation, which draws nothing.
 
@@ -54,12 +54,13 @@ def fixed_views(
       images: `[examples, height, width, channels]`.
       augment: what `make_augment` returned.
       seed: of the draws.
+      draw: which of the views.
       batch_size: images that are changed at once.
 
     Returns:
       NumPy array of the images' shape and dtype.
     """
-    key = stream_key(seed, "fixed views", 0)
+    key = stream_key(seed, "fixed views", draw)
 
     @jax.jit
     def view(images: jax.Array, first_index: jax.Array) -> jax.Array:

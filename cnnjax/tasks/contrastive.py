@@ -18,7 +18,7 @@ from cnnjax import metrics, plots
 from cnnjax.augment.policy import BatchAugment
 from cnnjax.augment.views import fixed_views
 from cnnjax.data.dataset import ArrayDataset, Arrays, Dataset
-from cnnjax.data.fields import Image, Label
+from cnnjax.data.fields import Field, Image, Label
 from cnnjax.tasks import nt_xent
 from cnnjax.tasks.task import Batch, Forward, Metrics, PyTree, Report, Task, example_weights
 
@@ -26,11 +26,11 @@ from cnnjax.tasks.task import Batch, Forward, Metrics, PyTree, Report, Task, exa
 def contrastive(*, temperature: float, class_names: Sequence[str]) -> Task:
     """Returns the task of a model such as `cnnjax.models.projection.Projected`.
 
-    `image` and `view` are the two views: in training as `cnnjax.augment.two_views` makes them; in
-    evaluation the image as it is, whose representation is what is predicted, and a view that was
-    made once (see `paired`). Both go through the model as one batch, so that BatchNorm normalizes
-    them together, and a Dropout draws one mask for all. The loss of an evaluation compares within
-    each of its batches.
+    `image` and `view` are the two views: in training as `cnnjax.augment.two_views` makes them, in
+    evaluation made once (see `paired`). Both go through the model as one batch, so that BatchNorm
+    normalizes them together, and a Dropout draws one mask for all. What is predicted is the
+    representation of `original`, the image as it is, which only an evaluation looks at. The loss of
+    an evaluation compares within each of its batches.
 
     The loss compares each embedding with those of the whole batch on all devices (the paper's
     algorithm 1), so the batch cannot be computed in microbatches. `label` is for the report only.
@@ -40,7 +40,7 @@ def contrastive(*, temperature: float, class_names: Sequence[str]) -> Task:
       class_names: one a class.
     """
     return Task(
-        inputs={"image": Image(), "view": Image(), "label": Label(len(class_names))},
+        inputs=_fields(len(class_names)),
         apply=_apply,
         loss=functools.partial(_loss, temperature=temperature),
         metrics=functools.partial(_metrics, temperature=temperature),
@@ -55,40 +55,46 @@ def contrastive(*, temperature: float, class_names: Sequence[str]) -> Task:
 def paired(dataset: Dataset, augment: BatchAugment, *, seed: int) -> ArrayDataset:
     """Returns a dataset with the keys of the task.
 
-    In validation and test `view` is a draw of `augment`, a function of the seed and the image's
-    place; in training it is the image, of which each step draws both views.
+    In validation and test the two views are draws of `augment`, functions of the seed and the
+    image's place: the image as it is would be no view, for a network knows it by its sharper
+    pixels. In training they are the image, of which each step draws both.
     """
 
     def split(arrays: Arrays, name: str) -> dict[str, np.ndarray]:
-        view = arrays.image
+        views = [arrays.image] * 2
         if name != "train":
-            view = fixed_views(view, augment, seed=seed)
-        return {"image": arrays.image, "view": view, "label": arrays.label}
+            views = [fixed_views(arrays.image, augment, seed=seed, draw=draw) for draw in range(2)]
+        views_by_name = dict(zip(("image", "view"), views, strict=True))
+        return views_by_name | {"original": arrays.image, "label": arrays.label}
 
     splits = {name: split(getattr(dataset, name), name) for name in ("train", "validation", "test")}
-    fields = {"image": Image(), "view": Image(), "label": Label(dataset.num_classes)}
-    return ArrayDataset(dataset.name, fields, **splits)
+    return ArrayDataset(dataset.name, _fields(dataset.num_classes), **splits)
+
+
+def _fields(num_classes: int) -> dict[str, Field]:
+    images: dict[str, Field] = {name: Image() for name in ("image", "view", "original")}
+    return images | {"label": Label(num_classes)}
 
 
 def _apply(forward: Forward, batch: Batch, *, train: bool) -> tuple[dict[str, Any], PyTree]:
-    """Returns `features [batch, ...]` of the images, and what `nt_xent` compares."""
+    """Returns what `nt_xent` compares and, in evaluation, `features [batch, ...]` of `original`."""
+    names = ("image", "view") if train else ("image", "view", "original")
     # The views of an example stay side by side, and with them on its device.
-    both = jnp.stack([batch["image"], batch["view"]], axis=1)
-    outputs, batch_stats = forward(both.reshape(-1, *both.shape[2:]), train=train)
+    stacked = jnp.stack([batch[name] for name in names], axis=1)
+    outputs, batch_stats = forward(stacked.reshape(-1, *stacked.shape[2:]), train=train)
     features, projection = (
-        outputs[name].reshape(*both.shape[:2], -1) for name in ("features", "projection")
+        outputs[name].reshape(*stacked.shape[:2], -1) for name in ("features", "projection")
     )
+    views = projection[:, :2]
     mask = batch.get("mask")
     device = 0 if forward.axis_name is None else jax.lax.axis_index(forward.axis_name)
-    return {
-        "features": features[:, 0],
-        "views": projection,
-        "compared": {
-            "all_views": forward.gather(projection),
-            "mask": None if mask is None else forward.gather(mask),
-            "first_index": device * both.shape[0],
-        },
-    }, batch_stats
+    compared = {
+        "all_views": forward.gather(views),
+        "mask": None if mask is None else forward.gather(mask),
+        "first_index": device * stacked.shape[0],
+    }
+    of_original = {} if train else {"features": features[:, 2]}
+    return {"views": views, "compared": compared, **of_original}, batch_stats
 
 
 def _loss(

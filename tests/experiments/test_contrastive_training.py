@@ -1,5 +1,6 @@
 """Contrastive training: the same on any devices, whole batches only, of use with few labels."""
 
+import itertools
 import json
 
 import jax
@@ -68,7 +69,7 @@ def make(dtype=jnp.float32, **options):
 def trained(method, axes, num_steps=3):
     """Trains in float64 in one of the ways; returns the state and the metrics of each step."""
     mesh = make_mesh(axes)
-    arrays = columns(ARRAYS) | {"view": ARRAYS.image}
+    arrays = columns(ARRAYS) | {"view": ARRAYS.image, "original": ARRAYS.image}
     data = ResidentPipeline(
         arrays,
         16,
@@ -111,14 +112,16 @@ def test_microbatches_are_refused():
         make_step()
 
 
-def test_pairs_hold_one_fixed_view_of_each_evaluated_image():
+def test_pairs_hold_two_fixed_views_of_each_evaluated_image():
     splits = [random_arrays(size, seed=size) for size in (12, 6, 5)]
     dataset = Dataset("made", tuple("0123456789"), *splits, mean=(0.5,), std=(0.3,))
     found = paired(dataset, noise, seed=0)
-    assert found.train["view"] is found.train["image"]
-    for split in (found.validation, found.test):
-        assert split["view"].dtype == np.uint8
-        assert (split["view"] != split["image"]).any(axis=(1, 2, 3)).all()
+    assert found.train["view"] is found.train["image"] is found.train["original"]
+    for split, arrays in ((found.validation, dataset.validation), (found.test, dataset.test)):
+        assert split["original"] is arrays.image
+        for one, other in itertools.combinations(("image", "view", "original"), 2):
+            assert split[one].dtype == np.uint8
+            assert (split[one] != split[other]).any(axis=(1, 2, 3)).all()
     assert found.checksum == paired(dataset, noise, seed=0).checksum
     assert found.checksum != paired(dataset, noise, seed=1).checksum
 
