@@ -56,7 +56,7 @@ class Config(Training):
     """Of the loss: lower weighs the nearest negatives more."""
 
     labels: int = 10
-    """Labelled images of each class for the comparison at the end."""
+    """Labeled images of each class for the comparison at the end."""
 
     augment: str = "rotate:25,scale:0.3,translate:3,shear:25,elastic:34,blur:1.5,brightness:0.6"
     batch_size: int = 256
@@ -77,34 +77,34 @@ def main(config: Config) -> int:
 def recipe(config: Config) -> Recipe:
     """Returns what `trainer.train` needs."""
     data_dir = config.data_dir or None
-    labelled = cnnjax.data.load(config.dataset, data_dir=data_dir, seed=config.seed)
+    labeled = cnnjax.data.load(config.dataset, data_dir=data_dir, seed=config.seed)
     if config.smoke:
-        labelled = trainer.shrink(labelled)
+        labeled = trainer.shrink(labeled)
     # Of the images alone, so that mixing is refused.
     fields = {"image": cnnjax.data.fields.Image()}
-    augment = make_augment(config.augment, num_classes=labelled.num_classes, fields=fields)
+    augment = make_augment(config.augment, num_classes=labeled.num_classes, fields=fields)
     if augment is None:
         raise UserError("--augment is empty: the two views of an image would be the same.")
 
     name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
     computed = load.computation(name, arguments, precision=config.precision, remat=config.remat)
     encoder = cnnjax.models.create(name, num_classes=None, **computed)
-    mean, std = labelled.mean, labelled.std
+    mean, std = labeled.mean, labeled.std
     # Read back, the run is its encoder.
     metadata = {
         "model": name,
         "arguments": arguments,
         "num_outputs": None,
         "part": "encoder",
-        "image_shape": labelled.image_shape,
-        "class_names": labelled.class_names,
+        "image_shape": labeled.image_shape,
+        "class_names": labeled.class_names,
         "mean": mean,
         "std": std,
     }
     return make_recipe(
         config,
-        paired(labelled, augment, seed=config.seed),
-        contrastive(temperature=config.temperature, class_names=labelled.class_names),
+        paired(labeled, augment, seed=config.seed),
+        contrastive(temperature=config.temperature, class_names=labeled.class_names),
         Projected(encoder, dtype=computed.get("dtype")),
         metadata=lambda: metadata,
         normalize=lambda images: cnnjax.augment.normalize(images, mean, std),

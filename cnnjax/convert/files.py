@@ -257,7 +257,7 @@ def _choose_entry(content: Any, entry: str, note: Note) -> Arrays:
                 f"it holds weights under {' and '.join(usual)}: choose one as entry (--entry)."
             )
         for key in usual:
-            others = ", ".join(found.keys() - {key})
+            others = ", ".join(each for each in found if each != key)
             note(f"taking the weights under {key!r}" + (f", not {others}." if others else "."))
             chosen = found[key]
     if not _has_arrays(chosen):

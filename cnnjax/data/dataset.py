@@ -144,7 +144,7 @@ class Dataset:
     @property
     def fields(self) -> dict[str, Field]:
         """What the keys of an example are."""
-        return labelled_images(self.num_classes)
+        return labeled_images(self.num_classes)
 
     @property
     def description(self) -> str:
@@ -166,13 +166,13 @@ def _checksum(what: object, splits: Iterable[Iterable[np.ndarray]]) -> str:
     return digest.hexdigest()
 
 
-def labelled_images(num_classes: int) -> dict[str, Field]:
+def labeled_images(num_classes: int) -> dict[str, Field]:
     """Returns the fields of a classifier's examples."""
     return {"image": Image(), "label": Label(num_classes)}
 
 
 def describe_images(image_shape: tuple[int, int, int], num_classes: int) -> str:
-    """Returns what the examples of a labelled image dataset are, in words."""
+    """Returns what the examples of a labeled image dataset are, in words."""
     return f"images of {'x'.join(map(str, image_shape))}, {num_classes} classes"
 
 
@@ -216,7 +216,7 @@ def make_dataset(
         parts[split] = _Part(arrays, np.arange(start, stop))
         start = stop
     if relabel is not None:
-        parts = {split: _relabelled(part, relabel) for split, part in parts.items()}
+        parts = {split: _relabeled(part, relabel) for split, part in parts.items()}
     if "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
     for split, amount, own_seed in (("test", TEST_SHARE, 0), ("validation", validation, seed)):
@@ -272,7 +272,7 @@ class _Part(NamedTuple):
         return _Part(Arrays(image[is_chosen], label[is_chosen]), self.numbers[is_chosen])
 
 
-def _relabelled(part: _Part, relabel: np.ndarray) -> _Part:
+def _relabeled(part: _Part, relabel: np.ndarray) -> _Part:
     label = relabel[part.arrays.label]
     return part._replace(arrays=part.arrays._replace(label=label)).chosen(label >= 0)
 

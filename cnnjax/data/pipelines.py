@@ -134,7 +134,7 @@ def forms_of(split: Split) -> Forms:
 
 
 def image_forms(image_shape: tuple[int, ...], image_dtype: np.dtype) -> Forms:
-    """Returns the shapes and dtypes of a labelled image."""
+    """Returns the shapes and dtypes of a labeled image."""
     return {"image": (image_shape, image_dtype), "label": ((), np.dtype(np.int32))}
 
 

@@ -28,7 +28,7 @@ from cnnjax.data.dataset import (
     check_validation,
     describe_images,
     first_rows,
-    labelled_images,
+    labeled_images,
     num_examples,
 )
 from cnnjax.data.fields import Field
@@ -88,7 +88,7 @@ class StreamedDataset:
     @property
     def fields(self) -> dict[str, Field]:
         """What the keys of an example are."""
-        return labelled_images(self.num_classes)
+        return labeled_images(self.num_classes)
 
     @property
     def description(self) -> str:
@@ -110,8 +110,8 @@ class StreamedDataset:
         return channel_moments(first_examples(self, "train", MOMENT_EXAMPLES).image)
 
 
-LabelledDataset = Dataset | StreamedDataset
-AnyDataset = LabelledDataset | ArrayDataset
+LabeledDataset = Dataset | StreamedDataset
+AnyDataset = LabeledDataset | ArrayDataset
 
 
 def open_dataset(
@@ -127,7 +127,7 @@ def open_dataset(
     smallest_area: float = 0.0,
     stratify: bool = True,
     drop_duplicates: bool = False,
-) -> LabelledDataset:
+) -> LabeledDataset:
     """Opens a labeled image dataset, in memory or on disk.
 
     Args:
@@ -268,7 +268,7 @@ def split_batches(
     return evaluation_batches(getattr(dataset, split), batch_size, sharding=sharding)
 
 
-def first_examples(dataset: LabelledDataset, split: str, count: int | None = None) -> Arrays:
+def first_examples(dataset: LabeledDataset, split: str, count: int | None = None) -> Arrays:
     """Returns the first `count` examples of a split, or as many as there are.
 
     None is as many as fit into 512 MiB: enough to be drawn, without harm to a large dataset.

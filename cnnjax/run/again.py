@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 
 import cnnjax
-from cnnjax.data.streamed import LabelledDataset
+from cnnjax.data.streamed import LabeledDataset
 from cnnjax.errors import UserError
 from cnnjax.run import classifier, record
 from cnnjax.run.recipe import Recipe
@@ -20,7 +20,7 @@ def settings_of_run(directory: str | Path) -> classifier.Config:
     return classifier.Config(**{name: settings[name] for name in known & set(settings)})
 
 
-def data_of_run(directory: Path, *, dataset: str = "", data_dir: str = "") -> LabelledDataset:
+def data_of_run(directory: Path, *, dataset: str = "", data_dir: str = "") -> LabeledDataset:
     """Returns the images that a run of a classifier was trained on, as its settings prepare them.
 
     Args:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import cnnjax
 from cnnjax.errors import NotPreparedError
 from cnnjax.run import load
-from cnnjax.run.groups import LabelledImages, Training
+from cnnjax.run.groups import LabeledImages, Training
 from cnnjax.run.help import listed
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Training, LabelledImages):
+class Config(Training, LabeledImages):
     """Train a classifier: validates after each epoch, tests at the end, keeps everything."""
 
     experiment: ClassVar[str] = "experiments.classify"

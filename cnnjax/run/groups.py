@@ -8,7 +8,7 @@ from cnnjax.run.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """Which images a classifier is trained on, and how they are prepared."""
 
     listings: ClassVar[dict[str, str]] = listed("classes", "fit", "preprocess")
@@ -149,6 +149,6 @@ def check_specs(config: Settings) -> None:
         schedules.read_schedule(config.schedule, config.schedule_arguments)
     if isinstance(config, Regularization):
         spec.check(config.augment, policy.NAMES, policy.KIND)
-    if isinstance(config, LabelledImages):
+    if isinstance(config, LabeledImages):
         spec.check(config.preprocess, filters.FILTERS, "filter")
         parse_fit(config.fit)

@@ -138,7 +138,10 @@ def load_variables(directory: str | Path, step: int | None = None) -> tuple[dict
     Arguments and errors as for `load_trained`; of a fine-tuned run only what was trained.
     """
     from cnnjax import checkpoint
+    from cnnjax.devices import backend
 
+    # Without a device every checkpoint would be taken for a damaged one.
+    backend.check_platform()
     directory = Path(expand(directory))
     if step is None and (directory / "summary.json").exists():
         step = read_json(directory / "summary.json", f"{directory} is damaged")["step"]
@@ -195,6 +198,7 @@ def read_base(source: str | Path) -> "Base":
       UserError: there is no such directory, or no variables in it.
     """
     from cnnjax.checkpoint import directories, manifest
+    from cnnjax.devices import backend
     from cnnjax.finetune import Base, variables_checksum
 
     directory = Path(expand(source))
@@ -203,6 +207,7 @@ def read_base(source: str | Path) -> "Base":
             f"there is no directory {directory} to fine-tune from: name a run or a checkpoint "
             "directory; a file of weights is first made into a run by cnnjax convert."
         )
+    backend.check_platform()
     card: dict[str, Any] = {}
     if (directory / "model.json").exists():
         trained = load_trained(directory)

@@ -64,8 +64,10 @@ def start_or_resume(
 
 def _recorded_checksum(directory: Path) -> dict[str, Any]:
     """Returns the checksum of the data that the run was started with, if it is known."""
-    recorded = record.read_config(directory)
-    return {name: recorded[name] for name in ("data_checksum",) if recorded.get(name)}
+    if not (directory / "config.json").exists():
+        return {}
+    checksum = record.read_config(directory).get("data_checksum")
+    return {"data_checksum": checksum} if checksum else {}
 
 
 def _check_same(notes: dict[str, Any], checksums: dict[str, str], directory: Path) -> None:

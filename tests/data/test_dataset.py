@@ -92,7 +92,7 @@ def test_impossible_validation(validation):
         make_dataset("d", NAMES, {"train": numbered(50)}, validation=validation)
 
 
-def test_selected_classes_are_relabelled():
+def test_selected_classes_are_relabeled():
     names, relabel = select_classes(NAMES, "8,3")
     dataset = make_dataset(
         "d", names, {"train": numbered(60), "test": numbered(20)}, relabel=relabel, validation=2

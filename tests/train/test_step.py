@@ -87,9 +87,9 @@ def test_penalty_is_added_once():
 
     model = models.create("lenet5", num_classes=10)
     state, plain = setup(model, learning_rate=0.1)
-    _, penalised = setup(model, learning_rate=0.1, penalty=penalty)
+    _, penalized = setup(model, learning_rate=0.1, penalty=penalty)
     batch = batch_of(ARRAYS, 0, 16)
-    with_penalty, _ = jax.jit(penalised())(state, batch)
+    with_penalty, _ = jax.jit(penalized())(state, batch)
     without, _ = jax.jit(plain())(state, batch)
     difference = jax.tree.map(lambda a, b: a - b, with_penalty.params, without.params)
     kernel = state.params["dense1"]["kernel"]
