@@ -18,7 +18,7 @@ from cnnjax.errors import UserError
 from cnnjax.evaluation import ensemble
 from cnnjax.finetune import methods
 from cnnjax.robust import named
-from cnnjax.run import classifier, cli, groups, help
+from cnnjax.run import checks, classifier, cli, help
 
 
 def crop(pixels: int, fill: float | Literal["reflect"] | None = 0.0):
@@ -254,7 +254,7 @@ def test_flags_take_both_spellings():
         "--sharding=head/.*=fsdp(-1)",
     ]
     config = cli.parse(classifier.Config, flags)
-    groups.check_specs(config)
+    checks.check_specs(config)
     model = models.read_model(config.model, config.model_arguments)
     assert model == ("lenet5", {"activation": "tanh", "pool": "average"})
 

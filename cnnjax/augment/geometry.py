@@ -108,6 +108,10 @@ def random_shift(max_pixels: int, *, fill: Fill = None) -> Geometric:
     pad = int(max_pixels)
 
     def draw(key: jax.Array, size: Size) -> Move:
+        if pad > max(size):
+            raise UserError(
+                f"max_pixels={pad} is more than the image has, {size[0]}x{size[1]}: give less"
+            )
         corner = jax.random.randint(key, (2,), 0, 2 * pad + 1)
 
         def cut(image: jax.Array, fill: Fill) -> jax.Array:

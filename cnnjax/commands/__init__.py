@@ -10,6 +10,7 @@ that `--help` is quick.
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -50,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     The exit code is the command's; 2 for a mistake of the user's, which is printed on one line; 141
     where the reader of its output has gone.
     """
+    # As with `python -m`: networks of one's own lie there.
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
     with exits.one_line_errors():
         _run(sys.argv[1:] if argv is None else list(argv))
 

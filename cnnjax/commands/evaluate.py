@@ -189,6 +189,8 @@ def _dataset(config, directories, cards):
 
     if not directories:
         raise UserError("no run given: name one, such as --run runs/mine.")
+    if not config.dataset:
+        again.check_data_known(directories[0])
     settings = [again.settings_of_run(directory) for directory in directories]
     first = settings[0]
     dataset = cnnjax.data.open_dataset(

@@ -97,6 +97,6 @@ def _print_model(name: str, num_classes: int | None, image_shape: list[int] | No
     print(
         f"in {inspect.getsourcefile(module_class)}, line {inspect.getsourcelines(module_class)[1]}"
     )
-    if module is not None:
-        print(f"\n{inspect.getdoc(module)}")
-    print(f"\n{inspect.getdoc(module_class)}")
+    for described in (module, module_class):
+        if text := inspect.getdoc(described):
+            print(f"\n{text}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -88,6 +89,15 @@ class ArrayDataset:
     def __post_init__(self) -> None:
         for split in ("train", "validation", "test"):
             check_examples(getattr(self, split), self.fields, f"the {split} split of {self.name}")
+        if not any(field.is_input for field in self.fields.values()):
+            raise UserError(f"{self.name} has no key that a model gets, such as an Image().")
+        for split, name in itertools.product(("validation", "test"), self.fields):
+            array, first = getattr(self, split)[name], self.train[name]
+            if (array.shape[1:], array.dtype) != (first.shape[1:], first.dtype):
+                raise UserError(
+                    f"{name} of {self.name} is {first.dtype} {list(first.shape[1:])} in train and "
+                    f"{array.dtype} {list(array.shape[1:])} in {split}: give the same."
+                )
 
     @property
     def description(self) -> str:

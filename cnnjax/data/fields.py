@@ -48,6 +48,11 @@ class Image(Field):
     def check(self, name: str, array: np.ndarray) -> None:
         if array.ndim != 4 or not (array.dtype == np.uint8 or array.dtype == np.float32):
             raise wrong(name, array, "uint8, or float32 in [0, 1], [n, height, width, channels]")
+        if array.dtype == np.float32 and array.size and not 0 <= array.min() <= array.max() <= 1:
+            raise UserError(
+                f"{name} has values from {array.min():g} to {array.max():g}: give float32 in "
+                "[0, 1], or uint8."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -177,6 +177,12 @@ def _fitted(arrays: Arrays, size: tuple[int, int], fit: str) -> Arrays:
     found = arrays.image.shape[1:3]
     if found == size:
         return arrays
+    num_bytes = len(arrays.label) * size[0] * size[1] * arrays.image.shape[-1]
+    if num_bytes > MAX_BYTES:
+        raise UserError(
+            f"{len(arrays.label)} images of {size[0]}x{size[1]} pixels take "
+            f"{num_bytes / 2**30:,.0f} GiB of memory: give a smaller image_size"
+        )
     if fit == "pad" and shrunk_size(found, size) == found:
         return Arrays(pad_to(arrays.image, size), arrays.label)
     images = np.empty((len(arrays.label), *size, arrays.image.shape[-1]), np.uint8)

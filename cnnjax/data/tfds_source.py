@@ -6,6 +6,7 @@ TensorFlow is imported by `cnnjax.data.decoding.tensorflow` alone.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,10 @@ def find_builder(name: str, data_dir: str | os.PathLike | None = None) -> Any:
     Raises:
       UserError: for names, configurations and versions that tfds does not know.
     """
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.+-]+)?(:[\w.*-]+)?", name):
+        raise UserError(
+            f"{name!r} is no name of a tfds dataset: write NAME, with /CONFIG or :VERSION"
+        )
     directory = expand(data_dir or default_data_dir())
     # tfds itself would take an empty TFDS_DATA_DIR for the working directory.
     forget_empty_variables()

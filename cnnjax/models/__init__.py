@@ -160,7 +160,7 @@ def check_sizes(name: str) -> Summary:
     wrong = [
         f"{size} {getattr(found, size):,} in its row, {getattr(result, size):,} in the network"
         for size in ("parameters", "statistics", "macs")
-        if getattr(found, size) != getattr(result, size)
+        if getattr(found, size) not in (None, getattr(result, size))
     ]
     if wrong:
         raise UserError(f"sizes of model {name}: {'; '.join(wrong)}.")

@@ -22,9 +22,9 @@ class Row:
     """One row of a module's `ROWS`: see `row`."""
 
     network: type[nn.Module]
-    parameters: int
-    statistics: int
-    macs: int
+    parameters: int | None
+    statistics: int | None
+    macs: int | None
     source: str
     image: tuple[int, int, int]
     num_classes: int
@@ -33,11 +33,11 @@ class Row:
 
 def row(
     network: type[nn.Module],
-    parameters: int,
-    statistics: int,
-    macs: int,
+    parameters: int | None = None,
+    statistics: int | None = None,
+    macs: int | None = None,
     *,
-    source: str,
+    source: str = "",
     image: tuple[int, int, int] = (224, 224, 3),
     num_classes: int = 1000,
     **arguments: Any,
@@ -46,7 +46,7 @@ def row(
 
     Args:
       network: the class.
-      parameters: trainable ones.
+      parameters: trainable ones; None, as of the next two, where nobody published them.
       statistics: running values of BatchNorm.
       macs: multiply-accumulates of convolutions and dense layers for one image.
       source: where these three come from.
@@ -74,22 +74,36 @@ def package_rows(package: str) -> dict[str, Row]:
 
 
 def module_rows(module: str) -> dict[str, Row]:
-    """Returns the `ROWS` of a module anywhere, by names such as `my_networks:tiny`.
+    """Returns the networks of a module anywhere, by names such as `my_networks:tiny`.
+
+    They are its `ROWS`, and its Linen modules with a field `num_classes`, by the name of the class.
 
     Raises:
-      UserError: there is no such module, or it has no `ROWS`.
+      UserError: there is no such module, or it has neither.
     """
     if not all(part.isidentifier() for part in module.split(".")):
         raise UserError(f"{module!r} is no module's name: models of your own are MODULE:NAME.")
     try:
-        rows = getattr(importlib.import_module(module), "ROWS", {})
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UserError(
             f"no module {error.name!r}: a model of your own is MODULE:NAME, where Python can "
             "import MODULE (PYTHONPATH)."
         ) from error
+    own = {
+        name: row(each)
+        for name, each in vars(found).items()
+        if isinstance(each, type)
+        and issubclass(each, nn.Module)
+        and each.__module__ == module
+        and "num_classes" in {field.name for field in dataclasses.fields(each)}
+    }
+    rows = own | getattr(found, "ROWS", {})
     if not rows:
-        raise UserError(f"module {module} has no ROWS: give it a dict of `models.row`s.")
+        raise UserError(
+            f"module {module} has no network: give it a Linen module with a field num_classes, or "
+            "ROWS, a dict of `models.rows.row`s."
+        )
     return {f"{module}:{name}": row for name, row in rows.items()}
 
 

@@ -11,6 +11,7 @@ lazy.attach(
     __name__,
     (
         "again",
+        "checks",
         "classifier",
         "cli",
         "exits",
@@ -36,6 +37,7 @@ lazy.attach(
 
 if TYPE_CHECKING:
     from cnnjax.run import again as again
+    from cnnjax.run import checks as checks
     from cnnjax.run import classifier as classifier
     from cnnjax.run import cli as cli
     from cnnjax.run import exits as exits

@@ -9,7 +9,7 @@ from pathlib import Path
 import cnnjax
 from cnnjax.data.streamed import LabeledDataset
 from cnnjax.errors import UserError
-from cnnjax.run import classifier, record
+from cnnjax.run import classifier, load, record
 from cnnjax.run.recipe import Recipe
 
 
@@ -18,6 +18,16 @@ def settings_of_run(directory: str | Path) -> classifier.Config:
     settings = record.read_settings(Path(directory))
     known = {field.name for field in dataclasses.fields(classifier.Config)}
     return classifier.Config(**{name: settings[name] for name in known & set(settings)})
+
+
+def check_data_known(directory: str | Path) -> None:
+    """Raises a UserError unless the settings of a run say what it was trained on."""
+    saved = record.read_config(Path(directory))
+    if "dataset" not in saved["settings"]:
+        raise UserError(
+            f"{directory} is a run of {saved['experiment']}, whose settings do not say what it was "
+            "trained on: name it with --dataset."
+        )
 
 
 def data_of_run(directory: Path, *, dataset: str = "", data_dir: str = "") -> LabeledDataset:
@@ -31,6 +41,8 @@ def data_of_run(directory: Path, *, dataset: str = "", data_dir: str = "") -> La
     Raises:
       UserError: the data are not there, or `dataset` has others than the run's.
     """
+    if not dataset:
+        check_data_known(directory)
     settings = settings_of_run(directory)
     found = classifier.read_data(
         dataclasses.replace(
@@ -43,9 +55,11 @@ def data_of_run(directory: Path, *, dataset: str = "", data_dir: str = "") -> La
     saved, same = recorded.get("data_checksum"), found
     if few := recorded["settings"].get("labels_per_class"):
         same = cnnjax.data.few_labels(found, few, seed=settings.seed)  # type: ignore[arg-type]
-    if dataset and saved and same.checksum != saved:
+    # Other tasks record what they make of these images.
+    is_classifier = load.task_of(directory) == "classification"
+    if saved and is_classifier and same.checksum != saved:
         raise UserError(
-            f"the data of --dataset {dataset} are not those of {directory} (checksum "
+            f"the data of {dataset or settings.dataset} are not those of {directory} (checksum "
             f"{same.checksum[:12]}, the run's {saved[:12]}): name where the run's own are now."
         )
     return found

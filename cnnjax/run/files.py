@@ -131,9 +131,12 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
     try:
         if not path.exists():
             raise UserError(f"{problem}: there is no {path}.")
-        return json.loads(read_text(path))
-    except (OSError, json.JSONDecodeError) as error:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{problem}: cannot read {path} ({error}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{problem}: {path} holds {type(content).__name__}, not names and values.")
+    return content
 
 
 def share_directory(directory: Path) -> None:

@@ -135,20 +135,3 @@ class Regularization:
 @dataclasses.dataclass(frozen=True)
 class Training(Regularization, Optimization, Settings):
     """What a run of any task has: how long and where it trains, how it learns."""
-
-
-def check_specs(config: Settings) -> None:
-    """Refuses specs that no function takes, before anything takes long; computes nothing."""
-    from cnnjax import schedules, spec
-    from cnnjax.augment import filters, policy
-    from cnnjax.data.image_files import parse_fit
-    from cnnjax.devices.sharding import parse_rules
-
-    parse_rules(config.sharding)
-    if isinstance(config, Optimization):
-        schedules.read_schedule(config.schedule, config.schedule_arguments)
-    if isinstance(config, Regularization):
-        spec.check(config.augment, policy.NAMES, policy.KIND)
-    if isinstance(config, LabeledImages):
-        spec.check(config.preprocess, filters.FILTERS, "filter")
-        parse_fit(config.fit)

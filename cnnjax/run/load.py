@@ -129,7 +129,14 @@ def load_classifier(
             f"{directory} is a run of the task {task or 'of its experiment'}, and this is for "
             "classifiers: cnnjax evaluate reports on any task."
         )
-    return load_trained(directory, step, base=base)
+    trained = load_trained(directory, step, base=base)
+    if not {"image_shape", "class_names"} <= trained.card.keys():
+        raise UserError(
+            f"the model.json of {directory} does not say how its images were prepared, as of "
+            "cnnjax.run.train with a `normalize` of one's own: read it by "
+            "cnnjax.run.load.load_trained."
+        )
+    return trained
 
 
 def load_variables(directory: str | Path, step: int | None = None) -> tuple[dict[str, Any], int]:

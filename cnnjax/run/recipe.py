@@ -161,6 +161,10 @@ def learning_rate_schedule(
 ) -> schedules.Schedule:
     """Returns update -> learning rate."""
     name, options = schedules.read_schedule(config.schedule, config.schedule_arguments)
+    if config.cycles != 1 and "cycles" in options:
+        raise UserError(
+            f"--cycles {config.cycles} and {config.schedule} both say cycles: give one."
+        )
     return schedules.make_schedule(
         name,
         config.learning_rate,

@@ -135,10 +135,14 @@ def _is_done_already(config: Any, experiment: str) -> bool:
         )
     saved = read_config(directory)
     given = as_json(recorded_settings(config) | _filled_in(config, saved["settings"]))
-    if saved["experiment"] != experiment or saved["settings"] != given:
-        raise UserError(
-            f"{directory} holds a finished run with other settings: choose another --run-dir."
-        )
+    # Where it computes, reads and lies makes no other run of it.
+    compared = given.keys() - (WHERE | {"keep_last", "keep_best"}) | {"dataset"}
+    other = sorted(
+        name for name in compared & given.keys() if saved["settings"].get(name) != given[name]
+    )
+    if saved["experiment"] != experiment or other:
+        what = f"other settings ({', '.join(other)})" if other else saved["experiment"]
+        raise UserError(f"{directory} holds a finished run with {what}: choose another --run-dir.")
     return True
 
 
@@ -163,13 +167,14 @@ def is_finished(config: Settings) -> bool:
     if not (directory / SUMMARY).exists():
         return False
     saved = read_config(directory)["settings"]
-    if (config.epochs, config.patience) == (saved["epochs"], saved["patience"]):
+    patience = saved.get("patience", 0)
+    if (config.epochs, config.patience) == (saved.get("epochs", config.epochs), patience):
         return True
     summary = read_json(directory / SUMMARY, f"{directory} is damaged")
-    if summary.get("ended") == "early stopping" and 0 < config.patience <= saved["patience"]:
+    if summary.get("ended") == "early stopping" and 0 < config.patience <= patience:
         raise UserError(
-            f"{directory} was ended by --patience {saved['patience']} after "
-            f"{summary['epochs']:g} epochs (the best was step {summary['step']}): give a larger "
+            f"{directory} was ended by --patience {patience} after {summary.get('epochs', '?')} "
+            f"epochs (the best was step {summary.get('step', '?')}): give a larger "
             "--patience, or --patience 0, to train on."
         )
     return False
@@ -198,7 +203,10 @@ def experiment_name(config_type: type) -> str:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """Returns a run's `config.json`; a UserError if `directory` holds no readable one."""
-    return read_json(directory / "config.json", f"{directory} is not a run directory")
+    content = read_json(directory / "config.json", f"{directory} is not a run directory")
+    if not isinstance(content.get("settings"), dict) or "experiment" not in content:
+        raise UserError(f"{directory}/config.json is damaged: it has no settings or no experiment.")
+    return content
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
@@ -284,11 +292,13 @@ def _refuse_changes(saved: Settings, given: Settings) -> None:
 def _finished(directory: Path) -> str:
     summary = read_json(directory / SUMMARY, f"{directory} is damaged")
     monitor = summary.get("monitor", "accuracy")
+    score = summary.get(f"test_{monitor}", "unknown")
+    score = f"{score:.4f}" if isinstance(score, float) else score
     more = "More --epochs"
     if summary.get("ended") == "early stopping":
         more = "It was ended by --patience. A larger one"
     return (
-        f"{directory} is finished (test {monitor} {summary[f'test_{monitor}']:.4f}, see "
+        f"{directory} is finished (test {monitor} {score}, see "
         f"{directory / 'summary.md'}); nothing to do. {more} with --resume continues it."
     )
 

@@ -16,11 +16,10 @@ from cnnjax.data.pipelines import Pipeline
 from cnnjax.data.streamed import AnyDataset, D, shorten, split_size, training_pipeline
 from cnnjax.devices import backend, processes, sharding
 from cnnjax.models.summary import format_summary, summary
-from cnnjax.run import files, record, scoring, writer
+from cnnjax.run import checks, files, record, scoring, writer
 from cnnjax.run import state as states
 from cnnjax.run.exits import INTERRUPT_EXIT_CODES, stop_requests
 from cnnjax.run.finish import finish
-from cnnjax.run.groups import check_specs
 from cnnjax.run.recipe import Recipe
 from cnnjax.run.settings import Settings
 from cnnjax.train import loop, memory
@@ -34,7 +33,7 @@ LOGS_PER_EPOCH = 20
 
 def start(config: Settings) -> None:
     """Checks the specs, then connects the processes and devices; before any use of JAX."""
-    check_specs(config)
+    checks.check_specs(config)
     processes.start(
         config.coordinator,
         config.num_processes,
@@ -65,7 +64,7 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     sizes = summary(recipe.model, shape)  # type: ignore[arg-type]
     mesh = choose_mesh(config.mesh or config.devices, config.batch_size * sizes.macs)
     rules = sharding.parse_rules(config.sharding)
-    writer.check_retention(config, dataset)
+    checks.check_retention(config, dataset)
     data = _pipeline(dataset, config, mesh)
     method = choose_method(config.parallel, data, mesh)
     how: dict[str, Any] = {
@@ -83,7 +82,7 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     if processes.is_first():
         held.enter_context(files.only_writer(directory))
     state, notes = states.start_or_resume(directory, config, recipe.checksums(), state)
-    writer.check_length(config, int(state.step), data.steps_per_epoch)
+    checks.check_length(config, int(state.step), data.steps_per_epoch)
     state = processes.put(state, sharding.state_shardings(state, mesh, rules))
     if processes.is_first():
         writer.record_facts(config, experiment, recipe)

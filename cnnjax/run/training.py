@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from cnnjax import models
-from cnnjax.data.streamed import AnyDataset
+from cnnjax.data.fields import Label
+from cnnjax.data.streamed import AnyDataset, example_forms
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.paths import expand
 from cnnjax.run import load, record, trainer
@@ -26,6 +27,8 @@ from cnnjax.train.predict import as_float
 from cnnjax.train.step import TrainStep, make_step
 
 PyTree = Any
+# What the record says of an Optax transformation, which does not say what it is.
+OWN_OPTIMIZER = "of the caller"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,12 @@ class Called(Training):
 
     model: str = ""
     """The network, as its module writes itself."""
+
+    task: str = ""
+    """The task: its name, what it is of, and what is monitored."""
+
+    normalize: str = ""
+    """The function's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +103,7 @@ def train(
       step_factory: what takes the arguments of `cnnjax.train.step.make_step` in its place.
       metadata: what else `model.json` is to record.
       resume: go on in `run_dir` where a run was stopped there, with the same settings; a finished
-        one is read.
+        one is read. What an Optax transformation or a function does is not compared.
       **options: settings by name: `epochs`, `batch_size`, `seed`, `run_dir`, `devices`,
         `precision`, `patience`, ...: the fields of `cnnjax.run.groups.Training`.
 
@@ -106,11 +115,18 @@ def train(
         if name not in known:
             raise unknown_name("setting", name, known)
     module = _module(model, task)
-    if isinstance(optimizer, str):
-        options["optimizer"] = optimizer
+    if optimizer is None or not isinstance(task, Task):
+        raise UserError("give a task of cnnjax.tasks, and an optimizer's name or an Optax one.")
+    options["optimizer"] = optimizer if isinstance(optimizer, str) else OWN_OPTIMIZER
     if "run_dir" in options:
         options["run_dir"] = expand(options["run_dir"])
-    config = Called(model=str(model) if isinstance(model, str) else repr(module), **options)
+    _check_fields(task, data)
+    config = Called(
+        model=str(model) if isinstance(model, str) else repr(module),
+        task=repr((task.name, dict(task.inputs), task.monitor)),
+        normalize=getattr(normalize, "__qualname__", type(normalize).__name__),
+        **options,
+    )
     if config.resume:
         raise UserError("resume is True or False: give the directory as run_dir.")
     directory = Path(config.run_dir)
@@ -122,7 +138,7 @@ def train(
                 f"{directory} holds a run already: give resume=True to go on with it, or another "
                 "run_dir."
             )
-        _check_same(directory, config)
+        _check_same(directory, config, data)
         config = dataclasses.replace(config, resume=config.run_dir)
         if record.is_finished(config):
             return _trained(directory, module)
@@ -131,12 +147,18 @@ def train(
     if own_optimizer is not None and schedule is None:
         # What it uses is not known here.
         schedule = lambda step: jnp.float32(jnp.nan)  # noqa: E731
+    # The named one is not used then.
+    named = config if own_optimizer is None else dataclasses.replace(config, optimizer="sgd")
     recipe = make_recipe(
-        config,
+        named,
         data,
         task,
         module,
-        metadata=lambda: {**_metadata(model, module), **(metadata or {})},
+        metadata=lambda: {
+            **_metadata(model, module),
+            **(_images(data) if normalize is as_float else {}),
+            **(metadata or {}),
+        },
         normalize=normalize,
         augment=augment,
         variables=variables,
@@ -168,8 +190,32 @@ def _metadata(model: str | nn.Module, module: nn.Module) -> dict[str, Any]:
     return {"model": f"{type(module).__module__}.{type(module).__qualname__}"}
 
 
-def _check_same(directory: Path, config: Called) -> None:
+def _images(data: AnyDataset) -> dict[str, Any]:
+    """Returns what commands need to prepare images of their own, where there are labeled ones."""
+    label = data.fields.get("label")
+    if "image" not in data.fields or not isinstance(label, Label):
+        return {}
+    names = getattr(data, "class_names", None) or map(str, range(label.num_classes))
+    return {"image_shape": example_forms(data)["image"][0], "class_names": tuple(names)}
+
+
+def _check_fields(task: Task, data: AnyDataset) -> None:
+    """Raises a UserError unless the data have what the task is of."""
+    for name, field in task.inputs.items():
+        if name not in data.fields:
+            raise unknown_name(f"key of {data.name}, of which the task is,", name, data.fields)
+        if data.fields[name] != field:
+            raise UserError(
+                f"{name} is {data.fields[name]} in {data.name} and {field} in the task: give one."
+            )
+
+
+def _check_same(directory: Path, config: Called, data: AnyDataset) -> None:
     saved = record.read_config(directory)
+    if saved.get("data_checksum", data.checksum) != data.checksum:
+        raise UserError(
+            f"the data are not those of {directory}: give the same, or another run_dir."
+        )
     if saved["experiment"] != Called.experiment:
         raise UserError(
             f"{directory} is a run of {saved['experiment']}: continue it with python -m "

@@ -13,16 +13,12 @@ from cnnjax import checkpoint
 from cnnjax.data.pipelines import Pipeline, ResidentPipeline
 from cnnjax.data.streamed import AnyDataset, split_size
 from cnnjax.devices import backend, processes, sharding
-from cnnjax.errors import UserError
 from cnnjax.run import files, record
 from cnnjax.run.logs import MetricsLog, ProgressBar
 from cnnjax.run.recipe import Recipe
 from cnnjax.run.settings import Settings
 from cnnjax.train.loop import Best
 from cnnjax.train.state import TrainState
-
-# What a network learns in fewer steps is next to nothing, whatever the learning rate.
-FEW_UPDATES = 50
 
 
 class RunWriter:
@@ -132,22 +128,6 @@ def record_facts(config: Settings, experiment: str, recipe: Recipe) -> None:
     files.write_json(directory / "model.json", card)
 
 
-def check_length(config: Settings, first_step: int, steps_per_epoch: int) -> None:
-    """Refuses a run that has trained for longer than is asked; warns of one that hardly learns."""
-    last_step = config.epochs * steps_per_epoch
-    if first_step > last_step:
-        raise UserError(
-            f"{config.run_dir} has trained for {first_step / steps_per_epoch:g} epochs already, "
-            f"more than --epochs {config.epochs}: give at least "
-            f"{-(-first_step // steps_per_epoch)}, or start a new run."
-        )
-    if last_step < FEW_UPDATES and not (config.smoke or config.stop_after_epochs):
-        processes.say(
-            f"note         only {last_step} updates of {config.batch_size} examples: hardly "
-            "enough to learn from; give more --epochs."
-        )
-
-
 def print_header(
     config: Settings,
     dataset: AnyDataset,
@@ -166,18 +146,3 @@ def print_header(
         f"devices      {backend.describe()}; {sharding.describe(mesh)} in use, step by {method}\n"
         f"data         {dataset.name}, {kept}: {splits} {dataset.description}"
     )
-
-
-def check_retention(config: Settings, dataset: AnyDataset) -> None:
-    """Raises a UserError unless what is asked to be kept can be, and early stopping can work."""
-    for name in ("keep_last", "keep_best", "patience", "save_every_steps", "validate_every_steps"):
-        if getattr(config, name) < 0:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {getattr(config, name)} is negative: use 0 or more.")
-    if config.patience and not config.keep_best:
-        raise UserError("--patience keeps the best weights: use --keep-best 1 or more.")
-    if config.patience and not split_size(dataset, "validation"):
-        raise UserError(
-            f"patience {config.patience} stops by the validation {config.monitor or 'score'}, but "
-            f"{dataset.name} has no validation images: hold some out, or use patience 0."
-        )

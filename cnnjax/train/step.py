@@ -147,6 +147,8 @@ def make_step(
             # The mean is over the weights on all devices, which are known only now: to ask before
             # the gradient would be one more all-reduce.
             size, weight = batch_size * values_per_example[0], metrics["loss"][1]
+            # Where nothing counts, such as in a batch of ignored pixels, nothing is learned.
+            weight = jnp.where(weight == 0, 1, weight)
             gradient = jax.tree.map(
                 lambda leaf: leaf * (size / weight.astype(leaf.dtype)) / scale, gradient
             )

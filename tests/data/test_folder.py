@@ -183,7 +183,7 @@ def test_files_that_are_held_out_too_are_counted_and_named(tmp_path):
 
 def test_a_run_of_an_earlier_version_keeps_its_draws(tmp_path):
     recorded = {"dataset": "folder:pets", "validation": 0.2}
-    (tmp_path / "config.json").write_text(json.dumps({"settings": recorded}))
+    (tmp_path / "config.json").write_text(json.dumps({"settings": recorded, "experiment": "x"}))
     assert not again.settings_of_run(tmp_path).stratify
     root = fill(tmp_path / "pets", "cat", "dog", count=10)
     drawn = numpy_generator(0, "test split").permutation(20)[:2] >= 10

@@ -48,7 +48,7 @@ NOT_HERE = {
     "experiments.cifar10": "a dataset that is not shipped",
     "experiments.imagenet": "a dataset that is not shipped",
     "RUN": "of a run of the reader's",
-    "my_nets:net": "a network of the reader's",
+    "my_nets:Net": "a network of the reader's",
     "--mesh": "several devices",
     "--coordinator": "several processes",
     "--sweep": "chooses rates, and ends with no score",

@@ -1,7 +1,10 @@
 """A network is one file: in the package, or anywhere that Python can import from."""
 
+import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,8 @@ from cnnjax.commands.models import main
 from cnnjax.errors import UserError
 from cnnjax.models.rows import package_rows
 from cnnjax.train.step import with_axis
+
+ROOT = Path(__file__).parents[2]
 
 # 3x3 convolutions of 8 and 16 channels with BatchNorm, at 8x8x3 pixels, and ten classes:
 # 8 * 27 + 2 * 8 + 16 * 72 + 2 * 16 + 16 * 10 + 10 parameters, 64 * (8 * 27 + 16 * 72) + 160 MACs.
@@ -100,7 +105,7 @@ def test_it_takes_the_arguments_of_all_networks(prefix):
     ("name", "message"),
     [
         ("no_such_module:tiny", "no module 'no_such_module': a model of your own is MODULE:NAME"),
-        ("cnnjax.errors:tiny", "module cnnjax.errors has no ROWS"),
+        ("cnnjax.errors:tiny", "module cnnjax.errors has no network"),
         ("cnnjax.models.vgg:vgg61", "unknown model 'cnnjax.models.vgg:vgg61': did you mean"),
         (":vgg16", "'' is no module's name"),
     ],
@@ -130,3 +135,53 @@ def test_fields_are_read_and_set_wherever_they_stand():
         other = models.create(name, num_classes=3)
         with pytest.raises(UserError, match=f"unknown field of .* '{field}'"):
             models.with_fields(other, **{field: None})
+
+
+PLAIN = '''
+from flax import linen as nn
+
+
+class Net(nn.Module):
+    """One dense layer."""
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, image, *, train=False):
+        return nn.Dense(self.num_classes, name="head")(image.reshape(len(image), -1))
+
+
+class Part(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x
+'''
+
+
+def test_a_linen_module_is_a_model_by_its_name(tmp_path, monkeypatch, capsys):
+    """Without a row: nobody published its sizes."""
+    (tmp_path / "plain_network.py").write_text(PLAIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert models.list_models("plain_network:*") == ["plain_network:Net"]
+    model = models.create("plain_network:Net", num_classes=3)
+    assert model.num_classes == 3
+    main(["plain_network:Net", "--image-shape", "4", "4", "1", "--num-classes", "10"])
+    assert "170 parameters" in capsys.readouterr().out
+    main(["plain_network:Net"])
+    assert "150,529,000 parameters" in capsys.readouterr().out
+    sys.modules.pop("plain_network")
+
+
+@pytest.mark.slow
+def test_the_installed_program_finds_networks_in_the_working_directory(tmp_path):
+    (tmp_path / "plain_network.py").write_text(PLAIN)
+    program = "import sys; sys.path.remove(''); from cnnjax import commands; commands.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "models", "plain_network:Net"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "150,529,000 parameters" in done.stdout

@@ -117,3 +117,28 @@ def test_less_than_no_steps_between_validations_is_refused(tmp_path):
     config = classify.Config(**FLAGS, validate_every_steps=-1, run_dir=str(tmp_path / "run"))
     with pytest.raises(UserError, match="--validate-every-steps -1 is negative"):
         classify.main(config)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "flags", "message"),
+    [
+        ("summary.json", "{}", [], "is finished (test accuracy unknown"),
+        ("summary.json", "[]", [], "holds list, not names and values"),
+        ("config.json", "{}", [], "config.json is damaged"),
+        ("config.json", '{"settings": [], "experiment": "x"}', [], "config.json is damaged"),
+        ("summary.json", '{"ended": "early stopping"}', ["--epochs", 2], "for 3 epochs already"),
+    ],
+)
+def test_damaged_records_are_one_line(three_epochs, capsys, file, content, flags, message):
+    (three_epochs / file).write_text(content)
+    code, said = launch(capsys, "--resume", three_epochs, *flags)
+    assert message in said and code in (0, 2)
+
+
+def test_the_same_line_finds_its_run_however_it_is_spelled(three_epochs, capsys):
+    again = three_epochs.parent / "x" / ".." / "run"
+    (three_epochs.parent / "x").mkdir()
+    code, said = launch(capsys, "--epochs", 3, "--run-dir", again, "--keep-last", 1)
+    assert code == 0 and "is finished" in said
+    code, said = launch(capsys, "--epochs", 3, "--run-dir", three_epochs, "--seed", 1)
+    assert code == 2 and "other settings (seed)" in said

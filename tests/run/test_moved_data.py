@@ -87,7 +87,7 @@ def test_commands_take_the_folder_from_where_it_is_now(moved, tmp_path, capsys, 
     code, _, err = command(capsys, *argv, run)
     assert code == 2 and "--dataset folder:NEW" in err
     code, _, err = command(capsys, *argv, run, "--dataset", f"folder:{other}")
-    assert code == 2 and "the data of --dataset" in err and "are not those of" in err
+    assert code == 2 and "the data of folder:" in err and "are not those of" in err
     code, _, err = command(capsys, *argv, run, "--dataset", f"folder:{new}")
     assert code == 0, err
 

@@ -13,10 +13,12 @@ import optax
 import pytest
 
 import cnnjax
-from cnnjax import metrics
+from cnnjax import metrics, models
+from cnnjax.data import ArrayDataset
 from cnnjax.data.fields import ClassMap, Image, Label, Scalar
 from cnnjax.devices.sharding import batch_sharding, make_mesh, replicated, state_shardings
 from cnnjax.errors import UserError
+from cnnjax.tasks.classification import classification
 from cnnjax.tasks.task import Report, Task, example_weights
 from cnnjax.train.evaluate import evaluate
 from cnnjax.train.predict import make_eval_step
@@ -379,3 +381,43 @@ def test_one_step_on_a_mesh_that_divides_parameters_is_that_of_one_device():
         jax.tree.leaves(expected.params), jax.tree.leaves(found.params), strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_learned_from_is_refused_before_training(tmp_path):
+    image = np.zeros((8, 4, 4, 1), np.float32)
+    fields = {"image": Image(), "label": Label(3)}
+    label = np.arange(8, dtype=np.int32) % 3
+    split = {"image": image, "label": label}
+
+    def dataset(**changes):
+        return ArrayDataset("made", fields, split, split, split | changes)
+
+    with pytest.raises(UserError, match="image of the test split of made has values from 0 to 255"):
+        dataset(image=image + np.float32(255) * (label == 0)[:, None, None, None])
+    with pytest.raises(UserError, match=r"\[4, 4, 1\] in train and float32 \[5, 4, 1\] in test"):
+        dataset(image=np.zeros((8, 5, 4, 1), np.float32))
+    with pytest.raises(UserError, match="has no key that a model gets"):
+        ArrayDataset("made", {"label": Label(3)}, split, split, split)
+    how = {"epochs": 1, "batch_size": 4, "devices": 1, "run_dir": str(tmp_path / "run")}
+    with pytest.raises(UserError, match=r"label is .*num_classes=3.* and .*num_classes=5"):
+        cnnjax.run.train("mlp", classification(5), dataset(), **how)
+    with pytest.raises(UserError, match="the model has 2 outputs, the task 3 classes"):
+        cnnjax.run.train(models.create("mlp", num_classes=2), classification(3), dataset(), **how)
+    with pytest.raises(UserError, match="and an optimizer's name"):
+        cnnjax.run.train("mlp", classification(3), dataset(), None, **how)
+
+
+def test_a_batch_that_counts_nothing_teaches_nothing():
+    """Its mean is over no weight: no number is NaN, and no parameter moves."""
+    model = models.create("mlp", num_classes=3)
+    batch = {
+        "image": np.ones((4, 4, 4, 1), np.float32),
+        "label": np.zeros(4, np.int32),
+        "mask": np.zeros(4, bool),
+    }
+    variables = model.init(jax.random.key(0), batch["image"], train=False)
+    state = create_state(variables, optax.sgd(0.1), jax.random.key(1))
+    step = make_step(model, optax.sgd(0.1), classification(3), schedule=lambda step: 0.1)
+    after, metrics = jax.jit(step)(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    assert [float(part) for part in metrics["loss"]] == [0, 0]
