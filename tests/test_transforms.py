@@ -39,7 +39,7 @@ BATCH = {"image": IMAGES, "label": np.array([0, 2, 1], np.int32), "mask": np.arr
 TRAIN_STEP = step.make_step(
     MODEL,
     OPTIMIZER,
-    classification(10),
+    classification(3),
     schedule=optax.constant_schedule(0.1),
     augment=policy.make_augment("rotate:5,mixup:1", num_classes=3),
     ema_decay=0.9,

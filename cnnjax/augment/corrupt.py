@@ -17,7 +17,7 @@ from cnnjax.augment.change import (
     check_probability,
     on_floats,
 )
-from cnnjax.augment.filters import gaussian_filter, median_filter
+from cnnjax.augment.filters import check_window, gaussian_filter, median_filter
 from cnnjax.errors import UserError
 
 
@@ -59,9 +59,8 @@ def random_blur(max_deviation: Magnitude) -> Augment:
 
 def random_median(probability: Magnitude, size: int = 3) -> Augment:
     """Applies the median filter of `size` x `size` pixels with the given probability."""
+    check_window(size)
     check_probability(probability=probability)
-    if size < 1 or size % 2 == 0:
-        raise UserError(f"size={size}: give an odd number of pixels, such as 3")
 
     def median(key: jax.Array, image: jax.Array) -> jax.Array:
         chosen = jax.random.bernoulli(key, probability)

@@ -21,6 +21,10 @@ from cnnjax.errors import UserError
 Filter = Callable[[jax.Array], jax.Array]
 
 
+# As many copies of the image as a window has pixels are made.
+LARGEST_WINDOW = 31
+
+
 def gaussian_filter(image: jax.Array, deviation: jax.Array | float) -> jax.Array:
     """Smooths by a Gaussian of `deviation` pixels; the image itself at 0.
 
@@ -68,13 +72,13 @@ def gaussian(deviation: float) -> Filter:
 
 def mean(size: int) -> Filter:
     """Replaces each pixel by the mean of the `size` x `size` around it."""
-    _check_size(size)
+    check_window(size)
     return functools.partial(mean_filter, size=size)
 
 
 def median(size: int) -> Filter:
     """Replaces each pixel by the median of the `size` x `size` around it."""
-    _check_size(size)
+    check_window(size)
     return functools.partial(median_filter, size=size)
 
 
@@ -111,7 +115,7 @@ def _as_floats(image: jax.Array) -> tuple[jax.Array, Filter]:
 
 def _windows(image: jax.Array, size: int) -> list[jax.Array]:
     """The image moved to each place of a window, as `size * size` images."""
-    _check_size(size)
+    check_window(size)
     height, width, _ = image.shape
     around = size // 2
     padded = jnp.pad(image, ((around, around), (around, around), (0, 0)), mode="edge")
@@ -141,8 +145,10 @@ def _in_order(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array
     return jnp.minimum(first, second), jnp.maximum(first, second)
 
 
-def _check_size(size: int) -> None:
-    if size < 1 or size % 2 == 0:
+def check_window(size: int) -> None:
+    """Raises a UserError unless a filter can have a window of this side."""
+    if not 1 <= size <= LARGEST_WINDOW or size % 2 == 0:
         raise UserError(
-            f"a filter's window of size={size}: give an odd number of pixels, such as 3"
+            f"a filter's window of size={size}: give an odd number of pixels, such as 3, and at "
+            f"most {LARGEST_WINDOW}"
         )

@@ -20,7 +20,8 @@ from cnnjax.paths import expand
 from cnnjax.run import load, record, trainer
 from cnnjax.run.files import read_json, writing_errors
 from cnnjax.run.groups import Training
-from cnnjax.run.recipe import make_recipe
+from cnnjax.run.recipe import Recipe, make_recipe
+from cnnjax.run.state import model_input
 from cnnjax.schedules import Schedule
 from cnnjax.tasks.task import Task
 from cnnjax.train.predict import as_float
@@ -166,6 +167,7 @@ def train(
         schedule=schedule,
         step_factory=step_factory,
     )
+    _check_outputs(recipe)
     config = record.place(config, Called.experiment)
     with writing_errors(Path(config.run_dir)):
         trainer.train(config, recipe)
@@ -207,6 +209,23 @@ def _check_fields(task: Task, data: AnyDataset) -> None:
         if data.fields[name] != field:
             raise UserError(
                 f"{name} is {data.fields[name]} in {data.name} and {field} in the task: give one."
+            )
+
+
+def _check_outputs(recipe: Recipe) -> None:
+    """Raises a UserError for a model with more or fewer outputs than the task has classes."""
+    if recipe.task.name not in ("classification", "segmentation"):
+        return  # Others may have labels that no output is for.
+    counts = [getattr(field, "num_classes", None) for field in recipe.task.inputs.values()]
+    found = jax.eval_shape(
+        lambda key: recipe.model.init_with_output(key, model_input(recipe), train=False)[0],
+        jax.random.key(0),
+    )
+    outputs = getattr(found, "shape", (None,))[-1]
+    for count in counts:
+        if count is not None and outputs != count and (outputs, count) != (1, 2):
+            raise UserError(
+                f"the model has {outputs} outputs, the task {count} classes: make them as many."
             )
 
 

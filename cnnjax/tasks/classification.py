@@ -11,7 +11,6 @@ import numpy as np
 
 from cnnjax import metrics, plots
 from cnnjax.data.fields import Image, Label
-from cnnjax.errors import UserError
 from cnnjax.losses import LossFunction, softmax_cross_entropy
 from cnnjax.tasks import class_scores
 from cnnjax.tasks.task import Batch, Forward, Metrics, PyTree, Report, Task, example_weights
@@ -66,11 +65,6 @@ def weigh(losses: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
 def measure(logits: jax.Array, batch: Batch, *, loss: LossFunction, num_classes: int) -> Metrics:
     """Returns `loss` and `accuracy`, pairs over the examples that are no padding, and `confusion`:
     int32 `[classes, classes]`, true class by row, predicted class by column, of up to 1,000."""
-    outputs = logits.shape[-1]
-    if outputs != num_classes and (outputs, num_classes) != (1, 2):
-        raise UserError(
-            f"the model has {outputs} outputs, the task {num_classes} classes: make them as many."
-        )
     label, mask = batch["label"], batch.get("mask")
     pairs = {
         "loss": metrics.mean(loss(logits, label), mask),

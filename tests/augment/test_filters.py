@@ -87,6 +87,7 @@ def test_filters_by_name_of_batches():
         ("medain:3", "unknown filter 'medain': did you mean median"),
         ("median", r"'size'. Write it as median\(size\)"),
         ("median:4", "a window of size=4|odd number"),
+        ("median:99", "a window of size=99|at most 31"),
         ("mean:-1", "odd number"),
         ("gaussian:-1", "0 pixels or more"),
         ("gaussian:wide", "deviation='wide': give a number"),
