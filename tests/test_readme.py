@@ -40,7 +40,7 @@ def test_its_lines_of_the_program_parse(command, flags):
 
 def test_it_says_how_a_network_of_ones_own_is_named():
     # tests/models/test_one_file.py holds it true.
-    assert "--model my_nets:net" in README and "`MODULE:NAME`" in README
+    assert "--model my_nets:Net" in README and "`MODULE:NAME`" in README
 
 
 def test_its_tables_name_every_command_and_every_room():

@@ -108,9 +108,9 @@ def random_shift(max_pixels: int, *, fill: Fill = None) -> Geometric:
     pad = int(max_pixels)
 
     def draw(key: jax.Array, size: Size) -> Move:
-        if pad > max(size):
+        if pad > 64 * max(size):  # An image so padded would not fit into memory.
             raise UserError(
-                f"max_pixels={pad} is more than the image has, {size[0]}x{size[1]}: give less"
+                f"max_pixels={pad} is far more than the image has, {size[0]}x{size[1]}: give less"
             )
         corner = jax.random.randint(key, (2,), 0, 2 * pad + 1)
 

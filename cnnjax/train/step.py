@@ -145,10 +145,8 @@ def make_step(
             sums, batch_stats = in_parts(compute, state.batch_stats, batch, accumulate)
             gradient, metrics = sum_over_devices(sums, axis_name)
             # The mean is over the weights on all devices, which are known only now: to ask before
-            # the gradient would be one more all-reduce.
-            size, weight = batch_size * values_per_example[0], metrics["loss"][1]
-            # Where nothing counts, such as in a batch of ignored pixels, nothing is learned.
-            weight = jnp.where(weight == 0, 1, weight)
+            # the gradient would be one more all-reduce. Where all are 0, nothing is learned.
+            size, weight = batch_size * values_per_example[0], _or_one(metrics["loss"][1])
             gradient = jax.tree.map(
                 lambda leaf: leaf * (size / weight.astype(leaf.dtype)) / scale, gradient
             )
@@ -236,3 +234,7 @@ def with_axis(model: nn.Module, axis_name: str | None) -> nn.Module:
     if axis_name is None or "axis_name" not in fields(model):
         return model
     return with_fields(model, axis_name=axis_name)
+
+
+def _or_one(weight: jax.Array) -> jax.Array:
+    return jnp.where(weight == 0, 1, weight)

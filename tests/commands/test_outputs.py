@@ -90,7 +90,7 @@ def places(tmp_path):
 def test_a_place_that_cannot_be_written_is_one_line(run, pictures, tmp_path, capsys, command):
     flags = {
         "predict": ["--run", run, pictures[0], "--out"],
-        "evaluate": ["--run", run, "--smoke", "--out"],
+        "evaluate": ["--run", run, "--dataset", "mnist", "--smoke", "--out"],
         "inspect-labels": ["--run", run, "--out"],
         "show-batch": ["--smoke", "--run-dir"],
     }[command]
