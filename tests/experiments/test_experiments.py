@@ -426,6 +426,7 @@ def saved(directory):
     return checkpoint.steps(Path(directory) / "checkpoints")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(train_made, tmp_path, capsys):
     straight, damaged = tmp_path / "straight", tmp_path / "damaged"
     train_made(run_dir=str(straight))

@@ -49,6 +49,7 @@ def squares():
     )
 
 
+@pytest.mark.slow
 def test_a_run_monitors_and_reports_the_mean_iou(tmp_path):
     task, data = squares()
     trained = cnnjax.run.train(

@@ -41,6 +41,7 @@ def test_a_run_without_figures_is_finished(tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "run" / "figures").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_perfect_run_draws_its_figures_without_a_warning(tmp_path, monkeypatch, capsys):
     parts = [separable(size) for size in (256, 32, 32)]
     dataset = Dataset("shades", ("$x^$", "_b"), *parts, mean=(0.5,), std=(0.3,))

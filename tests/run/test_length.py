@@ -1,6 +1,7 @@
 """How long a run trains: what is refused, said and recorded when it is resumed."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -37,11 +38,17 @@ def summary_of(run):
     return json.loads((run / "summary.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("length") / "run"
+
+
 @pytest.fixture
-def three_epochs(tmp_path, capsys):
-    run = tmp_path / "run"
-    assert launch(capsys, "--epochs", 3, "--run-dir", run)[0] == 0
-    return run
+def three_epochs(shared, tmp_path, capsys):
+    """A finished run of three epochs: trained once, and copied for each test."""
+    if not shared.exists():
+        assert launch(capsys, "--epochs", 3, "--run-dir", shared)[0] == 0
+    return shutil.copytree(shared, tmp_path / "run")
 
 
 def test_fewer_epochs_than_were_trained_are_refused_and_nothing_is_lost(three_epochs, capsys):

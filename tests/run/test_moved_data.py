@@ -81,6 +81,7 @@ def test_other_data_are_refused_before_the_first_checkpoint_too(moved, tmp_path,
         ["probe", "--labels", "2", "--smoke", "--run"],
     ],
 )
+@pytest.mark.slow
 def test_commands_take_the_folder_from_where_it_is_now(moved, tmp_path, capsys, flags):
     run, new, other = moved
     argv = [str(tmp_path / "out") if flag == "OUT" else flag for flag in flags]
@@ -92,6 +93,7 @@ def test_commands_take_the_folder_from_where_it_is_now(moved, tmp_path, capsys, 
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_and_fine_tuned_without_its_folder(moved, tmp_path, capsys):
     run, new, other = moved
     for dataset in (new, other):
@@ -112,6 +114,7 @@ def test_a_run_is_evaluated_and_fine_tuned_without_its_folder(moved, tmp_path, c
         shutil.move(there, other)
 
 
+@pytest.mark.slow
 def test_a_batch_of_a_run_is_of_the_images_that_it_trained_on(moved, tmp_path, capsys):
     _, new, _ = moved
     where = [f"--dataset=folder:{new}", f"--run-dir={tmp_path / 'run'}", "--train-examples=16"]

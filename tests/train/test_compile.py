@@ -206,7 +206,7 @@ def test_grouping_of_steps_changes_no_bit(method):
     [
         pytest.param(7, 1, marks=pytest.mark.slow),
         (128, 1),
-        (512, 1),
+        pytest.param(512, 1, marks=pytest.mark.slow),
         pytest.param(64, 8, marks=pytest.mark.slow),
         (512, 8),
         pytest.param(512, "data=2,fsdp=2,model=2", marks=pytest.mark.slow),

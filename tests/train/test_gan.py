@@ -224,6 +224,7 @@ def test_eight_devices_agree_with_one_in_float32_over_3_steps():
     assert_close(trained("jit", 8, [3])[:2], trained("jit", 1, [3])[:2], 1e-3)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_bits(tmp_path):
     expected = trained("scan", 2, [3, 2])[0]
     _, _, state = trained("scan", 2, [3])
