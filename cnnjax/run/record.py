@@ -173,7 +173,7 @@ def is_finished(config: Settings) -> bool:
     summary = read_json(directory / SUMMARY, f"{directory} is damaged")
     if summary.get("ended") == "early stopping" and 0 < config.patience <= patience:
         raise UserError(
-            f"{directory} was ended by --patience {patience} after {summary.get('epochs', '?')} "
+            f"{directory} was ended by --patience {patience} after {summary.get('epochs', 0):g} "
             f"epochs (the best was step {summary.get('step', '?')}): give a larger "
             "--patience, or --patience 0, to train on."
         )
