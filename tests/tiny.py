@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cnnjax.data.dataset import Arrays
+from cnnjax.data.dataset import Arrays, Dataset
 from cnnjax.models.norms import norm_layer
 from cnnjax.ops import Conv
 from cnnjax.tasks.classification import classification
@@ -79,3 +79,12 @@ def batch_of(arrays, start, size):
         "label": jnp.asarray(arrays.label[rows]),
         "mask": jnp.ones(size, bool),
     }
+
+
+def use_made_data(monkeypatch):
+    """Has runs train on 256 made images, whatever dataset they name, and draw no figures."""
+    train, validation, test = (random_arrays(size) for size in (256, 64, 64))
+    names = tuple(map(str, range(10)))
+    dataset = Dataset("made", names, train, validation, test, mean=(0.5,), std=(0.3,))
+    monkeypatch.setattr("cnnjax.data.load", lambda *a, **k: dataset, raising=False)
+    monkeypatch.setattr("cnnjax.run.report.write_figures", lambda *arguments, **options: [])

@@ -140,9 +140,7 @@ def main(config: Config) -> None:
         combined = ensemble.ensemble_logits(logits_of, average=config.average)
         report["robustness"] = _attack(config, attacks, combined, variables, dataset)
 
-    files.write_json(out / "evaluation.json", report)
-    figures = cnnjax.run.report.draw_figures(out / "figures", found.figures)
-    print(f"wrote {out / 'evaluation.json'} and {len(figures)} figures in {out / 'figures'}")
+    _write(out, report, found.figures)
 
 
 def _out(config, directories):
@@ -178,9 +176,14 @@ def _evaluate_task(config):
     numbers = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
     print(f"{directory}, step {step}, on {count:,} {config.split} examples: {numbers}")
     print(found.text)
-    files.write_json(out / "evaluation.json", {**scores, **found.scores})
-    figures = cnnjax.run.report.draw_figures(out / "figures", found.figures)
-    print(f"wrote {out / 'evaluation.json'} and {len(figures)} figures in {out / 'figures'}")
+    _write(out, {**scores, **found.scores}, found.figures)
+
+
+def _write(out, report, figures):
+    """Writes the scores and draws the figures, and says where they are."""
+    files.write_json(out / "evaluation.json", report)
+    drawn = cnnjax.run.report.draw_figures(out / "figures", figures)
+    print(f"wrote {out / 'evaluation.json'} and {len(drawn)} figures in {out / 'figures'}")
 
 
 def _dataset(config, directories, cards):

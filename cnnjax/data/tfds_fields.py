@@ -12,12 +12,12 @@ from cnnjax.data import held_out
 from cnnjax.data.dataset import TEST_SHARE, ArrayDataset, check_validation
 from cnnjax.data.fields import Boxes, ClassMap, Field, Image, Label, Scalar, Tokens, Waveform
 from cnnjax.data.image_files import resize_image
+from cnnjax.data.sources import MAX_BYTES, checked_size
 from cnnjax.data.tfds_source import check_prepared, find_builder, read_config
 from cnnjax.data.tfds_splits import choose_splits, parse_spec
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.rng import numpy_generator
 
-MAX_BYTES = 4 * 2**30
 Split = dict[str, np.ndarray]
 
 
@@ -71,7 +71,7 @@ def load_features(
     spec = parse_spec(name.removeprefix("tfds:"))
     builder = find_builder(spec.name, data_dir)
     check_prepared(builder, spec.name)
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = checked_size(image_size)
     places = {key: (features or {}).get(key, key) for key in fields}
     for place in places.values():
         _check_feature(builder, place)

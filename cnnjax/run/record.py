@@ -35,14 +35,8 @@ SUMMARY = "summary.json"
 EARLIER = {"stratify": False}
 # What a resumed run may change: how long it trains, where it computes and reads, what it keeps.
 HOW_LONG = {"epochs", "stop_after_epochs", "patience"}
-
-
 WHERE = {"resume", "run_dir", "dataset", "data_dir", "base", "devices", "mesh", "sharding"}
-
-
 CHANGEABLE_ON_RESUME = HOW_LONG | WHERE | {"keep_last", "keep_best"}
-
-
 # What says how this process was started, not what the run is: kept in no record.
 LAUNCH_SETTINGS = (
     "resume",
@@ -135,11 +129,9 @@ def _is_done_already(config: Any, experiment: str) -> bool:
         )
     saved = read_config(directory)
     given = as_json(recorded_settings(config) | _filled_in(config, saved["settings"]))
-    # Where it computes, reads and lies makes no other run of it.
-    compared = given.keys() - (WHERE | {"keep_last", "keep_best"}) | {"dataset"}
-    other = sorted(
-        name for name in compared & given.keys() if saved["settings"].get(name) != given[name]
-    )
+    # Where it computes and lies, and what it keeps, makes no other run of it.
+    compared = given.keys() - (CHANGEABLE_ON_RESUME - HOW_LONG - {"dataset"})
+    other = sorted(name for name in compared if saved["settings"].get(name) != given[name])
     if saved["experiment"] != experiment or other:
         what = f"other settings ({', '.join(other)})" if other else saved["experiment"]
         raise UserError(f"{directory} holds a finished run with {what}: choose another --run-dir.")

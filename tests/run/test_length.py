@@ -7,22 +7,17 @@ import numpy as np
 import pytest
 
 from cnnjax import checkpoint
-from cnnjax.data.dataset import Dataset
 from cnnjax.errors import UserError
 from cnnjax.run import record, settings
 from experiments import classify
-from tests.tiny import random_arrays
+from tests.tiny import use_made_data
 
 FLAGS = {"model": "dense_dropout", "batch_size": 32, "devices": 1}
 
 
 @pytest.fixture(autouse=True)
 def made_data(monkeypatch):
-    train, validation, test = (random_arrays(size) for size in (256, 64, 64))
-    names = tuple(map(str, range(10)))
-    dataset = Dataset("made", names, train, validation, test, mean=(0.5,), std=(0.3,))
-    monkeypatch.setattr("cnnjax.data.load", lambda *a, **k: dataset, raising=False)
-    monkeypatch.setattr("cnnjax.run.report.write_figures", lambda *arguments, **options: [])
+    use_made_data(monkeypatch)
 
 
 def launch(capsys, *argv):

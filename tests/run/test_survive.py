@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from cnnjax import checkpoint
-from cnnjax.data.dataset import Dataset
 from cnnjax.errors import UserError
 from cnnjax.run import files, settings
 from cnnjax.run.logs import MetricsLog
 from cnnjax.run.verify_resume import compare_runs
 from experiments import classify
 from tests.run.test_logs import shown_by_tensorboard
-from tests.tiny import random_arrays
+from tests.tiny import use_made_data
 
 
 class Killed(BaseException):
@@ -26,11 +25,7 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def made_data(monkeypatch):
-    train, validation, test = (random_arrays(size) for size in (256, 64, 64))
-    names = tuple(map(str, range(10)))
-    dataset = Dataset("made", names, train, validation, test, mean=(0.5,), std=(0.3,))
-    monkeypatch.setattr("cnnjax.data.load", lambda *a, **k: dataset, raising=False)
-    monkeypatch.setattr("cnnjax.run.report.write_figures", lambda *arguments, **options: [])
+    use_made_data(monkeypatch)
 
 
 SETTINGS = {"model": "lenet5", "epochs": 3, "batch_size": 32, "devices": 1, "save_every_steps": 3}
