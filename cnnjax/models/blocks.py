@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models.layers import Activation, Array, Factories, Factory
 from cnnjax.models.stages import stage_output
@@ -194,6 +195,8 @@ class Stage(nn.Module):
     def __call__(self, x: Array) -> Array:
         for number, block in enumerate(self.blocks, 1):
             x = call_block(block(layers=self.layers, name=f"block{number}"), x, self.layers)
+            # What a block adds to its input is else computed again in each block behind it.
+            x = ops.computed_once(x)
         return stage_output(self, "output", x)
 
 

@@ -11,6 +11,7 @@ import jax
 from flax import linen as nn
 
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.models.batch_norm import BatchNorm
 from cnnjax.models.grouped_norm import GroupedBatchNorm
 from cnnjax.models.unbiased_norm import UnbiasedBatchNorm
 
@@ -74,7 +75,7 @@ def norm_layer(
         common |= {"momentum": momentum, "axis_name": axis_name}
         if group_size and train:
             return functools.partial(GroupedBatchNorm, group_size, **common)
-        layer = nn.BatchNorm if norm == "batch" else UnbiasedBatchNorm
+        layer = BatchNorm if norm == "batch" else UnbiasedBatchNorm
         return functools.partial(layer, use_running_average=not train, **common)
     if norm == "layer":
         return functools.partial(nn.LayerNorm, **common)

@@ -8,10 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from cnnjax.models.batch_norm import BatchNorm
+
 Array = jax.Array
 
 
-class UnbiasedBatchNorm(nn.BatchNorm):
+class UnbiasedBatchNorm(BatchNorm):
     """`nn.BatchNorm` whose running variance averages unbiased variances.
 
     A batch is normalized by its own variance, the mean of n squared deviations, in both frameworks.

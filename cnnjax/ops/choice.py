@@ -7,6 +7,7 @@ The forms give the same values and gradients up to rounding and differ in speed:
   `lax` convolutions without its fast kernel and without threads inside a loop (`lax.scan`,
   `lax.while_loop`); matrix products are fast everywhere.
 * `winograd`: 3x3 at stride 1 with 2.25 times fewer multiplications, as matrix products.
+* `onednn`: the library that jaxlib carries for x86 (see `cnnjax.ops.onednn`).
 * `taps`: a depthwise convolution (one group a channel) as a sum of elementwise products, one for
   each tap of the window.
 
@@ -19,16 +20,24 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
+from jax.interpreters import mlir
 
 from cnnjax.errors import unknown_name
-from cnnjax.ops.geometry import Geometry
+from cnnjax.ops import onednn
+from cnnjax.ops.geometry import Geometry, Shaped
 
-LOWERINGS = ("auto", "im2col", "lax", "taps", "winograd")
+if TYPE_CHECKING:
+    from cnnjax.ops.primitive import Form
 
-# JAX keys its caches on this, so a function compiled under one value is not reused under another.
+LOWERINGS = ("auto", "im2col", "lax", "onednn", "taps", "winograd")
+
+# JAX keys its caches on these, so a function compiled under one value is not reused under another.
 _lowering = jax.make_user_context("auto")
+_whole_batch = jax.make_user_context(None)
 
 
 @contextlib.contextmanager
@@ -55,16 +64,11 @@ def requested(argument: str | None) -> str:
     return _lowering.value if argument is None else checked_name(argument)
 
 
-def on_cpu() -> bool:
-    """Whether what is traced now will run on the CPU, as far as tracing can know.
-
-    A default device that was set (`jax.default_device`) counts before the default backend. A
-    wrong guess costs speed, never correctness: every lowering runs on every platform.
-    """
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]
-    if device is None:
-        return jax.default_backend() == "cpu"
-    return (device if isinstance(device, str) else device.platform) == "cpu"
+@contextlib.contextmanager
+def whole_batch(whole: bool) -> Iterator[None]:
+    """Within the context, what is traced is known to have its whole batch, or not to."""
+    with _whole_batch(whole):
+        yield
 
 
 def batch_may_be_sharded() -> bool:
@@ -72,7 +76,19 @@ def batch_may_be_sharded() -> bool:
 
     It may not with one device, nor inside `shard_map` and `pmap`, where each program has its own.
     """
+    if _whole_batch.value is not None:
+        return not _whole_batch.value
     return jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes
+
+
+def batch_is_whole(context: Any) -> bool:
+    """Whether a program that JAX lowers in this context is one device's own.
+
+    There is only one device, or `shard_map` or `pmap` have made a program for each.
+    """
+    if isinstance(context, mlir.SPMDAxisContext):
+        return set(context.mesh.axis_names) == set(context.manual_axes)
+    return getattr(context, "num_devices", 1) == 1
 
 
 # Measured on two AVX-512 cores with benchmarks/convolutions.py. Winograd's transforms are paid
@@ -87,15 +103,41 @@ TAPS_FIRST_CHANNELS, TAPS_FIRST_BYTES = 4, 16 * 2**20
 FUSED_CHANNELS, FUSED_FEATURES_PER_TAP = 16, 16
 
 
-def for_convolution(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> str:
-    """Returns the lowering measured to be fastest for these shapes on this platform."""
-    if not on_cpu():
-        return "lax"
+def for_cpu(form: Form, image: Shaped, kernel: Shaped, *, own_kernels: bool) -> str:
+    """Returns the lowering measured to be fastest on a CPU for a convolution or a gradient of it.
+
+    Args:
+      form: which of them, and how it was asked for.
+      image: its shape and dtype.
+      kernel: its shape and dtype.
+      own_kernels: whether the program may call kernels that are not XLA's: no batch is divided by
+        the compiler, and the program is run here.
+    """
+    geometry = form.geometry
+    callable_here = own_kernels and onednn.available(str(image.dtype))
+    if form.lowering == "onednn":
+        return "onednn" if callable_here else "lax"
+    positions = image.shape[0] * math.prod(geometry.output_size(image, kernel))
+    if callable_here:
+        products = form.of == 1 and products_give_kernel_gradient(kernel, geometry, positions)
+        if not products or image.dtype != jnp.float32:
+            return "onednn"
     if 1 < geometry.feature_group_count == image.shape[3]:
         return "taps"
-    positions = image.shape[0] * math.prod(geometry.output_size(image, kernel))
     enough = min(kernel.shape[2:]) >= WINOGRAD_CHANNELS and positions >= WINOGRAD_POSITIONS
     return "winograd" if enough and winograd_fits(kernel, geometry) else "im2col"
+
+
+def products_give_kernel_gradient(kernel: Shaped, geometry: Geometry, positions: int) -> bool:
+    """Whether the gradient of a kernel is faster by XLA's products than by oneDNN.
+
+    oneDNN convolves with the cotangent as a kernel, which is slow with many channels at few
+    positions.
+    """
+    if geometry.feature_group_count > 1 or kernel.shape[:2] == (1, 1):
+        return False
+    channels = min(kernel.shape[2:])
+    return positions <= 512 or channels >= (128 if geometry.strides == (1, 1) else 64)
 
 
 def winograd_fits(kernel: jax.Array, geometry: Geometry) -> bool:
@@ -127,11 +169,6 @@ def batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
     return window > 1 and channels <= 32 and batch >= 16 and small
 
 
-def fuses(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
-    """Whether convolution (of stride 1) and 2x2 max pool are fastest as one function."""
-    return on_cpu() and batch_last(image, kernel, geometry)
-
-
 def fused_row_stride(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> int:
     """Returns the stride of the rows of patches in convolution and max pool as one function.
 
@@ -141,12 +178,3 @@ def fused_row_stride(image: jax.Array, kernel: jax.Array, geometry: Geometry) ->
     rows, _, channels, features = kernel.shape
     worth = channels >= FUSED_CHANNELS and features >= FUSED_FEATURES_PER_TAP * (rows - 1)
     return 1 if worth and batch_last(image, kernel, geometry) else 2
-
-
-def slices_max_pool(name: str, window: tuple[int, int]) -> bool:
-    """Whether max pool is a maximum of strided slices, not `lax.reduce_window`.
-
-    XLA:CPU is slow at the gradient of `reduce_window` (`select_and_scatter`); the slices are as
-    many as the window has positions, so a large window stays with `lax`.
-    """
-    return name == "im2col" or (name == "auto" and on_cpu() and math.prod(window) <= 9)

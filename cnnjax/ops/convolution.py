@@ -9,11 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cnnjax.ops import choice
+from cnnjax.ops import choice, forms, primitive
 from cnnjax.ops.geometry import Geometry, lax_conv2d, make_geometry
-from cnnjax.ops.im2col import conv2d_channels_last, conv2d_taps_first
-from cnnjax.ops.taps import depthwise_taps
-from cnnjax.ops.winograd import conv2d_winograd
 
 
 def conv2d(
@@ -65,17 +62,13 @@ def _convolve(image: jax.Array, kernel: jax.Array, geometry: Geometry, name: str
     empty = 0 in (image.size, kernel.size, *geometry.output_size(image, kernel))
     if empty or not jnp.issubdtype(image.dtype, jnp.floating):
         return lax_conv2d(image, kernel, geometry)
-    if name == "auto":
-        name = choice.for_convolution(image, kernel, geometry)
-    if name == "im2col":
-        if choice.taps_first(image, kernel, geometry):
-            return conv2d_taps_first(image, kernel, geometry)
-        return conv2d_channels_last(image, kernel, geometry)
-    if name == "winograd" and choice.winograd_fits(kernel, geometry):
-        return conv2d_winograd(image, kernel, geometry)
-    if name == "taps" and 1 < geometry.feature_group_count == image.shape[3]:
-        return depthwise_taps(image, kernel, geometry)
-    return lax_conv2d(image, kernel, geometry)
+    if name in ("auto", "onednn"):
+        return primitive.convolution(image, kernel, geometry, name)
+    if name == "winograd" and not choice.winograd_fits(kernel, geometry):
+        name = "lax"
+    if name == "taps" and not 1 < geometry.feature_group_count == image.shape[3]:
+        name = "lax"
+    return forms.FORMS[name](image, kernel, geometry)
 
 
 def conv_general_dilated(

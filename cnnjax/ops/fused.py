@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from cnnjax.ops import choice
 from cnnjax.ops.blocks import in_row_blocks
@@ -77,18 +78,29 @@ def conv2d_activation_max_pool(
         and jnp.issubdtype(image.dtype, jnp.floating)
         and 0 not in (image.size, kernel.size, height // 2, width // 2)
     )
-    if fusable and (name == "im2col" or (name == "auto" and choice.fuses(image, kernel, geometry))):
+    if bias is None:
+        bias = jnp.zeros(kernel.shape[3:], image.dtype)
+
+    def fused(image: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         return _fused(image, kernel, bias, geometry, activation)
-    result = conv2d(
-        image, kernel, padding=padding, bias=bias, precision=precision, lowering=lowering
-    )
-    return max_pool(activation(result), (2, 2), (2, 2), lowering=lowering)
+
+    def in_turn(image: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        result = conv2d(
+            image, kernel, padding=padding, bias=bias, precision=precision, lowering=lowering
+        )
+        return max_pool(activation(result), (2, 2), (2, 2), lowering=lowering)
+
+    if fusable and name == "im2col":
+        return fused(image, kernel, bias)
+    if fusable and name == "auto" and choice.batch_last(image, kernel, geometry):
+        return lax.platform_dependent(image, kernel, bias, cpu=fused, default=in_turn)
+    return in_turn(image, kernel, bias)
 
 
 def _fused(
     image: jax.Array,
     kernel: jax.Array,
-    bias: jax.Array | None,
+    bias: jax.Array,
     geometry: Geometry,
     activation: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
@@ -104,8 +116,6 @@ def _fused(
         ],
         axis=3,
     )
-    if bias is None:
-        bias = jnp.zeros(features, image.dtype)
 
     def product(
         block: Geometry, image_block: jax.Array, shifted: jax.Array, bias: jax.Array

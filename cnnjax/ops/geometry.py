@@ -126,20 +126,31 @@ def explicit_pads(
 
 def lax_conv2d(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """The compiler's own convolution: the definition that every other form must equal."""
-    rows, columns = (_split_padding(*axis) for axis in geometry.axes(image, kernel))
-    before = [(*rows[0], 0), (*columns[0], 0)]
-    if any(low or high for low, high, _ in before):
-        image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *before, (0, 0, 0)])
+    image, geometry = with_pads_inside(image, kernel, geometry)
     return lax.conv_general_dilated(
         image,
         kernel,
         geometry.strides,
-        (rows[1], columns[1]),
+        geometry.pads,
         rhs_dilation=geometry.kernel_dilation,
         dimension_numbers=NHWC,
         feature_group_count=geometry.feature_group_count,
         precision=geometry.precision,
     )
+
+
+def with_pads_inside(
+    image: jax.Array, kernel: Shaped, geometry: Geometry
+) -> tuple[jax.Array, Geometry]:
+    """Pads and cuts the image as far as the convolution cannot do it itself; see `_split_padding`.
+
+    The pads that are left are not negative, and no larger than the window reaches.
+    """
+    rows, columns = (_split_padding(*axis) for axis in geometry.axes(image, kernel))
+    before = [(*rows[0], 0), (*columns[0], 0)]
+    if any(low or high for low, high, _ in before):
+        image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *before, (0, 0, 0)])
+    return image, geometry._replace(pads=(rows[1], columns[1]))
 
 
 def _split_padding(

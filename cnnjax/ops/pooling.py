@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
@@ -15,6 +16,11 @@ from cnnjax.errors import UserError
 from cnnjax.ops import choice
 from cnnjax.ops.geometry import Geometry, Pads, checked_pair, explicit_pads
 from cnnjax.ops.im2col import window_taps
+from cnnjax.ops.once import computed_once
+
+# XLA:CPU is slow at the gradient of `reduce_window` (`select_and_scatter`). Slices are as many as
+# the window has positions, so that a large window stays with it.
+SLICES_AT_MOST = 9
 
 
 def max_pool(
@@ -45,11 +51,21 @@ def max_pool(
     window, strides, pads = _checked(image, window, strides, padding)
     name = choice.requested(lowering)
     batched = image.reshape(-1, *image.shape[-3:])
-    if choice.slices_max_pool(name, window) and image.size and _is_float(image):
-        result = _max_of_slices(batched, window, strides, pads)
-    else:
+
+    def slices(image: jax.Array) -> jax.Array:
+        return _max_of_slices(image, window, strides, pads)
+
+    def windows(image: jax.Array) -> jax.Array:
         lowest = -jnp.inf if _is_float(image) else jnp.iinfo(image.dtype).min
-        result = _reduce_windows(batched, lowest, lax.max, window, strides, pads)
+        return _reduce_windows(image, lowest, lax.max, window, strides, pads)
+
+    can_slice = image.size > 0 and _is_float(image)
+    if can_slice and name == "im2col":
+        result = slices(batched)
+    elif can_slice and name != "lax" and math.prod(window) <= SLICES_AT_MOST:
+        result = lax.platform_dependent(batched, cpu=slices, default=windows)
+    else:
+        result = windows(batched)
     return result.reshape(*image.shape[:-3], *result.shape[1:])
 
 
@@ -75,11 +91,17 @@ def _(primals, tangents):  # type: ignore[no-untyped-def]
     # Each is compared with the largest before it, never for equality with the maximum: a compiler
     # that computes the values again for this rule may round them otherwise, and none would be
     # equal.
-    largest, change = values[0], changes[0]
-    for value, candidate in zip(values[1:], changes[1:], strict=True):
-        change = jnp.where(value > largest, candidate, change)
+    largest, winner = values[0], jnp.zeros(values[0].shape, jnp.int8)
+    for index, value in enumerate(values[1:], 1):
+        winner = jnp.where(value > largest, jnp.int8(index), winner)
         largest = jnp.maximum(largest, value)
-    return first_maximum(values), change
+    # Written once, a byte a window: in the transpose each pixel asks all windows that it is in.
+    winner = computed_once(winner)
+    parts = [
+        jnp.where(winner == index, change, jnp.zeros((), change.dtype))
+        for index, change in enumerate(changes)
+    ]
+    return first_maximum(values), reduce(jnp.add, parts)
 
 
 def avg_pool(

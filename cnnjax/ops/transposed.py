@@ -61,19 +61,23 @@ def conv_transpose2d(
     strides = checked_pair("strides", strides)
     _check(image, kernel, strides)
     name = choice.requested(lowering)
-    overlaps = kernel.shape[:2] != strides
-    if name == "lax" or (name == "auto" and overlaps and not choice.on_cpu()):
-        result = lax.conv_transpose(
-            image,
-            kernel[::-1, ::-1] if turned else kernel,
-            strides,
-            "SAME",
-            dimension_numbers=NHWC,
-            precision=precision,
+
+    def by_lax(image: jax.Array, kernel: jax.Array) -> jax.Array:
+        window = kernel[::-1, ::-1] if turned else kernel
+        return lax.conv_transpose(
+            image, window, strides, "SAME", dimension_numbers=NHWC, precision=precision
         )
-    else:
+
+    def by_product(image: jax.Array, kernel: jax.Array) -> jax.Array:
         window = kernel if turned else kernel[::-1, ::-1]
-        result = _overlap_add(image, window, strides, precision)
+        return _overlap_add(image, window, strides, precision)
+
+    if name == "lax":
+        result = by_lax(image, kernel)
+    elif name == "auto" and kernel.shape[:2] != strides:
+        result = lax.platform_dependent(image, kernel, cpu=by_product, default=by_lax)
+    else:
+        result = by_product(image, kernel)
     return result if bias is None else result + bias
 
 

@@ -31,18 +31,23 @@ def primitives(function, *arrays):
 
 
 IMAGE, KERNEL = jnp.ones((16, 8, 8, 2)), jnp.ones((3, 3, 2, 4))
-CONVOLUTION, PRODUCT = "conv_general_dilated", "dot_general"
+CONVOLUTION, PRODUCT, OURS = "conv_general_dilated", "dot_general", "cnnjax_convolution"
+
+
+def lowered(function, *arrays, platform):
+    """The program of `function` as XLA gets it for a platform, which need not be here."""
+    return jax.jit(function).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
 
 
 def test_argument_before_context_before_choice():
-    assert PRODUCT in primitives(ops.conv2d, IMAGE, KERNEL)
+    assert OURS in primitives(ops.conv2d, IMAGE, KERNEL)
     with ops.lowering("lax"):
         assert CONVOLUTION in primitives(ops.conv2d, IMAGE, KERNEL)
         with ops.lowering("auto"):
-            assert PRODUCT in primitives(ops.conv2d, IMAGE, KERNEL)
+            assert OURS in primitives(ops.conv2d, IMAGE, KERNEL)
         argument = lambda *arrays: ops.conv2d(*arrays, lowering="im2col")  # noqa: E731
         assert CONVOLUTION not in primitives(argument, IMAGE, KERNEL)
-    assert PRODUCT in primitives(ops.conv2d, IMAGE, KERNEL)
+    assert OURS in primitives(ops.conv2d, IMAGE, KERNEL)
 
 
 def test_a_compiled_function_is_compiled_anew_in_another_context():
@@ -77,18 +82,35 @@ def test_the_context_belongs_to_one_thread():
     assert seen == ["auto"]
 
 
-def test_lax_is_the_choice_where_the_cpu_is_not(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert CONVOLUTION in primitives(lambda *arrays: ops.conv2d(*arrays), IMAGE, KERNEL)
-    fused = lambda *arrays: ops.conv2d_activation_max_pool(*arrays)  # noqa: E731
-    assert {CONVOLUTION, "reduce_window_max"} <= primitives(fused, IMAGE, KERNEL)
-    with jax.default_device(jax.devices("cpu")[0]):
-        assert PRODUCT in primitives(lambda *arrays: ops.conv2d(*arrays), IMAGE, KERNEL)
+def both_gradients(image, kernel):
+    return jax.grad(lambda *arrays: jnp.sum(ops.conv2d(*arrays) ** 2), (0, 1))(image, kernel)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_accelerators_get_the_compilers_convolutions(platform):
+    program = lowered(both_gradients, IMAGE, KERNEL, platform=platform)
+    assert program.count("stablehlo.convolution") == 3
+    assert "custom_call" not in program
+    pooled = lowered(ops.conv2d_activation_max_pool, IMAGE, KERNEL, platform=platform)
+    assert pooled.count("stablehlo.convolution") == 1
+    assert pooled.count("stablehlo.reduce_window") == 1
+    assert "dot_general" not in pooled
 
 
 def test_no_convolution_is_left_to_the_compiler_on_the_cpu():
     image, kernel = jnp.ones((16, 8, 8, 64)), jnp.ones((3, 3, 64, 64))
-    assert CONVOLUTION not in primitives(lambda *arrays: ops.conv2d(*arrays), image, kernel)
+    assert "stablehlo.convolution" not in lowered(ops.conv2d, image, kernel, platform="cpu")
+    assert "stablehlo.convolution" not in lowered(both_gradients, image, kernel, platform="cpu")
+
+
+def test_a_program_for_export_calls_nothing_that_other_machines_may_lack():
+    exported = jax.export.export(jax.jit(both_gradients))(IMAGE, KERNEL)
+    assert exported.platforms == ("cpu",)
+    assert "custom_call" not in exported.mlir_module()
+    for ours, theirs in zip(
+        exported.call(IMAGE, KERNEL), both_gradients(IMAGE, KERNEL), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def test_a_batch_is_not_sharded_inside_shard_map_and_pmap():

@@ -16,9 +16,9 @@ from jax.test_util import check_grads
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.ops import blocks, choice, im2col
+from cnnjax.ops import blocks, choice, forms, im2col
 
-OURS = ("im2col", "taps", "winograd")  # "auto" is always one of these or "lax".
+OURS = ("auto", "im2col", "onednn", "taps", "winograd")
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 4e-2, "float16": 5e-3}
 
 
@@ -344,8 +344,7 @@ def test_row_blocks_change_nothing(monkeypatch, strides):
         monkeypatch.setattr(blocks, "MAX_PATCH_BYTES", bound)
         monkeypatch.setattr(blocks, "MAX_SAVED_PATCH_BYTES", bound)
         for convolve in (im2col.conv2d_taps_first, im2col.conv2d_channels_last):
-            monkeypatch.setattr("cnnjax.ops.convolution.conv2d_channels_last", convolve)
-            monkeypatch.setattr("cnnjax.ops.convolution.conv2d_taps_first", convolve)
+            monkeypatch.setitem(forms.FORMS, "im2col", convolve)
             ours = lambda *arrays: ops.conv2d(*arrays, strides=strides, lowering="im2col")  # noqa: E731
             assert_close(value_and_gradients(ours, image, kernel), expected)
 
