@@ -1,4 +1,4 @@
-"""One contender in a process of its own, for `peers.py`: prepares itself, then measures on request.
+"""One contender in a process of its own, for `peers.py` and `zoo.py`: prepares itself, then measures on request.
 
 The task is the first argument, as JSON. The first line that it prints says how the preparation
 went: `{"ready": ...}`, `{"missing": reason}` or `{"failed": reason}`. After that each line read,
@@ -34,11 +34,15 @@ class Timing(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """The fastest variant of one mode; `first_secs` is its preparation and first step."""
+    """The fastest variant of one mode; `first_secs` is its preparation and first step.
+
+    `compile_secs` of these, its compiler has taken.
+    """
 
     variant: str
     run: Run
     first_secs: float
+    compile_secs: float
     trials: dict[str, float | str]
 
 
@@ -52,7 +56,8 @@ def main() -> None:
     task = Task(**spec["task"] | {"workload": workload})
     try:
         program = build(task)
-        runs = {mode: prepare(program.variants[mode], seconds) for mode in modes}
+        start_secs = time.time() - spec["started"]
+        runs = {mode: prepare_mode(program, mode, seconds, spec["variant"]) for mode in modes}
     except ModuleNotFoundError as error:
         say(channel, {"missing": f"needs the package {error.name}"})
         return
@@ -69,7 +74,9 @@ def main() -> None:
                 "modes": {
                     mode: {
                         "variant": each.variant,
+                        "start_secs": start_secs,
                         "first_secs": each.first_secs,
+                        "compile_secs": each.compile_secs,
                         "trials": each.trials,
                     }
                     for mode, each in runs.items()
@@ -77,12 +84,14 @@ def main() -> None:
             }
         },
     )
-    num_steps = dict.fromkeys(modes, 1)
+    num_steps: dict[str, int] = {}
     for line in sys.stdin:
         request = json.loads(line)
         mode, seconds = request["mode"], request["seconds"]
         try:
-            timing = measure(runs[mode].run, seconds, num_steps[mode])
+            if mode not in runs:
+                runs[mode] = prepare_mode(program, mode, seconds, spec["variant"])
+            timing = measure(runs[mode].run, seconds, num_steps.get(mode, 1))
         except Exception as error:
             say(channel, {"failed": one_line(error)})
             raise
@@ -90,7 +99,9 @@ def main() -> None:
         # Bytes on a Mac, KiB elsewhere.
         unit = 2**20 if sys.platform == "darwin" else 2**10
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        say(channel, {**timing._asdict(), "peak_mib": peak_mib})
+        say(channel, {**timing._asdict(), "peak_mib": peak_mib, "variant": runs[mode].variant})
+        if request["last"]:
+            del runs[mode]
 
 
 def build(task: Task) -> Program:
@@ -102,17 +113,30 @@ def build(task: Task) -> Program:
     return importlib.import_module(contender.module).build(task, image, label)
 
 
-def prepare(variants: dict[str, Callable[[], Run]], seconds: float) -> Prepared:
+def prepare_mode(program: Program, mode: str, seconds: float, variant: str | None) -> Prepared:
+    """Prepares a mode in the fastest of its variants, or in the one named."""
+    variants = program.variants[mode]
+    if variant is not None:
+        variants = {variant: variants[variant]}
+    return prepare(variants, seconds, program.compiled_secs or (lambda: 0.0))
+
+
+def prepare(
+    variants: dict[str, Callable[[], Run]],
+    seconds: float,
+    compiled_secs: Callable[[], float] = lambda: 0.0,
+) -> Prepared:
     """Prepares all variants, lets those that are not hopeless take turns, and keeps the fastest.
 
     A variant that fails is passed over; if all do, the last one's exception is raised.
     """
     runs: dict[str, Run] = {}
     first_secs: dict[str, float] = {}
+    compile_secs: dict[str, float] = {}
     trials: dict[str, float | str] = {}
     best: dict[str, float] = {}
     for number, (name, make) in enumerate(variants.items(), 1):
-        start = time.perf_counter()
+        start, compiled = time.perf_counter(), compiled_secs()
         try:
             run = make()
             run(1)
@@ -124,6 +148,7 @@ def prepare(variants: dict[str, Callable[[], Run]], seconds: float) -> Prepared:
                 raise
             continue
         first_secs[name] = time.perf_counter() - start
+        compile_secs[name] = compiled_secs() - compiled
         runs[name] = run
         best[name] = measure(run, seconds / TRIALS).wall_secs
     if len(runs) > 1:
@@ -132,7 +157,7 @@ def prepare(variants: dict[str, Callable[[], Run]], seconds: float) -> Prepared:
                 best[name] = min(best[name], measure(runs[name], seconds / TRIALS).wall_secs)
     trials |= best
     fastest = min(best, key=best.__getitem__)
-    return Prepared(fastest, runs[fastest], first_secs[fastest], trials)
+    return Prepared(fastest, runs[fastest], first_secs[fastest], compile_secs[fastest], trials)
 
 
 def measure(run: Run, seconds: float, num_steps: int = 1) -> Timing:

@@ -1,0 +1,2 @@
+def report(*a):
+    raise SystemExit("not yet")
