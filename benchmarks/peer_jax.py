@@ -69,10 +69,11 @@ def _compiler_clock() -> Callable[[], float]:
 
     spans: list[tuple[float, float]] = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del kwargs
         if event.startswith("/jax/core/compile/"):
             now = time.perf_counter()
-            spans.append((now - duration, now))
+            spans.append((now - duration_secs, now))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return lambda: covered(spans)

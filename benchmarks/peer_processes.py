@@ -1,4 +1,4 @@
-"""The processes of `peers.py` and `zoo.py`: workers, the machine they run on, and the MNIST experiment."""
+"""The processes of `peers.py` and `zoo.py`: workers, their machine, and the MNIST experiment."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ class Worker:
         return facts
 
     def measure(self, mode: str, seconds: float, *, last: bool = False) -> dict[str, Any]:
-        """Returns one measurement: seconds per step, wall and CPU; after the last, frees the mode."""
+        """Returns one measurement: seconds per step, wall and CPU.
+
+        The last of a mode frees it.
+        """
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
         request = {"mode": mode, "seconds": seconds, "last": last}

@@ -152,7 +152,8 @@ def torchvision_model(name: str, num_classes: int) -> Any:
     """Returns torchvision's network of that name, without weights and auxiliary heads."""
     import torch
 
-    register = torch.library.register_fake
+    library: Any = torch.library
+    register = library.register_fake
 
     def register_others(operator: str, *arguments: Any, **options: Any) -> Any:
         # torchvision's operators, of which no network has any, may be compiled for another torch.
@@ -160,11 +161,11 @@ def torchvision_model(name: str, num_classes: int) -> Any:
             return lambda function: function
         return register(operator, *arguments, **options)
 
-    torch.library.register_fake = register_others
+    library.register_fake = register_others
     try:
         from torchvision import models
     finally:
-        torch.library.register_fake = register
+        library.register_fake = register
     # With auxiliary heads these two return several outputs.
     heads = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
     options = heads.get(name, {})

@@ -1,4 +1,6 @@
-"""One contender in a process of its own, for `peers.py` and `zoo.py`: prepares itself, then measures on request.
+"""One contender in a process of its own: prepares itself, then measures on request.
+
+For `peers.py` and `zoo.py`.
 
 The task is the first argument, as JSON. The first line that it prints says how the preparation
 went: `{"ready": ...}`, `{"missing": reason}` or `{"failed": reason}`. After that each line read,
@@ -17,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TextIO
 
-from workloads import CONTENDERS, Program, Run, Task, Workload, load_data
+from workloads import CONTENDERS, OPERATION_CONTENDERS, Program, Run, Task, Workload, load_data
 
 # A variant this much slower at its first trial is not tried again.
 HOPELESS = 2.0
@@ -91,6 +93,9 @@ def main() -> None:
         try:
             if mode not in runs:
                 runs[mode] = prepare_mode(program, mode, seconds, spec["variant"])
+                # One step may hit a pause of the system; its trial was the least of several.
+                trial_secs = float(runs[mode].trials[runs[mode].variant])
+                num_steps[mode] = max(1, round(seconds / trial_secs))
             timing = measure(runs[mode].run, seconds, num_steps.get(mode, 1))
         except Exception as error:
             say(channel, {"failed": one_line(error)})
@@ -106,7 +111,7 @@ def main() -> None:
 
 def build(task: Task) -> Program:
     """Imports the contender's module and its framework, and builds its program."""
-    contender = CONTENDERS[task.contender]
+    contender = (CONTENDERS | OPERATION_CONTENDERS)[task.contender]
     if importlib.util.find_spec(contender.package) is None:
         raise ModuleNotFoundError(contender.package, name=contender.package)
     image, label = load_data(task.workload, task.batch_size)

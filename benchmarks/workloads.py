@@ -74,6 +74,12 @@ CONTENDERS = {
     ),
 }
 
+# Each measures single layers of a workload's network: the modes are those of `operations.py`.
+OPERATION_CONTENDERS = {
+    "cnnjax-operations": Contender("operations_jax", "jax", (), "a jitted call of one layer"),
+    "torch-operations": Contender("operations_torch", "torch", (), "an eager call of one layer"),
+}
+
 
 class Task(NamedTuple):
     """What one worker is asked to measure."""

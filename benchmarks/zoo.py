@@ -86,7 +86,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--modes", nargs="+", default=list(MODES), help="train, infer or both (default)")
     add("--contenders", nargs="+", default=[OURS, TORCH], help=", ".join(CONTENDERS))
     add("--batch-size", type=int, help="default: 64 for images up to 64 pixels, else 8")
-    add("--rounds", type=int, help="measurements of each (default 5; of an operation 2)")
+    add("--rounds", type=int, help="measurements of each (default 5; of an operation 3)")
     add("--seconds", type=float, help="length of a measurement (default 2; of an operation 0.1)")
     add("--patience", type=float, default=900.0, help="seconds that a process may take (900)")
     add("--json", type=Path, help="write all measurements here, after each network")
@@ -113,7 +113,7 @@ def check(options: argparse.Namespace) -> None:
         for name in given:
             if name not in valid:
                 raise unknown_name(kind, name, valid)
-    options.rounds = _default(options.rounds, 2 if options.operations else 5)
+    options.rounds = _default(options.rounds, 3 if options.operations else 5)
     options.seconds = _default(options.seconds, 0.1 if options.operations else 2.0)
     for flag, value in (("--rounds", options.rounds), ("--batch-size", options.batch_size)):
         if value is not None and value < 1:

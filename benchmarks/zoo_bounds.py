@@ -137,7 +137,7 @@ def _copy_gbytes(threads: int) -> float:
 
 
 def _least_secs(run: Callable[[], Any]) -> float:
-    """Returns the least time of a call among those that fit into `SECONDS`, after one unmeasured."""
+    """Returns the least time of the calls that fit into `SECONDS`, after one unmeasured."""
     run()
     least, end = float("inf"), time.perf_counter() + SECONDS
     while (start := time.perf_counter()) < end:
