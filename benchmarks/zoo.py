@@ -6,6 +6,9 @@
     python benchmarks/zoo.py --operations mobilenet_v2
     python benchmarks/zoo.py --smoke
 
+Other work on the machine disturbs threads that wait for each other, by factors: measure on a quiet
+one, or read the column of the fastest rounds.
+
 cnnjax runs as its experiments do, PyTorch eagerly in the better of its two memory formats with all
 cores, on networks of torchvision with as many parameters (see zoo_networks.py). The processes, the
 steps and the ratios are those of peers.py; each mode has processes of its own, so that
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -145,7 +149,10 @@ def measure(name: str, mode: str, options: argparse.Namespace, peaks: Machine) -
     batch_size = next(iter(rows.values())).batch_size if rows else 1
     cost = step_cost(workload, batch_size, mode)
     family = zoo_networks.family(name)
-    return Entry(name, family, mode, rows, bound(cost, peaks), has_peer)
+    load = os.getloadavg()[0]
+    return Entry(
+        name, family, mode, rows, bound(cost, peaks), has_peer, load, machine("cpu")["cores"]
+    )
 
 
 def with_costs_alone(row: Row, workload: Workload, options: argparse.Namespace) -> Row:

@@ -84,7 +84,7 @@ def test_families_count_once_in_the_geometric_mean():
     assert ratios == {"x": pytest.approx(2.0), "y": pytest.approx(0.5)}
     said = zoo_report.conclusion(entries, ["train", "infer"]).splitlines()
     assert said[0].startswith("training step: 1.00 times as fast as PyTorch")
-    assert said[0].endswith("the worst is y, 0.500.")
+    assert said[0].endswith("the worst is y, 0.500. By the fastest rounds: 1.00.")
     assert said[1] == "inference: no network was measured beside PyTorch."
 
 
@@ -97,6 +97,8 @@ def test_the_table_shows_costs_bounds_and_what_is_missing():
         {"cnnjax": row("cnnjax", [4.0]), "torch": row("torch", trouble="missing: torch")},
         zoo_bounds.Bound(0.5, 1.0),
         has_peer=False,
+        load=3.66,
+        cores=2,
     )
     lines = zoo_report.markdown([measured, alone], "train").splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
@@ -107,7 +109,15 @@ def test_the_table_shows_costs_bounds_and_what_is_missing():
     assert first["compile, s"] == "3.00" and first["first step, s"] == "7.00"
     assert first["x bound"] == "2.00" and first["note"] == "bound by FLOPs"
     assert second["x PyTorch"] == "-" and second["x bound"] == "4.00"
-    assert second["note"] == "bound by bytes; no peer; torch: missing: torch"
+    assert second["note"] == "bound by bytes; load 3.7; no peer; torch: missing: torch"
+
+
+def test_the_fastest_rounds_have_a_ratio_of_their_own():
+    rows = {"cnnjax": row("cnnjax", [2.0, 9.0]), "torch": row("torch", [4.0, 3.0])}
+    both = zoo_report.Entry("a", "a", "train", rows, zoo_bounds.Bound(1.0, 1.0), has_peer=True)
+    assert both.least_ratio == 1.5 and both.ratio == pytest.approx((2.0 + 1 / 3) / 2)
+    alone = both._replace(rows={"cnnjax": rows["cnnjax"]})
+    assert math.isnan(alone.least_ratio) and alone.record()["least_ratio"] is None
 
 
 def test_bounds_follow_from_counts():
