@@ -196,26 +196,50 @@ def test_lost_time_is_summed_by_kind():
     assert "| all | 4 | 7.00 | 5.00 | 0.714 | 2.00 |" in zoo_operations.kinds_table(measured)
 
 
+IMAGE = ((2, 8, 8, 6),)
+POOL = {"window": (3, 3), "strides": (2, 2), "pads": ((0, 1), (0, 1))}
+GATE = {"features": 2, "activation": "relu", "gate": "hard_sigmoid"}
+FUNCTIONS = [
+    operations.Operation("sum", IMAGE * 2, {}),
+    operations.Operation("concatenation", IMAGE * 2, {}),
+    operations.Operation("scale", IMAGE, {}),
+    operations.Operation("global average pool", IMAGE, {}),
+    operations.Operation("activation", IMAGE, {"activation": "hard_swish"}),
+    operations.Operation("channel shuffle", IMAGE, {"parts": 2}),
+    operations.Operation("max pool", IMAGE, POOL),
+    operations.Operation("average pool", IMAGE, POOL),
+]
+
+
 @pytest.mark.parametrize("mode", workloads.MODES)
 def test_operations_run_alone(mode):
-    """Every kind of layer, of tiny images, in cnnjax and where it is installed in PyTorch."""
-    image = ((2, 8, 8, 6),)
-    pool = {"window": (3, 3), "strides": (2, 2), "pads": ((0, 1), (0, 1))}
-    for kind, shapes, settings in [
-        ("sum", image * 2, {}),
-        ("concatenation", image * 2, {}),
-        ("scale", image, {}),
-        ("global average pool", image, {}),
-        ("activation", image, {"activation": "hard_swish"}),
-        ("channel shuffle", image, {"parts": 2}),
-        ("max pool", image, pool),
-        ("average pool", image, pool),
-    ]:
-        operation = operations.Operation(kind, shapes, settings)
+    for operation in FUNCTIONS:
         operations_jax.prepare(operation, mode, None)(1)
     found, modules = operations_jax.collect(zoo_networks.workload("lenet5"), 2, mode)
     for key in list(modules)[:1]:
         operations_jax.prepare(found[key][0], mode, modules[key])(1)
+
+
+@pytest.mark.parametrize("mode", workloads.MODES)
+def test_peers_operations_run_alone(mode):
+    pytest.importorskip("torch")
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import operations_torch
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    conv = {**CONV, "dilation": (1, 1), "bias": True}
+    layers = [
+        operations.Operation("convolution", IMAGE, {**conv, "pads": ((0, 1), (0, 1))}, True),
+        operations.Operation("convolution and pool", IMAGE, {**conv, **GATE, "pool": "max"}),
+        operations.Operation("squeeze-excite", IMAGE, GATE),
+        operations.Operation("batch norm", IMAGE, {}),
+        operations.Operation("layer norm", IMAGE, {}),
+        operations.Operation("dense", IMAGE, {"features": 3, "bias": True}),
+    ]
+    for operation in [*FUNCTIONS, *layers]:
+        for layout in operations_torch.LAYOUTS.values():
+            operations_torch.prepare(operation, mode, layout)(1)
 
 
 @pytest.mark.slow
