@@ -42,13 +42,16 @@ class Worker:
         seconds: float,
         patience_secs: float,
         variant: str | None = None,
+        *,
+        least: bool = False,
     ):
         """Starts it to prepare `modes`, each in the fastest of its variants, or only in `variant`.
 
-        A mode that is not prepared is prepared when it is measured first.
+        A mode that is not prepared is prepared when it is measured first. `least`: times are the
+        least of many short ones, not means.
         """
         spec = {"task": task._asdict(), "modes": list(modes), "seconds": seconds}
-        spec |= {"variant": variant, "started": time.time()}
+        spec |= {"variant": variant, "least": least, "started": time.time()}
         self._patience_secs = patience_secs
         self._log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 (lives as long as the process)
         self._process = subprocess.Popen(

@@ -24,6 +24,8 @@ from workloads import CONTENDERS, OPERATION_CONTENDERS, Program, Run, Task, Work
 # A variant this much slower at its first trial is not tried again.
 HOPELESS = 2.0
 TRIALS = 3
+# Short beside a time slice of the system, long beside the clock.
+SHORT_SECS = 1e-3
 
 
 class Timing(NamedTuple):
@@ -52,6 +54,7 @@ def main() -> None:
     channel = private_stdout()
     spec = json.loads(sys.argv[1])
     seconds, modes = spec["seconds"], spec["modes"]
+    timer = measure_least if spec["least"] else measure
     workload = Workload(*spec["task"]["workload"])
     height, width, channels = workload.image_shape
     workload = workload._replace(image_shape=(height, width, channels))
@@ -59,7 +62,9 @@ def main() -> None:
     try:
         program = build(task)
         start_secs = time.time() - spec["started"]
-        runs = {mode: prepare_mode(program, mode, seconds, spec["variant"]) for mode in modes}
+        runs = {
+            mode: prepare_mode(program, mode, seconds, spec["variant"], timer) for mode in modes
+        }
     except ModuleNotFoundError as error:
         say(channel, {"missing": f"needs the package {error.name}"})
         return
@@ -92,11 +97,8 @@ def main() -> None:
         mode, seconds = request["mode"], request["seconds"]
         try:
             if mode not in runs:
-                runs[mode] = prepare_mode(program, mode, seconds, spec["variant"])
-                # One step may hit a pause of the system; its trial was the least of several.
-                trial_secs = float(runs[mode].trials[runs[mode].variant])
-                num_steps[mode] = max(1, round(seconds / trial_secs))
-            timing = measure(runs[mode].run, seconds, num_steps.get(mode, 1))
+                runs[mode] = prepare_mode(program, mode, seconds, spec["variant"], timer)
+            timing = timer(runs[mode].run, seconds, num_steps.get(mode, 1))
         except Exception as error:
             say(channel, {"failed": one_line(error)})
             raise
@@ -118,23 +120,27 @@ def build(task: Task) -> Program:
     return importlib.import_module(contender.module).build(task, image, label)
 
 
-def prepare_mode(program: Program, mode: str, seconds: float, variant: str | None) -> Prepared:
+def prepare_mode(
+    program: Program, mode: str, seconds: float, variant: str | None, timer: Callable[..., Timing]
+) -> Prepared:
     """Prepares a mode in the fastest of its variants, or in the one named."""
     variants = program.variants[mode]
     if variant is not None:
         variants = {variant: variants[variant]}
-    return prepare(variants, seconds, program.compiled_secs or (lambda: 0.0))
+    return prepare(variants, seconds, program.compiled_secs or (lambda: 0.0), timer)
 
 
 def prepare(
     variants: dict[str, Callable[[], Run]],
     seconds: float,
     compiled_secs: Callable[[], float] = lambda: 0.0,
+    timer: Callable[..., Timing] | None = None,
 ) -> Prepared:
     """Prepares all variants, lets those that are not hopeless take turns, and keeps the fastest.
 
     A variant that fails is passed over; if all do, the last one's exception is raised.
     """
+    timer = timer or measure
     runs: dict[str, Run] = {}
     first_secs: dict[str, float] = {}
     compile_secs: dict[str, float] = {}
@@ -155,11 +161,11 @@ def prepare(
         first_secs[name] = time.perf_counter() - start
         compile_secs[name] = compiled_secs() - compiled
         runs[name] = run
-        best[name] = measure(run, seconds / TRIALS).wall_secs
+        best[name] = timer(run, seconds / TRIALS).wall_secs
     if len(runs) > 1:
         for _ in range(TRIALS - 1):
             for name in [name for name in runs if best[name] < HOPELESS * min(best.values())]:
-                best[name] = min(best[name], measure(runs[name], seconds / TRIALS).wall_secs)
+                best[name] = min(best[name], timer(runs[name], seconds / TRIALS).wall_secs)
     trials |= best
     fastest = min(best, key=best.__getitem__)
     return Prepared(fastest, runs[fastest], first_secs[fastest], compile_secs[fastest], trials)
@@ -179,6 +185,20 @@ def measure(run: Run, seconds: float, num_steps: int = 1) -> Timing:
         if elapsed >= seconds / 2:
             return timing
         num_steps = max(num_steps + 1, min(20 * num_steps, round(num_steps * seconds / elapsed)))
+
+
+def measure_least(run: Run, seconds: float, num_steps: int = 1) -> Timing:
+    """Times a few steps again and again for `seconds`, at least twice, and returns the fastest.
+
+    A pause of the system, or a thread that waits for one that is paused, then spoils only some of
+    the measurements.
+    """
+    del num_steps
+    least, end, count = time_steps(run, 1), time.perf_counter() + seconds, 0
+    while count < 2 or time.perf_counter() < end:
+        timing = time_steps(run, max(1, round(SHORT_SECS / least.wall_secs)))
+        least, count = min(least, timing), count + 1
+    return least
 
 
 def time_steps(run: Run, num_steps: int) -> Timing:

@@ -18,10 +18,9 @@ from workloads import OPERATION_CONTENDERS, Task, Workload
 OURS, TORCH = OPERATION_CONTENDERS
 HEADINGS = {"train": "forward and backward", "infer": "forward"}
 LEGEND = """\
-ms: one call of the layer alone, with its gradients in training, the least of the rounds (pauses of
-the system are longer than most calls); lost: calls times (ours minus PyTorch's). Within a network
-the compiler fuses what is apart here, so the sums are no time of a step; sums by kind leave out
-what one side could not run."""
+ms: one call of the layer alone, with its gradients in training, the fastest of many; lost: calls
+times (ours minus PyTorch's). Within a network the compiler fuses what is apart here, so the sums
+are no time of a step; sums by kind leave out what one side could not run."""
 
 
 class Measured(NamedTuple):
@@ -115,7 +114,7 @@ class Side:
         return 1e3 * answer["wall_secs"]
 
     def _start(self) -> Worker:
-        worker = Worker(self._task, [], self._options.seconds, self._options.patience)
+        worker = Worker(self._task, [], self._options.seconds, self._options.patience, least=True)
         try:
             worker.ready()
         except WorkerError as error:
