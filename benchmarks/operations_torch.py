@@ -1,4 +1,8 @@
-"""PyTorch's single layers for `zoo.py --operations`: eager, in both memory formats."""
+"""PyTorch's single layers for `zoo.py --operations`: eager, in both memory formats.
+
+With one thread and with all: small layers gain nothing by threads, and beside other work a thread
+that waits for another makes a call of microseconds take milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -34,22 +38,26 @@ def build(task: Task, image: Images, label: Labels) -> Program:
     """Returns the program whose modes are the operations of `mode_of`."""
     del task, image, label
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(cores or 1)
+    counts = sorted({1, cores or 1}, reverse=True)
 
     def variants(text: str) -> dict[str, Callable[[], Run]]:
         operation, mode = read_mode(text)
         plain = operation.kind in CHANNELS_LAST_AXIS or len(operation.shapes[0]) != 4
         return {
-            name: functools.partial(prepare, operation, mode, layout)
+            f"{name}, {threads} thread{'s' * (threads > 1)}": functools.partial(
+                prepare, operation, mode, layout, threads
+            )
             for name, layout in LAYOUTS.items()
+            for threads in counts
             if not plain or name == "contiguous"
         }
 
     return Program(0, "cpu", {"torch": torch.__version__}, OnDemand(variants))
 
 
-def prepare(operation: Operation, mode: str, layout: torch.memory_format) -> Run:
+def prepare(operation: Operation, mode: str, layout: torch.memory_format, threads: int = 1) -> Run:
     """Returns the run of a layer, in training with its gradients."""
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     train = mode == "train"
     module: Any = make_module(operation)
@@ -64,12 +72,13 @@ def prepare(operation: Operation, mode: str, layout: torch.memory_format) -> Run
             value = value.permute(0, 3, 1, 2).contiguous(memory_format=layout)
         inputs.append(value.requires_grad_(train and not operation.first))
     if not train:
-        return functools.partial(_infer, module, inputs)
+        return functools.partial(_infer, module, inputs, threads)
     with torch.no_grad():
         cotangent = torch.randn_like(module(*inputs))
     wanted = [*module.parameters(), *(value for value in inputs if value.requires_grad)]
 
     def run(num_steps: int) -> float:
+        torch.set_num_threads(threads)
         for _ in range(num_steps):
             torch.autograd.grad(module(*inputs), wanted, cotangent)
         return 0.0
@@ -77,7 +86,8 @@ def prepare(operation: Operation, mode: str, layout: torch.memory_format) -> Run
     return run
 
 
-def _infer(module: nn.Module, inputs: list[Any], num_steps: int) -> float:
+def _infer(module: nn.Module, inputs: list[Any], threads: int, num_steps: int) -> float:
+    torch.set_num_threads(threads)
     with torch.inference_mode():
         for _ in range(num_steps):
             module(*inputs)
