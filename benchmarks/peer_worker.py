@@ -99,6 +99,9 @@ def main() -> None:
             if mode not in runs:
                 runs[mode] = prepare_mode(program, mode, seconds, spec["variant"], timer)
             timing = timer(runs[mode].run, seconds, num_steps.get(mode, 1))
+            if spec["least"]:
+                trial_secs = float(runs[mode].trials[runs[mode].variant])
+                timing = timing._replace(wall_secs=min(timing.wall_secs, trial_secs))
         except Exception as error:
             say(channel, {"failed": one_line(error)})
             raise
