@@ -79,7 +79,7 @@ def report(name: str, options: argparse.Namespace, facts: dict[str, Any]) -> Non
             for mode in options.modes:
                 measured.append(measure(operation, mode, count, pair, options))
                 record["operations"].append(measured[-1].record())
-        peers.save(record, options.json)
+            peers.save(record, options.json)
     for mode in options.modes:
         chosen = [each for each in measured if each.mode == mode]
         print(f"\n### {name}: {TITLES[mode]}, batch {batch_size}, {HEADINGS[mode]}\n")
