@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from workloads import (
@@ -23,6 +25,7 @@ from workloads import (
     standardize,
 )
 
+STEP_A_CALL = ("cnnjax-jit", "cnnjax-lax")
 MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bf16": None}
 
 
@@ -37,11 +40,14 @@ def build(task: Task, image: Images, label: Labels) -> Program:
     import jax
     import optax
 
+    compiled_secs = _compiler_clock()
     if task.device == "gpu":
         jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION[task.precision])
     # Times of compilation are those of a first run.
     jax.config.update("jax_enable_compilation_cache", False)
     num_parameters, num_devices, prepare = (_cnnjax if ours else _flax)(task, image, label)
+    if task.contender == "cnnjax-lax":
+        prepare = _with_lax(prepare)
     return Program(
         num_parameters=num_parameters,
         platform=jax.devices()[0].platform,
@@ -50,11 +56,57 @@ def build(task: Task, image: Images, label: Labels) -> Program:
             mode: {_form(task, mode, num_devices): functools.partial(prepare, mode)}
             for mode in ("train", "infer")
         },
+        compiled_secs=compiled_secs,
     )
 
 
+def _compiler_clock() -> Callable[[], float]:
+    """Returns what tells the seconds in which JAX has traced, lowered or compiled from now on.
+
+    Traces of functions within functions overlap, so moments are counted, not durations added.
+    """
+    import jax
+
+    spans: list[tuple[float, float]] = []
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del kwargs
+        if event.startswith("/jax/core/compile/"):
+            now = time.perf_counter()
+            spans.append((now - duration_secs, now))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return lambda: covered(spans)
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Returns the length of the union of intervals (start, end)."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _with_lax(prepare: Callable[[str], Run]) -> Callable[[str], Run]:
+    """Returns `prepare` whose runs are traced with XLA's own convolutions and pools."""
+    from cnnjax import ops
+
+    def prepare_lax(mode: str) -> Run:
+        with ops.lowering("lax"):
+            run = prepare(mode)
+
+        def run_lax(num_steps: int) -> float:
+            with ops.lowering("lax"):
+                return run(num_steps)
+
+        return run_lax
+
+    return prepare_lax
+
+
 def _form(task: Task, mode: str, num_devices: int) -> str:
-    looped = mode == "infer" or task.contender in ("cnnjax-jit", "flax-loop")
+    looped = mode == "infer" or task.contender in (*STEP_A_CALL, "flax-loop")
     form = "a step a call" if looped else "one call"
     return f"{form}, {num_devices} device{'s' * (num_devices > 1)}"
 
@@ -139,7 +191,7 @@ def _cnnjax(task: Task, image: Images, label: Labels) -> tuple[int, int, Callabl
             ),
             state,
             pipeline,
-            method="jit" if task.contender == "cnnjax-jit" else "auto",
+            method="jit" if task.contender in STEP_A_CALL else "auto",
             mesh=mesh,
         )
         first_step = 0

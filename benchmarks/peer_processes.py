@@ -1,4 +1,4 @@
-"""The processes of `peers.py`: its workers, the machine they run on, and the MNIST experiment."""
+"""The processes of `peers.py` and `zoo.py`: workers, their machine, and the MNIST experiment."""
 
 from __future__ import annotations
 
@@ -35,12 +35,27 @@ class Worker:
     die.
     """
 
-    def __init__(self, task: Task, modes: Sequence[str], seconds: float, patience_secs: float):
-        spec = json.dumps({"task": task._asdict(), "modes": list(modes), "seconds": seconds})
+    def __init__(
+        self,
+        task: Task,
+        modes: Sequence[str],
+        seconds: float,
+        patience_secs: float,
+        variant: str | None = None,
+        *,
+        least: bool = False,
+    ):
+        """Starts it to prepare `modes`, each in the fastest of its variants, or only in `variant`.
+
+        A mode that is not prepared is prepared when it is measured first. `least`: times are the
+        least of many short ones, not means.
+        """
+        spec = {"task": task._asdict(), "modes": list(modes), "seconds": seconds}
+        spec |= {"variant": variant, "least": least, "started": time.time()}
         self._patience_secs = patience_secs
         self._log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 (lives as long as the process)
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "peer_worker.py"), spec],
+            [sys.executable, str(HERE / "peer_worker.py"), json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -55,12 +70,16 @@ class Worker:
         self._stop()
         return facts
 
-    def measure(self, mode: str, seconds: float) -> dict[str, Any]:
-        """Returns one measurement: seconds per step, wall and CPU."""
+    def measure(self, mode: str, seconds: float, *, last: bool = False) -> dict[str, Any]:
+        """Returns one measurement: seconds per step, wall and CPU.
+
+        The last of a mode frees it.
+        """
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
+        request = {"mode": mode, "seconds": seconds, "last": last}
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"mode": mode, "seconds": seconds}) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         answer = self._answer()
         self._stop()

@@ -20,7 +20,9 @@ class Row:
     Attributes:
       variant: the contender's fastest way, which was measured; `trials` holds the seconds per step
         that each way took when it was chosen, or why it failed.
-      first_secs: preparation, compilation and the first step.
+      start_secs: from the start of the process until the network and its data are there.
+      first_secs: preparation, compilation and the first step after that.
+      compile_secs: of these, tracing, lowering and compiling.
       peak_mib: the largest memory that the process has held so far, on the host.
       trouble: why there are no measurements.
     """
@@ -32,7 +34,9 @@ class Row:
     contender: str
     num_parameters: int = 0
     variant: str = ""
+    start_secs: float = 0.0
     first_secs: float = 0.0
+    compile_secs: float = 0.0
     peak_mib: float = 0.0
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     trials: dict[str, float | str] = dataclasses.field(default_factory=dict)

@@ -13,13 +13,18 @@ from workloads import (
     LEARNING_RATE,
     MODES,
     MOMENTUM,
+    WORKLOADS,
     Images,
     Labels,
     Program,
     Run,
     Task,
+    Workload,
     standardize,
 )
+
+# Networks for larger images are never faster with fewer threads.
+SMALL_IMAGE = 64
 
 
 def build(task: Task, image: Images, label: Labels) -> Program:
@@ -34,7 +39,7 @@ def build(task: Task, image: Images, label: Labels) -> Program:
         torch.backends.cudnn.allow_tf32 = task.precision == "tf32"
         torch.backends.cudnn.benchmark = True
     floats = standardize(image)
-    model = torch_model(task.workload.model, task.workload.num_classes)
+    model = make_model(task.workload)
     variants: dict[str, dict[str, Callable[[], Run]]] = {mode: {} for mode in MODES}
     for mode in MODES:
         for layout, (name, setting) in itertools.product(
@@ -60,6 +65,8 @@ def _settings(task: Task, device: str) -> dict[str, dict[str, Any]]:
         modes = ("default", "reduce-overhead") if compiled else (None,)
         return {mode or "eager": {"threads": cores, "compile_mode": mode} for mode in modes}
     counts = {1, max(1, cores // 2), cores}
+    if max(task.workload.image_shape) > SMALL_IMAGE:
+        counts = {cores}
     if compiled:
         # Compiling takes minutes for large networks, and one thread serves small ones only.
         counts = {1, cores} if task.workload.image_shape == (28, 28, 1) else {cores}
@@ -87,7 +94,7 @@ def _prepare(
     torch.set_num_threads(setting["threads"])
     torch.manual_seed(0)
     memory_format = torch.contiguous_format if layout == "contiguous" else torch.channels_last
-    model = torch_model(task.workload.model, task.workload.num_classes)
+    model = make_model(task.workload)
     model = model.to(device, memory_format=memory_format).train(mode == "train")
     # The batches are cut beforehand: what is timed is the step.
     images = torch.from_numpy(floats).permute(0, 3, 1, 2).to(device, memory_format=memory_format)
@@ -128,6 +135,43 @@ def _prepare(
         return 0.0
 
     return train if mode == "train" else infer
+
+
+def make_model(workload: Workload) -> Any:
+    """Returns the network of `torch_model` if it fits the workload, else torchvision's.
+
+    Raises ModuleNotFoundError without torchvision.
+    """
+    own = WORKLOADS.get(workload.model)
+    if own is not None and own.image_shape == workload.image_shape:
+        return torch_model(workload.model, workload.num_classes)
+    return torchvision_model(workload.model, workload.num_classes)
+
+
+def torchvision_model(name: str, num_classes: int) -> Any:
+    """Returns torchvision's network of that name, without weights and auxiliary heads."""
+    import torch
+
+    library: Any = torch.library
+    register = library.register_fake
+
+    def register_others(operator: str, *arguments: Any, **options: Any) -> Any:
+        # torchvision's operators, of which no network has any, may be compiled for another torch.
+        if operator.startswith("torchvision::"):
+            return lambda function: function
+        return register(operator, *arguments, **options)
+
+    library.register_fake = register_others
+    try:
+        from torchvision import models
+    finally:
+        library.register_fake = register
+    # With auxiliary heads these two return several outputs.
+    heads = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
+    options = heads.get(name, {})
+    if options:
+        options = options | {"init_weights": False}
+    return models.get_model(name, weights=None, num_classes=num_classes, **options)
 
 
 def torch_model(name: str, num_classes: int) -> Any:

@@ -32,7 +32,7 @@ from typing import Any
 
 from peer_processes import Worker, WorkerError, gpu_name, machine, seconds_to_mnist
 from peer_report import Row, draw, markdown
-from workloads import CONTENDERS, MODES, PRECISIONS, WORKLOADS, Task
+from workloads import CONTENDERS, MODES, PRECISIONS, WORKLOADS, Task, Workload
 
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.paths import expand_flags
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record: dict[str, Any] = {"machine": facts, "options": printable(options), "rows": []}
     for name in options.workloads:
         for precision in options.precisions:
-            new = compare(name, precision, options)
+            new = compare(name, WORKLOADS[name], precision, options)
             rows += new
             for mode in options.modes:
                 table = [row for row in new if row.mode == mode]
@@ -130,9 +130,10 @@ def check(options: argparse.Namespace) -> None:
             raise UserError(f"{path}: there is no directory {path.parent}")
 
 
-def compare(name: str, precision: str, options: argparse.Namespace) -> list[Row]:
+def compare(
+    name: str, workload: Workload, precision: str, options: argparse.Namespace
+) -> list[Row]:
     """Measures one workload with all contenders: one row for each and each mode."""
-    workload = WORKLOADS[name]
     default = workload.cpu_batch_size if options.device == "cpu" else workload.gpu_batch_size
     batch_size = options.batch_size or default
     rows = {

@@ -1,8 +1,8 @@
-"""What `peers.py` measures, with which contenders, on which data; no framework is imported here."""
+"""What `peers.py` and `zoo.py` measure, with whom, on which data; imports no framework."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +53,9 @@ CONTENDERS = {
     "cnnjax": Contender("peer_jax", "jax", MODES, "cnnjax as its experiments run: an epoch a call"),
     "cnnjax-one": Contender("peer_jax", "jax", MODES, "the same on one device"),
     "cnnjax-jit": Contender("peer_jax", "jax", MODES, "a step a call, one device"),
+    "cnnjax-lax": Contender(
+        "peer_jax", "jax", MODES, "a step a call, one device, XLA's own convolutions and pools"
+    ),
     "flax-loop": Contender(
         "peer_jax", "flax", MODES, "plain Flax (nn.Conv, nn.max_pool), a step a jitted call"
     ),
@@ -69,6 +72,12 @@ CONTENDERS = {
     "keras-tensorflow": Contender(
         "peer_keras", "tensorflow", MODES, "Keras 3 on TensorFlow, likewise"
     ),
+}
+
+# Each measures single layers of a workload's network: the modes are those of `operations.py`.
+OPERATION_CONTENDERS = {
+    "cnnjax-operations": Contender("operations_jax", "jax", (), "a jitted call of one layer"),
+    "torch-operations": Contender("operations_torch", "torch", (), "an eager call of one layer"),
 }
 
 
@@ -90,12 +99,14 @@ class Program(NamedTuple):
       platform: "cpu" or "gpu": where it will run.
       versions: package -> version.
       variants: mode -> name -> a function that prepares (compiles) a run; the fastest is measured.
+      compiled_secs: seconds that the compiler has taken so far; None where nothing is compiled.
     """
 
     num_parameters: int
     platform: str
     versions: dict[str, str]
-    variants: dict[str, dict[str, Callable[[], Run]]]
+    variants: Mapping[str, dict[str, Callable[[], Run]]]
+    compiled_secs: Callable[[], float] | None = None
 
 
 def load_data(workload: Workload, batch_size: int) -> tuple[Images, Labels]:

@@ -90,6 +90,19 @@ def test_a_step_longer_than_the_time_is_measured_once(monkeypatch):
     assert (timing.num_steps, timing.wall_secs) == (1, 5.0)
 
 
+def test_the_least_time_leaves_pauses_out(monkeypatch):
+    clock = Clock(monkeypatch)
+    pauses = iter([0.5, 0.0, 0.3, 0.0])
+
+    def run(num_steps):
+        clock.now += next(pauses, 0.2) + num_steps * 0.0001
+        return 0.0
+
+    timing = peer_worker.measure_least(run, 2.0)
+    assert timing.wall_secs == pytest.approx(0.0001)
+    assert 0.5 + 2.0 <= clock.now <= 0.5 + 2.0 + 0.3
+
+
 def test_the_fastest_way_is_chosen_whatever_its_preparation_takes(monkeypatch):
     clock = Clock(monkeypatch)
 
