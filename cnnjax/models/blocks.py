@@ -195,8 +195,8 @@ class Stage(nn.Module):
     def __call__(self, x: Array) -> Array:
         for number, block in enumerate(self.blocks, 1):
             x = call_block(block(layers=self.layers, name=f"block{number}"), x, self.layers)
-            # What a block adds to its input is else computed again in each block behind it.
-            x = ops.computed_once(x)
+            # Else what a block adds is computed again in each block behind it; so backwards.
+            x = ops.computed_once_both_ways(x)
         return stage_output(self, "output", x)
 
 

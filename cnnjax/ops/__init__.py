@@ -14,7 +14,7 @@ from cnnjax.ops.choice import LOWERINGS, lowering
 from cnnjax.ops.convolution import conv2d, conv_general_dilated
 from cnnjax.ops.fused import conv2d_activation_max_pool
 from cnnjax.ops.layers import Conv, ConvPool
-from cnnjax.ops.once import computed_once
+from cnnjax.ops.once import computed_once, computed_once_both_ways
 from cnnjax.ops.pooling import avg_pool, max_pool
 from cnnjax.ops.transposed import ConvTranspose, conv_transpose2d
 
@@ -25,6 +25,7 @@ __all__ = [
     "ConvTranspose",
     "avg_pool",
     "computed_once",
+    "computed_once_both_ways",
     "conv2d",
     "conv2d_activation_max_pool",
     "conv_general_dilated",
