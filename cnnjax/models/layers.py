@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,12 +22,23 @@ Activation = Callable[[Array], Array]
 # He et al. 2015 (arXiv 1502.01852), section 2.2, in the fan-out form that torchvision uses.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
+
+def gelu(x: Array) -> Array:
+    """The Gaussian error linear unit, `x` times the normal distribution function of `x`, exactly.
+
+    Hendrycks & Gimpel 2016 (arXiv 1606.08415), section 2. By `erf`, as PyTorch computes it; that of
+    Flax is by `erfc`, whose relative error is smaller where the result is near zero, and takes
+    twice the time on a CPU.
+    """
+    return x * (0.5 * (1 + jax.lax.erf(x * x.dtype.type(math.sqrt(0.5)))))
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "relu": nn.relu,
     "relu6": nn.relu6,
     "leaky_relu": nn.leaky_relu,
     "elu": nn.elu,
-    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu": gelu,
     "silu": nn.silu,
     "hard_swish": nn.hard_swish,
     "tanh": nn.tanh,

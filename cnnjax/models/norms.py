@@ -11,7 +11,7 @@ import jax
 from flax import linen as nn
 
 from cnnjax.errors import UserError, unknown_name
-from cnnjax.models.batch_norm import BatchNorm
+from cnnjax.models.affine_norms import BatchNorm, LayerNorm
 from cnnjax.models.grouped_norm import GroupedBatchNorm
 from cnnjax.models.unbiased_norm import UnbiasedBatchNorm
 
@@ -78,7 +78,7 @@ def norm_layer(
         layer = BatchNorm if norm == "batch" else UnbiasedBatchNorm
         return functools.partial(layer, use_running_average=not train, **common)
     if norm == "layer":
-        return functools.partial(nn.LayerNorm, **common)
+        return functools.partial(LayerNorm, **common)
     if norm == "group":
         return group
     return identity

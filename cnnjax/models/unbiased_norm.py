@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from cnnjax.models.batch_norm import BatchNorm
+from cnnjax.models.affine_norms import BatchNorm
 
 Array = jax.Array
 

@@ -23,7 +23,7 @@ from cnnjax.run.finish import finish
 from cnnjax.run.recipe import Recipe
 from cnnjax.run.settings import Settings
 from cnnjax.train import loop, memory
-from cnnjax.train.compile import Train, choose_mesh, choose_method, compile_train
+from cnnjax.train.compile import Train, choose_mesh, choose_method, start_compiling
 from cnnjax.train.gradients import check_parts
 from cnnjax.train.state import TrainState
 
@@ -72,10 +72,12 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
         "mesh": mesh,
         "compiler_options": backend.compiler_options(remat=config.remat),
     }
+    form = states.state_form(recipe, config.seed, mesh, rules)
     if config.plan:
-        form = states.state_form(recipe, config.seed, mesh, rules)
         memory.show(recipe.make_step, form, data, **how)
         return 0
+    compiling = time.monotonic()
+    compiled_steps = start_compiling(recipe.make_step, form, data, **how)
     state = states.new_state(recipe, config.seed, mesh, rules)
     variables_of = scoring.scored_variables(recipe, state, data)
     files.share_directory(directory)
@@ -89,8 +91,7 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     writer.print_header(config, dataset, mesh, data, method)
     processes.say(format_summary(sizes))
 
-    compiling = time.monotonic()
-    steps = compile_train(recipe.make_step, state, data, **how)
+    steps = compiled_steps()
     scores = scoring.make_scoring(recipe, mesh, variables_of)
     if split_size(dataset, "validation"):
         scoring.check_monitor(config, scores, state, data.batch_shapes)

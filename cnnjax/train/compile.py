@@ -6,6 +6,7 @@ A compiled trainer is a generator function `train(state, first_step, chunks)`: f
 it, so copy what must outlive the chunk.
 """
 
+import concurrent.futures
 import functools
 from collections.abc import Callable, Iterable, Iterator
 
@@ -103,16 +104,39 @@ def compile_train(
       mesh: the devices.
       compiler_options: XLA's, such as those of `cnnjax.devices.backend.compiler_options`.
     """
+    start = functools.partial(start_compiling, method=method, mesh=mesh)
+    return start(make_step, state, data, compiler_options=compiler_options)()
+
+
+def start_compiling(
+    make_step: Callable[[str | None], TrainStep],
+    state: TrainState,
+    data: Pipeline,
+    *,
+    method: str,
+    mesh: Mesh,
+    compiler_options: dict[str, str | bool] | None = None,
+) -> Callable[[], Train]:
+    """Traces the step, starts the compiler in a thread, and returns what waits for the trainer.
+
+    Meanwhile the state can be made or read. Arguments as for `compile_train`.
+    """
     method = choose_method(method, data, mesh)
-    compiled = lower_train(make_step, state, data, method=method, mesh=mesh).compile(
-        compiler_options
-    )
-    if method == "scan":
-        assert isinstance(data, ResidentPipeline)
-        return chunks.trainer(compiled, data, mesh)
-    if method == "pmap":
-        return mapped.trainer(functools.partial(_step_trainer, compiled), data, mesh)
-    return _step_trainer(compiled, data, mesh)
+    lowered = lower_train(make_step, state, data, method=method, mesh=mesh)
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    compiling = pool.submit(lowered.compile, compiler_options)
+    pool.shutdown(wait=False)
+
+    def trainer() -> Train:
+        compiled = compiling.result()
+        if method == "scan":
+            assert isinstance(data, ResidentPipeline)
+            return chunks.trainer(compiled, data, mesh)
+        if method == "pmap":
+            return mapped.trainer(functools.partial(_step_trainer, compiled), data, mesh)
+        return _step_trainer(compiled, data, mesh)
+
+    return trainer
 
 
 def lower_train(

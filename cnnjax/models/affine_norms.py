@@ -1,4 +1,4 @@
-"""Batch normalization in few passes over its input."""
+"""Batch and layer normalization in few passes over their input."""
 
 from __future__ import annotations
 
@@ -68,3 +68,38 @@ def _moments(x: Array, axis_name: str | None, groups: Any) -> tuple[Array, Array
         mean, square = both[0], both[1]
     # Rounding may make the difference of the moments negative.
     return mean, jnp.maximum(0.0, square - jnp.square(mean))
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` of the last axis, applied as one factor and one summand a position.
+
+    Ba, Kiros & Hinton 2016 (arXiv 1607.06450), over the channels of each position:
+
+    `(x - mean) / deviation = x / deviation - mean / deviation`, then times scale plus bias.
+
+    Scale and the factor are not multiplied with each other first, which would make an array as
+    large as `x`, kept for the backward pass.
+
+    Parameters, their names and values are those of `nn.LayerNorm`.
+
+    Call: `[batch, ..., features]` to the same shape.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        """As `nn.LayerNorm.__call__`."""
+        last_axis = self.reduction_axes == -1 and self.feature_axes == -1
+        if mask is not None or not last_axis or self.axis_name is not None:
+            return super().__call__(x, mask=mask)
+        wide = x.astype(jnp.promote_types(self.dtype or x.dtype, jnp.float32))
+        mean = jnp.mean(wide, -1, keepdims=True)
+        square = jnp.mean(jnp.square(wide), -1, keepdims=True)
+        var = jnp.maximum(0.0, square - jnp.square(mean))
+        factor = jax.lax.rsqrt(var + self.epsilon)
+        result = wide * factor - mean * factor
+        shape = (x.shape[-1],)
+        if self.use_scale:
+            result = result * self.param("scale", self.scale_init, shape, self.param_dtype)
+        if self.use_bias:
+            result = result + self.param("bias", self.bias_init, shape, self.param_dtype)
+        return result.astype(self.dtype or jnp.promote_types(x.dtype, self.param_dtype))
