@@ -162,8 +162,8 @@ def random_crop_decoder(
     return decoded
 
 
-def resize_tensor(image: Any, size: Any) -> Any:
-    """Resizes a uint8 image tensor to (height, width), antialiased bilinear."""
+def resize_tensor(image: Any, size: Any, *, antialias: bool = True) -> Any:
+    """Resizes a uint8 image tensor to (height, width), bilinear."""
     tf = tensorflow()
-    image = tf.image.resize(image, size, antialias=True)
+    image = tf.image.resize(image, size, antialias=antialias)
     return tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
