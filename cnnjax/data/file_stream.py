@@ -159,7 +159,7 @@ def stream_files(
         while True:
             order = epoch_indices(len(files.names), batch_size, seed, epoch)
             for step in range(offset, steps_per_epoch):
-                # Drawn for the whole batch: what is read here does not depend on who reads the rest.
+                # For the whole batch: what is read here does not depend on who reads the rest.
                 generator = numpy_generator(seed, "files", epoch, step)
                 draws = generator.random((batch_size, ATTEMPTS, 4))[here]
                 is_mirrored = generator.random(batch_size)[here] < (0.5 if mirror else 0.0)
