@@ -6,9 +6,10 @@
 
 Photographs of 500x375 pixels are written to a temporary folder. Each contender is a process of its
 own, with one worker per core, which is stopped while another one is measured; they take turns, an
-epoch each. Two tables: images/s per core, with the memory (proportional set size of the process and
-its workers) at its highest in the first epoch and in the last; and a training step that is fed by
-each: what fraction of the time it waits, and how much slower it is than without any input.
+epoch each. Two tables: images/s per core and per second of CPU time, which other work on the
+machine disturbs less, with the memory (proportional set size of the process and its workers) at its
+highest in the first epoch and in the last; and a training step that is fed by each: what fraction
+of the time it waits, and how much slower it is than without any input.
 
 Contenders that filter against aliasing when they shrink, as Pillow and PyTorch do, are compared
 with `cnnjax`, the others with `cnnjax-plain`.
@@ -24,7 +25,7 @@ import os
 import statistics
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Row:
 
     contender: str
     rates: list[float] = dataclasses.field(default_factory=list)
+    cpu_rates: list[float] = dataclasses.field(default_factory=list)
     peak_mib: list[float] = dataclasses.field(default_factory=list)
     waiting: list[float] = dataclasses.field(default_factory=list)
     slower: list[float] = dataclasses.field(default_factory=list)
@@ -169,6 +171,7 @@ def turn(worker: StoppedProcess, row: Row, options: argparse.Namespace, *, step:
             if ended.wait(SAMPLE_SECS):
                 return
 
+    before = group_cpu_secs(worker.pid)
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
@@ -177,44 +180,58 @@ def turn(worker: StoppedProcess, row: Row, options: argparse.Namespace, *, step:
         ended.set()
         watcher.join()
     row.rates.append(answer["images"] / answer["wall_secs"])
+    row.cpu_rates.append(answer["images"] / (group_cpu_secs(worker.pid) - before))
     row.peak_mib.append(max(peaks))
 
 
-def group_mib(group: int) -> float:
-    """Returns the memory of a process group in MiB, shared pages divided among those that share."""
-    total = 0.0
+def of_group(group: int, file: str) -> Iterator[str]:
+    """Yields the text of a file in /proc for each process of a group."""
     for name in os.listdir("/proc"):
         # OSError: it ended meanwhile.
         with contextlib.suppress(OSError):
             if name.isdigit() and os.getpgid(int(name)) == group:
-                for line in Path(f"/proc/{name}/smaps_rollup").read_text().splitlines():
-                    if line.startswith("Pss:"):
-                        total += int(line.split()[1]) / 1024
-    return total
+                yield Path("/proc", name, file).read_text()
+
+
+def group_mib(group: int) -> float:
+    """Returns the memory of a process group in MiB, shared pages divided among those that share."""
+    lines = [line for text in of_group(group, "smaps_rollup") for line in text.splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def group_cpu_secs(group: int) -> float:
+    """Returns the CPU time that a process group has used, in user and system mode."""
+    # The name of the program, in parentheses, may hold spaces.
+    fields = [text.rpartition(")")[2].split() for text in of_group(group, "stat")]
+    return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def rate_table(rows: Sequence[Row], cores: int) -> str:
     """Returns medians; ratios are medians of the rounds' own."""
     lines = [
-        "| contender | filtered | images/s per core | cnnjax / it | MiB, first epoch | last |",
-        "|---|---|---:|---:|---:|---:|",
+        "| contender | filtered | images/s per core | cnnjax / it | images per CPU second "
+        "| cnnjax / it | MiB, first epoch | last |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     by_name = {row.contender: row for row in rows}
     for row in rows:
         pipeline = PIPELINES[row.contender]
         head = f"| {pipeline.meaning} | {'yes' if pipeline.is_filtered else 'no'} | "
         if not row.rates:
-            lines.append(head + f"{row.trouble} | | | |")
+            lines.append(head + f"{row.trouble} | | | | | |")
             continue
-        base = by_name.get(BASE[pipeline.is_filtered])
-        ratio = ""
-        if base and base is not row and base.rates:
-            pairs = zip(base.rates, row.rates, strict=False)
-            ratio = f"{statistics.median(ours / theirs for ours, theirs in pairs):.2f}"
-        rate = statistics.median(row.rates) / cores
-        lines.append(
-            head + f"{rate:,.0f} | {ratio} | {row.peak_mib[0]:,.0f} | {row.peak_mib[-1]:,.0f} |"
-        )
+        base = by_name.get(BASE[pipeline.is_filtered]) or row
+        cells = []
+        for ours, theirs, share in (
+            (base.rates, row.rates, cores),
+            (base.cpu_rates, row.cpu_rates, 1),
+        ):
+            pairs = zip(ours, theirs, strict=False)
+            ratios = [mine / other for mine, other in pairs] if base is not row else []
+            cells.append(f"{statistics.median(theirs) / share:,.0f}")
+            cells.append(f"{statistics.median(ratios):.2f}" if ratios else "")
+        cells += [f"{row.peak_mib[0]:,.0f}", f"{row.peak_mib[-1]:,.0f}"]
+        lines.append(head + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

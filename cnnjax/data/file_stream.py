@@ -24,6 +24,7 @@ from cnnjax.data.batches import (
     pad_and_mask,
     padded_size,
     place_local,
+    prefetch,
 )
 from cnnjax.data.decoding import resize_tensor, tensorflow
 from cnnjax.data.image_files import (
@@ -37,7 +38,7 @@ from cnnjax.data.image_files import (
     upright_size,
 )
 from cnnjax.data.pipelines import count_steps, epoch_indices, image_forms
-from cnnjax.data.streaming import StreamingPipeline, host_batches, prefetch
+from cnnjax.data.streaming import StreamingPipeline, host_batches
 from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
 
@@ -364,14 +365,13 @@ def _host_batches(
         example, num_parallel_calls=num_threads or tf.data.AUTOTUNE, deterministic=True
     )
     batches = host_batches(dataset, batch_size, drop_remainder=False)
-    while True:
-        try:
-            batch = next(batches, None)
-        except tf.errors.OpError as error:
-            raise _damaged(files, asked, error) from error
-        if batch is None:
-            return
-        yield batch
+    try:
+        yield from batches
+    except tf.errors.OpError as error:
+        raise _damaged(files, asked, error) from error
+    finally:
+        # Before `dataset` is forgotten, whose Python functions it would miss as it ends.
+        batches.close()
 
 
 def _damaged(files: Files, asked: Iterable[np.ndarray], error: Exception) -> UserError:

@@ -8,6 +8,7 @@ run started, so a run resumed at any step sees what it would have seen.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -98,7 +99,10 @@ class ResidentPipeline:
         check_divides(batch_size, sharding)
         self.arrays: Batch = place(columns(arrays), replicated)
         self.batch_shapes = batch_shapes(batch_size, forms_of(arrays), sharding)
-        self._seed = seed
+        # A chunk of steps asks for its epoch again: drawing a million places takes milliseconds.
+        self._epoch_indices = functools.lru_cache(maxsize=2)(
+            functools.partial(epoch_indices, self.num_examples, batch_size, seed)
+        )
         self._gather = jax.jit(gather, out_shardings=sharding)
 
     def indices(self, first_step: int, num_steps: int) -> np.ndarray:
@@ -119,9 +123,6 @@ class ResidentPipeline:
             for indices in self._epoch_indices(epoch)[offset:]:
                 yield self._gather(self.arrays, indices)
             epoch, offset = epoch + 1, 0
-
-    def _epoch_indices(self, epoch: int) -> np.ndarray:
-        return epoch_indices(self.num_examples, self.batch_size, self._seed, epoch)
 
 
 # Shape and dtype of one example, by key.

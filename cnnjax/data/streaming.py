@@ -7,15 +7,14 @@ background thread moves each batch to the device before it is needed.
 from __future__ import annotations
 
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from cnnjax.data.batches import (
+    BATCHES_AHEAD,
     Batch,
     HostBatch,
     check_divides,
@@ -23,6 +22,7 @@ from cnnjax.data.batches import (
     pad_and_mask,
     padded_size,
     place_local,
+    prefetch,
 )
 from cnnjax.data.dataset import Split, columns, num_examples
 from cnnjax.data.decoding import HostAugment, decoder, tensorflow
@@ -43,9 +43,6 @@ from cnnjax.data.tfds_source import (
 from cnnjax.data.tfds_splits import split_size
 from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
-
-T = TypeVar("T")
-_BATCHES_AHEAD = 2
 
 
 class StreamingPipeline:
@@ -279,50 +276,6 @@ def stream_tfds_evaluation(
     return prefetch(read())
 
 
-def prefetch(items: Iterator[T], ahead: int = _BATCHES_AHEAD) -> Iterator[T]:
-    """Yields `items`, computed up to `ahead` in advance by a background thread.
-
-    An exception of `items` is raised where the consumer asks for the item. The thread ends when
-    the items do, when the returned generator is closed or forgotten, or with the program.
-    """
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
-    stopped = threading.Event()
-
-    def put(kind: str, value: Any) -> bool:
-        while not stopped.is_set() and threading.main_thread().is_alive():
-            try:
-                ready.put((kind, value), timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put("item", item):
-                    return
-            put("end", None)
-        except BaseException as error:
-            put("error", error)
-
-    def consume() -> Iterator[T]:
-        # Not a daemon: Python would end it within TensorFlow as it exits, which aborts the process.
-        threading.Thread(target=work, name="prefetch", daemon=False).start()
-        try:
-            while True:
-                kind, value = ready.get()
-                if kind == "end":
-                    return
-                if kind == "error":
-                    raise value
-                yield value
-        finally:
-            stopped.set()
-
-    return consume()
-
-
 def _epoch_seeds(seed: int, epoch: int) -> tuple[int, int]:
     first, second = numpy_generator(seed, "stream", epoch, 0).integers(2**31, size=2)
     return int(first), int(second)
@@ -416,9 +369,9 @@ def _map_images(dataset: Any, transform: HostAugment, seeds: tuple[int, int]) ->
 
 def host_batches(
     dataset: Any, batch_size: int, *, drop_remainder: bool = True
-) -> Iterator[HostBatch]:
+) -> Generator[HostBatch, None, None]:
     """Yields the examples of a tf.data dataset as batches of NumPy arrays, all unmasked."""
-    batched = dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(_BATCHES_AHEAD)
+    batched = dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(BATCHES_AHEAD)
     for batch in batched.as_numpy_iterator():
         yield _with_mask(batch)
 
