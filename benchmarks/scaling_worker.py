@@ -71,7 +71,7 @@ def measure(point: Point) -> dict[str, Any]:
     # Times of compilation are those of a first run.
     jax.config.update("jax_enable_compilation_cache", False)
     splits = images(point)
-    before = peak_mib()
+    data_mib = sum(image.nbytes for image, _ in splits.values()) / 2**20
     marks = {"began": time.perf_counter()}
     parts = prepare(point, splits, marks)
     train = parts["train"]
@@ -90,9 +90,8 @@ def measure(point: Point) -> dict[str, Any]:
         "start_secs": marks["first_step"] - marks["began"],
         "eval_secs": statistics.median(evaluations),
         "eval_images": parts["eval_images"],
-        "data_mib": sum(image.nbytes for image, _ in splits.values()) / 2**20,
+        "data_mib": data_mib,
         "peak_mib": peak_mib(),
-        "peak_before_mib": before,
     }
 
 
@@ -131,6 +130,7 @@ def prepare(point: Point, splits: dict[str, Any], marks: dict[str, float]) -> di
 
     names = [str(label) for label in range(NUM_CLASSES)]
     dataset = make_dataset("noise", names, splits)
+    splits.clear()
     model = models.create(point.model, num_classes=NUM_CLASSES)
     macs = point.batch_size * summary(model, dataset.image_shape).macs
     mesh = choose_mesh(point.devices, macs)

@@ -17,6 +17,7 @@ Batch = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]
 T = TypeVar("T")
 BATCHES_AHEAD = 2
+_ALIGNMENT_BYTES = 64
 
 
 def evaluation_batches(
@@ -117,6 +118,23 @@ def pad_and_mask(batch: HostBatch, size: int) -> HostBatch:
 def place(batch: HostBatch, sharding: jax.sharding.Sharding | None) -> Batch:
     """Moves a whole batch, present on every process, to the device or its shards to the devices."""
     return {name: _place_array(array, sharding) for name, array in batch.items()}
+
+
+def replicate(batch: HostBatch, sharding: jax.sharding.Sharding | None) -> Batch:
+    """Puts whole arrays on each device; the devices of one CPU share a single copy."""
+    devices = [] if sharding is None else list(sharding.addressable_devices)
+    if len(devices) > 1 and devices[0].platform == "cpu":
+        batch = {name: _aligned(array) for name, array in batch.items()}
+    return place(batch, sharding)
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """A copy where JAX's CPU devices use memory as it is: each copies what is elsewhere."""
+    memory = np.empty(array.nbytes + _ALIGNMENT_BYTES, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT_BYTES
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def _place_array(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:

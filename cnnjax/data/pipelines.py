@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.data.batches import Batch, check_divides, place
+from cnnjax.data.batches import Batch, check_divides, replicate
 from cnnjax.data.dataset import Split, columns, num_examples
 from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
@@ -97,7 +97,7 @@ class ResidentPipeline:
         self.num_examples = num_examples(arrays)
         self.steps_per_epoch = count_steps(self.num_examples, batch_size)
         check_divides(batch_size, sharding)
-        self.arrays: Batch = place(columns(arrays), replicated)
+        self.arrays: Batch = replicate(columns(arrays), replicated)
         self.batch_shapes = batch_shapes(batch_size, forms_of(arrays), sharding)
         # A chunk of steps asks for its epoch again: drawing a million places takes milliseconds.
         self._epoch_indices = functools.lru_cache(maxsize=2)(

@@ -25,7 +25,7 @@ from cnnjax.data.batches import (
     prefetch,
 )
 from cnnjax.data.dataset import Split, columns, num_examples
-from cnnjax.data.decoding import HostAugment, decoder, tensorflow
+from cnnjax.data.decoding import HostAugment, decoder, keep_freed_memory, tensorflow
 from cnnjax.data.image_files import parse_fit
 from cnnjax.data.pipelines import (
     Forms,
@@ -371,6 +371,7 @@ def host_batches(
     dataset: Any, batch_size: int, *, drop_remainder: bool = True
 ) -> Generator[HostBatch, None, None]:
     """Yields the examples of a tf.data dataset as batches of NumPy arrays, all unmasked."""
+    keep_freed_memory()
     batched = dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(BATCHES_AHEAD)
     for batch in batched.as_numpy_iterator():
         yield _with_mask(batch)
