@@ -104,7 +104,7 @@ def make_step(name: str, feed: Feed) -> Step:
     import jax.numpy as jnp
     import optax
 
-    from cnnjax import models
+    from cnnjax import models, schedules
     from cnnjax.tasks.classification import classification
     from cnnjax.train.state import create_state
     from cnnjax.train.step import make_step as step_of
@@ -119,7 +119,7 @@ def make_step(name: str, feed: Feed) -> Step:
             model,
             optimizer,
             classification(1000),
-            schedule=lambda step: 0.01,
+            schedule=schedules.constant(0.01, total_steps=1),
             normalize=lambda image: image.astype(jnp.float32) / 255.0,
         ),
         donate_argnums=0,
@@ -220,7 +220,7 @@ def torch_loader(feed: Feed, transform: Callable[[str], Any]) -> Batches:
     """Returns the batches of a DataLoader with one process per core."""
     from torch.utils.data import DataLoader
 
-    loader = DataLoader(
+    loader: Any = DataLoader(
         TorchFiles(feed.files, transform),  # type: ignore[arg-type]
         feed.batch_size,
         shuffle=True,
@@ -324,8 +324,8 @@ def opencv_part(path: str, generator: np.random.Generator, size: int) -> np.ndar
     import cv2
 
     cv2.setNumThreads(1)
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
-    top, left, rows, columns = draw_window(*image.shape[:2], generator)
+    image: Any = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
+    top, left, rows, columns = draw_window(image.shape[0], image.shape[1], generator)
     part = cv2.resize(image[top : top + rows, left : left + columns], (size, size))
     return cv2.flip(part, 1) if generator.random() < 0.5 else part
 

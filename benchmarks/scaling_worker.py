@@ -148,7 +148,9 @@ def prepare(point: Point, splits: dict[str, Any], marks: dict[str, float]) -> di
     optimizer = optim.make_optimizer("momentum", schedule)
     key = jax.random.key(0)
     init = jax.jit(functools.partial(model.init, train=False))
-    state = create_state(init(key, normalize(dataset.train.image[:1])), optimizer, key)
+    state = create_state(
+        init(key, normalize(jax.numpy.asarray(dataset.train.image[:1]))), optimizer, key
+    )
     state = processes.put(state, replicated(mesh))
 
     def step_of(axis_name: str | None) -> Any:

@@ -214,7 +214,7 @@ def stream_files_evaluation(
     )
     read = _reader(files, shape, fit, is_cut=False, antialias=True)
 
-    empty = {"image": np.zeros((0, *shape), np.uint8), "label": np.zeros(0, np.int32)}
+    empty: HostBatch = {"image": np.zeros((0, *shape), np.uint8), "label": np.zeros(0, np.int32)}
 
     def batches() -> Iterator[Batch]:
         read_here = _host_batches(files, jobs, read, len(here))
@@ -244,10 +244,10 @@ def random_windows(sizes: np.ndarray, draws: np.ndarray, smallest_area: float) -
     ratio = np.exp(math.log(LARGEST_RATIO) * (2.0 * draws[..., 1] - 1.0))
     extent = np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], axis=-1)
     extent = np.maximum(1, np.round(extent))
-    fits = (extent <= sizes[:, None, :]).all(-1)
+    fits: np.ndarray = np.all(extent <= sizes[:, None, :], axis=-1)
     first = fits.argmax(1)
     chosen = np.arange(len(sizes))
-    extent = np.where(fits.any(1)[:, None], extent[chosen, first], sizes)
+    extent = np.where(fits.any(axis=1, keepdims=True), extent[chosen, first], sizes)
     start = np.floor(draws[chosen, first, 2:] * (sizes - extent + 1))
     return np.concatenate([start, extent], axis=1).astype(np.int32)
 
