@@ -122,7 +122,7 @@ def place(batch: HostBatch, sharding: jax.sharding.Sharding | None) -> Batch:
 
 def replicate(batch: HostBatch, sharding: jax.sharding.Sharding | None) -> Batch:
     """Puts whole arrays on each device; the devices of one CPU share a single copy."""
-    devices = [] if sharding is None else list(sharding.addressable_devices)
+    devices: list[Any] = [] if sharding is None else list(sharding.addressable_devices)
     if len(devices) > 1 and devices[0].platform == "cpu":
         batch = {name: _aligned(array) for name, array in batch.items()}
     return place(batch, sharding)

@@ -75,7 +75,7 @@ class Job(NamedTuple):
     The arrays are `[examples]`, the windows `[examples, 4]`.
     """
 
-    index: np.ndarray
+    files: np.ndarray
     window: np.ndarray
     is_mirrored: np.ndarray
 
@@ -86,9 +86,9 @@ def scan_files(names: Sequence[str | os.PathLike], labels: np.ndarray) -> Files:
     Raises:
       UserError: for a file that is missing, or no image.
     """
-    names = tuple(os.fspath(name) for name in names)
-    if len(names) != len(labels):
-        raise UserError(f"{len(names)} files and {len(labels)} labels: give one label per file")
+    paths = tuple(os.fspath(name) for name in names)
+    if len(paths) != len(labels):
+        raise UserError(f"{len(paths)} files and {len(labels)} labels: give one label per file")
 
     def header(name: str) -> tuple[tuple[int, int], bool, bool]:
         with open_image(name) as image:
@@ -96,9 +96,9 @@ def scan_files(names: Sequence[str | os.PathLike], labels: np.ndarray) -> Files:
             return upright_size(image), is_plain and is_upright(image), is_gray(image)
 
     with ThreadPoolExecutor() as threads:
-        headers = list(threads.map(header, names, chunksize=64))
+        headers = list(threads.map(header, paths, chunksize=64))
     return Files(
-        names,
+        paths,
         np.asarray(labels, np.int32),
         np.array([size for size, _, _ in headers], np.int32).reshape(-1, 2),
         np.array([is_plain for _, is_plain, _ in headers], bool),
@@ -344,8 +344,8 @@ def _host_batches(
 
     def rows() -> Iterator[tuple[np.ndarray, ...]]:
         for job in jobs:
-            asked.append(job.index)
-            yield (*job, files.labels[job.index])
+            asked.append(job.files)
+            yield (*job, files.labels[job.files])
 
     signature = (
         tf.TensorSpec((None,), tf.int32),
