@@ -183,5 +183,7 @@ def random_crop_decoder(
 def resize_tensor(image: Any, size: Any, *, antialias: bool = True) -> Any:
     """Resizes a uint8 image tensor to (height, width), bilinear."""
     tf = tensorflow()
-    image = tf.image.resize(image, size, antialias=antialias)
-    return tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
+    image = tf.round(tf.image.resize(image, size, antialias=antialias))
+    if antialias:  # The weights of many pixels add up to one only up to rounding.
+        image = tf.clip_by_value(image, 0.0, 255.0)
+    return tf.cast(image, tf.uint8)
