@@ -61,12 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(
             f"\n{table(series, [each for each in measured if each.series == name])}\n", flush=True
         )
-    if options.json:
-        points = [each._asdict() for each in measured]
-        Path(options.json).write_text(json.dumps({"machine": facts, "points": points}, indent=1))
-    if options.figure:
-        draw(measured, Path(options.figure), facts["processor"])
-        print(f"wrote {options.figure}")
+        # After each series: a run that is stopped leaves the others.
+        if options.json:
+            points = [each._asdict() for each in measured]
+            content = {"machine": facts, "points": points}
+            Path(options.json).write_text(json.dumps(content, indent=1))
+        if options.figure:
+            draw(measured, Path(options.figure), facts["processor"])
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
