@@ -121,7 +121,7 @@ def all_series(*, smoke: bool) -> dict[str, Series]:
             "devices of one process",
             "devices",
             [
-                (model, count, point(model, batch_size=size, devices=count))
+                (f"{model}, batch {size}", count, point(model, batch_size=size, devices=count))
                 for model, size in (("lenet5", 256), ("cifar_resnet20", 64))
                 for count in (1, 2, 4, 8)
             ],
@@ -130,7 +130,11 @@ def all_series(*, smoke: bool) -> dict[str, Series]:
             "processes of one device",
             "processes",
             [
-                (model, count, point(model, batch_size=size, devices=count, processes=count))
+                (
+                    f"{model}, batch {size}",
+                    count,
+                    point(model, batch_size=size, devices=count, processes=count),
+                )
                 for model, size in (("lenet5", 256), ("cifar_resnet20", 64))
                 for count in (1, 2, 4)
             ],
@@ -309,6 +313,7 @@ def draw_panel(
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.grid(True, which="major", color="0.9")
+    axis.margins(y=0.3)  # Room for the legend.
     axis.legend(fontsize=8)
 
 
