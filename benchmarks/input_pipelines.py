@@ -10,6 +10,8 @@ augmenting on the host and on the device, moving a batch to the device); the pip
 them together, with nobody training; and training, fed by each of them. On a CPU the input and the
 step share the cores, so that only the last table shows what is lost.
 
+`input_peers.py` compares reading JPEG files with other libraries.
+
 `mnist` needs no network: it is prepared for tfds in a temporary directory, unless it already is.
 """
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from workloads import Task
 
@@ -27,42 +27,30 @@ class WorkerError(Exception):
     """A contender that cannot take part, and why: one line."""
 
 
-class Worker:
-    """One contender's process: stopped by signal whenever it has nothing to do.
+class StoppedProcess:
+    """A process that answers lines by lines, stopped by signal whenever it has nothing to do.
 
     A stopped process cannot spin in an idle thread pool. It is a process group of its own, so that
-    the compilers that it starts stop with it, and so that the system ends it should this process
-    die.
+    the compilers and workers that it starts stop with it, and so that the system ends it should
+    this process die.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        modes: Sequence[str],
-        seconds: float,
-        patience_secs: float,
-        variant: str | None = None,
-        *,
-        least: bool = False,
-    ):
-        """Starts it to prepare `modes`, each in the fastest of its variants, or only in `variant`.
-
-        A mode that is not prepared is prepared when it is measured first. `least`: times are the
-        least of many short ones, not means.
-        """
-        spec = {"task": task._asdict(), "modes": list(modes), "seconds": seconds}
-        spec |= {"variant": variant, "least": least, "started": time.time()}
+    def __init__(self, script: str, spec: dict[str, Any], device: str, patience_secs: float):
         self._patience_secs = patience_secs
         self._log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 (lives as long as the process)
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "peer_worker.py"), json.dumps(spec)],
+            [sys.executable, str(HERE / script), json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
             process_group=0,
-            env=environment(task.device),
+            env=environment(device),
         )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def ready(self) -> dict[str, Any]:
         """Waits for the preparation; returns what the worker says of itself."""
@@ -70,14 +58,10 @@ class Worker:
         self._stop()
         return facts
 
-    def measure(self, mode: str, seconds: float, *, last: bool = False) -> dict[str, Any]:
-        """Returns one measurement: seconds per step, wall and CPU.
-
-        The last of a mode frees it.
-        """
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Returns the answer to one request."""
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
-        request = {"mode": mode, "seconds": seconds, "last": last}
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -95,7 +79,7 @@ class Worker:
             with contextlib.suppress(BrokenPipeError):
                 stream.close()  # type: ignore[union-attr]
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -132,6 +116,36 @@ class Worker:
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+
+
+class Worker(StoppedProcess):
+    """One contender's process."""
+
+    def __init__(
+        self,
+        task: Task,
+        modes: Sequence[str],
+        seconds: float,
+        patience_secs: float,
+        variant: str | None = None,
+        *,
+        least: bool = False,
+    ):
+        """Starts it to prepare `modes`, each in the fastest of its variants, or only in `variant`.
+
+        A mode that is not prepared is prepared when it is measured first. `least`: times are the
+        least of many short ones, not means.
+        """
+        spec = {"task": task._asdict(), "modes": list(modes), "seconds": seconds}
+        spec |= {"variant": variant, "least": least, "started": time.time()}
+        super().__init__("peer_worker.py", spec, task.device, patience_secs)
+
+    def measure(self, mode: str, seconds: float, *, last: bool = False) -> dict[str, Any]:
+        """Returns one measurement: seconds per step, wall and CPU.
+
+        The last of a mode frees it.
+        """
+        return self.ask({"mode": mode, "seconds": seconds, "last": last})
 
 
 def environment(device: str) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,9 +14,10 @@ from cnnjax.data.dataset import Split, columns, num_examples
 from cnnjax.errors import UserError
 
 Batch = dict[str, jax.Array]
-
-
 HostBatch = dict[str, np.ndarray]
+T = TypeVar("T")
+BATCHES_AHEAD = 2
+_ALIGNMENT_BYTES = 64
 
 
 def evaluation_batches(
@@ -117,8 +120,73 @@ def place(batch: HostBatch, sharding: jax.sharding.Sharding | None) -> Batch:
     return {name: _place_array(array, sharding) for name, array in batch.items()}
 
 
+def replicate(batch: HostBatch, sharding: jax.sharding.Sharding | None) -> Batch:
+    """Puts whole arrays on each device; the devices of one CPU share a single copy."""
+    devices: list[Any] = [] if sharding is None else list(sharding.addressable_devices)
+    if len(devices) > 1 and devices[0].platform == "cpu":
+        batch = {name: _aligned(array) for name, array in batch.items()}
+    return place(batch, sharding)
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """A copy where JAX's CPU devices use memory as it is: each copies what is elsewhere."""
+    memory = np.empty(array.nbytes + _ALIGNMENT_BYTES, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT_BYTES
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def _place_array(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
     if sharding is None:
         return jax.device_put(array)
     # Unlike device_put this needs no agreement between processes: each fills its own shards.
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def prefetch(items: Iterator[T], ahead: int = BATCHES_AHEAD) -> Iterator[T]:
+    """Yields `items`, computed up to `ahead` in advance by a background thread.
+
+    An exception of `items` is raised where the consumer asks for the item. The thread ends when
+    the items do, when the returned generator is closed or forgotten, or with the program.
+    """
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
+    stopped = threading.Event()
+
+    def put(kind: str, value: Any) -> bool:
+        while not stopped.is_set() and threading.main_thread().is_alive():
+            try:
+                ready.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put("item", item):
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+        finally:
+            # Here and now: as Python ends, what a generator holds may be gone before it.
+            if isinstance(items, Generator):
+                items.close()
+
+    def consume() -> Iterator[T]:
+        # Not a daemon: Python would end it within TensorFlow as it exits, which aborts the process.
+        threading.Thread(target=work, name="prefetch", daemon=False).start()
+        try:
+            while True:
+                kind, value = ready.get()
+                if kind == "end":
+                    return
+                if kind == "error":
+                    raise value
+                yield value
+        finally:
+            stopped.set()
+
+    return consume()

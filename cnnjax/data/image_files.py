@@ -135,6 +135,14 @@ def upright_size(image: ImageFile.ImageFile) -> tuple[int, int]:
     return (width, height) if is_turned else (height, width)
 
 
+def is_upright(image: ImageFile.ImageFile) -> bool:
+    """Whether an opened image, other than a PNG, is neither turned nor mirrored by its EXIF."""
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+    except Exception:  # Of many types; whatever is wrong is told when the file is decoded.
+        return False
+
+
 def _says_more_after_pixels(image: ImageFile.ImageFile) -> bool:
     """Whether EXIF or XMP stands behind the pixels of a PNG file."""
     with open(image.filename, "rb") as file:
@@ -255,15 +263,15 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     if image.shape[:2] == tuple(size):
         return image
-    planes = [
-        np.asarray(
-            Image.fromarray(np.ascontiguousarray(image[..., channel])).resize(
-                (size[1], size[0]), Image.Resampling.BILINEAR
-            )
-        )
-        for channel in range(image.shape[-1])
-    ]
-    return np.stack(planes, axis=-1)
+
+    def resized(pixels: np.ndarray) -> np.ndarray:
+        whole = Image.fromarray(np.ascontiguousarray(pixels))
+        return np.asarray(whole.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+    if image.shape[-1] == 3:
+        return resized(image)
+    # One by one: Pillow would weigh the colors of RGBA by their opacity.
+    return np.stack([resized(image[..., channel]) for channel in range(image.shape[-1])], axis=-1)
 
 
 def fit_image(image: np.ndarray, size: tuple[int, int], fit: str = "pad") -> np.ndarray:

@@ -8,6 +8,7 @@ run started, so a run resumed at any step sees what it would have seen.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.data.batches import Batch, check_divides, place
+from cnnjax.data.batches import Batch, check_divides, replicate
 from cnnjax.data.dataset import Split, columns, num_examples
 from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
@@ -96,9 +97,12 @@ class ResidentPipeline:
         self.num_examples = num_examples(arrays)
         self.steps_per_epoch = count_steps(self.num_examples, batch_size)
         check_divides(batch_size, sharding)
-        self.arrays: Batch = place(columns(arrays), replicated)
+        self.arrays: Batch = replicate(columns(arrays), replicated)
         self.batch_shapes = batch_shapes(batch_size, forms_of(arrays), sharding)
-        self._seed = seed
+        # A chunk of steps asks for its epoch again: drawing a million places takes milliseconds.
+        self._epoch_indices = functools.lru_cache(maxsize=2)(
+            functools.partial(epoch_indices, self.num_examples, batch_size, seed)
+        )
         self._gather = jax.jit(gather, out_shardings=sharding)
 
     def indices(self, first_step: int, num_steps: int) -> np.ndarray:
@@ -119,9 +123,6 @@ class ResidentPipeline:
             for indices in self._epoch_indices(epoch)[offset:]:
                 yield self._gather(self.arrays, indices)
             epoch, offset = epoch + 1, 0
-
-    def _epoch_indices(self, epoch: int) -> np.ndarray:
-        return epoch_indices(self.num_examples, self.batch_size, self._seed, epoch)
 
 
 # Shape and dtype of one example, by key.

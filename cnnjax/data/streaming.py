@@ -7,15 +7,14 @@ background thread moves each batch to the device before it is needed.
 from __future__ import annotations
 
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from cnnjax.data.batches import (
+    BATCHES_AHEAD,
     Batch,
     HostBatch,
     check_divides,
@@ -23,9 +22,10 @@ from cnnjax.data.batches import (
     pad_and_mask,
     padded_size,
     place_local,
+    prefetch,
 )
 from cnnjax.data.dataset import Split, columns, num_examples
-from cnnjax.data.decoding import HostAugment, decoder, tensorflow
+from cnnjax.data.decoding import HostAugment, decoder, keep_freed_memory, tensorflow
 from cnnjax.data.image_files import parse_fit
 from cnnjax.data.pipelines import (
     Forms,
@@ -44,16 +44,13 @@ from cnnjax.data.tfds_splits import split_size
 from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
 
-T = TypeVar("T")
-_BATCHES_AHEAD = 2
-
 
 class StreamingPipeline:
     """Batches read as they are needed: made by `stream_tfds` and `stream_arrays`."""
 
     def __init__(
         self,
-        read_epoch: Callable[[int, int], Iterator[HostBatch]],
+        read_from: Callable[[int], Iterator[HostBatch]],
         num_examples: int,
         batch_size: int,
         forms: Forms,
@@ -64,8 +61,7 @@ class StreamingPipeline:
         """Keeps what reads; nothing is opened yet.
 
         Args:
-          read_epoch: (epoch, number of batches to skip) -> this process's part of the other
-            batches of that epoch.
+          read_from: first step -> this process's part of the batches from there on, for ever.
           num_examples: examples in the split, over all processes.
           batch_size: examples in a batch, over all processes.
           forms: shape and dtype of one example, by key.
@@ -78,7 +74,7 @@ class StreamingPipeline:
         self.steps_per_epoch = count_steps(num_examples, batch_size)
         check_divides(batch_size, sharding)
         self.batch_shapes = batch_shapes(batch_size, forms, sharding)
-        self._read_epoch = read_epoch
+        self._read_from = read_from
         self._sharding = sharding
         self._rows = local_rows(batch_size, sharding) if rows is None else rows
 
@@ -87,11 +83,27 @@ class StreamingPipeline:
         return prefetch(self._on_device(first_step))
 
     def _on_device(self, first_step: int) -> Iterator[Batch]:
-        epoch, offset = divmod(first_step, self.steps_per_epoch)
+        for batch in self._read_from(first_step):
+            yield place_local(batch, self._sharding, self._rows, self.batch_size)
+
+
+def _endless(
+    read_epoch: Callable[[int, int], Iterator[HostBatch]], steps_per_epoch: int
+) -> Callable[[int], Iterator[HostBatch]]:
+    """Returns what `StreamingPipeline` reads from, of what reads an epoch.
+
+    Args:
+      read_epoch: (epoch, number of batches to skip) -> the other batches of that epoch.
+      steps_per_epoch: batches in an epoch.
+    """
+
+    def read_from(first_step: int) -> Iterator[HostBatch]:
+        epoch, offset = divmod(first_step, steps_per_epoch)
         while True:
-            for batch in self._read_epoch(epoch, offset):
-                yield place_local(batch, self._sharding, self._rows, self.batch_size)
+            yield from read_epoch(epoch, offset)
             epoch, offset = epoch + 1, 0
+
+    return read_from
 
 
 def stream_arrays(
@@ -134,14 +146,15 @@ def stream_arrays(
             ),
         )
         dataset = _map_images(dataset, host_augment, _epoch_seeds(seed, epoch))
-        yield from _host_batches(dataset, len(here))
+        yield from host_batches(dataset, len(here))
 
     forms = forms_of(arrays)
     if host_augment is not None:
         tf = tensorflow()
         stored = tf.TensorSpec(by_key["image"].shape[1:], tf.uint8)
         forms["image"] = _image_form(host_augment, stored)
-    return StreamingPipeline(read_epoch, size, batch_size, forms, sharding=sharding, rows=here)
+    read_from = _endless(read_epoch, count_steps(size, batch_size))
+    return StreamingPipeline(read_from, size, batch_size, forms, sharding=sharding, rows=here)
 
 
 def stream_tfds(
@@ -193,7 +206,8 @@ def stream_tfds(
     """
     builder = _checked_builder(name, data_dir, image_size, fit)
     num_stored = split_size(builder, split)
-    num_used = count_steps(num_stored, batch_size) * batch_size
+    steps_per_epoch = count_steps(num_stored, batch_size)
+    num_used = steps_per_epoch * batch_size
     check_divides(batch_size, sharding)
     here = local_rows(batch_size, sharding) if rows is None else rows
 
@@ -205,14 +219,19 @@ def stream_tfds(
         transform = decoder(_image_feature(builder), image_size, fit, host_augment, smallest_area)
         dataset = _at_rows(dataset.enumerate(skip * batch_size), here, batch_size)
         dataset = _map_images(dataset, transform, seeds)
-        yield from _host_batches(dataset, len(here))
+        yield from host_batches(dataset, len(here))
 
     form: tuple[tuple[int, ...], np.dtype] = image_shape(builder, image_size), np.dtype(np.uint8)
     if host_augment is not None:
         transform = decoder(_image_feature(builder), image_size, fit, host_augment, smallest_area)
         form = _image_form(transform, tensorflow().TensorSpec((), tensorflow().string))
     return StreamingPipeline(
-        read_epoch, num_stored, batch_size, image_forms(*form), sharding=sharding, rows=here
+        _endless(read_epoch, steps_per_epoch),
+        num_stored,
+        batch_size,
+        image_forms(*form),
+        sharding=sharding,
+        rows=here,
     )
 
 
@@ -247,7 +266,7 @@ def stream_tfds_evaluation(
             "image": np.zeros((0, *image_shape(builder, image_size)), np.uint8),
             "label": np.zeros(0, np.int32),
         }
-        parts = _host_batches(dataset, len(here), drop_remainder=False)
+        parts = host_batches(dataset, len(here), drop_remainder=False)
         # A process may have nothing of the last batch.
         for _ in range(num_batches):
             part = next(parts, empty)
@@ -255,50 +274,6 @@ def stream_tfds_evaluation(
             yield place_local(pad_and_mask(unmasked, len(here)), sharding, here, batch_size)
 
     return prefetch(read())
-
-
-def prefetch(items: Iterator[T], ahead: int = _BATCHES_AHEAD) -> Iterator[T]:
-    """Yields `items`, computed up to `ahead` in advance by a background thread.
-
-    An exception of `items` is raised where the consumer asks for the item. The thread ends when
-    the items do, when the returned generator is closed or forgotten, or with the program.
-    """
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
-    stopped = threading.Event()
-
-    def put(kind: str, value: Any) -> bool:
-        while not stopped.is_set() and threading.main_thread().is_alive():
-            try:
-                ready.put((kind, value), timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put("item", item):
-                    return
-            put("end", None)
-        except BaseException as error:
-            put("error", error)
-
-    def consume() -> Iterator[T]:
-        # Not a daemon: Python would end it within TensorFlow as it exits, which aborts the process.
-        threading.Thread(target=work, name="prefetch", daemon=False).start()
-        try:
-            while True:
-                kind, value = ready.get()
-                if kind == "end":
-                    return
-                if kind == "error":
-                    raise value
-                yield value
-        finally:
-            stopped.set()
-
-    return consume()
 
 
 def _epoch_seeds(seed: int, epoch: int) -> tuple[int, int]:
@@ -392,10 +367,12 @@ def _map_images(dataset: Any, transform: HostAugment, seeds: tuple[int, int]) ->
     return dataset.map(transformed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def _host_batches(
+def host_batches(
     dataset: Any, batch_size: int, *, drop_remainder: bool = True
-) -> Iterator[HostBatch]:
-    batched = dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(_BATCHES_AHEAD)
+) -> Generator[HostBatch, None, None]:
+    """Yields the examples of a tf.data dataset as batches of NumPy arrays, all unmasked."""
+    keep_freed_memory()
+    batched = dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(BATCHES_AHEAD)
     for batch in batched.as_numpy_iterator():
         yield _with_mask(batch)
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cnnjax.data import ResidentPipeline, evaluation_batches, gather
 from cnnjax.data.dataset import Arrays
+from cnnjax.data.pipelines import epoch_indices
 from cnnjax.errors import UserError
 
 
@@ -141,3 +142,32 @@ def test_evaluation_of_nothing():
     assert list(evaluation_batches(numbered(0), 4)) == []
     with pytest.raises(UserError, match="batch_size=0"):
         next(evaluation_batches(numbered(4), 0))
+
+
+def test_devices_of_a_cpu_share_one_copy_of_the_data():
+    """Each its own would take as many times the memory; what is changed later is not seen."""
+    arrays = numbered(24)
+    split, replicated = shardings()
+    pipeline = ResidentPipeline(arrays, 8, seed=0, sharding=split, replicated=replicated)
+    shards = pipeline.arrays["image"].addressable_shards
+    assert len(shards) == 8
+    assert len({shard.data.unsafe_buffer_pointer() for shard in shards}) == 1
+    arrays.image[:] = 77
+    assert (np.asarray(pipeline.arrays["image"]) == numbered(24).image).all()
+
+
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch):
+    """Of a million images it takes as long as some steps, and each chunk of steps asks for it."""
+    drawn = []
+
+    def counted(*arguments):
+        drawn.append(arguments[-1])
+        return epoch_indices(*arguments)
+
+    monkeypatch.setattr("cnnjax.data.pipelines.epoch_indices", counted)
+    pipeline = ResidentPipeline(numbered(24), 4, seed=0)
+    expected = np.concatenate([epoch_indices(24, 4, 0, epoch) for epoch in (0, 1)])
+    parts = [pipeline.indices(step, 3) for step in range(0, 12, 3)]
+    assert (np.concatenate(parts) == expected).all()
+    assert (pipeline.indices(4, 4) == expected[4:8]).all()
+    assert drawn == [0, 1]

@@ -12,9 +12,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cnnjax.data import ResidentPipeline, stream_arrays, stream_tfds, stream_tfds_evaluation
+from cnnjax.data.batches import prefetch
 from cnnjax.data.dataset import Arrays
 from cnnjax.data.image_files import fit_image
-from cnnjax.data.streaming import prefetch
 from cnnjax.errors import UserError
 from tests.data.conftest import TFDS_SIZES, made_images
 
@@ -202,7 +202,7 @@ def test_a_pipeline_left_open_ends_with_the_program():
     """Nothing may run in TensorFlow when Python takes itself apart: that aborts the process."""
     program = (
         "import atexit, itertools, threading\n"
-        "from cnnjax.data.streaming import prefetch\n"
+        "from cnnjax.data.batches import prefetch\n"
         "left_open = prefetch(itertools.count())\n"
         "assert next(left_open) == 0\n"
         "assert threading.active_count() == 2\n"
