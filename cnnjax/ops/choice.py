@@ -33,6 +33,8 @@ from cnnjax.ops.geometry import Geometry, Shaped
 if TYPE_CHECKING:
     from cnnjax.ops.primitive import Form
 
+# What a convolution or a derivative of it gives: see `cnnjax.ops.primitive`.
+IMAGE, KERNEL, RESULT = range(3)
 LOWERINGS = ("auto", "im2col", "lax", "onednn", "taps", "winograd")
 
 # JAX keys its caches on these, so a function compiled under one value is not reused under another.
@@ -117,27 +119,41 @@ def for_cpu(form: Form, image: Shaped, kernel: Shaped, *, own_kernels: bool) -> 
     callable_here = own_kernels and onednn.available(str(image.dtype))
     if form.lowering == "onednn":
         return "onednn" if callable_here else "lax"
-    positions = image.shape[0] * math.prod(geometry.output_size(image, kernel))
-    if callable_here:
-        products = form.of == 1 and products_give_kernel_gradient(kernel, geometry, positions)
-        if not products or image.dtype != jnp.float32:
-            return "onednn"
+    if callable_here and (
+        image.dtype != jnp.float32
+        or geometry.feature_group_count > 1
+        or not products_are_faster(form, image, kernel)
+    ):
+        return "onednn"
     if 1 < geometry.feature_group_count == image.shape[3]:
         return "taps"
+    positions = image.shape[0] * math.prod(geometry.output_size(image, kernel))
     enough = min(kernel.shape[2:]) >= WINOGRAD_CHANNELS and positions >= WINOGRAD_POSITIONS
     return "winograd" if enough and winograd_fits(kernel, geometry) else "im2col"
 
 
-def products_give_kernel_gradient(kernel: Shaped, geometry: Geometry, positions: int) -> bool:
-    """Whether the gradient of a kernel is faster by XLA's products than by oneDNN.
+def products_are_faster(form: Form, image: Shaped, kernel: Shaped) -> bool:
+    """Whether XLA's products are faster than oneDNN at an ungrouped convolution of float32.
 
-    oneDNN convolves with the cotangent as a kernel, which is slow with many channels at few
-    positions.
+    Winograd's, with many channels; and those over patches where oneDNN's gradients are slow: of
+    kernels of few positions or few channels, for which its window is the cotangent, and of the
+    image at strides, which it computes in parts.
     """
-    if geometry.feature_group_count > 1 or kernel.shape[:2] == (1, 1):
+    geometry, channels = form.geometry, min(kernel.shape[2:])
+    batch, positions = image.shape[0], math.prod(geometry.output_size(image, kernel))
+    if kernel.shape[:2] == (1, 1):
         return False
-    channels = min(kernel.shape[2:])
-    return positions <= 512 or channels >= (128 if geometry.strides == (1, 1) else 64)
+    if form.of == RESULT:
+        return winograd_fits(kernel, geometry) and channels >= 256 and batch >= 32
+    if form.of == IMAGE:
+        if geometry.strides != (1, 1):
+            return channels >= 128
+        return winograd_fits(kernel, geometry) and channels >= 256
+    if batch * positions <= 512 or taps_first(image, kernel, geometry):
+        return True
+    if geometry.strides != (1, 1):
+        return channels >= 64
+    return channels >= 128 or (channels >= 64 and batch >= 32)
 
 
 def winograd_fits(kernel: jax.Array, geometry: Geometry) -> bool:

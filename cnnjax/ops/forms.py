@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cnnjax.ops import choice, onednn
+from cnnjax.ops.choice import IMAGE, KERNEL, RESULT
 from cnnjax.ops.geometry import Geometry, lax_conv2d
 from cnnjax.ops.im2col import conv2d_channels_last, conv2d_taps_first
 from cnnjax.ops.taps import depthwise_taps
@@ -29,9 +30,9 @@ def by_name(first: jax.Array, second: jax.Array, *, form: Form, name: str) -> ja
     """Returns what `form` says in the form `name`, one that fits these shapes."""
     if name != "onednn":
         return _derivative(FORMS[name], first, second, form)
-    if form.of == 0:
+    if form.of == IMAGE:
         return onednn.image_gradient(first, second, form.image_size, form.geometry)
-    if form.of == 1:
+    if form.of == KERNEL:
         return onednn.kernel_gradient(first, second, form.window, form.geometry)
     return onednn.convolution(first, second, form.geometry)
 
@@ -55,11 +56,11 @@ def _derivative(
     convolve: Convolution, first: jax.Array, second: jax.Array, form: Form
 ) -> jax.Array:
     geometry = form.geometry
-    if form.of == 2:
+    if form.of == RESULT:
         return convolve(first, second, geometry)
     # The convolution is linear in each, so that it does not matter where the derivative is taken;
     # the compiler leaves out what does not depend on the cotangent.
-    if form.of == 0:
+    if form.of == IMAGE:
         kernel, cotangent = first, second
         channels = kernel.shape[2] * geometry.feature_group_count
         shape: tuple[int, ...] = (cotangent.shape[0], *form.image_size, channels)

@@ -22,9 +22,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from cnnjax.ops import choice, forms
+from cnnjax.ops.choice import IMAGE, KERNEL, RESULT
 from cnnjax.ops.geometry import Geometry
-
-IMAGE, KERNEL, RESULT = range(3)
 
 
 class Form(NamedTuple):

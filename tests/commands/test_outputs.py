@@ -173,7 +173,7 @@ def test_a_platform_that_is_not_there_is_one_line(platform):
 
     if jax.default_backend() != "cpu":
         pytest.skip("there is such a platform")
-    done = start("cnnjax models lenet5", env={**os.environ, "JAX_PLATFORMS": platform})
+    done = start("experiments.mnist_lenet --smoke", env={**os.environ, "JAX_PLATFORMS": platform})
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: JAX cannot use JAX_PLATFORMS={platform} (")
     assert done.stderr.count("\n") == 1
