@@ -10,7 +10,7 @@ Models use the layers `Conv`, `ConvPool` and `ConvTranspose`, whose parameters a
 `flax.linen.Conv` and `flax.linen.ConvTranspose`.
 """
 
-from cnnjax.ops.choice import LOWERINGS, lowering
+from cnnjax.ops.choice import LOWERINGS, lowering, outside_loops
 from cnnjax.ops.convolution import conv2d, conv_general_dilated
 from cnnjax.ops.fused import conv2d_activation_max_pool
 from cnnjax.ops.layers import Conv, ConvPool
@@ -32,4 +32,5 @@ __all__ = [
     "conv_transpose2d",
     "lowering",
     "max_pool",
+    "outside_loops",
 ]

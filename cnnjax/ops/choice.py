@@ -8,6 +8,8 @@ The forms give the same values and gradients up to rounding and differ in speed:
   `lax.while_loop`); matrix products are fast everywhere.
 * `winograd`: 3x3 at stride 1 with 2.25 times fewer multiplications, as matrix products.
 * `onednn`: the library that jaxlib carries for x86 (see `cnnjax.ops.onednn`).
+* `once`: as `auto`, of a program that is not compiled into a loop: there XLA:CPU's own convolution
+  is fast, and is taken where it is the fastest forward.
 * `taps`: a depthwise convolution (one group a channel) as a sum of elementwise products, one for
   each tap of the window.
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 # What a convolution or a derivative of it gives: see `cnnjax.ops.primitive`.
 IMAGE, KERNEL, RESULT = range(3)
-LOWERINGS = ("auto", "im2col", "lax", "onednn", "taps", "winograd")
+LOWERINGS = ("auto", "im2col", "lax", "once", "onednn", "taps", "winograd")
 
 # JAX keys its caches on these, so a function compiled under one value is not reused under another.
 _lowering = jax.make_user_context("auto")
@@ -51,6 +53,13 @@ def lowering(name: str) -> Iterator[None]:
     platform and shape. Raises UserError for an unknown name.
     """
     with _lowering(checked_name(name)):
+        yield
+
+
+@contextlib.contextmanager
+def outside_loops() -> Iterator[None]:
+    """Within the context, "auto" is "once": what is traced runs a network once, in no loop."""
+    with _lowering("once" if _lowering.value == "auto" else _lowering.value):
         yield
 
 
@@ -102,6 +111,7 @@ WINOGRAD_CHANNELS = 32
 WINOGRAD_POSITIONS = 1024
 BATCH_LAST_BYTES = 12 * 2**20
 TAPS_FIRST_CHANNELS, TAPS_FIRST_BYTES = 4, 16 * 2**20
+ONCE_FEATURES = 32
 FUSED_CHANNELS, FUSED_FEATURES_PER_TAP = 16, 16
 
 
@@ -127,6 +137,8 @@ def for_cpu(form: Form, image: Shaped, kernel: Shaped, *, own_kernels: bool) -> 
         return "onednn"
     if 1 < geometry.feature_group_count == image.shape[3]:
         return "taps"
+    if form.lowering == "once":
+        return "lax"
     positions = image.shape[0] * math.prod(geometry.output_size(image, kernel))
     enough = min(kernel.shape[2:]) >= WINOGRAD_CHANNELS and positions >= WINOGRAD_POSITIONS
     return "winograd" if enough and winograd_fits(kernel, geometry) else "im2col"
@@ -156,7 +168,7 @@ def products_are_faster(form: Form, image: Shaped, kernel: Shaped) -> bool:
     return channels >= 128 or (channels >= 64 and batch >= 32)
 
 
-def winograd_fits(kernel: jax.Array, geometry: Geometry) -> bool:
+def winograd_fits(kernel: Shaped, geometry: Geometry) -> bool:
     """Whether this is a convolution that `winograd` can compute: 3x3 at stride 1, ungrouped."""
     return (
         kernel.shape[:2] == (3, 3)
@@ -166,7 +178,7 @@ def winograd_fits(kernel: jax.Array, geometry: Geometry) -> bool:
     )
 
 
-def taps_first(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
+def taps_first(image: Shaped, kernel: Shaped, geometry: Geometry) -> bool:
     """Whether patches are copied faster as rows of the image than as its channels."""
     channels = image.shape[3]
     positions = image.shape[0] * math.prod(geometry.output_size(image, kernel))
@@ -175,7 +187,7 @@ def taps_first(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
     return few and math.prod(kernel.shape[:2]) > 1 and patch_bytes <= TAPS_FIRST_BYTES
 
 
-def batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
+def batch_last(image: Shaped, kernel: Shaped, geometry: Geometry) -> bool:
     """Whether patches are copied faster with the batch innermost than with the channels."""
     batch, channels = image.shape[0], image.shape[3]
     positions = math.prod(geometry.output_size(image, kernel)) * batch
@@ -185,7 +197,14 @@ def batch_last(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
     return window > 1 and channels <= 32 and batch >= 16 and small
 
 
-def fused_row_stride(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> int:
+def fuses(image: Shaped, kernel: Shaped, geometry: Geometry, name: str) -> bool:
+    """Whether convolution (of stride 1) and 2x2 max pool are fastest as one function on a CPU."""
+    if name == "once" and kernel.shape[3] >= ONCE_FEATURES:
+        return False
+    return name in ("auto", "once") and batch_last(image, kernel, geometry)
+
+
+def fused_row_stride(image: Shaped, kernel: Shaped, geometry: Geometry) -> int:
     """Returns the stride of the rows of patches in convolution and max pool as one function.
 
     At stride 1 the matrix product has `k / (k + 1)` times the operations, and there are

@@ -62,7 +62,7 @@ def _convolve(image: jax.Array, kernel: jax.Array, geometry: Geometry, name: str
     empty = 0 in (image.size, kernel.size, *geometry.output_size(image, kernel))
     if empty or not jnp.issubdtype(image.dtype, jnp.floating):
         return lax_conv2d(image, kernel, geometry)
-    if name in ("auto", "onednn"):
+    if name in ("auto", "once", "onednn"):
         return primitive.convolution(image, kernel, geometry, name)
     if name == "winograd" and not choice.winograd_fits(kernel, geometry):
         name = "lax"

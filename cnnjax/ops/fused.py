@@ -85,14 +85,16 @@ def conv2d_activation_max_pool(
         return _fused(image, kernel, bias, geometry, activation)
 
     def in_turn(image: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        # Once and forward, with many features XLA's own are fastest.
+        form = "lax" if name == "once" and kernel.shape[3] >= choice.ONCE_FEATURES else name
         result = conv2d(
-            image, kernel, padding=padding, bias=bias, precision=precision, lowering=lowering
+            image, kernel, padding=padding, bias=bias, precision=precision, lowering=form
         )
-        return max_pool(activation(result), (2, 2), (2, 2), lowering=lowering)
+        return max_pool(activation(result), (2, 2), (2, 2), lowering=form)
 
     if fusable and name == "im2col":
         return fused(image, kernel, bias)
-    if fusable and name == "auto" and choice.batch_last(image, kernel, geometry):
+    if fusable and choice.fuses(image, kernel, geometry, name):
         return lax.platform_dependent(image, kernel, bias, cpu=fused, default=in_turn)
     return in_turn(image, kernel, bias)
 

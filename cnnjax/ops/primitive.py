@@ -34,7 +34,7 @@ class Form(NamedTuple):
       geometry: of the convolution.
       image_size: height and width of the image.
       window: height and width of the kernel.
-      lowering: "auto", or "onednn" wherever that can be.
+      lowering: "auto", "once", or "onednn" wherever that can be.
       lanes: for each axis that `vmap` has put in front, the outermost first, whether image, kernel
         and cotangent have it.
     """
@@ -44,7 +44,7 @@ class Form(NamedTuple):
     image_size: tuple[int, int]
     window: tuple[int, int]
     lowering: str = "auto"
-    lanes: tuple[tuple[bool, bool, bool], ...] = ()
+    lanes: tuple[tuple[bool, ...], ...] = ()
 
     def operands(self) -> tuple[int, int]:
         """Returns which two of image, kernel and cotangent it takes."""
@@ -59,7 +59,8 @@ def convolution(
     image: jax.Array, kernel: jax.Array, geometry: Geometry, lowering: str = "auto"
 ) -> jax.Array:
     """Returns the convolution NHWC x HWIO -> NHWC, its form chosen when it is lowered."""
-    form = Form(RESULT, geometry, image.shape[1:3], kernel.shape[:2], lowering)
+    (height, width), (rows, columns) = image.shape[1:3], kernel.shape[:2]
+    form = Form(RESULT, geometry, (height, width), (rows, columns), lowering)
     return _bind(image, kernel, form)
 
 
@@ -124,7 +125,8 @@ def _transpose_rule(
         tuple(has or slot == slots[unknown] for slot, has in enumerate(lane)) for lane in form.lanes
     )
     new = form._replace(of=slots[unknown], lanes=lanes)
-    result = _bind(*(arrays[slot] for slot in new.operands()), new)
+    one, other = (arrays[slot] for slot in new.operands())
+    result = _bind(one, other, new)
     # What one array gave to all lanes gets the sum of theirs.
     shared = [axis for axis, lane in enumerate(form.lanes) if not lane[slots[unknown]]]
     result = jnp.sum(result, shared) if shared else result
@@ -158,10 +160,10 @@ def _batching_rule(
         index = form.operands().index(IMAGE if form.of == RESULT else RESULT)
         lanes, batch = front[index].shape[:2]
         front[index] = front[index].reshape(lanes * batch, *front[index].shape[2:])
-        result = _bind(*front, form)
+        result = _bind(front[0], front[1], form)
         return result.reshape(lanes, batch, *result.shape[1:]), 0
     lane = tuple(slot == form.of or mapped[slot] for slot in (IMAGE, KERNEL, RESULT))
-    return _bind(*front, form._replace(lanes=(lane, *form.lanes))), 0
+    return _bind(front[0], front[1], form._replace(lanes=(lane, *form.lanes))), 0
 
 
 batching.primitive_batchers[convolution_p] = _batching_rule

@@ -7,6 +7,7 @@ device: the host never waits for the batch that it has just sent.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from cnnjax import metrics
+from cnnjax import metrics, ops
 from cnnjax.devices import processes
 from cnnjax.devices.sharding import (
     batch_sharding,
@@ -140,11 +141,18 @@ def compile_predict(
     predict: Callable[[PyTree, Any], PyTree], mesh: Mesh
 ) -> Callable[[PyTree, Any], PyTree]:
     """Compiles `(variables, batch) -> arrays [batch, ...]`; batches are split over the mesh."""
+
+    def once(variables: PyTree, batch: Any) -> PyTree:
+        # Small programs of several CPU devices run one after another if their convolutions are
+        # XLA's own.
+        with ops.outside_loops() if mesh.size == 1 else contextlib.nullcontext():
+            return predict(variables, batch)
+
     if splits_parameters(mesh):
-        return _one_at_a_time(jax.jit(predict, out_shardings=batch_sharding(mesh)), mesh)
+        return _one_at_a_time(jax.jit(once, out_shardings=batch_sharding(mesh)), mesh)
     whole, split = PartitionSpec(), batch_spec(mesh)
     return jax.jit(
-        jax.shard_map(predict, mesh=mesh, in_specs=(whole, split), out_specs=split, check_vma=False)
+        jax.shard_map(once, mesh=mesh, in_specs=(whole, split), out_specs=split, check_vma=False)
     )
 
 

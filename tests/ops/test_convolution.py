@@ -262,6 +262,7 @@ def test_derivatives_agree_with_finite_differences(arrays, lowering):
 
 
 SHARDED = {
+    "chosen": ("auto", {}, (128, 9, 9, 3), (3, 3, 3, 4)),
     "taps first": ("im2col", {}, (128, 9, 9, 3), (3, 3, 3, 4)),
     "channels last": ("im2col", {}, (512, 9, 9, 40), (3, 3, 40, 4)),
     "winograd": ("winograd", {}, (128, 9, 9, 3), (3, 3, 3, 4)),
