@@ -265,6 +265,11 @@ def _call(
 ) -> jax.Array:
     """Calls oneDNN; `exchanged`, the kernel's last two axes are features and channels."""
     inner, outer = (3, 2) if exchanged else (2, 3)
+    if geometry.feature_group_count > 1 and geometry.kernel_dilation != (1, 1):
+        # Its dilated depthwise kernels (of jaxlib 0.10.2) write outside of their arrays.
+        gaps = [(0, 0, dilation - 1) for dilation in geometry.kernel_dilation]
+        kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*gaps, (0, 0, 0), (0, 0, 0)])
+        geometry = geometry._replace(kernel_dilation=(1, 1))
     size = geometry.output_size(image, kernel)
     result = jax.ShapeDtypeStruct((image.shape[0], *size, kernel.shape[outer]), image.dtype)
     layout = {"data": {"batch_dim": 0, "feature_dim": 3, "spatial_dims": [1, 2]}}

@@ -176,6 +176,19 @@ PLAIN = {
 }
 
 
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
+def test_depthwise_at_strides_and_dilations(strides, dilation):
+    """oneDNN's own dilated depthwise kernels write outside of their arrays, and may never end."""
+    options = {"strides": strides, "kernel_dilation": dilation, "padding": ((4, 4), (9, 9))}
+    image, kernel = normal(1, (2, 10, 5, 8)), normal(2, (5, 7, 1, 16))
+    theirs = functools.partial(reference, groups=8, **options)
+    ours = functools.partial(ops.conv2d, feature_group_count=8, lowering="onednn", **options)
+    assert_close(
+        value_and_gradients(ours, image, kernel), value_and_gradients(theirs, image, kernel)
+    )
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
 def test_equals_lax_in_16_bits(dtype, strides):
