@@ -267,4 +267,6 @@ def test_a_tiny_run_of_the_operations():
     command += ["--rounds", "1", "--seconds", "0.01", "--batch-size", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "### lenet5: training step, batch 2, forward and backward" in done.stdout
-    assert done.stdout.count("| convolution and pool |") == 6
+    # Two layers in each mode; without PyTorch there is nothing to add up by kind.
+    peer = importlib.util.find_spec("torch") is not None
+    assert done.stdout.count("| convolution and pool |") == (6 if peer else 4)
