@@ -14,7 +14,7 @@ The forms give the same values and gradients up to rounding and differ in speed:
   each tap of the window.
 
 A form that cannot compute a convolution leaves it to `lax`.
-`python benchmarks/convolutions.py` measures them all; `for_convolution` holds what it found.
+`python benchmarks/convolutions.py` measures them all; `for_cpu` holds what it found.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def for_cpu(form: Form, image: Shaped, kernel: Shaped, *, own_kernels: bool) -> 
         or not products_are_faster(form, image, kernel)
     ):
         return "onednn"
-    if 1 < geometry.feature_group_count == image.shape[3]:
+    if taps_fits(image, geometry):
         return "taps"
     if form.lowering == "once":
         return "lax"
@@ -176,6 +176,11 @@ def winograd_fits(kernel: Shaped, geometry: Geometry) -> bool:
         and geometry.kernel_dilation == (1, 1)
         and geometry.feature_group_count == 1
     )
+
+
+def taps_fits(image: Shaped, geometry: Geometry) -> bool:
+    """Whether this is a depthwise convolution, which `taps` can compute."""
+    return 1 < geometry.feature_group_count == image.shape[3]
 
 
 def taps_first(image: Shaped, kernel: Shaped, geometry: Geometry) -> bool:

@@ -66,7 +66,7 @@ def _convolve(image: jax.Array, kernel: jax.Array, geometry: Geometry, name: str
         return primitive.convolution(image, kernel, geometry, name)
     if name == "winograd" and not choice.winograd_fits(kernel, geometry):
         name = "lax"
-    if name == "taps" and not 1 < geometry.feature_group_count == image.shape[3]:
+    if name == "taps" and not choice.taps_fits(image, geometry):
         name = "lax"
     return forms.FORMS[name](image, kernel, geometry)
 

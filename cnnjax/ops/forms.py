@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 Convolution = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
 
 
-def by_lax(first: jax.Array, second: jax.Array, *, form: Form) -> jax.Array:
-    """Returns what `form` says, by the compiler's own convolution and its derivatives."""
-    return _derivative(lax_conv2d, first, second, form)
-
-
 def by_name(first: jax.Array, second: jax.Array, *, form: Form, name: str) -> jax.Array:
     """Returns what `form` says in the form `name`, one that fits these shapes."""
     if name != "onednn":

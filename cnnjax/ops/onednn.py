@@ -58,10 +58,15 @@ def _multiplies_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def convolution(image: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Convolution NHWC x HWIO -> NHWC of any strides, dilation and groups."""
+def convolution(
+    image: jax.Array, kernel: jax.Array, geometry: Geometry, *, exchanged: bool = False
+) -> jax.Array:
+    """Convolution NHWC x HWIO -> NHWC of any strides, dilation and groups.
+
+    `exchanged`: the kernel's last two axes are features and channels.
+    """
     image, geometry = with_pads_inside(image, kernel, geometry)
-    return _call(image, kernel, geometry)
+    return _call(image, kernel, geometry, exchanged=exchanged)
 
 
 def image_gradient(
@@ -148,8 +153,7 @@ def _phase(
         for reach, count, length in zip(reaches, steps, cotangent.shape[1:3], strict=True)
     )
     geometry = geometry._replace(strides=(1, 1), pads=(rows, columns))
-    image, geometry = with_pads_inside(cotangent, taps, geometry)
-    return _call(image, taps, geometry, exchanged=geometry.feature_group_count == 1)
+    return convolution(cotangent, taps, geometry, exchanged=geometry.feature_group_count == 1)
 
 
 def _with_channels_exchanged(kernel: jax.Array, groups: int) -> jax.Array:

@@ -94,7 +94,7 @@ def _mapped(function: Callable[..., jax.Array], form: Form) -> Callable[..., jax
 
 
 def _by_lax(first: jax.Array, second: jax.Array, form: Form) -> jax.Array:
-    return _mapped(functools.partial(forms.by_lax, form=form), form)(first, second)
+    return _mapped(functools.partial(forms.by_name, form=form, name="lax"), form)(first, second)
 
 
 def _abstract(first: Any, second: Any, *, form: Form) -> Any:

@@ -104,8 +104,10 @@ def compile_train(
       mesh: the devices.
       compiler_options: XLA's, such as those of `cnnjax.devices.backend.compiler_options`.
     """
-    start = functools.partial(start_compiling, method=method, mesh=mesh)
-    return start(make_step, state, data, compiler_options=compiler_options)()
+    trainer = start_compiling(
+        make_step, state, data, method=method, mesh=mesh, compiler_options=compiler_options
+    )
+    return trainer()
 
 
 def start_compiling(
