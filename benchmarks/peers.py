@@ -32,7 +32,16 @@ from typing import Any
 
 from peer_processes import Worker, WorkerError, gpu_name, machine, seconds_to_mnist
 from peer_report import Row, draw, markdown
-from workloads import CONTENDERS, MODES, PRECISIONS, WORKLOADS, Task, Workload
+from workloads import (
+    CONTENDERS,
+    MODES,
+    PRECISIONS,
+    WORKLOADS,
+    Task,
+    Workload,
+    check_directories,
+    check_numbers,
+)
 
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.paths import expand_flags
@@ -119,15 +128,8 @@ def check(options: argparse.Namespace) -> None:
                 raise unknown_name(kind, name, valid)
     if "tf32" in options.precisions and options.device == "cpu":
         raise UserError("precision tf32 exists on a GPU only: use float32 or bf16")
-    for name, value in (("--rounds", options.rounds), ("--batch-size", options.batch_size)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} {value}: give 1 or more")
-    for name, value in (("--seconds", options.seconds), ("--patience", options.patience)):
-        if not value > 0:
-            raise UserError(f"{name} {value:g}: give a positive number")
-    for path in (options.json, options.figure):
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"{path}: there is no directory {path.parent}")
+    check_numbers(options)
+    check_directories(options.json, options.figure)
 
 
 def compare(

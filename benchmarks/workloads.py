@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from cnnjax.errors import UserError
 
 LEARNING_RATE = 0.01
 MOMENTUM = 0.9
@@ -107,6 +111,23 @@ class Program(NamedTuple):
     versions: dict[str, str]
     variants: Mapping[str, dict[str, Callable[[], Run]]]
     compiled_secs: Callable[[], float] | None = None
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raises a UserError for rounds or examples below 1, and for times that are not positive."""
+    for flag, value in (("--rounds", options.rounds), ("--batch-size", options.batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} {value}: give 1 or more")
+    for flag, value in (("--seconds", options.seconds), ("--patience", options.patience)):
+        if not value > 0:
+            raise UserError(f"{flag} {value:g}: give a positive number")
+
+
+def check_directories(*paths: Path | None) -> None:
+    """Raises a UserError for a file to be written in a directory that is not there."""
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"{path}: there is no directory {path.parent}")
 
 
 def load_data(workload: Workload, batch_size: int) -> tuple[Images, Labels]:

@@ -33,11 +33,11 @@ import zoo_networks
 import zoo_operations
 from peer_processes import Worker, WorkerError, machine
 from peer_report import TITLES, TORCH, Row
-from workloads import CONTENDERS, MODES, Task, Workload
+from workloads import CONTENDERS, MODES, Task, Workload, check_directories, check_numbers
 from zoo_bounds import Machine, bound, measure_machine, step_cost
 from zoo_report import LEGEND, OURS, Entry, conclusion, markdown
 
-from cnnjax.errors import UserError, unknown_name
+from cnnjax.errors import unknown_name
 from cnnjax.paths import expand_flags
 from cnnjax.run.exits import one_line_errors
 
@@ -119,14 +119,8 @@ def check(options: argparse.Namespace) -> None:
                 raise unknown_name(kind, name, valid)
     options.rounds = _default(options.rounds, 3 if options.operations else 5)
     options.seconds = _default(options.seconds, 0.1 if options.operations else 2.0)
-    for flag, value in (("--rounds", options.rounds), ("--batch-size", options.batch_size)):
-        if value is not None and value < 1:
-            raise UserError(f"{flag} {value}: give 1 or more")
-    for flag, value in (("--seconds", options.seconds), ("--patience", options.patience)):
-        if not value > 0:
-            raise UserError(f"{flag} {value:g}: give a positive number")
-    if options.json is not None and not options.json.parent.is_dir():
-        raise UserError(f"{options.json}: there is no directory {options.json.parent}")
+    check_numbers(options)
+    check_directories(options.json)
 
 
 def _default(value: Any, default: Any) -> Any:
