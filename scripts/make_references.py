@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
     """Makes the references named, or all."""
     makers = {name: make_network for name in NETWORKS}
     makers |= {"training": make_training, "files": make_files, "check": make_check}
-    makers |= {"state_dicts": make_state_dicts}
+    makers |= dict.fromkeys(VARIANTS, make_state_dicts)
     for name in arguments or makers:
         makers[name](name)
         print(name, flush=True)
@@ -205,11 +205,11 @@ def make_check(name: str) -> None:
 
 
 def make_state_dicts(name: str) -> None:
-    """Names and shapes of the tensors of every variant, at 1000 classes."""
+    """Names and shapes of the tensors of a group's variants, at 1000 classes."""
     import torch
 
     found: dict[str, dict[str, list[int]]] = {}
-    for library, variants in VARIANTS.items():
+    for library, variants in VARIANTS[name].items():
         for variant in variants.split():
             # RegNet computes its widths with tensors.
             place = "cpu" if variant.startswith("regnet") else "meta"
@@ -220,25 +220,29 @@ def make_state_dicts(name: str) -> None:
     save(f"{name}.npz", json=np.frombuffer(content, np.uint8))
 
 
+# By group of families, as in `cnnjax.convert.tables`: one file of names and shapes each.
 VARIANTS = {
-    "torchvision": """
-        alexnet vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn googlenet inception_v3
-        squeezenet1_0 squeezenet1_1 resnet18 resnet34 resnet50 resnet101 resnet152 wide_resnet50_2
-        wide_resnet101_2 resnext50_32x4d resnext101_32x8d densenet121 densenet161 densenet169
-        densenet201 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small shufflenet_v2_x0_5
-        shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0 efficientnet_b0 efficientnet_b1
-        efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6
-        efficientnet_b7 regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf
-        regnet_x_16gf regnet_x_32gf regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf
-        regnet_y_8gf regnet_y_16gf regnet_y_32gf convnext_tiny convnext_small convnext_base
-        convnext_large
-    """,
-    "timm": """
-        resnet18 resnet34 resnet50 resnet101 resnet152 wide_resnet50_2 wide_resnet101_2
-        resnext50_32x4d resnext101_32x4d resnext101_32x8d seresnet50 resnetv2_18 resnetv2_34
-        resnetv2_50 resnetv2_101 resnetv2_152 densenet121 densenet161 densenet169 densenet201
-        mobilenetv1_100 dm_nfnet_f0
-    """,
+    "state_dicts": {
+        "torchvision": """
+            alexnet vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn googlenet
+            inception_v3 squeezenet1_0 squeezenet1_1 resnet18 resnet34 resnet50 resnet101 resnet152
+            wide_resnet50_2 wide_resnet101_2 resnext50_32x4d resnext101_32x8d densenet121
+            densenet161 densenet169
+            densenet201 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small shufflenet_v2_x0_5
+            shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0 efficientnet_b0 efficientnet_b1
+            efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6
+            efficientnet_b7 regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf
+            regnet_x_16gf regnet_x_32gf regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf
+            regnet_y_8gf regnet_y_16gf regnet_y_32gf convnext_tiny convnext_small convnext_base
+            convnext_large
+        """,
+        "timm": """
+            resnet18 resnet34 resnet50 resnet101 resnet152 wide_resnet50_2 wide_resnet101_2
+            resnext50_32x4d resnext101_32x4d resnext101_32x8d seresnet50 resnetv2_18 resnetv2_34
+            resnetv2_50 resnetv2_101 resnetv2_152 densenet121 densenet161 densenet169 densenet201
+            mobilenetv1_100 dm_nfnet_f0
+        """,
+    },
 }
 
 

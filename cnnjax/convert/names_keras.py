@@ -1,7 +1,7 @@
 """Keras's names: those of the networks of keras.applications, as Keras 3 has them.
 
 A tensor is called after its layer and variable, such as `conv1_bn/moving_mean`: see `keras_files`.
-The tables of layers are in `keras_tables`.
+The tables of layers are in `tables.keras`.
 
 Keras's networks differ from PyTorch's in padding, epsilons and biases. Our models compute either by
 their arguments, which `arguments_for` gives; with others conversion is refused. MobileNets are the
@@ -23,9 +23,9 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from cnnjax.convert.keras_tables import TABLES
 from cnnjax.convert.layouts import DEPTHWISE
 from cnnjax.convert.names import Names
+from cnnjax.convert.tables import KERAS
 from cnnjax.errors import UserError
 from cnnjax.models.fields import fields
 
@@ -43,7 +43,7 @@ def names_for(model: nn.Module) -> Names:
         raise UserError(
             f"keras has no network like this {type(model).__name__}: it has those of "
             "keras.applications, which are here ResNet-50 to 152 (v1 and v2) and "
-            f"{', '.join(sorted(TABLES.keys() - {'ResNet'}))}, with the norm and stem that they "
+            f"{', '.join(sorted(KERAS.keys() - {'ResNet'}))}, with the norm and stem that they "
             "were published with."
         )
     normalizes = type(model).__name__ == "EfficientNet"
@@ -94,7 +94,7 @@ def normalization(
 
 
 def _table(model: Any) -> dict[str, Any] | None:
-    make = TABLES.get(type(model).__name__)
+    make = KERAS.get(type(model).__name__)
     return make(model) if make else None
 
 

@@ -4,7 +4,7 @@
 module of your own: our path with dots, PyTorch's names of leaves and its layouts, so that LeNet's
 `conv1/kernel` is `conv1.weight`.
 
-The tables of rules are in `torchvision_tables` and `timm_tables`.
+The tables of rules are in `tables`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from typing import Any
 
 import flax.linen as nn
 
-from cnnjax.convert import timm_tables, torchvision_tables
 from cnnjax.convert.layouts import DENSE, OIHW
 from cnnjax.convert.names import IMAGE, Names
-from cnnjax.convert.torchvision_tables import Table
+from cnnjax.convert.tables import TIMM, TORCHVISION, Table
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.models.fields import fields
 
 FRAMEWORKS = ("torchvision", "timm", "pytorch")
 TABLES: Mapping[str, Mapping[str, Table]] = {
-    "torchvision": torchvision_tables.TABLES,
-    "timm": timm_tables.TABLES,
+    "torchvision": TORCHVISION,
+    "timm": TIMM,
 }
 
 

@@ -246,7 +246,14 @@ COUNTED = "counted; 4.2 M and 569 M in Table 8"
 
 # parameters, running statistics, multiply-accumulates, and what differs
 ROWS = {
-    "mobilenet_v1": row(MobileNetV1, 4_231_976, 21_888, 568_740_352, source=COUNTED),
+    "mobilenet_v1": row(
+        MobileNetV1,
+        4_231_976,
+        21_888,
+        568_740_352,
+        source=COUNTED,
+        also={"timm": "mobilenetv1_100"},
+    ),
     "mobilenet_v2": row(MobileNetV2, 3_504_872, 34_112, 300_774_272, source=TORCHVISION),
     "mobilenet_v3_large": large(5_483_032, 24_400, 216_589_760, dense_features=1280),
     "mobilenet_v3_small": small(2_542_856, 12_112, 56_510_400, dense_features=1024),

@@ -228,5 +228,12 @@ class NFNet(nn.Module):
 nfnet = functools.partial(row, NFNet, source=TIMM)
 
 ROWS = {
-    "nfnet_f0": nfnet(71_489_284, 0, 12_384_198_656, image=(256, 256, 3), stage_sizes=(1, 2, 6, 3)),
+    "nfnet_f0": nfnet(
+        71_489_284,
+        0,
+        12_384_198_656,
+        image=(256, 256, 3),
+        stage_sizes=(1, 2, 6, 3),
+        also={"timm": "dm_nfnet_f0"},
+    ),
 }

@@ -319,11 +319,26 @@ ROWS = {
     "resnet50_v1": resnet50(25_557_032, 53_120, 3_857_973_248, source=V1, version="v1"),
     "resnet101_v1": resnet101(44_549_160, 105_344, 7_570_194_432, source=V1, version="v1"),
     "resnet152_v1": resnet152(60_192_808, 151_424, 11_282_415_616, source=V1, version="v1"),
-    "resnet18_v2": resnet18(11_687_720, 7_808, 1_814_073_344, source=TIMM, version="v2"),
-    "resnet34_v2": resnet34(21_795_880, 15_232, 3_663_761_408, source=TIMM, version="v2"),
-    "resnet50_v2": resnet50(25_549_352, 45_440, 4_089_184_256, source=TIMM, version="v2"),
-    "resnet101_v2": resnet101(44_541_480, 97_664, 7_801_405_440, source=TIMM, version="v2"),
-    "resnet152_v2": resnet152(60_185_128, 143_744, 11_513_626_624, source=TIMM, version="v2"),
+    "resnet18_v2": resnet18(
+        11_687_720, 7_808, 1_814_073_344, source=TIMM, version="v2", also={"timm": "resnetv2_18"}
+    ),
+    "resnet34_v2": resnet34(
+        21_795_880, 15_232, 3_663_761_408, source=TIMM, version="v2", also={"timm": "resnetv2_34"}
+    ),
+    "resnet50_v2": resnet50(
+        25_549_352, 45_440, 4_089_184_256, source=TIMM, version="v2", also={"timm": "resnetv2_50"}
+    ),
+    "resnet101_v2": resnet101(
+        44_541_480, 97_664, 7_801_405_440, source=TIMM, version="v2", also={"timm": "resnetv2_101"}
+    ),
+    "resnet152_v2": resnet152(
+        60_185_128,
+        143_744,
+        11_513_626_624,
+        source=TIMM,
+        version="v2",
+        also={"timm": "resnetv2_152"},
+    ),
     "cifar_resnet20": option_a(269_722, 1_376, 40_551_040, stage_sizes=(3, 3, 3)),
     "cifar_resnet32": option_a(464_154, 2_272, 68_862_592, stage_sizes=(5, 5, 5)),
     "cifar_resnet44": option_a(658_586, 3_168, 97_174_144, stage_sizes=(7, 7, 7)),
@@ -339,5 +354,7 @@ ROWS = {
     "resnext101_32x8d": resnet101(
         88_791_336, 202_880, 16_414_015_488, groups=32, width_per_group=8
     ),
-    "se_resnet50": resnet50(28_088_024, 53_120, 4_091_699_200, source=TIMM, se_reduction=16),
+    "se_resnet50": resnet50(
+        28_088_024, 53_120, 4_091_699_200, source=TIMM, se_reduction=16, also={"timm": "seresnet50"}
+    ),
 }

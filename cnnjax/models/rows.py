@@ -28,6 +28,7 @@ class Row:
     source: str
     image: tuple[int, int, int]
     num_classes: int
+    also: Mapping[str, str]
     arguments: Mapping[str, Any]
 
 
@@ -40,6 +41,7 @@ def row(
     source: str = "",
     image: tuple[int, int, int] = (224, 224, 3),
     num_classes: int = 1000,
+    also: Mapping[str, str] | None = None,
     **arguments: Any,
 ) -> Row:
     """Returns the row of a network.
@@ -52,9 +54,11 @@ def row(
       source: where these three come from.
       image: `[height, width, channels]` that it was published for.
       num_classes: that it was published for.
+      also: library, such as timm -> its name there, where that is another.
       **arguments: its `fields` that differ from their defaults.
     """
-    return Row(network, parameters, statistics, macs, source, image, num_classes, arguments)
+    sizes = parameters, statistics, macs
+    return Row(network, *sizes, source, image, num_classes, also or {}, arguments)
 
 
 def package_rows(package: str) -> dict[str, Row]:

@@ -28,13 +28,11 @@ from tests.models.test_counts import LARGE
 REFERENCES = Path(__file__).parent / "references"
 TOLERANCE = 1e-4
 
-# What the networks are called over there, where it is not what they are called here.
-OTHER_NAMES = {
-    "se_resnet50": "seresnet50",
-    "mobilenet_v1": "mobilenetv1_100",
-    "nfnet_f0": "dm_nfnet_f0",
-    **{f"resnet{depth}_v2": f"resnetv2_{depth}" for depth in (18, 34, 50, 101, 152)},
-}
+
+def name_there(framework, name):
+    return models.MODELS[name].also.get(framework, name)
+
+
 ARGUMENTS = {
     "googlenet": {"auxiliary_heads": True},
     "inception_v3": {"auxiliary_head": True},
@@ -47,14 +45,17 @@ QUICK = ("squeezenet1_1", "resnet18_v2")
 RECORDED = sorted(
     path.stem
     for path in REFERENCES.glob("*.npz")
-    if path.stem not in ("check", "training", "state_dicts")
+    if path.stem not in ("check", "training") and not path.stem.startswith("state_dicts")
 )
 
 
 def state_dicts():
     """`{"torchvision/resnet18": {name: shape}}` of every variant, at 1000 classes."""
-    with np.load(REFERENCES / "state_dicts.npz") as archive:
-        return json.loads(lzma.decompress(archive["json"].tobytes()))
+    found = {}
+    for path in sorted(REFERENCES.glob("state_dicts*.npz")):
+        with np.load(path) as archive:
+            found |= json.loads(lzma.decompress(archive["json"].tobytes()))
+    return found
 
 
 STATE_DICTS = state_dicts()
@@ -62,7 +63,7 @@ COUNTERPARTS = [
     (framework, name)
     for name in models.list_models()
     for framework in ("torchvision", "timm")
-    if f"{framework}/{OTHER_NAMES.get(name, name)}" in STATE_DICTS
+    if f"{framework}/{name_there(framework, name)}" in STATE_DICTS
 ]
 QUICK_COUNTERPARTS = {
     *(("torchvision", name) for name in ("vgg11_bn", "googlenet", "squeezenet1_0", "resnet18")),
@@ -86,7 +87,7 @@ def tier(name):
 
 
 def test_no_network_of_theirs_is_forgotten():
-    covered = {f"{framework}/{OTHER_NAMES.get(name, name)}" for framework, name in COUNTERPARTS}
+    covered = {f"{framework}/{name_there(framework, name)}" for framework, name in COUNTERPARTS}
     assert covered == set(STATE_DICTS)
     claimed = {
         name
@@ -109,7 +110,7 @@ def test_names_and_shapes_are_theirs(framework, name):
     model = models.create(name, num_classes=1000, **ARGUMENTS.get(name, {}))
     names = convert.find_names(model, framework)
     table = convert.entries(model, models.input_shape(name), names)
-    theirs = STATE_DICTS[f"{framework}/{OTHER_NAMES.get(name, name)}"]
+    theirs = STATE_DICTS[f"{framework}/{name_there(framework, name)}"]
     wanted = {k: tuple(v) for k, v in theirs.items() if not re.fullmatch(names.ignored, k)}
     assert {entry.name: entry.their_shape for entry in table} == wanted
     arrays = {entry.name: np.empty((), np.float32) for entry in table}

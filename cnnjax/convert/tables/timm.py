@@ -1,4 +1,4 @@
-"""timm's names of layers, a table for each class of `cnnjax.models`; see `torchvision_tables`."""
+"""timm's names of layers, a table for each class of `cnnjax.models`; see `torchvision`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 from cnnjax.convert.layouts import CHANNEL_111, DENSE_AS_1X1
 from cnnjax.convert.names import BLOCK
-from cnnjax.convert.torchvision_tables import TABLES as TORCHVISION
-from cnnjax.convert.torchvision_tables import Table, residual, stages
+from cnnjax.convert.tables.torchvision import TORCHVISION, Table, residual, stages
 
 
 def _resnet(model: Any) -> dict[str, Any] | None:
@@ -77,7 +76,7 @@ def _nfnet(model: Any) -> dict[str, Any]:
     }
 
 
-TABLES: Mapping[str, Table] = {
+TIMM: Mapping[str, Table] = {
     "ResNet": _resnet,
     "DenseNet": TORCHVISION["DenseNet"],
     "MobileNetV1": _mobilenet_v1,

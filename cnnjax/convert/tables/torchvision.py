@@ -273,7 +273,7 @@ def _convnext(model: Any) -> dict[str, Any] | None:
     }
 
 
-TABLES: Mapping[str, Table] = {
+TORCHVISION: Mapping[str, Table] = {
     "AlexNet": _alexnet,
     "VGG": _vgg,
     "GoogLeNet": _googlenet,

@@ -298,7 +298,7 @@ def _convnext(model: Any) -> dict[str, Any] | None:
     return {"layers": [*layers, *last], "arguments": {"norm_epsilon": 1e-6}}
 
 
-TABLES: Mapping[str, Table] = {
+KERAS: Mapping[str, Table] = {
     "VGG": _vgg,
     "ResNet": _resnet,
     "DenseNet": _densenet,
