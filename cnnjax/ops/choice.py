@@ -147,25 +147,18 @@ def for_cpu(form: Form, image: Shaped, kernel: Shaped, *, own_kernels: bool) -> 
 def products_are_faster(form: Form, image: Shaped, kernel: Shaped) -> bool:
     """Whether XLA's products are faster than oneDNN at an ungrouped convolution of float32.
 
-    Winograd's, with many channels; and those over patches where oneDNN's gradients are slow: of
-    kernels of few positions or few channels, for which its window is the cotangent, and of the
-    image at strides, which it computes in parts.
+    Winograd's, with many channels; and those over patches: of a few channels for the gradient of
+    the kernel, of many for that of the image at strides, which oneDNN computes in parts.
     """
-    geometry, channels = form.geometry, min(kernel.shape[2:])
-    batch, positions = image.shape[0], math.prod(geometry.output_size(image, kernel))
+    geometry, channels, batch = form.geometry, min(kernel.shape[2:]), image.shape[0]
     if kernel.shape[:2] == (1, 1):
         return False
-    if form.of == RESULT:
-        return winograd_fits(kernel, geometry) and channels >= 256 and batch >= 32
-    if form.of == IMAGE:
-        if geometry.strides != (1, 1):
-            return channels >= 128
-        return winograd_fits(kernel, geometry) and channels >= 256
-    if batch * positions <= 512 or taps_first(image, kernel, geometry):
+    if form.of == IMAGE and geometry.strides != (1, 1):
+        return channels >= 128
+    if form.of == KERNEL and taps_first(image, kernel, geometry):
         return True
-    if geometry.strides != (1, 1):
-        return channels >= 64
-    return channels >= 128 or (channels >= 64 and batch >= 32)
+    enough = channels >= 256 and (batch >= 32 or form.of == IMAGE)
+    return winograd_fits(kernel, geometry) and enough
 
 
 def winograd_fits(kernel: Shaped, geometry: Geometry) -> bool:

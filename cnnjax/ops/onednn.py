@@ -7,7 +7,7 @@ only the forward one. Both gradients are made of it:
 * that of the image is a convolution of the cotangent with the flipped kernel, at stride 1; at
   stride s one for each of the s x s places that a pixel can have under the window's steps;
 * that of the kernel is a convolution of the image with the cotangent as a large kernel. There the
-  contracted axis is the batch, so that the channels take the place of the examples.
+  contracted axis is the batch, and the channels stand side by side with the columns.
 
 The call ends the process on a shape or dtype that oneDNN refuses, and programs with it cannot be
 kept in JAX's compilation cache on disk (jax 0.10): see `available` and `cnnjax.ops.choice`.
@@ -25,12 +25,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cnnjax.ops.geometry import Geometry, with_pads_inside
+from cnnjax.ops.geometry import Geometry, Pads, with_pads_inside
 
 # The call is no public interface of jaxlib: what its numbers mean has been tried in these only.
 JAXLIB_VERSIONS = ("0.10.2",)
-# A block of the cotangent, which each channel of the image reads once, stays in the cache.
-CACHED_BYTES = 600 * 1024
+# Channels of a group from which on groups one by one are faster than examples one by one.
+WIDE_GROUP = 16
 
 
 @functools.cache
@@ -169,11 +169,14 @@ def kernel_gradient(
     """Gradient of the kernel, whose height and width are `window`."""
     kernel = jax.ShapeDtypeStruct((*window, 0, 0), image.dtype)
     image, geometry = with_pads_inside(image, kernel, geometry)
-    if geometry.feature_group_count > 1:
-        return _kernel_gradient_of_groups(image, cotangent, window, geometry)
+    groups = geometry.feature_group_count
+    if groups > 1 and image.shape[3] < WIDE_GROUP * groups:
+        return _kernel_gradient_of_narrow_groups(image, cotangent, window, geometry)
+    if groups > 1:
+        return _kernel_gradient_of_wide_groups(image, cotangent, window, geometry)
     if window == (1, 1) and geometry.pads == ((0, 0), (0, 0)):
         return _kernel_gradient_of_one_tap(image, cotangent, geometry)
-    return _kernel_gradient_in_row_blocks(image, cotangent, window, geometry)
+    return _kernel_gradient_of_window(image, cotangent, window, geometry)
 
 
 def _kernel_gradient_of_one_tap(
@@ -187,52 +190,69 @@ def _kernel_gradient_of_one_tap(
     return product[None, None]
 
 
-def _kernel_gradient_in_row_blocks(
+def _kernel_gradient_of_window(
     image: jax.Array, cotangent: jax.Array, window: tuple[int, int], geometry: Geometry
 ) -> jax.Array:
-    """The channels convolved, over all examples, with blocks of rows of the cotangent.
+    """One convolution, which contracts all rows, columns and examples.
 
-    `[channels, rows, columns, batch]` with `[block rows, columns, batch, features]` gives
-    `[channels, window rows, window columns, features]`, which is summed over the blocks.
+    Its image is `[1, rows, columns * channels, batch]`, where a column is `channels` steps wide;
+    its window is the cotangent, `[rows, columns, batch, features]`, dilated by the strides; its
+    result is `[1, window rows, window columns * channels, features]`.
     """
-    ((top, bottom), columns), dilation = geometry.pads, geometry.kernel_dilation
-    stride = geometry.strides[0]
-    batch, height, width, features = cotangent.shape
-    block = _rows_at_a_time(height, batch * width * features * cotangent.dtype.itemsize)
-    span = (block - 1) * stride + (window[0] - 1) * dilation[0] + 1
-    zero = jnp.zeros((), image.dtype)
-    rows = [(0, 0, 0), (top, bottom, 0), (0, 0, 0), (0, 0, 0)]
-    channels_of_rows = lax.pad(image, zero, rows).transpose(1, 3, 2, 0)
-    cotangent_rows = cotangent.transpose(1, 2, 0, 3)
-    # The window of this convolution is the cotangent: strides and dilation change places.
-    exchanged = Geometry(dilation, ((0, 0), columns), geometry.strides, 1, geometry.precision)
-
-    def gradient(start: jax.Array | int) -> jax.Array:
-        seen = lax.dynamic_slice_in_dim(channels_of_rows, start * stride, span)
-        rows = lax.dynamic_slice_in_dim(cotangent_rows, start, block)
-        result = _call(seen.transpose(1, 0, 2, 3), rows, exchanged)
-        return result[:, : window[0], : window[1]].astype(jnp.float32)
-
-    if block == height:
-        total = gradient(0)
-    else:
-        shape = (image.shape[3], *window, features)
-        total = lax.fori_loop(
-            0,
-            height // block,
-            lambda index, total: total + gradient(index * block),
-            jnp.zeros(shape, jnp.float32),
-        )
-    return total.transpose(1, 2, 0, 3).astype(image.dtype)
+    image, pads = _as_far_as_seen(image, cotangent, window, geometry)
+    batch, height, width, channels = image.shape
+    sideways = image.reshape(batch, -1).T.reshape(1, height, width * channels, batch)
+    rows, (left, right) = pads
+    exchanged = Geometry(
+        strides=(geometry.kernel_dilation[0], 1),
+        pads=(rows, (left * channels, right * channels)),
+        kernel_dilation=(geometry.strides[0], geometry.strides[1] * channels),
+        feature_group_count=1,
+        precision=geometry.precision,
+    )
+    result = _call(sideways, cotangent.transpose(1, 2, 0, 3), exchanged)
+    # A dilated window's columns are some of those between its ends.
+    columns = result.reshape(window[0], -1, channels, cotangent.shape[3])
+    return columns[:, :: geometry.kernel_dilation[1]]
 
 
-def _rows_at_a_time(height: int, row_bytes: int) -> int:
-    """Returns the largest divisor of `height` whose rows stay in the cache, at least 1."""
-    fitting = [rows for rows in range(1, height + 1) if height % rows == 0]
-    return max(rows for rows in fitting if rows == 1 or rows * row_bytes <= CACHED_BYTES)
+def _as_far_as_seen(
+    image: jax.Array, cotangent: jax.Array, window: tuple[int, int], geometry: Geometry
+) -> tuple[jax.Array, Pads]:
+    """Returns the image without what no window sees, and the pads to the end of the last one."""
+    ends, pads = [], []
+    for size, steps, taps, dilation, stride, (low, _) in zip(
+        image.shape[1:3],
+        cotangent.shape[1:3],
+        window,
+        geometry.kernel_dilation,
+        geometry.strides,
+        geometry.pads,
+        strict=True,
+    ):
+        seen = (steps - 1) * stride + (taps - 1) * dilation + 1 - low
+        ends.append(min(seen, size))
+        pads.append((low, max(seen - size, 0)))
+    return image[:, : ends[0], : ends[1]], (pads[0], pads[1])
 
 
-def _kernel_gradient_of_groups(
+def _kernel_gradient_of_wide_groups(
+    image: jax.Array, cotangent: jax.Array, window: tuple[int, int], geometry: Geometry
+) -> jax.Array:
+    """A group at a time, each an ungrouped convolution."""
+
+    def split(array: jax.Array) -> jax.Array:
+        return jnp.moveaxis(array.reshape(*array.shape[:3], groups, -1), 3, 0)
+
+    groups, geometry = geometry.feature_group_count, geometry._replace(feature_group_count=1)
+    gradients = lax.map(
+        lambda pair: _kernel_gradient_of_window(pair[0], pair[1], window, geometry),
+        (split(image), split(cotangent)),
+    )
+    return jnp.moveaxis(gradients, 0, 3).reshape(*gradients.shape[1:4], -1)
+
+
+def _kernel_gradient_of_narrow_groups(
     image: jax.Array, cotangent: jax.Array, window: tuple[int, int], geometry: Geometry
 ) -> jax.Array:
     """An example at a time, each channel of the image with the features that it is used for.
