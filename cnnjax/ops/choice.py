@@ -155,8 +155,8 @@ def products_are_faster(form: Form, image: Shaped, kernel: Shaped) -> bool:
         return False
     if form.of == IMAGE and geometry.strides != (1, 1):
         return channels >= 128
-    if form.of == KERNEL and taps_first(image, kernel, geometry):
-        return True
+    if form.of == KERNEL:
+        return taps_first(image, kernel, geometry)
     enough = channels >= 256 and (batch >= 32 or form.of == IMAGE)
     return winograd_fits(kernel, geometry) and enough
 
