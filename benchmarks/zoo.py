@@ -2,6 +2,7 @@
 
     python benchmarks/zoo.py
     python benchmarks/zoo.py --networks mobilenet_v2 convnext_tiny --modes train --rounds 3
+    python benchmarks/zoo.py --networks resnet50 --precision bf16
     python benchmarks/zoo.py --contenders cnnjax cnnjax-lax torch --json zoo.json
     python benchmarks/zoo.py --operations mobilenet_v2
     python benchmarks/zoo.py --smoke
@@ -15,8 +16,8 @@ steps and the ratios are those of peers.py; each mode has processes of its own, 
 memory and the time to the first step are of that mode alone. Where a contender tried several ways,
 these two are taken from a fresh process that knows only the fastest.
 
-`--operations NETWORK` times each distinct layer of a network alone instead, and sorts them by what
-is lost against PyTorch.
+Bounds are those of float32 in any precision. `--operations NETWORK` times each distinct layer of a
+network alone instead, and sorts them by what is lost against PyTorch.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from cnnjax.errors import unknown_name
 from cnnjax.paths import expand_flags
 from cnnjax.run.exits import one_line_errors
 
+CPU_PRECISIONS = ("float32", "bf16")
 SMOKE = {"networks": ["lenet5"], "rounds": 1, "seconds": 0.05, "batch_size": 8}
 
 
@@ -89,6 +91,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--networks", nargs="+", help=f"default: {', '.join(zoo_networks.DEFAULT)}")
     add("--modes", nargs="+", default=list(MODES), help="train, infer or both (default)")
     add("--contenders", nargs="+", default=[OURS, TORCH], help=", ".join(CONTENDERS))
+    add("--precision", default="float32", help="float32 (default) or bf16")
     add("--batch-size", type=int, help="default: 64 for images up to 64 pixels, else 8")
     add("--rounds", type=int, help="measurements of each (default 5; of an operation 3)")
     add("--seconds", type=float, help="length of a measurement (default 2; of an operation 0.1)")
@@ -117,6 +120,8 @@ def check(options: argparse.Namespace) -> None:
         for name in given:
             if name not in valid:
                 raise unknown_name(kind, name, valid)
+    if options.precision not in CPU_PRECISIONS:
+        raise unknown_name("precision", options.precision, CPU_PRECISIONS)
     options.rounds = _default(options.rounds, 3 if options.operations else 5)
     options.seconds = _default(options.seconds, 0.1 if options.operations else 2.0)
     check_numbers(options)
@@ -135,7 +140,7 @@ def measure(name: str, mode: str, options: argparse.Namespace, peaks: Machine) -
     asked = argparse.Namespace(
         **vars(options) | {"contenders": contenders, "modes": [mode], "device": "cpu"}
     )
-    rows = {row.contender: row for row in peers.compare(name, workload, "float32", asked)}
+    rows = {row.contender: row for row in peers.compare(name, workload, options.precision, asked)}
     for contender, row in rows.items():
         if len(row.trials) > 1 and row.ms:
             peers.note(f"{name}, {TITLES[mode]}: {contender} alone, {row.variant}")
