@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cnnjax import ops
 from cnnjax.models import blocks
 from cnnjax.models.images import require_image, require_stem
 from cnnjax.models.layers import Array, Factories, Layers
@@ -37,7 +38,7 @@ class ConvNeXtBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         layers, channels = self.layers, x.shape[-1]
-        dense = functools.partial(nn.Dense, dtype=layers.dtype, kernel_init=truncated_normal)
+        dense = functools.partial(ops.Dense, dtype=layers.dtype, kernel_init=truncated_normal)
         y = layers.conv(channels, 7, groups=channels, name="depthwise")(x)
         y = layers.norm(name="norm")(y)
         y = layers.activation(dense(4 * channels, name="expand")(y))
@@ -45,7 +46,8 @@ class ConvNeXtBlock(nn.Module):
         scale = self.param(
             "layer_scale", nn.initializers.constant(self.layer_scale_init), (channels,)
         )
-        y = y * scale.astype(y.dtype)
+        # Wide first: its gradient is summed in float32.
+        y = y * jnp.broadcast_to(scale, y.shape).astype(y.dtype)
         return x + blocks.drop_branch(self, y)
 
 

@@ -6,14 +6,14 @@ chosen by platform and shape (see `cnnjax.ops.choice`) and can be set by argumen
     with ops.lowering("lax"):
         logits = model.apply(variables, image)
 
-Models use the layers `Conv`, `ConvPool` and `ConvTranspose`, whose parameters are those of
-`flax.linen.Conv` and `flax.linen.ConvTranspose`.
+Models use the layers `Conv`, `ConvPool`, `ConvTranspose` and, where it computes much, `Dense`;
+their parameters are those of Flax's layers.
 """
 
 from cnnjax.ops.choice import LOWERINGS, lowering, outside_loops
 from cnnjax.ops.convolution import conv2d, conv_general_dilated
 from cnnjax.ops.fused import conv2d_activation_max_pool
-from cnnjax.ops.layers import Conv, ConvPool
+from cnnjax.ops.layers import Conv, ConvPool, Dense
 from cnnjax.ops.once import computed_once, computed_once_both_ways
 from cnnjax.ops.pooling import avg_pool, max_pool
 from cnnjax.ops.transposed import ConvTranspose, conv_transpose2d
@@ -23,6 +23,7 @@ __all__ = [
     "Conv",
     "ConvPool",
     "ConvTranspose",
+    "Dense",
     "avg_pool",
     "computed_once",
     "computed_once_both_ways",
