@@ -34,6 +34,18 @@ TORCHVISION = {
     "convnext_small": (230, 224, "bilinear"),
     "convnext_base": (232, 224, "bilinear"),
     "convnext_large": (232, 224, "bilinear"),
+    "vit_l_16": (242, 224, "bilinear"),
+    # IMAGENET1K_SWAG_LINEAR_V1; there is no V1 of it.
+    "vit_h_14": (224, 224, "bicubic"),
+    "swin_t": (232, 224, "bicubic"),
+    "swin_s": (246, 224, "bicubic"),
+    "swin_b": (238, 224, "bicubic"),
+    "swin_v2_t": (260, 256, "bicubic"),
+    "swin_v2_s": (260, 256, "bicubic"),
+    "swin_v2_b": (272, 256, "bicubic"),
+    "maxvit_t": (224, 224, "bicubic"),
+    # IMAGENET1K_SWAG_E2E_V1; there is no V1 of it.
+    "regnet_y_128gf": (384, 384, "bicubic"),
 }
 # timm 1.0, the default configuration; its other networks have many.
 TIMM = {
@@ -45,13 +57,24 @@ TIMM = {
     "resnet152_v2": (256, 224, "bicubic"),
     "mobilenet_v1": (256, 224, "bicubic"),
     "nfnet_f0": (213, 192, "bicubic"),
+    **dict.fromkeys(
+        ("vit_s_16", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"),
+        (248, 224, "bicubic"),
+    ),
+    **dict.fromkeys(
+        (f"deit_{size}{form}" for size in ("tiny", "small", "base") for form in ("", "_distilled")),
+        (248, 224, "bicubic"),
+    ),
 }
 SIZES = {"torchvision": TORCHVISION, "timm": TIMM}
 # GoogLeNet's and Inception's weights came from TensorFlow; torchvision's `transform_input` undoes
 # ImageNet's moments for them.
 HALVES = {
     "torchvision": ("googlenet", "inception_v3"),
-    "timm": ("mobilenet_v1", *(name for name in TIMM if name.endswith("_v2"))),
+    "timm": (
+        "mobilenet_v1",
+        *(name for name in TIMM if name.endswith("_v2") or name.startswith("vit_")),
+    ),
 }
 
 # Caffe's: the mean pixel of ImageNet is taken off, blue first, and nothing is divided.

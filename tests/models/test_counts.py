@@ -16,7 +16,7 @@ from cnnjax import models, trees
 LARGE = re.compile(
     r"resnet(34|101|152).*|cifar_resnet(32|44|110)|.*(resnet101|resnext101).*|densenet(161|169|201)"
     r"|shufflenet_v2_x(0_5|1_5|2_0)|efficientnet_b[1-7]|regnet_._(800mf|.*gf)"
-    r"|convnext_(small|base|large)"
+    r"|convnext_(small|base|large)|vit_(b|l|h)_.*|deit_.*|swin_(s|b|v2_s|v2_b)"
 )
 CASES = [
     pytest.param(name, marks=[pytest.mark.exhaustive] if LARGE.fullmatch(name) else [])
