@@ -55,8 +55,8 @@ def shifted_bias(height: int, width: int, window: int, shift: Sequence[int]) -> 
             regions[axis, side - window : side - step] = 1
             regions[axis, side - step : side] = 2
     region = 3 * regions[0, :height, None] + regions[1, None, :width]
-    cut = region.reshape(height // window, window, width // window, window)
-    cut = cut.transpose(0, 2, 1, 3).reshape(-1, 1, window * window)
+    parts = region.reshape(height // window, window, width // window, window)
+    cut = parts.transpose(0, 2, 1, 3).reshape(-1, 1, window * window)
     return np.where(cut[..., :, None] == cut[..., None, :], 0.0, APART)
 
 
