@@ -35,8 +35,9 @@ NUM_CLASSES = 10
 class Network:
     """A network of a library, the size of its images, and the modules whose outputs are kept.
 
-    `layout` is that of these outputs: `images` (channels first), `channels_last`, or `tokens`, of
-    which those of the patches are the last. `options` are arguments of the network there.
+    `layout` is that of these outputs: `images` (channels first; of a list the last is kept),
+    `channels_last`, or `tokens`, of which those of the patches are the last. `options` are
+    arguments of the network there.
     """
 
     library: str
@@ -91,6 +92,17 @@ NETWORKS = {
     "swin_t": _torchvision("swin_t", 64, r"features\.[1357]", "channels_last"),
     "swin_v2_t": _torchvision("swin_v2_t", 64, r"features\.[1357]", "channels_last"),
     "maxvit_t": _torchvision("maxvit_t", 224, r"blocks\.\d"),
+    "darknet53": _timm("darknet53", 64, r"stages\.\d"),
+    "cspdarknet53": _timm("cspdarknet53", 64, r"stages\.\d"),
+    "cspresnext50": _timm("cspresnext50", 64, r"stages\.\d"),
+    "dla34": _timm("dla34", 64, r"level\d"),
+    "dla46x_c": _timm("dla46x_c", 64, r"level\d"),
+    "dla102": _timm("dla102", 64, r"level\d"),
+    "dpn68": _timm("dpn68", 64, r"features\.conv(2_3|3_4|4_12|5_3)"),
+    "vovnet39a": _timm("vovnet39a", 64, r"stages\.\d"),
+    "ese_vovnet19b_dw": _timm("ese_vovnet19b_dw", 64, r"stages\.\d"),
+    "ese_vovnet39b": _timm("ese_vovnet39b", 64, r"stages\.\d"),
+    "hrnet_w18_small": _timm("hrnet_w18_small", 64, r"layer1|stage\d"),
 }
 # Input shapes of GoogLeNet's and Inception's auxiliary heads at the published sizes.
 AUXILIARY = {
@@ -164,7 +176,7 @@ def record(module: Any, network: Network, kept: dict[str, np.ndarray]) -> None:
 
     def hook(name: str) -> Any:
         def keep(_: Any, inputs: Any, output: Any) -> None:
-            array = output.detach().numpy()
+            array = (output[-1] if isinstance(output, list) else output).detach().numpy()
             if network.layout == "tokens":
                 side = math.isqrt(array.shape[1])
                 array = array[:, -side * side :].reshape(len(array), side, side, -1)
@@ -281,6 +293,14 @@ VARIANTS = {
             vit_large_patch32_224 vit_huge_patch14_224 deit_tiny_patch16_224
             deit_small_patch16_224 deit_base_patch16_224 deit_tiny_distilled_patch16_224
             deit_small_distilled_patch16_224 deit_base_distilled_patch16_224
+        """,
+    },
+    "state_dicts_branched": {
+        "timm": """
+            darknet53 cspdarknet53 cspresnet50 cspresnext50 dla34 dla46_c dla46x_c dla60 dla60x
+            dla60x_c dla102 dla102x dla169 dpn68 dpn92 dpn98 dpn131 dpn107 vovnet39a vovnet57a
+            ese_vovnet19b_dw ese_vovnet39b hrnet_w18_small hrnet_w18_small_v2 hrnet_w18 hrnet_w30
+            hrnet_w32 hrnet_w40 hrnet_w44 hrnet_w48 hrnet_w64
         """,
     },
 }

@@ -13,6 +13,8 @@ from cnnjax.convert import mapping
 
 # Moments of ImageNet's training images, in units where white is 1.
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+# The authors of DPN: pixels of 124, 117, 104, and a factor of 0.0167.
+DPN = {"mean": [124 / 255, 117 / 255, 104 / 255], "std": [1 / (0.0167 * 255)] * 3}
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
 # (shorter side after resizing, side of the crop, interpolation): torchvision 0.28, the transforms
@@ -64,6 +66,21 @@ TIMM = {
     **dict.fromkeys(
         (f"deit_{size}{form}" for size in ("tiny", "small", "base") for form in ("", "_distilled")),
         (248, 224, "bicubic"),
+    ),
+    "darknet53": (288, 256, "bicubic"),
+    **dict.fromkeys(("cspdarknet53", "cspresnet50", "cspresnext50"), (288, 256, "bilinear")),
+    **dict.fromkeys(
+        ("dla34", "dla46_c", "dla46x_c", "dla60", "dla60x", "dla60x_c"), (256, 224, "bilinear")
+    ),
+    **dict.fromkeys(("dla102", "dla102x", "dla169"), (256, 224, "bilinear")),
+    **dict.fromkeys(("dpn68", "dpn92", "dpn98", "dpn131", "dpn107"), (256, 224, "bicubic")),
+    **dict.fromkeys(("vovnet39a", "vovnet57a"), (256, 224, "bicubic")),
+    **dict.fromkeys(("ese_vovnet19b_dw", "ese_vovnet39b"), (256, 224, "bicubic")),
+    **dict.fromkeys(("hrnet_w18_small", "hrnet_w18_small_v2"), (256, 224, "bicubic")),
+    "hrnet_w18": (235, 224, "bilinear"),
+    **dict.fromkeys(
+        ("hrnet_w30", "hrnet_w32", "hrnet_w40", "hrnet_w44", "hrnet_w48", "hrnet_w64"),
+        (256, 224, "bilinear"),
     ),
 }
 SIZES = {"torchvision": TORCHVISION, "timm": TIMM}
@@ -117,6 +134,8 @@ def preprocessing(name: str, framework: str) -> dict[str, Any]:
                 return {"mode": mode, **moments}
         return {}
     moments = HALF if name in HALVES[framework] else IMAGENET
+    if name.startswith("dpn"):
+        moments = DPN
     sizes = SIZES[framework].get(name, USUAL if framework == "torchvision" else None)
     if sizes is None:
         return dict(moments)
