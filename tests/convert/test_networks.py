@@ -81,12 +81,15 @@ QUICK_COUNTERPARTS = {
 
 # Made of the same blocks as another one whose outputs are compared.
 ALIKE = (
+    "darknet53",
+    "dla34",
     "mobilenet_v3_large",
     "regnet_x_400mf",
     "resnet18",
     "resnet50_v2",
     "squeezenet1_0",
     "vgg11",
+    "vovnet39a",
 )
 
 

@@ -1,18 +1,21 @@
 """Transformers: attention, windows, positions, and the maps that they sow."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnjax import models
+from cnnjax import convert, finetune, models, trees
 from cnnjax.errors import UserError
 from cnnjax.models import attention, maxvit, swin, vit
 from cnnjax.models.maxvit import MaxViT
 from cnnjax.models.swin import Swin
 from cnnjax.models.vit import ViT
 from tests.models.checks import check_family
-from tests.models.quick import quick_jit
+from tests.models.quick import quick_apply, quick_init, quick_jit
 
 MODELS = {
     "vit": ViT(4, 8, 2, (1, 1), 3, grid_size=2),
@@ -21,6 +24,11 @@ MODELS = {
     "swin_v2": Swin((2, 1), (2, 2), 8, 3, "v2", window=2, patch_size=2),
     "maxvit": MaxViT((1, 1), (8, 16), 8, 3, "cifar", side=2, stochastic_depth_rate=0.0),
 }
+
+
+@functools.partial(quick_jit, static_argnums=(0, 3))
+def outputs(model, variables, image, names):
+    return models.features(model, variables, image, names)
 
 
 @pytest.mark.slow
@@ -82,12 +90,10 @@ def test_a_token_sees_its_window_and_through_the_shift_the_next():
     """One block reaches the 2x2 patches of a window; a second, shifted, those around it."""
     image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 16, 16, 3)), jnp.float32)
     model = Swin((2,), (2,), 8, 3, window=4, patch_size=2)
-    variables = model.init(jax.random.key(0), image)
+    variables = quick_init(model, image)
 
-    @quick_jit
     def run(image):
-        names = ["stage1/block1", "stage1/block2"]
-        return models.features(model, variables, image, names)
+        return outputs(model, variables, image, ("stage1/block1", "stage1/block2"))
 
     before, after = run(image), run(image.at[0, 0, 0].add(5.0))
     for name, reach in (("stage1/block1", 4), ("stage1/block2", 6)):
@@ -127,10 +133,10 @@ def test_a_vit_takes_images_of_other_sizes_with_the_same_parameters():
 
 def test_stages_of_a_vit_are_maps_of_patches_and_can_be_changed():
     model, image = MODELS["vit_distilled"], jnp.ones((2, 8, 12, 3))
-    variables = model.init(jax.random.key(0), image)
-    assert models.features(model, variables, image, "stage1")["stage1"].shape == (2, 2, 3, 8)
+    variables = quick_init(model, image)
+    assert outputs(model, variables, image, ("stage1",))["stage1"].shape == (2, 2, 3, 8)
     with models.changed_stages(lambda name, x: 0 * x):
-        changed = models.features(model, variables, image, ["stage1", "norm"])
+        changed = outputs(model, variables, image, ("stage1", "norm"))
     assert not changed["stage1"].any()
     # The class token goes past the map.
     assert changed["norm"][:, 0].any()
@@ -138,10 +144,28 @@ def test_stages_of_a_vit_are_maps_of_patches_and_can_be_changed():
 
 def test_distilled_logits_are_the_mean_of_both_heads():
     model, image = MODELS["vit_distilled"], jnp.ones((1, 8, 8, 3))
-    variables = model.init(jax.random.key(0), image)
-    found = models.features(model, variables, image, ["head", "head_distilled"])
+    variables = quick_init(model, image)
+    found = outputs(model, variables, image, ("head", "head_distilled"))
     mean = (found["head"] + found["head_distilled"]) / 2
-    np.testing.assert_allclose(model.apply(variables, image), mean, rtol=1e-6)
+    np.testing.assert_allclose(quick_apply(model, variables, image), mean, rtol=1e-5)
+
+
+def test_both_heads_of_a_distilled_network_are_for_other_classes():
+    """Weights of another number of classes: both heads are drawn; a linear probe trains both."""
+    model, image_shape = MODELS["vit_distilled"], (8, 8, 3)
+    names = convert.find_names(model, "timm")
+    table = convert.entries(model.clone(num_classes=5), image_shape, names)
+    arrays = {entry.name: np.ones(entry.their_shape, np.float32) for entry in table}
+    variables = convert.to_cnnjax(
+        arrays, model, image_shape, framework="timm", new_head_key=jax.random.key(0)
+    )
+    heads = [variables["params"][name]["kernel"] for name in ("head", "head_distilled")]
+    assert [kernel.shape for kernel in heads] == [(8, 3), (8, 3)]
+    trained = finetune.make_method("head", model, image_shape).trainable
+    paths = trees.named_leaves(variables["params"])
+    found = [path for path in paths if any(re.fullmatch(pattern, path) for pattern in trained)]
+    layers = ("head", "head_distilled")
+    assert found == [f"{layer}/{leaf}" for layer in layers for leaf in ("bias", "kernel")]
 
 
 def test_maxvit_names_the_size_that_does_not_fit():

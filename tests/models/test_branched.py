@@ -14,6 +14,7 @@ from cnnjax.models.hrnet import HRNet
 from cnnjax.models.resnet import basic_branch
 from cnnjax.models.vovnet import VoVNet
 from tests.models.checks import check_family
+from tests.models.quick import quick_jit
 
 MODELS = {
     "darknet": DarkNet((1, 1), 3, features=4, stem="cifar"),
@@ -112,9 +113,10 @@ def test_every_branch_hears_of_every_other():
         jnp.asarray(generator.normal(size=(1, 8 // 2**n, 8 // 2**n, 2**n)), jnp.float32)
         for n in range(3)
     ]
-    variables = block.init(KEY, maps)
-    before = block.apply(variables, maps)
+    variables = quick_jit(block.init)(KEY, maps)
+    apply = quick_jit(block.apply)
+    before = apply(variables, maps)
     for changed in range(3):
         other = [x + 3.0 * (n == changed) for n, x in enumerate(maps)]
-        after = block.apply(variables, other)
+        after = apply(variables, other)
         assert all(not np.allclose(a, b) for a, b in zip(before, after, strict=True))
