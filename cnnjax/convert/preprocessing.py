@@ -90,7 +90,7 @@ HALVES = {
     "torchvision": ("googlenet", "inception_v3"),
     "timm": (
         "mobilenet_v1",
-        *(name for name in TIMM if name.endswith("_v2") or name.startswith("vit_")),
+        *(name for name in TIMM if fnmatch.fnmatch(name, "resnet*_v2") or name.startswith("vit_")),
     ),
 }
 
