@@ -71,7 +71,7 @@ class CrossStage(nn.Module):
       strides: of the first convolution; 0 for none.
       down_features, down_groups: of that convolution.
       expanded_features: that are split into what the blocks compute on and what goes past them
-        (arXiv 1911.11929, Figure 2b); 0 for a plain stage.
+        (arXiv 1911.11929, section 3); 0 for a plain stage.
       linear: whether these have no activation.
     """
 

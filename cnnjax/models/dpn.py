@@ -44,7 +44,7 @@ class NormConv(nn.Module):
 
 
 class DualPathBlock(nn.Module):
-    """Adds to the first `features` channels and appends `growth` ones (equation 5).
+    """Adds to the first `features` channels and appends `growth` ones (Figure 2d).
 
     Attributes:
       features: channels of the residual path.

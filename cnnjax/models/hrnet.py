@@ -1,7 +1,7 @@
 """HRNet: branches of several resolutions side by side, which exchange what they computed.
 
 Wang et al. 2019, "Deep High-Resolution Representation Learning for Visual Recognition" (arXiv
-1908.07919), section 3 and, for classification, appendix A. W18 has 18 channels in its finest
+1908.07919), section 3 and its appendix on pretraining. W18 has 18 channels in its finest
 branch, and so on; the small ones are the authors' code's, and all are as in timm.
 
 Stage 1 has one branch, each further one another branch at half the resolution of the one before.
@@ -30,7 +30,7 @@ from cnnjax.models.resnet import ResidualBlock, basic_branch, bottleneck_branch
 from cnnjax.models.rows import TIMM, Row, row
 from cnnjax.models.stages import stage_output
 
-# Widths of the bottlenecks behind the four branches, and features of the last layer: appendix A.
+# Widths of the bottlenecks behind the four branches, and features of the last layer: the appendix.
 HEAD_WIDTHS = (32, 64, 128, 256)
 HEAD_FEATURES = 2048
 
@@ -169,7 +169,7 @@ class HRNet(nn.Module):
         return [*result, conv_norm(features, 3, strides=2, name=f"{name}{stage}")(last)]
 
     def _merged(self, maps: Sequence[Array], layers: Factories) -> Array:
-        """Returns all maps as one at the coarsest resolution (appendix A)."""
+        """Returns all maps as one at the coarsest resolution, for the head."""
         biased = dataclasses.replace(layers, conv=functools.partial(layers.conv, use_bias=True))
         widened = [
             ResidualBlock(bottleneck(width), layers, name=f"widen{number}")(x)

@@ -39,7 +39,7 @@ normal = nn.initializers.normal(0.02)
 
 
 class ConvBranch(nn.Module):
-    """The inverted residual of a MaxViT block, norm first (section 3.1 and appendix A)."""
+    """The inverted residual of a MaxViT block, norm first (section 3.3)."""
 
     features: int
     strides: int

@@ -3,7 +3,7 @@
 - ViT: Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words" (arXiv 2010.11929), section 3.1 and
   Table 1. An image is cut into patches; a patch is a token; one more token, which belongs to no
   patch, ends as the image's features.
-- S/16: Steiner et al. 2021, "How to train your ViT?" (arXiv 2106.10270), section 3.2.
+- S/16: Steiner et al. 2021, "How to train your ViT?" (arXiv 2106.10270).
 - DeiT: Touvron et al. 2020, "Training data-efficient image transformers & distillation through
   attention" (arXiv 2012.12877), Table 1; distilled ones have a second token and a second head,
   which learn from a teacher (section 4), and their logits are the mean of both heads'.

@@ -1,7 +1,7 @@
 """VoVNet v1 and v2: one-shot aggregation, all layers of a block gathered once at its end.
 
 - v1: Lee et al. 2019, "An Energy and GPU-Computation Efficient Backbone Network for Real-Time
-  Object Detection" (arXiv 1904.09730), section 4 and Table 1 (39, 57).
+  Object Detection" (arXiv 1904.09730): 39 and 57.
 - v2: Lee & Park 2019, "CenterMask" (arXiv 1911.06667), section 3.3: shortcuts around blocks, and
   the effective squeeze-and-excite gate, one dense layer, in the last block of each stage (timm's
   names begin with `ese`).
