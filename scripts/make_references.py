@@ -14,8 +14,10 @@ import dataclasses
 import importlib.metadata
 import json
 import lzma
+import math
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +33,27 @@ NUM_CLASSES = 10
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network of a library, the size of its images, and the modules whose outputs are kept."""
+    """A network of a library, the size of its images, and the modules whose outputs are kept.
+
+    `layout` is that of these outputs: `images` (channels first; of a list the last is kept),
+    `channels_last`, or `tokens`, of which those of the patches are the last. `options` are
+    arguments of the network there.
+    """
 
     library: str
     name: str
     size: int
     stages: str
+    layout: str = "images"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _torchvision(name: str, size: int, stages: str) -> Network:
-    return Network("torchvision", name, size, stages)
+def _torchvision(name: str, size: int, stages: str, layout: str = "images") -> Network:
+    return Network("torchvision", name, size, stages, layout)
 
 
-def _timm(name: str, size: int, stages: str) -> Network:
-    return Network("timm", name, size, stages)
+def _timm(name: str, size: int, stages: str, layout: str = "images", **options: Any) -> Network:
+    return Network("timm", name, size, stages, layout, options)
 
 
 # By the name of the model in cnnjax.
@@ -75,6 +84,25 @@ NETWORKS = {
     "resnet50_v2": _timm("resnetv2_50", 64, r"stages\.\d"),
     "mobilenet_v1": _timm("mobilenetv1_100", 64, r"blocks\.\d"),
     "nfnet_f0": _timm("dm_nfnet_f0", 64, r"stages\.\d"),
+    "vit_b_32": _torchvision("vit_b_32", 224, r"encoder\.layers\.encoder_layer_\d+", "tokens"),
+    # At another size than that of its positions, which are then interpolated.
+    "deit_tiny_distilled": _timm(
+        "deit_tiny_distilled_patch16_224", 64, r"blocks\.\d+", "tokens", dynamic_img_size=True
+    ),
+    "swin_t": _torchvision("swin_t", 64, r"features\.[1357]", "channels_last"),
+    "swin_v2_t": _torchvision("swin_v2_t", 64, r"features\.[1357]", "channels_last"),
+    "maxvit_t": _torchvision("maxvit_t", 224, r"blocks\.\d"),
+    "darknet53": _timm("darknet53", 64, r"stages\.\d"),
+    "cspdarknet53": _timm("cspdarknet53", 64, r"stages\.\d"),
+    "cspresnext50": _timm("cspresnext50", 64, r"stages\.\d"),
+    "dla34": _timm("dla34", 64, r"level\d"),
+    "dla46x_c": _timm("dla46x_c", 64, r"level\d"),
+    "dla102": _timm("dla102", 64, r"level\d"),
+    "dpn68": _timm("dpn68", 64, r"features\.conv(2_3|3_4|4_12|5_3)"),
+    "vovnet39a": _timm("vovnet39a", 64, r"stages\.\d"),
+    "ese_vovnet19b_dw": _timm("ese_vovnet19b_dw", 64, r"stages\.\d"),
+    "ese_vovnet39b": _timm("ese_vovnet39b", 64, r"stages\.\d"),
+    "hrnet_w18_small": _timm("hrnet_w18_small", 64, r"layer1|stage\d"),
 }
 # Input shapes of GoogLeNet's and Inception's auxiliary heads at the published sizes.
 AUXILIARY = {
@@ -102,7 +130,7 @@ def make_network(name: str) -> None:
 
     module = build(NETWORKS[name])
     kept: dict[str, np.ndarray] = {}
-    record(module, NETWORKS[name].stages, kept)
+    record(module, NETWORKS[name], kept)
     image = torch.from_numpy(weights.image(2, NETWORKS[name].size)).double()
     with torch.no_grad():
         logits = module(image)
@@ -125,7 +153,8 @@ def build(network: Network) -> Any:
     module = module.double().eval()
     state = module.state_dict()
     for name, tensor in state.items():
-        if tensor.is_floating_point():
+        # Swin's table of distances is no weight.
+        if tensor.is_floating_point() and not name.endswith("relative_coords_table"):
             tensor.copy_(torch.from_numpy(weights.weight(name, tuple(tensor.shape))))
     return module
 
@@ -135,22 +164,31 @@ def create(network: Network, *, num_classes: int) -> Any:
     if network.library == "timm":
         import timm
 
-        return timm.create_model(network.name, num_classes=num_classes)
+        return timm.create_model(network.name, num_classes=num_classes, **network.options)
     import torchvision
 
     options = {"init_weights": False} if network.name in AUXILIARY else {}
     return torchvision.models.get_model(network.name, num_classes=num_classes, **options)
 
 
-def record(module: Any, pattern: str, kept: dict[str, np.ndarray]) -> None:
-    """Keeps the outputs of the submodules whose names match."""
+def record(module: Any, network: Network, kept: dict[str, np.ndarray]) -> None:
+    """Keeps the outputs of the submodules whose names match, as images, channels first."""
 
     def hook(name: str) -> Any:
-        # A copy: an activation in place may follow.
-        return lambda _, inputs, output: kept.__setitem__(name, output.detach().numpy().copy())
+        def keep(_: Any, inputs: Any, output: Any) -> None:
+            array = (output[-1] if isinstance(output, list) else output).detach().numpy()
+            if network.layout == "tokens":
+                side = math.isqrt(array.shape[1])
+                array = array[:, -side * side :].reshape(len(array), side, side, -1)
+            # A copy: an activation in place may follow.
+            kept[name] = (
+                array if network.layout == "images" else array.transpose(0, 3, 1, 2)
+            ).copy()
+
+        return keep
 
     for name, part in module.named_modules():
-        if re.fullmatch(pattern, name):
+        if re.fullmatch(network.stages, name):
             part.register_forward_hook(hook(name))
 
 
@@ -195,8 +233,10 @@ def make_check(name: str) -> None:
     import torch
 
     kept: dict[str, np.ndarray] = {}
-    module = build(NETWORKS["shufflenet_v2_x0_5"])
-    record(module, r"conv1\.0|stage\d|conv5\.1|stage2\.0\.branch2\.0", kept)
+    network = NETWORKS["shufflenet_v2_x0_5"]
+    parts = r"conv1\.0|stage\d|conv5\.1|stage2\.0\.branch2\.0"
+    module = build(network)
+    record(module, dataclasses.replace(network, stages=parts), kept)
     image = weights.image(1, 32)
     with torch.no_grad():
         logits = module(torch.from_numpy(image).double()).numpy()
@@ -241,6 +281,26 @@ VARIANTS = {
             resnext50_32x4d resnext101_32x4d resnext101_32x8d seresnet50 resnetv2_18 resnetv2_34
             resnetv2_50 resnetv2_101 resnetv2_152 densenet121 densenet161 densenet169 densenet201
             mobilenetv1_100 dm_nfnet_f0
+        """,
+    },
+    "state_dicts_attention": {
+        "torchvision": """
+            vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14 swin_t swin_s swin_b swin_v2_t swin_v2_s
+            swin_v2_b maxvit_t regnet_y_128gf
+        """,
+        "timm": """
+            vit_small_patch16_224 vit_base_patch16_224 vit_base_patch32_224 vit_large_patch16_224
+            vit_large_patch32_224 vit_huge_patch14_224 deit_tiny_patch16_224
+            deit_small_patch16_224 deit_base_patch16_224 deit_tiny_distilled_patch16_224
+            deit_small_distilled_patch16_224 deit_base_distilled_patch16_224
+        """,
+    },
+    "state_dicts_branched": {
+        "timm": """
+            darknet53 cspdarknet53 cspresnet50 cspresnext50 dla34 dla46_c dla46x_c dla60 dla60x
+            dla60x_c dla102 dla102x dla169 dpn68 dpn92 dpn98 dpn131 dpn107 vovnet39a vovnet57a
+            ese_vovnet19b_dw ese_vovnet39b hrnet_w18_small hrnet_w18_small_v2 hrnet_w18 hrnet_w30
+            hrnet_w32 hrnet_w40 hrnet_w44 hrnet_w48 hrnet_w64
         """,
     },
 }

@@ -21,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 
 FRAMEWORKS = (*names_torch.FRAMEWORKS, names_keras.FRAMEWORK)
 # A path of a head's leaf, without its collection; auxiliary heads too.
-HEAD = r"(?:.*/)?head/\w+"
+HEAD = r"(?:.*/)?head(?:_distilled)?/\w+"
 MOST_LINES = 50
 
 

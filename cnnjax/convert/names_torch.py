@@ -62,10 +62,9 @@ def names_for(model: nn.Module, framework: str) -> Names:
         },
         by_rank={("kernel", 4): OIHW, ("kernel", 2): DENSE},
         flattened=_flattened(model),
-        ignored=r".*\.num_batches_tracked",
         counters=("running_mean", "num_batches_tracked"),
         channels_first=True,
-        **table,
+        **{"ignored": r".*\.num_batches_tracked", **table},
     )
 
 

@@ -13,6 +13,8 @@ from cnnjax.convert import mapping
 
 # Moments of ImageNet's training images, in units where white is 1.
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+# The authors of DPN: pixels of 124, 117, 104, and a factor of 0.0167.
+DPN = {"mean": [124 / 255, 117 / 255, 104 / 255], "std": [1 / (0.0167 * 255)] * 3}
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
 # (shorter side after resizing, side of the crop, interpolation): torchvision 0.28, the transforms
@@ -34,6 +36,18 @@ TORCHVISION = {
     "convnext_small": (230, 224, "bilinear"),
     "convnext_base": (232, 224, "bilinear"),
     "convnext_large": (232, 224, "bilinear"),
+    "vit_l_16": (242, 224, "bilinear"),
+    # IMAGENET1K_SWAG_LINEAR_V1; there is no V1 of it.
+    "vit_h_14": (224, 224, "bicubic"),
+    "swin_t": (232, 224, "bicubic"),
+    "swin_s": (246, 224, "bicubic"),
+    "swin_b": (238, 224, "bicubic"),
+    "swin_v2_t": (260, 256, "bicubic"),
+    "swin_v2_s": (260, 256, "bicubic"),
+    "swin_v2_b": (272, 256, "bicubic"),
+    "maxvit_t": (224, 224, "bicubic"),
+    # IMAGENET1K_SWAG_E2E_V1; there is no V1 of it.
+    "regnet_y_128gf": (384, 384, "bicubic"),
 }
 # timm 1.0, the default configuration; its other networks have many.
 TIMM = {
@@ -45,13 +59,39 @@ TIMM = {
     "resnet152_v2": (256, 224, "bicubic"),
     "mobilenet_v1": (256, 224, "bicubic"),
     "nfnet_f0": (213, 192, "bicubic"),
+    **dict.fromkeys(
+        ("vit_s_16", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"),
+        (248, 224, "bicubic"),
+    ),
+    **dict.fromkeys(
+        (f"deit_{size}{form}" for size in ("tiny", "small", "base") for form in ("", "_distilled")),
+        (248, 224, "bicubic"),
+    ),
+    "darknet53": (288, 256, "bicubic"),
+    **dict.fromkeys(("cspdarknet53", "cspresnet50", "cspresnext50"), (288, 256, "bilinear")),
+    **dict.fromkeys(
+        ("dla34", "dla46_c", "dla46x_c", "dla60", "dla60x", "dla60x_c"), (256, 224, "bilinear")
+    ),
+    **dict.fromkeys(("dla102", "dla102x", "dla169"), (256, 224, "bilinear")),
+    **dict.fromkeys(("dpn68", "dpn92", "dpn98", "dpn131", "dpn107"), (256, 224, "bicubic")),
+    **dict.fromkeys(("vovnet39a", "vovnet57a"), (256, 224, "bicubic")),
+    **dict.fromkeys(("ese_vovnet19b_dw", "ese_vovnet39b"), (256, 224, "bicubic")),
+    **dict.fromkeys(("hrnet_w18_small", "hrnet_w18_small_v2"), (256, 224, "bicubic")),
+    "hrnet_w18": (235, 224, "bilinear"),
+    **dict.fromkeys(
+        ("hrnet_w30", "hrnet_w32", "hrnet_w40", "hrnet_w44", "hrnet_w48", "hrnet_w64"),
+        (256, 224, "bilinear"),
+    ),
 }
 SIZES = {"torchvision": TORCHVISION, "timm": TIMM}
 # GoogLeNet's and Inception's weights came from TensorFlow; torchvision's `transform_input` undoes
 # ImageNet's moments for them.
 HALVES = {
     "torchvision": ("googlenet", "inception_v3"),
-    "timm": ("mobilenet_v1", *(name for name in TIMM if name.endswith("_v2"))),
+    "timm": (
+        "mobilenet_v1",
+        *(name for name in TIMM if fnmatch.fnmatch(name, "resnet*_v2") or name.startswith("vit_")),
+    ),
 }
 
 # Caffe's: the mean pixel of ImageNet is taken off, blue first, and nothing is divided.
@@ -94,6 +134,8 @@ def preprocessing(name: str, framework: str) -> dict[str, Any]:
                 return {"mode": mode, **moments}
         return {}
     moments = HALF if name in HALVES[framework] else IMAGENET
+    if name.startswith("dpn"):
+        moments = DPN
     sizes = SIZES[framework].get(name, USUAL if framework == "torchvision" else None)
     if sizes is None:
         return dict(moments)

@@ -14,7 +14,8 @@ from cnnjax.finetune.lora import Ranks
 from cnnjax.models.summary import abstract_variables
 from cnnjax.trees import named_leaves
 
-HEAD = "head/.*"
+# A distilled transformer has two.
+HEAD = "head(_distilled)?/.*"
 KERNELS = ".*kernel"
 BIASES = "(.*/)?bias"
 # By the name of the layer: every norm of `cnnjax.models` is called so, and so are those that Flax

@@ -197,6 +197,10 @@ class Stage(nn.Module):
             x = call_block(block(layers=self.layers, name=f"block{number}"), x, self.layers)
             # Else what a block adds is computed again in each block behind it; so backwards.
             x = ops.computed_once_both_ways(x)
+        return self.end(x)
+
+    def end(self, x: Array) -> Array:
+        """Sows the result; a stage whose result is no image changes it there and back."""
         return stage_output(self, "output", x)
 
 
@@ -207,6 +211,7 @@ def run_stages(
     *,
     stochastic_depth_rate: float | None = None,
     between: Callable[[int, Array], Array] | None = None,
+    stage_class: Factory = Stage,
 ) -> Array:
     """Runs the stages `stage1`, `stage2` ... of the calling module.
 
@@ -217,6 +222,7 @@ def run_stages(
       stochastic_depth_rate: of the last block, rising linearly from 0 at the first; None where
         blocks have none.
       between: called with the number of the stage before and its output, where another follows.
+      stage_class: `Stage`, or one made from it.
 
     Raises:
       UserError: a rate outside [0, 1).
@@ -231,7 +237,7 @@ def run_stages(
     for number, stage in enumerate(stages, 1):
         if between is not None and number > 1:
             x = between(number - 1, x)
-        x = Stage(stage, layers, name=f"stage{number}")(x)
+        x = stage_class(stage, layers, name=f"stage{number}")(x)
     return x
 
 
@@ -242,6 +248,8 @@ def classify(
     *,
     dropout_rate: float = 0.0,
     kernel_init: Any = uniform_fan_in,
+    use_bias: bool = True,
+    name: str = "head",
 ) -> Array:
     """Dropout, then the dense layer `head` of the calling module.
 
@@ -251,6 +259,8 @@ def classify(
       layers: dropout acts in training; the dtype is that of the logits.
       dropout_rate: probability of a zero.
       kernel_init: of the dense kernel; the bias starts at 0.
+      use_bias: whether the dense layer has a bias.
+      name: of the dense layer, where a network has a second one.
 
     Returns:
       Logits `[batch, num_classes]`, or `[batch, features]`.
@@ -260,4 +270,5 @@ def classify(
     features = nn.Dropout(dropout_rate, deterministic=not layers.train)(features)
     if num_classes is None:
         return features
-    return nn.Dense(num_classes, dtype=layers.dtype, kernel_init=kernel_init, name="head")(features)
+    options = {"use_bias": use_bias, "dtype": layers.dtype, "kernel_init": kernel_init}
+    return nn.Dense(num_classes, name=name, **options)(features)

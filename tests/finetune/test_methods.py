@@ -64,7 +64,8 @@ def test_a_method_that_finds_nothing_to_train_is_refused():
         finetune.make_method("norm", model, SHAPE)
     model = models.create("lenet5_1998", num_classes=10)
     with pytest.raises(
-        UserError, match=r"method head trains .*'head/.\*', but LeNet5_1998 has none"
+        UserError,
+        match=r"method head trains .*'head\(_distilled\)\?/.\*', but LeNet5_1998 has none",
     ):
         finetune.make_method("head", model, (32, 32, 1))
     with pytest.raises(UserError, match="LoRA ranks are for the method lora, not for head"):
