@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from cnnjax import ops
 from cnnjax.models import blocks
 from cnnjax.models.layers import Array, Factories
 
@@ -65,7 +66,7 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, bias: Array | float = 0.0) -> Array:
         features = x.shape[-1]
-        dense = functools.partial(nn.Dense, dtype=self.layers.dtype, kernel_init=truncated_normal)
+        dense = functools.partial(ops.Dense, dtype=self.layers.dtype, kernel_init=truncated_normal)
         qkv = dense(3 * features, use_bias=not self.cosine, name="qkv")(x)
         qkv = qkv.reshape(*x.shape[:-1], 3, self.num_heads, features // self.num_heads)
         if self.cosine:
@@ -103,7 +104,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        dense = functools.partial(nn.Dense, dtype=self.layers.dtype, kernel_init=truncated_normal)
+        dense = functools.partial(ops.Dense, dtype=self.layers.dtype, kernel_init=truncated_normal)
         y = self.layers.activation(dense(self.hidden_features, name="expand")(x))
         return dense(x.shape[-1], name="project")(y)
 

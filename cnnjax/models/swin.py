@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from cnnjax import ops
 from cnnjax.models import blocks
 from cnnjax.models.attention import (
     Mlp,
@@ -114,7 +115,7 @@ class WindowAttention(nn.Module):
             shape = ((2 * self.window - 1) ** 2, self.num_heads)
             table = self.param("position_bias", truncated_normal, shape)
             return bias_of_pairs(table, self.window)
-        dense = functools.partial(nn.Dense, dtype=self.layers.dtype, kernel_init=truncated_normal)
+        dense = functools.partial(ops.Dense, dtype=self.layers.dtype, kernel_init=truncated_normal)
         dtype = self.layers.dtype or jnp.float32
         hidden = nn.relu(
             dense(512, name="position1")(jnp.asarray(log_distances(self.window), dtype))
