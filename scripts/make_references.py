@@ -73,8 +73,20 @@ NETWORKS = {
     "se_resnet50": _timm("seresnet50", 64, r"layer\d"),
     "resnet18_v2": _timm("resnetv2_18", 64, r"stages\.\d"),
     "resnet50_v2": _timm("resnetv2_50", 64, r"stages\.\d"),
+    "resnet10t": _timm("resnet10t", 64, r"layer\d"),
+    "resnet26d": _timm("resnet26d", 64, r"layer\d"),
+    "se_resnet18": _timm("seresnet18", 64, r"layer\d"),
+    "eca_resnet26t": _timm("ecaresnet26t", 64, r"layer\d"),
+    "resnet_rs50": _timm("resnetrs50", 64, r"layer\d"),
+    "cbam_resnet18": _timm("cbam_resnet18", 64, r"layer\d"),
+    "bit_resnet50x1": _timm("resnetv2_50x1_bit", 64, r"stages\.\d"),
     "mobilenet_v1": _timm("mobilenetv1_100", 64, r"blocks\.\d"),
     "nfnet_f0": _timm("dm_nfnet_f0", 64, r"stages\.\d"),
+}
+# By the name of a network that timm builds by arguments only: the base and the arguments.
+BUILT: dict[str, tuple[str, dict[str, Any]]] = {
+    f"cbam_resnet{depth}": (f"resnet{depth}", {"block_args": {"attn_layer": "cbam"}})
+    for depth in (18, 34, 50, 101)
 }
 # Input shapes of GoogLeNet's and Inception's auxiliary heads at the published sizes.
 AUXILIARY = {
@@ -119,7 +131,7 @@ def build(network: Network) -> Any:
 
     module = create(network, num_classes=NUM_CLASSES)
     for part in module.modules():
-        if "StdConv" in type(part).__name__:
+        if "ScaledStdConv" in type(part).__name__:
             # timm adds it to a kernel's variance; the authors of NFNet take a maximum instead.
             part.eps = 1e-14
     module = module.double().eval()
@@ -135,7 +147,8 @@ def create(network: Network, *, num_classes: int) -> Any:
     if network.library == "timm":
         import timm
 
-        return timm.create_model(network.name, num_classes=num_classes)
+        name, options = BUILT.get(network.name, (network.name, {}))
+        return timm.create_model(name, num_classes=num_classes, **options)
     import torchvision
 
     options = {"init_weights": False} if network.name in AUXILIARY else {}
@@ -241,6 +254,26 @@ VARIANTS = {
             resnext50_32x4d resnext101_32x4d resnext101_32x8d seresnet50 resnetv2_18 resnetv2_34
             resnetv2_50 resnetv2_101 resnetv2_152 densenet121 densenet161 densenet169 densenet201
             mobilenetv1_100 dm_nfnet_f0
+        """,
+    },
+    "state_dicts_residual": {
+        "torchvision": """
+            resnext101_64x4d
+        """,
+        "timm": """
+            resnext101_64x4d
+            resnet10t resnet14t resnet18d resnet26 resnet26d resnet26t resnet34d resnet50c resnet50d
+            resnet50s resnet50t resnet101c resnet101d resnet101s resnet152c resnet152d resnet152s
+            resnet200 resnet200d resnext50d_32x4d resnext101_32x16d resnext101_32x32d
+            seresnet18 seresnet34 seresnet50t seresnet101 seresnet152 seresnet152d seresnet200d
+            seresnet269d seresnext26d_32x4d seresnext26t_32x4d seresnext50_32x4d seresnext101_32x4d
+            seresnext101_32x8d seresnext101d_32x8d seresnext101_64x4d
+            ecaresnet26t ecaresnet50t ecaresnetlight ecaresnet50d ecaresnet101d ecaresnet200d
+            ecaresnet269d ecaresnext26t_32x4d ecaresnext50t_32x4d
+            resnetrs50 resnetrs101 resnetrs152 resnetrs200 resnetrs270 resnetrs350 resnetrs420
+            cbam_resnet18 cbam_resnet34 cbam_resnet50 cbam_resnet101
+            resnetv2_50x1_bit resnetv2_50x3_bit resnetv2_101x1_bit resnetv2_101x3_bit
+            resnetv2_152x2_bit resnetv2_152x4_bit
         """,
     },
 }

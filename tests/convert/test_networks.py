@@ -75,6 +75,7 @@ QUICK_COUNTERPARTS = {
 ALIKE = (
     "mobilenet_v3_large",
     "regnet_x_400mf",
+    "resnet10t",
     "resnet18",
     "resnet50_v2",
     "squeezenet1_0",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cnnjax.convert.tables import keras, timm, torchvision
+from cnnjax.convert.tables import keras, residual, timm, torchvision
 from cnnjax.convert.tables.torchvision import Table
 
-TORCHVISION: Mapping[str, Table] = {**torchvision.TORCHVISION}
-TIMM: Mapping[str, Table] = {**timm.TIMM}
+TORCHVISION: Mapping[str, Table] = {**torchvision.TORCHVISION, **residual.TORCHVISION}
+TIMM: Mapping[str, Table] = {**timm.TIMM, **residual.TIMM}
 KERAS: Mapping[str, Table] = {**keras.KERAS}

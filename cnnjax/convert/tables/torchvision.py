@@ -121,7 +121,7 @@ def _squeezenet(model: Any) -> dict[str, Any] | None:
 
 def residual(model: Any) -> dict[str, Any] | None:
     """The names of ResNet, Wide ResNet and ResNeXt, which timm has too."""
-    if model.version != "v1.5" or model.shortcut != "projection":
+    if model.version != "v1.5" or model.shortcut == "pad":
         return None
     return {
         "rules": (
@@ -137,7 +137,8 @@ def residual(model: Any) -> dict[str, Any] | None:
 
 
 def _resnet(model: Any) -> dict[str, Any] | None:
-    return None if model.se_reduction else residual(model)
+    plain = not model.se_reduction and model.attention == "none" and not model.stem_widths
+    return residual(model) if plain and model.shortcut == "projection" else None
 
 
 def _densenet(model: Any) -> dict[str, Any] | None:
