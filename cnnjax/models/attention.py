@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -66,6 +67,21 @@ class EfficientChannelAttention(nn.Module):
         return x * nn.sigmoid(gates.transpose(0, 1, 3, 2))
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def largest(x: Array, axis: int) -> Array:
+    """Maximum along an axis, which is kept; the first of equal ones has the derivative."""
+    return jnp.max(x, axis, keepdims=True)
+
+
+@largest.defjvp
+def _(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # By its place: JAX's own rule looks for values equal to the maximum, and a compiler that
+    # computes `x` again, rounded otherwise, finds none.
+    (x,), (change,) = primals, tangents
+    place = jnp.argmax(x, axis, keepdims=True)
+    return largest(x, axis), jnp.take_along_axis(change, place, axis)
+
+
 class ConvBlockAttention(nn.Module):
     """A gate for each channel, then one for each position.
 
@@ -81,16 +97,14 @@ class ConvBlockAttention(nn.Module):
         layers, channels = self.layers, x.shape[-1]
         conv = functools.partial(layers.conv, use_bias=False)
         # Both at once, as two positions.
-        pooled = jnp.concatenate(
-            [pool(x, axis=(1, 2), keepdims=True) for pool in (jnp.mean, jnp.max)], axis=1
-        )
+        positions = x.reshape(x.shape[0], 1, -1, channels)
+        pooled = [jnp.mean(positions, axis=2, keepdims=True), largest(positions, 2)]
+        pooled = jnp.concatenate(pooled, axis=1)
         hidden = conv(max(1, channels // self.reduction), 1, name="fc1")(pooled)
         gates = conv(channels, 1, name="fc2")(layers.activation(hidden))
         gates = jnp.sum(gates, axis=1, keepdims=True)
         x = x * nn.sigmoid(gates)
-        pooled = jnp.concatenate(
-            [pool(x, axis=-1, keepdims=True) for pool in (jnp.mean, jnp.max)], axis=-1
-        )
+        pooled = jnp.concatenate([jnp.mean(x, axis=-1, keepdims=True), largest(x, 3)], axis=-1)
         gates = layers.conv(1, 7, name="conv")(pooled)
         return x * nn.sigmoid(layers.norm(name="norm")(gates))
 
