@@ -80,6 +80,17 @@ NETWORKS = {
     "resnet_rs50": _timm("resnetrs50", 64, r"layer\d"),
     "cbam_resnet18": _timm("cbam_resnet18", 64, r"layer\d"),
     "bit_resnet50x1": _timm("resnetv2_50x1_bit", 64, r"stages\.\d"),
+    "sk_resnet18": _timm("skresnet18", 64, r"layer\d"),
+    "sk_resnext50_32x4d": _timm("skresnext50_32x4d", 64, r"layer\d"),
+    "resnest14d": _timm("resnest14d", 64, r"layer\d"),
+    "resnest50d_1s4x24d": _timm("resnest50d_1s4x24d", 64, r"layer\d"),
+    "resnest50d_4s2x40d": _timm("resnest50d_4s2x40d", 64, r"layer\d"),
+    "res2net50_14w_8s": _timm("res2net50_14w_8s", 64, r"layer\d"),
+    "res2next50": _timm("res2next50", 64, r"layer\d"),
+    "xception": _timm("legacy_xception", 64, r"block(1|2|11|12)"),
+    "inception_v4": _timm("inception_v4", 75, r"features\.(2|3|9|17|21)"),
+    "inception_resnet_v2": _timm("inception_resnet_v2", 75, r"conv2d_(2b|4a|7b)|repeat|repeat_1"),
+    "bagnet17": Network("own", "bagnet17", 64, ""),
     "mobilenet_v1": _timm("mobilenetv1_100", 64, r"blocks\.\d"),
     "nfnet_f0": _timm("dm_nfnet_f0", 64, r"stages\.\d"),
 }
@@ -149,6 +160,10 @@ def create(network: Network, *, num_classes: int) -> Any:
 
         name, options = BUILT.get(network.name, (network.name, {}))
         return timm.create_model(name, num_classes=num_classes, **options)
+    if network.library == "own":
+        import reference_networks
+
+        return reference_networks.NETWORKS[network.name](num_classes)
     import torchvision
 
     options = {"init_weights": False} if network.name in AUXILIARY else {}
@@ -274,6 +289,12 @@ VARIANTS = {
             cbam_resnet18 cbam_resnet34 cbam_resnet50 cbam_resnet101
             resnetv2_50x1_bit resnetv2_50x3_bit resnetv2_101x1_bit resnetv2_101x3_bit
             resnetv2_152x2_bit resnetv2_152x4_bit
+            skresnet18 skresnet34 skresnet50 skresnet50d skresnext50_32x4d
+            resnest14d resnest26d resnest50d resnest50d_1s4x24d resnest50d_4s2x40d
+            resnest101e resnest200e resnest269e
+            res2net50_26w_4s res2net50_26w_6s res2net50_26w_8s res2net50_48w_2s res2net50_14w_8s
+            res2net101_26w_4s res2next50 res2net50d res2net101d
+            legacy_xception inception_v4 inception_resnet_v2
         """,
     },
 }

@@ -98,8 +98,8 @@ class ConvBlockAttention(nn.Module):
         conv = functools.partial(layers.conv, use_bias=False)
         # Both at once, as two positions.
         positions = x.reshape(x.shape[0], 1, -1, channels)
-        pooled = [jnp.mean(positions, axis=2, keepdims=True), largest(positions, 2)]
-        pooled = jnp.concatenate(pooled, axis=1)
+        means = jnp.mean(positions, axis=2, keepdims=True)
+        pooled = jnp.concatenate([means, largest(positions, 2)], axis=1)
         hidden = conv(max(1, channels // self.reduction), 1, name="fc1")(pooled)
         gates = conv(channels, 1, name="fc2")(layers.activation(hidden))
         gates = jnp.sum(gates, axis=1, keepdims=True)

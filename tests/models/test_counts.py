@@ -20,6 +20,8 @@ LARGE = re.compile(
     r"|resnet(14t|26.*|50[cdst]|200d?)|resnext\w+_(64x4d|32x16d|32x32d)|resnext50d_32x4d"
     r"|wide_resnet(28_2|40_.)|(?!se_resnet(18|50)$|eca_resnet26t$)(se|eca)_res\w+"
     r"|resnet_rs(?!50)\d+|cbam_resnet(34|50|101)|(?!bit_resnet50x1$)bit_\w+"
+    r"|sk_resnet(34|50.?)|sk_resnext\w+|resnest(?!14d)\w+|res2net(?!50_14w_8s)\w+|res2next50"
+    r"|bagnet(17|33)|inception_resnet_v2"
 )
 CASES = [
     pytest.param(name, marks=[pytest.mark.exhaustive] if LARGE.fullmatch(name) else [])

@@ -28,6 +28,7 @@ SIZES = {
     "dense_dropout": 28,
     "alexnet_2012": 67,
     "inception_v3": 299,
+    **dict.fromkeys(("inception_v4", "inception_resnet_v2"), 139),
     **dict.fromkeys(models.list_models("cifar_*"), 32),
     **dict.fromkeys(("wide_resnet16_8", "wide_resnet28_10"), 32),
     "unet_2015": 188,
@@ -44,7 +45,7 @@ ALIKE = {
     *("alexnet_2012", "cifar_resnet56", "densenet121", "regnet_x_400mf", "squeezenet1_0", "vgg11"),
     *("cnn_32_64", "cnn_32_64_dense64", "mobilenet_v3_large", "resnet18", "resnet50_v1"),
     *("resnet50_v2", "wide_resnet16_8", "wide_resnet28_10", "wide_resnet50_2"),
-    *("resnet10t", "se_resnet50"),
+    *("resnet10t", "se_resnet50", "inception_v4"),
     *(name for name in SMALL if name.startswith(("vgg13", "vgg16", "vgg19"))),
 }
 
