@@ -79,6 +79,7 @@ NETWORKS = {
     "eca_resnet26t": _timm("ecaresnet26t", 64, r"layer\d"),
     "resnet_rs50": _timm("resnetrs50", 64, r"layer\d"),
     "cbam_resnet18": _timm("cbam_resnet18", 64, r"layer\d"),
+    "resnet18d_v2": _timm("resnetv2_18d", 64, r"stages\.\d"),
     "bit_resnet50x1": _timm("resnetv2_50x1_bit", 64, r"stages\.\d"),
     "sk_resnet18": _timm("skresnet18", 64, r"layer\d"),
     "sk_resnext50_32x4d": _timm("skresnext50_32x4d", 64, r"layer\d"),
@@ -287,6 +288,8 @@ VARIANTS = {
             ecaresnet269d ecaresnext26t_32x4d ecaresnext50t_32x4d
             resnetrs50 resnetrs101 resnetrs152 resnetrs200 resnetrs270 resnetrs350 resnetrs420
             cbam_resnet18 cbam_resnet34 cbam_resnet50 cbam_resnet101
+            resnetv2_18d resnetv2_34d resnetv2_50d resnetv2_50d_gn resnetv2_50t resnetv2_101d
+            resnetv2_152d
             resnetv2_50x1_bit resnetv2_50x3_bit resnetv2_101x1_bit resnetv2_101x3_bit
             resnetv2_152x2_bit resnetv2_152x4_bit
             skresnet18 skresnet34 skresnet50 skresnet50d skresnext50_32x4d

@@ -75,6 +75,12 @@ def pad_shortcut(x: Array, features: int, strides: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
+def mean_pixels(x: Array, strides: int) -> Array:
+    """Means of `strides` by `strides` pixels, of fewer at the edge."""
+    window = (strides, strides)
+    return x if strides == 1 else ops.avg_pool(x, window, window, "SAME", count_include_pad=False)
+
+
 def shortcut(x: Array, features: int, strides: int, layers: Factories, kind: str) -> Array:
     """Returns `x` in the shape of a branch's output, by `downsample` of the calling module.
 
@@ -83,17 +89,14 @@ def shortcut(x: Array, features: int, strides: int, layers: Factories, kind: str
       features: of the output.
       strides: of the branch.
       layers: of the projection.
-      kind: `"projection"`; `"average"`, where the means of 2x2 pixels are projected (ResNet-D, the
-        windows at the edge smaller); `"pad"`.
+      kind: `"projection"`; `"average"`, which projects `mean_pixels` (ResNet-D); `"pad"`.
     """
     if strides == 1 and x.shape[-1] == features:
         return x
     if kind == "pad":
         return pad_shortcut(x, features, strides)
-    if kind == "average" and strides > 1:
-        window = (strides, strides)
-        x = ops.avg_pool(x, window, window, "SAME", count_include_pad=False)
-        strides = 1
+    if kind == "average":
+        x, strides = mean_pixels(x, strides), 1
     return blocks.ConvNorm(features, 1, layers, strides, linear=True, name="downsample")(x)
 
 
@@ -163,6 +166,8 @@ class PreActivationBlock(nn.Module):
         if strides != 1 or x.shape[-1] != features:
             if self.shortcut == "pad" or (self.slim and x.shape[-1] == features):
                 x = pad_shortcut(x, features, strides)
+            elif self.shortcut == "average":
+                x = last_conv(features, 1, 1, name="downsample")(mean_pixels(y, strides))
             else:
                 x = last_conv(features, 1, strides, name="downsample")(y)
         for number, (width, kernel_size, step, groups) in enumerate(self.branch, 1):
@@ -265,7 +270,7 @@ class ResNet(nn.Module):
       stem_pool: `"max"`, `"max_of_zeros"` or `"conv"`; see `Stem`.
       features: width of the first stage; a bottleneck's output is four times as wide.
       groups, width_per_group: of the 3x3 convolution of a bottleneck.
-      shortcut: `"projection"`, `"average"` (v1 and v1.5) or `"pad"`, where the shape changes.
+      shortcut: `"projection"`, `"average"` or `"pad"`, where the shape changes.
       se_reduction: the factor of the squeeze-and-excite gate; 0 for none.
       attention: `"none"`; `"eca"` or `"cbam"` in each block; `"bam"` between stages.
       weight_standardization: whether kernels of convolutions are standardized.
@@ -375,10 +380,6 @@ class ResNet(nn.Module):
             raise UserError(
                 f"groups={self.groups} and width_per_group={self.width_per_group} need "
                 "block='bottleneck'; the basic block's width is set by features."
-            )
-        if self.version.startswith("v2") and self.shortcut == "average":
-            raise UserError(
-                f"shortcut='average' needs version 'v1' or 'v1.5', not {self.version!r}."
             )
         if self.version.startswith("v2") and self.zero_init_residual:
             raise UserError(

@@ -35,6 +35,7 @@ C: dict[str, Any] = {"stem_widths": (32, 32)}
 D: dict[str, Any] = {"stem_widths": (32, 32), "shortcut": "average"}
 S: dict[str, Any] = {"stem_widths": (64, 64), "stem_features": 128}
 T: dict[str, Any] = {"stem_widths": (24, 32), "shortcut": "average"}
+V2_D: dict[str, Any] = {**D, "version": "v2"}
 RS: dict[str, Any] = {**D, "stem_pool": "conv", "se_reduction": 4}
 BIT: dict[str, Any] = {
     "version": "v2",
@@ -72,6 +73,29 @@ PLAIN = {
     ),
     "resnext101_32x32d": resnet101(
         468_530_472, 593_024, 87_106_781_184, groups=32, width_per_group=32
+    ),
+}
+PRE_ACTIVATION = {
+    "resnet18d_v2": resnet18(
+        11_706_952, 7_936, 2_053_713_920, **V2_D, also={"timm": "resnetv2_18d"}
+    ),
+    "resnet34d_v2": resnet34(
+        21_815_112, 15_360, 3_903_401_984, **V2_D, also={"timm": "resnetv2_34d"}
+    ),
+    "resnet50d_v2": resnet50(
+        25_568_584, 45_568, 4_328_824_832, **V2_D, also={"timm": "resnetv2_50d"}
+    ),
+    "resnet50d_gn_v2": resnet50(
+        25_568_584, 0, 4_328_824_832, norm="group", **V2_D, also={"timm": "resnetv2_50d_gn"}
+    ),
+    "resnet50t_v2": resnet50(
+        25_566_048, 45_552, 4_297_213_952, version="v2", **T, also={"timm": "resnetv2_50t"}
+    ),
+    "resnet101d_v2": resnet101(
+        44_560_712, 97_792, 8_041_046_016, **V2_D, also={"timm": "resnetv2_101d"}
+    ),
+    "resnet152d_v2": resnet152(
+        60_204_360, 143_872, 11_753_267_200, **V2_D, also={"timm": "resnetv2_152d"}
     ),
 }
 SQUEEZE_EXCITE = {
@@ -359,6 +383,7 @@ BIG_TRANSFER = {
 }
 ROWS = {
     **PLAIN,
+    **PRE_ACTIVATION,
     **SQUEEZE_EXCITE,
     **EFFICIENT_ATTENTION,
     **RESNET_RS,

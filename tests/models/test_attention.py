@@ -141,7 +141,7 @@ def test_zeros_of_the_stem_win_over_negative_pixels():
     [
         ({"stem_pool": "mx"}, "unknown stem_pool 'mx'"),
         ({"attention": "ecca"}, "unknown attention 'ecca': did you mean eca"),
-        ({"version": "v2", "shortcut": "average"}, "shortcut='average' needs version"),
+        ({"shortcut": "averge"}, "unknown shortcut 'averge': did you mean average"),
     ],
 )
 def test_options_that_do_not_fit_are_one_clear_error(options, message):

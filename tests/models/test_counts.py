@@ -17,7 +17,7 @@ LARGE = re.compile(
     r"resnet(34|101|152).*|cifar_resnet(32|44|110)|.*(resnet101|resnext101).*|densenet(161|169|201)"
     r"|shufflenet_v2_x(0_5|1_5|2_0)|efficientnet_b[1-7]|regnet_._(800mf|.*gf)"
     r"|convnext_(small|base|large)"
-    r"|resnet(14t|26.*|50[cdst]|200d?)|resnext\w+_(64x4d|32x16d|32x32d)|resnext50d_32x4d"
+    r"|resnet(14t|26.*|50[cdst].*|200d?)|resnext\w+_(64x4d|32x16d|32x32d)|resnext50d_32x4d"
     r"|wide_resnet(28_2|40_.)|(?!se_resnet(18|50)$|eca_resnet26t$)(se|eca)_res\w+"
     r"|resnet_rs(?!50)\d+|cbam_resnet(34|50|101)|(?!bit_resnet50x1$)bit_\w+"
     r"|sk_resnet(34|50.?)|sk_resnext\w+|resnest(?!14d)\w+|res2net(?!50_14w_8s)\w+|res2next50"

@@ -33,6 +33,8 @@ SIZES = {
     **dict.fromkeys(("wide_resnet16_8", "wide_resnet28_10"), 32),
     "unet_2015": 188,
 }
+# Gates that normalize one number an example: of two, rounding would decide.
+BATCHES = {"bam_resnet50": 8, "resnest14d": 8, "sk_resnet18": 8}
 # What draws at random in training, and auxiliary heads, which act in training only.
 DROPS = ("dropout_rate", "block_dropout_rate", "stochastic_depth_rate")
 HEADS = ("auxiliary_heads", "auxiliary_head")
@@ -63,7 +65,8 @@ def network(name, drops=0.0):
     options = dict.fromkeys(fields.keys() & set(DROPS), drops)
     options |= dict.fromkeys(fields.keys() & set(HEADS), True)
     size, channels = SIZES.get(name, 64), models.input_shape(name)[-1]
-    image = jax.random.normal(jax.random.key(0), (2, size, size, channels))
+    shape = (BATCHES.get(name, 2), size, size, channels)
+    image = jax.random.normal(jax.random.key(0), shape)
     return models.create(name, num_classes=NUM_CLASSES, **options), image
 
 

@@ -26,6 +26,7 @@ D = {"stem_widths": (4, 4), "stem_features": 8, "features": 8, "shortcut": "aver
 # Each with the side of its images.
 MODELS = {
     "resnet_d": (ResNet((1, 1), "basic", 3, **D), 32),
+    "resnet_d_v2": (ResNet((1, 1), "basic", 3, "v2", **D), 32),
     "resnet_rs": (ResNet((1, 1), num_classes=3, stem_pool="conv", se_reduction=4, **D), 32),
     "eca": (ResNet((1, 1), "basic", 3, attention="eca", **D), 32),
     # A hidden layer of one unit that ReLU might switch off.

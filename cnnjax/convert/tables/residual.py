@@ -117,14 +117,14 @@ def _res2net(model: Any) -> dict[str, Any] | None:
 
 
 def _resnet_v2(model: Any) -> dict[str, Any] | None:
-    if model.se_reduction or model.shortcut != "projection" or model.stem != "imagenet":
+    if model.se_reduction or model.shortcut == "pad" or model.stem != "imagenet":
         return None
-    if model.attention != "none" or model.stem_widths:
+    if model.attention != "none" or model.stem_pool == "conv":
         return None
     block = "stages.{stage0}.blocks.{block0}."
     return {
         "rules": (
-            ("stem/conv", "stem.conv"),
+            (r"stem/(?P<layer>(conv|norm)\d?)", "stem.{layer}"),
             (BLOCK + r"(?P<layer>(conv|norm)\d)", block + "{layer}"),
             (BLOCK + "downsample", block + "downsample.conv"),
             ("norm", "norm"),
