@@ -147,3 +147,13 @@ def test_zeros_of_the_stem_win_over_negative_pixels():
 def test_options_that_do_not_fit_are_one_clear_error(options, message):
     with pytest.raises(UserError, match=message):
         jax.eval_shape(ResNet((1,), **options).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+def test_derivative_of_a_maximum_goes_to_the_first_of_equal_ones(axis):
+    x = np.round(X[:, :2])
+    expected = np.zeros_like(x)
+    place = np.expand_dims(x.argmax(axis), axis)
+    np.put_along_axis(expected, place, 2.0, axis)
+    found = quick_jit(jax.grad(lambda x: jnp.sum(2 * attention.largest(x, axis))))(x)
+    np.testing.assert_array_equal(found, expected)
