@@ -38,7 +38,7 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models import blocks
-from cnnjax.models.attention import ATTENTIONS, BottleneckAttention, gate_branch
+from cnnjax.models.gates import ATTENTIONS, BottleneckAttention, gate_branch
 from cnnjax.models.images import require_image, require_stem
 from cnnjax.models.layers import Array, Factories, Factory, Layers, check_name
 from cnnjax.models.standardized_conv import StandardizedConv

@@ -7,7 +7,7 @@ import pytest
 
 from cnnjax import models
 from cnnjax.errors import UserError
-from cnnjax.models import attention
+from cnnjax.models import gates
 from cnnjax.models.layers import Layers
 from cnnjax.models.resnet import ResNet, Stem, shortcut
 from cnnjax.models.standardized_conv import standardized
@@ -28,7 +28,7 @@ def test_kernel_of_eca_grows_with_the_channels(channels, size):
 
 
 def test_eca_sees_neighboring_channels():
-    layer = attention.EfficientChannelAttention(LAYERS)
+    layer = gates.EfficientChannelAttention(LAYERS)
     variables = {"params": {"conv": {"kernel": jnp.array([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)}}}
     means = np.pad(X.mean((1, 2)), ((0, 0), (1, 1)))
     gates = sigmoid(means[:, :-2] + 2 * means[:, 1:-1] + 3 * means[:, 2:])
@@ -43,7 +43,7 @@ def perceptron(params, means):
 
 
 def test_cbam_adds_the_perceptron_of_means_and_of_maxima():
-    layer = attention.ConvBlockAttention(LAYERS, reduction=4)
+    layer = gates.ConvBlockAttention(LAYERS, reduction=4)
     variables = quick_init(layer, X)
     params = jax.tree.map(np.array, variables["params"])
     params["norm"]["bias"][:] = 0.3
@@ -58,7 +58,7 @@ def test_cbam_adds_the_perceptron_of_means_and_of_maxima():
 
 
 def test_bam_adds_a_gate_of_channels_and_one_of_positions():
-    layer = attention.BottleneckAttention(LAYERS, reduction=4, dilation=1)
+    layer = gates.BottleneckAttention(LAYERS, reduction=4, dilation=1)
     variables = quick_init(layer, X)
     params = jax.tree.map(np.array, variables["params"])
     for name in ("position2", "position3"):
@@ -78,7 +78,7 @@ def test_bam_adds_a_gate_of_channels_and_one_of_positions():
 
 
 def test_holes_of_bam_are_four_pixels_wide():
-    layer = attention.BottleneckAttention(LAYERS, reduction=4)
+    layer = gates.BottleneckAttention(LAYERS, reduction=4)
     x = jnp.ones((1, 21, 21, 4))
     variables = quick_init(layer, x)
     variables["params"] = jax.tree.map(jnp.abs, variables["params"])
@@ -155,5 +155,5 @@ def test_derivative_of_a_maximum_goes_to_the_first_of_equal_ones(axis):
     expected = np.zeros_like(x)
     place = np.expand_dims(x.argmax(axis), axis)
     np.put_along_axis(expected, place, 2.0, axis)
-    found = quick_jit(jax.grad(lambda x: jnp.sum(2 * attention.largest(x, axis))))(x)
+    found = quick_jit(jax.grad(lambda x: jnp.sum(2 * gates.largest(x, axis))))(x)
     np.testing.assert_array_equal(found, expected)
