@@ -82,6 +82,25 @@ NETWORKS = {
     "se_resnet50": _timm("seresnet50", 64, r"layer\d"),
     "resnet18_v2": _timm("resnetv2_18", 64, r"stages\.\d"),
     "resnet50_v2": _timm("resnetv2_50", 64, r"stages\.\d"),
+    "resnet10t": _timm("resnet10t", 64, r"layer\d"),
+    "resnet26d": _timm("resnet26d", 64, r"layer\d"),
+    "se_resnet18": _timm("seresnet18", 64, r"layer\d"),
+    "eca_resnet26t": _timm("ecaresnet26t", 64, r"layer\d"),
+    "resnet_rs50": _timm("resnetrs50", 64, r"layer\d"),
+    "cbam_resnet18": _timm("cbam_resnet18", 64, r"layer\d"),
+    "resnet18d_v2": _timm("resnetv2_18d", 64, r"stages\.\d"),
+    "bit_resnet50x1": _timm("resnetv2_50x1_bit", 64, r"stages\.\d"),
+    "sk_resnet18": _timm("skresnet18", 64, r"layer\d"),
+    "sk_resnext50_32x4d": _timm("skresnext50_32x4d", 64, r"layer\d"),
+    "resnest14d": _timm("resnest14d", 64, r"layer\d"),
+    "resnest50d_1s4x24d": _timm("resnest50d_1s4x24d", 64, r"layer\d"),
+    "resnest50d_4s2x40d": _timm("resnest50d_4s2x40d", 64, r"layer\d"),
+    "res2net50_14w_8s": _timm("res2net50_14w_8s", 64, r"layer\d"),
+    "res2next50": _timm("res2next50", 64, r"layer\d"),
+    "xception": _timm("legacy_xception", 64, r"block(1|2|11|12)"),
+    "inception_v4": _timm("inception_v4", 75, r"features\.(2|3|9|17|21)"),
+    "inception_resnet_v2": _timm("inception_resnet_v2", 75, r"conv2d_(2b|4a|7b)|repeat|repeat_1"),
+    "bagnet17": Network("own", "bagnet17", 64, ""),
     "mobilenet_v1": _timm("mobilenetv1_100", 64, r"blocks\.\d"),
     "nfnet_f0": _timm("dm_nfnet_f0", 64, r"stages\.\d"),
     "vit_b_32": _torchvision("vit_b_32", 224, r"encoder\.layers\.encoder_layer_\d+", "tokens"),
@@ -103,6 +122,11 @@ NETWORKS = {
     "ese_vovnet19b_dw": _timm("ese_vovnet19b_dw", 64, r"stages\.\d"),
     "ese_vovnet39b": _timm("ese_vovnet39b", 64, r"stages\.\d"),
     "hrnet_w18_small": _timm("hrnet_w18_small", 64, r"layer1|stage\d"),
+}
+# By the name of a network that timm builds by arguments only: the base and the arguments.
+BUILT: dict[str, tuple[str, dict[str, Any]]] = {
+    f"cbam_resnet{depth}": (f"resnet{depth}", {"block_args": {"attn_layer": "cbam"}})
+    for depth in (18, 34, 50, 101)
 }
 # Input shapes of GoogLeNet's and Inception's auxiliary heads at the published sizes.
 AUXILIARY = {
@@ -147,7 +171,7 @@ def build(network: Network) -> Any:
 
     module = create(network, num_classes=NUM_CLASSES)
     for part in module.modules():
-        if "StdConv" in type(part).__name__:
+        if "ScaledStdConv" in type(part).__name__:
             # timm adds it to a kernel's variance; the authors of NFNet take a maximum instead.
             part.eps = 1e-14
     module = module.double().eval()
@@ -164,7 +188,12 @@ def create(network: Network, *, num_classes: int) -> Any:
     if network.library == "timm":
         import timm
 
-        return timm.create_model(network.name, num_classes=num_classes, **network.options)
+        name, options = BUILT.get(network.name, (network.name, network.options))
+        return timm.create_model(name, num_classes=num_classes, **options)
+    if network.library == "own":
+        import reference_networks
+
+        return reference_networks.NETWORKS[network.name](num_classes)
     import torchvision
 
     options = {"init_weights": False} if network.name in AUXILIARY else {}
@@ -301,6 +330,34 @@ VARIANTS = {
             dla60x_c dla102 dla102x dla169 dpn68 dpn92 dpn98 dpn131 dpn107 vovnet39a vovnet57a
             ese_vovnet19b_dw ese_vovnet39b hrnet_w18_small hrnet_w18_small_v2 hrnet_w18 hrnet_w30
             hrnet_w32 hrnet_w40 hrnet_w44 hrnet_w48 hrnet_w64
+        """,
+    },
+    "state_dicts_residual": {
+        "torchvision": """
+            resnext101_64x4d
+        """,
+        "timm": """
+            resnext101_64x4d
+            resnet10t resnet14t resnet18d resnet26 resnet26d resnet26t resnet34d resnet50c resnet50d
+            resnet50s resnet50t resnet101c resnet101d resnet101s resnet152c resnet152d resnet152s
+            resnet200 resnet200d resnext50d_32x4d resnext101_32x16d resnext101_32x32d
+            seresnet18 seresnet34 seresnet50t seresnet101 seresnet152 seresnet152d seresnet200d
+            seresnet269d seresnext26d_32x4d seresnext26t_32x4d seresnext50_32x4d seresnext101_32x4d
+            seresnext101_32x8d seresnext101d_32x8d seresnext101_64x4d
+            ecaresnet26t ecaresnet50t ecaresnetlight ecaresnet50d ecaresnet101d ecaresnet200d
+            ecaresnet269d ecaresnext26t_32x4d ecaresnext50t_32x4d
+            resnetrs50 resnetrs101 resnetrs152 resnetrs200 resnetrs270 resnetrs350 resnetrs420
+            cbam_resnet18 cbam_resnet34 cbam_resnet50 cbam_resnet101
+            resnetv2_18d resnetv2_34d resnetv2_50d resnetv2_50d_gn resnetv2_50t resnetv2_101d
+            resnetv2_152d
+            resnetv2_50x1_bit resnetv2_50x3_bit resnetv2_101x1_bit resnetv2_101x3_bit
+            resnetv2_152x2_bit resnetv2_152x4_bit
+            skresnet18 skresnet34 skresnet50 skresnet50d skresnext50_32x4d
+            resnest14d resnest26d resnest50d resnest50d_1s4x24d resnest50d_4s2x40d
+            resnest101e resnest200e resnest269e
+            res2net50_26w_4s res2net50_26w_6s res2net50_26w_8s res2net50_48w_2s res2net50_14w_8s
+            res2net101_26w_4s res2next50 res2net50d res2net101d
+            legacy_xception inception_v4 inception_resnet_v2
         """,
     },
 }

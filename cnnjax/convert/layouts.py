@@ -58,6 +58,8 @@ def unchanged(rank: int) -> Layout:
 OIHW = Layout((3, 2, 0, 1))
 # Kernels of dense layers: [in, out] here, [out, in] in PyTorch.
 DENSE = Layout((1, 0))
+# Kernels of convolutions along a line: 1 by its length here, without the first axis in PyTorch.
+WINDOW = Layout((3, 2, 1, 0), outer=lambda shape: shape[:3])
 # A dense layer here that is a 1x1 convolution in PyTorch.
 DENSE_AS_1X1 = Layout((1, 0), outer=lambda shape: (*shape, 1, 1))
 # A dense layer here that is a 1x1 convolution in Keras.

@@ -74,7 +74,7 @@ class ConvNorm(nn.Module):
     """Convolution, normalization, activation.
 
     Attributes:
-      features, kernel_size, strides, groups, valid: of the convolution, see `conv_layer`.
+      features, kernel_size, strides, groups, valid, dilation: of the convolution, see `conv_layer`.
       linear: whether the activation is left out.
     """
 
@@ -85,6 +85,7 @@ class ConvNorm(nn.Module):
     groups: int = 1
     linear: bool = False
     valid: bool = False
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -94,6 +95,7 @@ class ConvNorm(nn.Module):
             self.strides,
             groups=self.groups,
             valid=self.valid,
+            dilation=self.dilation,
             name="conv",
         )(x)
         x = self.layers.norm(name="norm")(x)

@@ -144,6 +144,8 @@ def conv_layer(
     use_bias: bool = False,
     padding: str = "symmetric",
     valid: bool = False,
+    dilation: int = 1,
+    layer: type[nn.Conv] = ops.Conv,
     dtype: Any = None,
     kernel_init: Any = he_normal_fan_out,
     name: str,
@@ -153,23 +155,25 @@ def conv_layer(
     `padding="symmetric"`, PyTorch's convention, pads by `kernel_size // 2` on every side at every
     stride. `"same"`, TensorFlow's and Keras's, pads no more than it must: at stride 2 one pixel
     less at the top and left of images with even sides. Weights of the one compute other numbers
-    with the other. `valid` leaves the padding out.
+    with the other. `valid` leaves the padding out. `dilation` is the distance between neighboring
+    taps of the kernel, `layer` the class.
 
     Raises:
       UserError: `padding` is neither.
     """
     check_name("padding", padding, PADDINGS)
     size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-    margins: Any = [(side // 2, side // 2) for side in size]
+    margins: Any = [(side // 2 * dilation, side // 2 * dilation) for side in size]
     if valid:
         margins = "VALID"
     elif padding == "same" and strides > 1:
         margins = "SAME"
-    return ops.Conv(
+    return layer(
         features,
         size,
         strides=(strides, strides),
         padding=margins,
+        kernel_dilation=(dilation, dilation),
         feature_group_count=groups,
         use_bias=use_bias,
         dtype=dtype,

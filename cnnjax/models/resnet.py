@@ -1,5 +1,7 @@
 """Residual networks: ResNet v1, v1.5 and v2, CIFAR ResNet, Wide ResNet, ResNeXt, SE-ResNet.
 
+The rows are in `cnnjax.models.resnet_rows`.
+
 - v1: He et al. 2015, "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), Table 1;
   the stride of a bottleneck in its first 1x1 convolution.
 - v1.5: the same with the stride in the 3x3 convolution, as in torchvision (the default here).
@@ -10,17 +12,25 @@
 - CIFAR: the first paper's section 4.2; shortcuts without parameters (its option A).
 - Wide ResNet: Zagoruyko & Komodakis 2016 (arXiv 1605.07146); 50-2 and 101-2 as in torchvision.
 - ResNeXt: Xie et al. 2017 (arXiv 1611.05431), Table 1.
-- SE-ResNet: Hu et al. 2018 (arXiv 1709.01507), Table 1; reduction 16.
+- SE-ResNet: Hu et al. 2018 (arXiv 1709.01507), Table 1; reduction 16. ECA, CBAM and BAM: see
+  `cnnjax.models.gates`.
+- ResNet-C: three 3x3 convolutions as the stem; ResNet-D: also an average pool in front of a
+  projection that halves. He et al. 2019, "Bag of Tricks" (arXiv 1812.01187), section 4.2.
+- ResNet-RS: Bello et al. 2021 (arXiv 2103.07579), section 7 and Table 11: D with a gate, and a
+  strided convolution in place of the stem's pool.
+- BiT: Kolesnikov et al. 2020 (arXiv 1912.11370), section 3.2: v2 with GroupNorm and standardized
+  kernels, any number of times as wide; the stem's pool pads with zeros.
 
 Names follow torchvision's: `layer2.0.conv1` is `stage2/block1/conv1`, `bn1` is `norm1`,
 `downsample.0` and `.1` are `downsample/conv` and `downsample/norm`, `fc` is `head`; the first
-`conv1` and `bn1` are `stem/conv` and `stem/norm`.
+`conv1` and `bn1` are `stem/conv` and `stem/norm`; those of a deep stem are numbered.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -28,14 +38,16 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models import blocks
+from cnnjax.models.gates import ATTENTIONS, BottleneckAttention, gate_branch
 from cnnjax.models.images import require_image, require_stem
 from cnnjax.models.layers import Array, Factories, Factory, Layers, check_name
-from cnnjax.models.rows import TIMM, TORCHVISION, row
+from cnnjax.models.standardized_conv import StandardizedConv
 
 # A residual branch as data: (features, kernel size, strides, groups) of each convolution.
 Branch = Sequence[tuple[int, int, int, int]]
 
-SHORTCUTS = ("projection", "pad")
+SHORTCUTS = ("projection", "pad", "average")
+STEM_POOLS = ("max", "max_of_zeros", "conv")
 VERSIONS = ("v1", "v1.5", "v2", "v2_slim")
 BLOCKS = ("basic", "bottleneck")
 
@@ -63,14 +75,40 @@ def pad_shortcut(x: Array, features: int, strides: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
+def mean_pixels(x: Array, strides: int) -> Array:
+    """Means of `strides` by `strides` pixels, of fewer at the edge."""
+    window = (strides, strides)
+    return x if strides == 1 else ops.avg_pool(x, window, window, "SAME", count_include_pad=False)
+
+
+def shortcut(x: Array, features: int, strides: int, layers: Factories, kind: str) -> Array:
+    """Returns `x` in the shape of a branch's output, by `downsample` of the calling module.
+
+    Args:
+      x: input of the block.
+      features: of the output.
+      strides: of the branch.
+      layers: of the projection.
+      kind: `"projection"`; `"average"`, which projects `mean_pixels` (ResNet-D); `"pad"`.
+    """
+    if strides == 1 and x.shape[-1] == features:
+        return x
+    if kind == "pad":
+        return pad_shortcut(x, features, strides)
+    if kind == "average":
+        x, strides = mean_pixels(x, strides), 1
+    return blocks.ConvNorm(features, 1, layers, strides, linear=True, name="downsample")(x)
+
+
 class ResidualBlock(nn.Module):
     """`activation(shortcut(x) + branch(x))`, each convolution followed by a normalization.
 
     Attributes:
       branch: the convolutions.
-      shortcut: `"projection"` (1x1 convolution) or `"pad"`, where the shape changes.
+      shortcut: `"projection"` (1x1 convolution), `"average"` or `"pad"`, where the shape changes.
       zero_init_residual: the branch's last scale starts at 0 (arXiv 1706.02677, section 5.1).
       se_reduction: the factor of the squeeze-and-excite gate; 0 for no gate.
+      attention: of the branch's output; see `attention.gate_branch`.
     """
 
     branch: Branch
@@ -78,6 +116,7 @@ class ResidualBlock(nn.Module):
     shortcut: str = "projection"
     zero_init_residual: bool = False
     se_reduction: int = 0
+    attention: str = "none"
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
 
@@ -95,13 +134,8 @@ class ResidualBlock(nn.Module):
             y = layers.conv(width, kernel_size, step, groups=groups, name=f"conv{number}")(y)
             y = layers.norm(scale_init=scale_init, name=f"norm{number}")(y)
             y = y if last else layers.activation(y)
-        if self.se_reduction:
-            y = blocks.SqueezeExcite(features // self.se_reduction, layers.conv, name="se")(y)
-        if strides != 1 or x.shape[-1] != features:
-            if self.shortcut == "pad":
-                x = pad_shortcut(x, features, strides)
-            else:
-                x = blocks.ConvNorm(features, 1, layers, strides, linear=True, name="downsample")(x)
+        y = gate_branch(y, layers, self.attention, self.se_reduction)
+        x = shortcut(x, features, strides, layers, self.shortcut)
         return layers.activation(x + blocks.drop_branch(self, y))
 
 
@@ -118,6 +152,7 @@ class PreActivationBlock(nn.Module):
     layers: Factories
     shortcut: str = "projection"
     se_reduction: int = 0
+    attention: str = "none"
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
     slim: bool = False
@@ -131,6 +166,8 @@ class PreActivationBlock(nn.Module):
         if strides != 1 or x.shape[-1] != features:
             if self.shortcut == "pad" or (self.slim and x.shape[-1] == features):
                 x = pad_shortcut(x, features, strides)
+            elif self.shortcut == "average":
+                x = last_conv(features, 1, 1, name="downsample")(mean_pixels(y, strides))
             else:
                 x = last_conv(features, 1, strides, name="downsample")(y)
         for number, (width, kernel_size, step, groups) in enumerate(self.branch, 1):
@@ -143,36 +180,79 @@ class PreActivationBlock(nn.Module):
                     last_conv,
                 )
             y = conv(width, kernel_size, step, groups=groups, name=f"conv{number}")(y)
-        if self.se_reduction:
-            y = blocks.SqueezeExcite(features // self.se_reduction, layers.conv, name="se")(y)
+        y = gate_branch(y, layers, self.attention, self.se_reduction)
         return x + blocks.drop_branch(self, y)
 
 
 class Stem(nn.Module):
-    """`"imagenet"`: 7x7 convolution at stride 2 and 3x3 max pool at stride 2; `"cifar"`: 3x3.
+    """Convolutions, and a pool at stride 2 unless the images are small.
 
-    In v2 the convolution is bare: the first block begins with the normalization. In v2_slim it has
-    a bias, and the pool takes the zeros around the image for pixels.
+    Attributes:
+      kind: `"imagenet"`: the first convolution is 7x7 at stride 2; `"cifar"`: 3x3 at stride 1.
+      features: channels of the output.
+      version: in v2 the last convolution is bare: the first block begins with the normalization.
+        In v2_slim it has a bias.
+      widths: channels of the convolutions before the last one; with any, all are 3x3.
+      pool: `"max"` of 3x3; `"max_of_zeros"`: the zeros around the image count as pixels, as always
+        in v2_slim; `"conv"`: a 3x3 convolution.
     """
 
     kind: str
     features: int
     layers: Factories
     version: str = "v1.5"
+    widths: Sequence[int] = ()
+    pool: str = "max"
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
-        layers = self.layers
-        large, slim = self.kind == "imagenet", self.version == "v2_slim"
-        conv = functools.partial(layers.conv, use_bias=True) if slim else layers.conv
-        x = conv(self.features, 7 if large else 3, 2 if large else 1, name="conv")(image)
-        if not self.version.startswith("v2"):
-            x = layers.activation(layers.norm(name="norm")(x))
-        if large and slim:
-            x = ops.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
-        elif large:
-            x = ops.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        return x
+        layers, large = self.layers, self.kind == "imagenet"
+        use_bias = {"use_bias": True} if self.version == "v2_slim" else {}
+        widths = (*self.widths, self.features)
+        kernel_size = 3 if self.widths or not large else 7
+        x = image
+        for number, width in enumerate(widths, 1):
+            suffix = str(number) if self.widths else ""
+            strides = 2 if large and number == 1 else 1
+            x = layers.conv(width, kernel_size, strides, name=f"conv{suffix}", **use_bias)(x)
+            if number < len(widths) or not self.version.startswith("v2"):
+                x = layers.activation(layers.norm(name=f"norm{suffix}")(x))
+        return self._pool(x) if large else x
+
+    def _pool(self, x: Array) -> Array:
+        if self.pool == "conv":
+            return blocks.ConvNorm(self.features, 3, self.layers, 2, name="pool")(x)
+        if self.pool == "max_of_zeros" or self.version == "v2_slim":
+            return ops.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+        return ops.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def stage_blocks(
+    stage_sizes: Sequence[int],
+    make_block: Callable[[int, int, int], Factory],
+    *,
+    halve_last: bool = False,
+) -> list[list[Factory]]:
+    """Returns the blocks of each stage: `make_block(factor, strides, index)`.
+
+    Args:
+      stage_sizes: number of blocks of each stage.
+      make_block: gets the factor of the first stage's width, twice as large in each stage; the
+        strides, 2 where a stage but the first begins; and the block's number in it, from 0.
+      halve_last: the strides are 2 where a stage but the last ends.
+    """
+
+    def strides(stage: int, index: int) -> int:
+        if halve_last:
+            halves = stage < len(stage_sizes) - 1 and index == stage_sizes[stage] - 1
+        else:
+            halves = stage > 0 and index == 0
+        return 2 if halves else 1
+
+    return [
+        [make_block(2**stage, strides(stage, index), index) for index in range(depth)]
+        for stage, depth in enumerate(stage_sizes)
+    ]
 
 
 class ResNet(nn.Module):
@@ -186,10 +266,14 @@ class ResNet(nn.Module):
       version: `"v1"`, `"v1.5"`, `"v2"` or `"v2_slim"`.
       stem: `"imagenet"` for images of about 224 pixels, `"cifar"` for 28 to 64 pixels.
       stem_features: channels of the stem.
+      stem_widths: channels of its convolutions before the last one; none for one convolution.
+      stem_pool: `"max"`, `"max_of_zeros"` or `"conv"`; see `Stem`.
       features: width of the first stage; a bottleneck's output is four times as wide.
       groups, width_per_group: of the 3x3 convolution of a bottleneck.
-      shortcut: `"projection"` or `"pad"`, where the shape changes.
+      shortcut: `"projection"`, `"average"` or `"pad"`, where the shape changes.
       se_reduction: the factor of the squeeze-and-excite gate; 0 for none.
+      attention: `"none"`; `"eca"` or `"cbam"` in each block; `"bam"` between stages.
+      weight_standardization: whether kernels of convolutions are standardized.
       conv_bias: whether convolutions before a normalization have a bias, too, as Keras's v1 has.
       dropout_rate: before the head.
       block_dropout_rate: before the last convolution of each block.
@@ -208,11 +292,15 @@ class ResNet(nn.Module):
     version: str = "v1.5"
     stem: str = "imagenet"
     stem_features: int = 64
+    stem_widths: Sequence[int] = ()
+    stem_pool: str = "max"
     features: int = 64
     groups: int = 1
     width_per_group: int = 64
     shortcut: str = "projection"
     se_reduction: int = 0
+    attention: str = "none"
+    weight_standardization: bool = False
     conv_bias: bool = False
     dropout_rate: float = 0.0
     block_dropout_rate: float = 0.0
@@ -225,28 +313,37 @@ class ResNet(nn.Module):
         require_image(image, "ResNet")
         self._check()
         layers = self.layers.factories(train=train, conv_bias=self.conv_bias)
-        x = Stem(self.stem, self.stem_features, layers, self.version, name="stem")(image)
+        if self.weight_standardization:
+            conv = functools.partial(layers.conv, layer=StandardizedConv)
+            layers = dataclasses.replace(layers, conv=conv)
+        x = Stem(
+            self.stem,
+            self.stem_features,
+            layers,
+            self.version,
+            self.stem_widths,
+            self.stem_pool,
+            name="stem",
+        )(image)
         x = blocks.run_stages(
             x,
-            [
-                [self._block(stage, index) for index in range(depth)]
-                for stage, depth in enumerate(self.stage_sizes, 1)
-            ],
+            stage_blocks(self.stage_sizes, self._block, halve_last=self.version == "v2_slim"),
             layers,
             stochastic_depth_rate=self.stochastic_depth_rate,
+            between=functools.partial(self._between, layers),
         )
         if self.version.startswith("v2"):
             x = layers.activation(layers.norm(name="norm")(x))
         return blocks.classify(x, self.num_classes, layers, dropout_rate=self.dropout_rate)
 
-    def _block(self, stage: int, index: int) -> Factory:
-        features = self.features * 2 ** (stage - 1)
-        slim = self.version == "v2_slim"
-        if slim:
-            halves = stage < len(self.stage_sizes) and index == self.stage_sizes[stage - 1] - 1
-        else:
-            halves = stage > 1 and index == 0
-        strides = 2 if halves else 1
+    def _between(self, layers: Factories, stage: int, x: Array) -> Array:
+        if self.attention != "bam":
+            return x
+        return BottleneckAttention(layers, name=f"bam{stage}")(x)
+
+    def _block(self, factor: int, strides: int, index: int) -> Factory:
+        del index
+        features = self.features * factor
         if self.block == "basic":
             branch = basic_branch(features, strides)
         else:
@@ -262,10 +359,11 @@ class ResNet(nn.Module):
             branch,
             shortcut=self.shortcut,
             se_reduction=self.se_reduction,
+            attention=self.attention,
             dropout_rate=self.block_dropout_rate,
         )
         if self.version.startswith("v2"):
-            return functools.partial(block, slim=slim)
+            return functools.partial(block, slim=self.version == "v2_slim")
         return functools.partial(block, zero_init_residual=self.zero_init_residual)
 
     def _check(self) -> None:
@@ -274,6 +372,8 @@ class ResNet(nn.Module):
             ("block", self.block, BLOCKS),
             ("version", self.version, VERSIONS),
             ("shortcut", self.shortcut, SHORTCUTS),
+            ("stem_pool", self.stem_pool, STEM_POOLS),
+            ("attention", self.attention, ATTENTIONS),
         ):
             check_name(kind, name, valid)
         if self.block == "basic" and (self.groups != 1 or self.width_per_group != 64):
@@ -286,75 +386,3 @@ class ResNet(nn.Module):
                 "zero_init_residual=True needs version 'v1' or 'v1.5': in "
                 f"{self.version!r} no normalization ends a branch."
             )
-
-
-published = functools.partial(row, ResNet, source=TORCHVISION)
-resnet18 = functools.partial(published, block="basic", stage_sizes=(2, 2, 2, 2))
-resnet34 = functools.partial(published, block="basic", stage_sizes=(3, 4, 6, 3))
-resnet50 = functools.partial(published, stage_sizes=(3, 4, 6, 3))
-resnet101 = functools.partial(published, stage_sizes=(3, 4, 23, 3))
-resnet152 = functools.partial(published, stage_sizes=(3, 8, 36, 3))
-cifar = functools.partial(
-    row,
-    ResNet,
-    source="by hand, tests/models/test_resnet.py",
-    image=(32, 32, 3),
-    num_classes=10,
-    block="basic",
-    stem="cifar",
-    stem_features=16,
-)
-option_a = functools.partial(cifar, features=16, shortcut="pad")
-# Depth 28 is 6 * 4 + 4: three stages of four blocks (arXiv 1605.07146, Table 1), ten times as wide.
-wide = functools.partial(cifar, version="v2")
-V1 = "v1.5 less 3 * 77,070,336: a stage's first convolution is at the lower resolution"
-
-# parameters, running statistics, multiply-accumulates, and what differs
-ROWS = {
-    "resnet18": resnet18(11_689_512, 9_600, 1_814_073_344),
-    "resnet34": resnet34(21_797_672, 17_024, 3_663_761_408),
-    "resnet50": resnet50(25_557_032, 53_120, 4_089_184_256),
-    "resnet101": resnet101(44_549_160, 105_344, 7_801_405_440),
-    "resnet152": resnet152(60_192_808, 151_424, 11_513_626_624),
-    "resnet50_v1": resnet50(25_557_032, 53_120, 3_857_973_248, source=V1, version="v1"),
-    "resnet101_v1": resnet101(44_549_160, 105_344, 7_570_194_432, source=V1, version="v1"),
-    "resnet152_v1": resnet152(60_192_808, 151_424, 11_282_415_616, source=V1, version="v1"),
-    "resnet18_v2": resnet18(
-        11_687_720, 7_808, 1_814_073_344, source=TIMM, version="v2", also={"timm": "resnetv2_18"}
-    ),
-    "resnet34_v2": resnet34(
-        21_795_880, 15_232, 3_663_761_408, source=TIMM, version="v2", also={"timm": "resnetv2_34"}
-    ),
-    "resnet50_v2": resnet50(
-        25_549_352, 45_440, 4_089_184_256, source=TIMM, version="v2", also={"timm": "resnetv2_50"}
-    ),
-    "resnet101_v2": resnet101(
-        44_541_480, 97_664, 7_801_405_440, source=TIMM, version="v2", also={"timm": "resnetv2_101"}
-    ),
-    "resnet152_v2": resnet152(
-        60_185_128,
-        143_744,
-        11_513_626_624,
-        source=TIMM,
-        version="v2",
-        also={"timm": "resnetv2_152"},
-    ),
-    "cifar_resnet20": option_a(269_722, 1_376, 40_551_040, stage_sizes=(3, 3, 3)),
-    "cifar_resnet32": option_a(464_154, 2_272, 68_862_592, stage_sizes=(5, 5, 5)),
-    "cifar_resnet44": option_a(658_586, 3_168, 97_174_144, stage_sizes=(7, 7, 7)),
-    "cifar_resnet56": option_a(853_018, 4_064, 125_485_696, stage_sizes=(9, 9, 9)),
-    "cifar_resnet110": option_a(1_727_962, 8_096, 252_887_680, stage_sizes=(18, 18, 18)),
-    "wide_resnet28_10": wide(
-        36_479_194, 17_952, 5_243_328_768, features=160, stage_sizes=(4, 4, 4)
-    ),
-    "wide_resnet50_2": resnet50(68_883_240, 68_224, 11_398_021_120, width_per_group=128),
-    "wide_resnet101_2": resnet101(126_886_696, 137_856, 22_753_050_624, width_per_group=128),
-    "resnext50_32x4d": resnet50(25_028_904, 68_224, 4_230_479_872, groups=32, width_per_group=4),
-    "resnext101_32x4d": resnet101(44_177_704, 137_856, 7_969_996_800, groups=32, width_per_group=4),
-    "resnext101_32x8d": resnet101(
-        88_791_336, 202_880, 16_414_015_488, groups=32, width_per_group=8
-    ),
-    "se_resnet50": resnet50(
-        28_088_024, 53_120, 4_091_699_200, source=TIMM, se_reduction=16, also={"timm": "seresnet50"}
-    ),
-}

@@ -19,6 +19,11 @@ LARGE = re.compile(
     r"|convnext_(small|base|large)|vit_(b|l|h)_.*|deit_.*|swin_(s|b|v2_.)"
     r"|(csp)?darknet53|cspresnext50|dla(34|46x|60|102|169).*|dpn(92|98|131|107)"
     r"|vovnet(39|57)a|ese_vovnet39b|hrnet_w(18_small_v2|18|30|32|40|44|48|64)"
+    r"|resnet(14t|26.*|50[cdst].*|200d?)|resnext\w+_(64x4d|32x16d|32x32d)|resnext50d_32x4d"
+    r"|wide_resnet(28_2|40_.)|(?!se_resnet(18|50)$|eca_resnet26t$)(se|eca)_res\w+"
+    r"|resnet_rs(?!50)\d+|cbam_resnet(34|50|101)|(?!bit_resnet50x1$)bit_\w+"
+    r"|sk_resnet(34|50.?)|sk_resnext\w+|resnest(?!14d)\w+|res2net(?!50_14w_8s)\w+|res2next50"
+    r"|bagnet(17|33)|inception_resnet_v2"
 )
 CASES = [
     pytest.param(name, marks=[pytest.mark.exhaustive] if LARGE.fullmatch(name) else [])

@@ -28,10 +28,13 @@ SIZES = {
     "dense_dropout": 28,
     "alexnet_2012": 67,
     "inception_v3": 299,
+    **dict.fromkeys(("inception_v4", "inception_resnet_v2"), 139),
     **dict.fromkeys(models.list_models("cifar_*"), 32),
-    "wide_resnet28_10": 32,
+    **dict.fromkeys(("wide_resnet16_8", "wide_resnet28_10"), 32),
     "unet_2015": 188,
 }
+# Gates that normalize one number an example: of two, rounding would decide.
+BATCHES = {"bam_resnet50": 8, "resnest14d": 8, "sk_resnet18": 8}
 # What draws at random in training, and auxiliary heads, which act in training only.
 DROPS = ("dropout_rate", "block_dropout_rate", "stochastic_depth_rate")
 HEADS = ("auxiliary_heads", "auxiliary_head")
@@ -43,7 +46,8 @@ SMALL = [name for name in models.list_models() if not LARGE.fullmatch(name)]
 ALIKE = {
     *("alexnet_2012", "cifar_resnet56", "densenet121", "regnet_x_400mf", "squeezenet1_0", "vgg11"),
     *("cnn_32_64", "cnn_32_64_dense64", "mobilenet_v3_large", "resnet18", "resnet50_v1"),
-    *("resnet50_v2", "wide_resnet28_10", "wide_resnet50_2"),
+    *("resnet50_v2", "wide_resnet16_8", "wide_resnet28_10", "wide_resnet50_2"),
+    *("resnet10t", "se_resnet50", "inception_v4"),
     *(name for name in SMALL if name.startswith(("vgg13", "vgg16", "vgg19"))),
 }
 
@@ -61,7 +65,8 @@ def network(name, drops=0.0):
     options = dict.fromkeys(fields.keys() & set(DROPS), drops)
     options |= dict.fromkeys(fields.keys() & set(HEADS), True)
     size, channels = SIZES.get(name, 64), models.input_shape(name)[-1]
-    image = jax.random.normal(jax.random.key(0), (2, size, size, channels))
+    shape = (BATCHES.get(name, 2), size, size, channels)
+    image = jax.random.normal(jax.random.key(0), shape)
     return models.create(name, num_classes=NUM_CLASSES, **options), image
 
 

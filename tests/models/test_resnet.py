@@ -42,18 +42,26 @@ def test_cifar_resnet_has_the_parameters_of_the_paper(depth, millions):
     assert len(kernels) == depth
 
 
-def test_wide_resnet_28_10_by_hand():
-    """arXiv 1605.07146, Table 1: 36.5 million; its 28 layers include the projections."""
-    total, channels = 3 * 9 * 16, 16
-    for width in (160, 320, 640):
+@pytest.mark.parametrize(
+    ("depth", "widening", "millions"),
+    [(16, 8, 11.0), (28, 2, 1.5), (28, 10, 36.5), (40, 2, 2.2), (40, 4, 8.9)],
+)
+def test_wide_resnet_has_the_parameters_of_the_paper(depth, widening, millions):
+    """arXiv 1605.07146, Tables 4 and 5; 28 layers include the projections."""
+    total, macs, statistics, channels = 3 * 9 * 16, 3 * 9 * 16 * 32**2, 0, 16
+    for width, side in ((16 * widening, 32), (32 * widening, 16), (64 * widening, 8)):
         total += channels * width
-        for _ in range(4):
+        macs += channels * width * side**2
+        for _ in range((depth - 4) // 6):
             total += 2 * channels + 9 * channels * width + 2 * width + 9 * width * width
+            macs += (9 * channels * width + 9 * width * width) * side**2
+            statistics += 2 * channels + 2 * width
             channels = width
-    total += 2 * 640 + 640 * 10 + 10
-    params = shapes(models.create("wide_resnet28_10", num_classes=10), 32)["params"]
-    assert trees.count_parameters(params) == total
-    assert round(total / 1e6, 1) == 36.5
+    total += 2 * channels + channels * 10 + 10
+    row = models.MODELS[f"wide_resnet{depth}_{widening}"]
+    assert row.parameters == total
+    assert (row.macs, row.statistics) == (macs + channels * 10, statistics + 2 * channels)
+    assert round(total / 1e6, 1) == millions
 
 
 def test_basic_network_projects_only_where_the_shape_changes():

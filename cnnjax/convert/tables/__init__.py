@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cnnjax.convert.tables import attention, branched, keras, timm, torchvision
+from cnnjax.convert.tables import attention, branched, keras, residual, timm, torchvision
 from cnnjax.convert.tables.torchvision import Table
 
-TORCHVISION: Mapping[str, Table] = {**torchvision.TORCHVISION, **attention.TORCHVISION}
-TIMM: Mapping[str, Table] = {**timm.TIMM, **attention.TIMM, **branched.TIMM}
+TORCHVISION: Mapping[str, Table] = {
+    **torchvision.TORCHVISION,
+    **attention.TORCHVISION,
+    **residual.TORCHVISION,
+}
+TIMM: Mapping[str, Table] = {**timm.TIMM, **attention.TIMM, **branched.TIMM, **residual.TIMM}
 KERAS: Mapping[str, Table] = {**keras.KERAS}

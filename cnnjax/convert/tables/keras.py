@@ -91,7 +91,9 @@ def _resnet(model: Any) -> dict[str, Any] | None:
     published = model.block == "bottleneck" and model.stem == "imagenet" and model.groups == 1
     if not published or model.se_reduction or model.shortcut != "projection":
         return None
-    if model.layers.norm != "batch":
+    if model.attention != "none" or model.stem_widths or model.stem_pool != "max":
+        return None
+    if model.layers.norm != "batch" or model.weight_standardization:
         return None
     return _resnet_v2(model) if model.version.startswith("v2") else _resnet_v1(model)
 

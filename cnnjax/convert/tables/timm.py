@@ -5,36 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cnnjax.convert.layouts import CHANNEL_111, DENSE_AS_1X1
+from cnnjax.convert.layouts import CHANNEL_111
 from cnnjax.convert.names import BLOCK
-from cnnjax.convert.tables.torchvision import TORCHVISION, Table, residual, stages
-
-
-def _resnet(model: Any) -> dict[str, Any] | None:
-    if model.version == "v2":
-        return _resnet_v2(model)
-    table = residual(model)
-    if table:
-        gate = (BLOCK + r"se/(?P<layer>fc\d)", "layer{stage}.{block0}.se.{layer}")
-        table["rules"] = (gate, *table["rules"])
-    return table
-
-
-def _resnet_v2(model: Any) -> dict[str, Any] | None:
-    if model.se_reduction or model.shortcut != "projection" or model.stem != "imagenet":
-        return None
-    block = "stages.{stage0}.blocks.{block0}."
-    return {
-        "rules": (
-            ("stem/conv", "stem.conv"),
-            (BLOCK + r"(?P<layer>(conv|norm)\d)", block + "{layer}"),
-            (BLOCK + "downsample", block + "downsample.conv"),
-            ("norm", "norm"),
-            ("head", "head.fc"),
-        ),
-        "kinds": (("head/kernel", DENSE_AS_1X1),),
-        "stages": stages("stages.{}", *range(len(model.stage_sizes))),
-    }
+from cnnjax.convert.tables.torchvision import TORCHVISION, Table, stages
 
 
 def _mobilenet_v1(model: Any) -> dict[str, Any]:
@@ -77,7 +50,6 @@ def _nfnet(model: Any) -> dict[str, Any]:
 
 
 TIMM: Mapping[str, Table] = {
-    "ResNet": _resnet,
     "DenseNet": TORCHVISION["DenseNet"],
     "MobileNetV1": _mobilenet_v1,
     "NFNet": _nfnet,

@@ -121,7 +121,7 @@ def _squeezenet(model: Any) -> dict[str, Any] | None:
 
 def residual(model: Any) -> dict[str, Any] | None:
     """The names of ResNet, Wide ResNet and ResNeXt, which timm has too."""
-    if model.version != "v1.5" or model.shortcut != "projection":
+    if model.version != "v1.5" or model.shortcut == "pad" or model.weight_standardization:
         return None
     return {
         "rules": (
@@ -137,7 +137,10 @@ def residual(model: Any) -> dict[str, Any] | None:
 
 
 def _resnet(model: Any) -> dict[str, Any] | None:
-    return None if model.se_reduction else residual(model)
+    plain = not model.se_reduction and model.attention == "none" and model.stem_pool == "max"
+    if not plain or model.stem_widths or model.shortcut != "projection":
+        return None
+    return residual(model)
 
 
 def _densenet(model: Any) -> dict[str, Any] | None:
