@@ -19,7 +19,10 @@ from cnnjax import lazy
 
 lazy.attach(
     __name__,
-    ("cam", "checks", "gradients", "perturbation", "rectifiers", "taps", "targets"),
+    (
+        *("belief", "cam", "checks", "gradients", "named", "page", "perturbation", "rectifiers"),
+        *("taps", "targets"),
+    ),
     {
         "cam": ("grad_cam", "grad_cam_plus_plus", "layer_cam", "score_cam"),
         "checks": (
@@ -40,14 +43,24 @@ lazy.attach(
         ),
         "perturbation": ("occlusion", "rise"),
         "taps": ("activations_and_gradients", "layer_shapes", "tap"),
-        "targets": ("Target", "class_difference", "class_score", "pixel_score", "predicted_class"),
+        "targets": (
+            "Target",
+            "class_difference",
+            "class_probability",
+            "class_score",
+            "pixel_score",
+            "predicted_class",
+        ),
     },
 )
 
 if TYPE_CHECKING:
+    from cnnjax.explain import belief as belief
     from cnnjax.explain import cam as cam
     from cnnjax.explain import checks as checks
     from cnnjax.explain import gradients as gradients
+    from cnnjax.explain import named as named
+    from cnnjax.explain import page as page
     from cnnjax.explain import perturbation as perturbation
     from cnnjax.explain import rectifiers as rectifiers
     from cnnjax.explain import taps as taps
@@ -75,6 +88,7 @@ if TYPE_CHECKING:
     from cnnjax.explain.taps import tap as tap
     from cnnjax.explain.targets import Target as Target
     from cnnjax.explain.targets import class_difference as class_difference
+    from cnnjax.explain.targets import class_probability as class_probability
     from cnnjax.explain.targets import class_score as class_score
     from cnnjax.explain.targets import pixel_score as pixel_score
     from cnnjax.explain.targets import predicted_class as predicted_class

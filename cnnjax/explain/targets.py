@@ -33,6 +33,17 @@ def class_score(label: Label) -> Target:
     return score
 
 
+def class_probability(label: Label) -> Target:
+    """The probability of a class: softmax, of a single logit the sigmoid. As `class_score`."""
+
+    def score(logits: jax.Array) -> jax.Array:
+        if logits.ndim == 2 and logits.shape[-1] == 1:
+            logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
+        return _of_class(jax.nn.softmax(logits), label)
+
+    return score
+
+
 def class_difference(label: Label, other: Label) -> Target:
     """The logit of one class minus that of another: why this class and not that one."""
 
