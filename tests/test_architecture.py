@@ -38,6 +38,7 @@ ROOMS = (
     "checkpoint",
     "evaluation",
     "robust",
+    "explain",
     "convert",
     "finetune",
     "run",

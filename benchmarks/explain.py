@@ -1,0 +1,143 @@
+"""Times the methods of `cnnjax.explain`, and captum's on the same network and images.
+
+    python benchmarks/explain.py
+    python benchmarks/explain.py --network resnet18 --side 224 --images 8
+
+Weights are drawn at random on both sides, once and the same. Grad-CAM of all classes comes first:
+one forward pass and one backward pass a class. A call is measured alone, after one that compiles;
+each row is the fastest of several rounds in which both sides take turns. Without captum
+(`pip install --no-deps captum`, with torch and torchvision) ours are measured alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peer_torch
+
+from cnnjax import convert, explain, models
+from cnnjax.explain import named
+
+METHODS = (
+    "gradient",
+    "gradient_times_input",
+    "integrated_gradients(steps=20)",
+    "guided_backpropagation",
+    "grad_cam",
+    "occlusion(window=8,stride=4)",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--network", default="resnet18", help="one of torchvision's with ReLU (resnet18)")
+    add("--side", type=int, default=64, help="pixels along a side of the images (64)")
+    add("--images", type=int, default=32, help="images in a call (32)")
+    add("--rounds", type=int, default=5, help="rounds, of which the fastest counts (5)")
+    options = parser.parse_args()
+    digits(options.rounds)
+    compare(options)
+
+
+def digits(rounds: int) -> None:
+    """Prints the time of Grad-CAM of all ten classes of LeNet-5 on 1,000 digits."""
+    model = models.create("lenet5", num_classes=10)
+    image = jax.random.normal(jax.random.key(0), (1000, 28, 28, 1))
+    variables = model.init(jax.random.key(1), image[:1])
+
+    @jax.jit
+    def all_classes(variables: Any, image: jax.Array) -> jax.Array:
+        def one(label: jax.Array) -> jax.Array:
+            return explain.grad_cam(model, variables, image, explain.class_score(label))
+
+        return jax.vmap(one)(jnp.arange(10))
+
+    seconds = fastest({"ours": lambda: all_classes(variables, image)}, rounds)["ours"]
+    print(f"Grad-CAM of 10 classes of LeNet-5, 1,000 digits: {seconds:.2f} s\n")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Prints a row for each method."""
+    model = models.create(options.network, num_classes=10)
+    shape = (options.side, options.side, 3)
+    pixels = np.random.default_rng(0).normal(size=(options.images, *shape)).astype(np.float32)
+    image, label = jnp.asarray(pixels), jnp.arange(options.images) % 10
+    variables = model.init(jax.random.key(0), image[:1])
+    peers = captum_methods(options.network, model, variables, pixels, np.asarray(label))
+    print(f"{options.network}, {options.images} images of {options.side} x {options.side}")
+    print("| method | images/s | captum, images/s | times as fast |\n|---|---|---|---|")
+    for method in named.read(",".join(METHODS)):
+
+        @jax.jit
+        def ours(variables: Any, image: jax.Array, method: Any = method) -> jax.Array:
+            target = explain.class_score(label)
+            return method(jax.random.key(0), model, variables, image, target)
+
+        calls = {"ours": lambda ours=ours: ours(variables, image)}
+        if method.name in peers:
+            calls["captum"] = peers[method.name]
+        seconds = fastest(calls, options.rounds)
+        speed = options.images / seconds["ours"]
+        row = f"| {method.text} | {speed:.1f} |"
+        if "captum" in seconds:
+            theirs = options.images / seconds["captum"]
+            row += f" {theirs:.1f} | {speed / theirs:.2f} |"
+        print(row, flush=True)
+
+
+def captum_methods(
+    network: str, model: Any, variables: Any, pixels: np.ndarray, label: np.ndarray
+) -> dict[str, Callable[[], Any]]:
+    """Returns captum's methods on torchvision's network with our weights, by our names."""
+    if not all(map(importlib.util.find_spec, ("torch", "torchvision", "captum"))):
+        return {}
+    import torch
+    from captum import attr
+
+    module = peer_torch.torchvision_model(network, 10).eval()
+    for part in module.modules():
+        if hasattr(part, "inplace"):
+            part.inplace = False
+    arrays = convert.from_cnnjax(variables, model, pixels.shape[1:], framework="torchvision")
+    module.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in arrays.items()})
+    image = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+    target = torch.from_numpy(np.array(label)).long()
+    last = [part for part in module.modules() if isinstance(part, torch.nn.Conv2d)][-1]
+    return {
+        "gradient": lambda: attr.Saliency(module).attribute(image, target),
+        "gradient_times_input": lambda: attr.InputXGradient(module).attribute(image, target),
+        "integrated_gradients": lambda: attr.IntegratedGradients(module).attribute(
+            image, target=target, n_steps=20, internal_batch_size=len(image)
+        ),
+        "guided_backpropagation": lambda: attr.GuidedBackprop(module).attribute(image, target),
+        "grad_cam": lambda: attr.LayerGradCam(module, last).attribute(image, target),
+        "occlusion": lambda: attr.Occlusion(module).attribute(
+            image, (3, 8, 8), (3, 4, 4), target=target
+        ),
+    }
+
+
+def fastest(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Returns the seconds of the fastest round of each, after one that is not counted."""
+    best = dict.fromkeys(calls, float("inf"))
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if number:
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+if __name__ == "__main__":
+    main()

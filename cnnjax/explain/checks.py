@@ -1,0 +1,220 @@
+"""Whether a map can be believed: does it depend on the network, and do its pixels count?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax import rng, trees
+from cnnjax.errors import UserError
+from cnnjax.explain import taps
+from cnnjax.explain.targets import Target
+
+
+def completeness(
+    model: nn.Module,
+    variables: Any,
+    image: jax.Array,
+    target: Target,
+    map_: jax.Array,
+    *,
+    baseline: jax.Array | float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the sum of each map, and what it should be: the target's difference to the baseline.
+
+    Sundararajan et al. 2017 (arXiv 1703.01365), proposition 1, for maps whose channels are summed.
+
+    Args:
+      model, variables, image, target: as for the method.
+      map_: `[batch, height, width]`.
+      baseline: that the method had.
+
+    Returns:
+      Two arrays `[batch]`.
+    """
+    start = jnp.broadcast_to(jnp.asarray(baseline, image.dtype), image.shape)
+    here, there = (
+        taps.scores(target, model.apply(variables, x, train=False), image) for x in (image, start)
+    )
+    return jnp.sum(map_, (1, 2)), here - there
+
+
+def deletion_curve(
+    model: nn.Module,
+    variables: Any,
+    image: jax.Array,
+    target: Target,
+    map_: jax.Array,
+    *,
+    steps: int = 20,
+    baseline: jax.Array | float = 0.0,
+) -> jax.Array:
+    """The target while pixels are hidden, those first that the map ranks highest.
+
+    Petsiuk et al. 2018 (arXiv 1806.07421), section 3.3. A good map makes it fall soon: its mean is
+    low. Compare it with the curve of a random map.
+
+    Args:
+      model, variables, image, target: as for the method.
+      map_: `[batch, height, width]`.
+      steps: in which the pixels are hidden, as many in each, one after another.
+      baseline: what hides a pixel: a number or an image.
+
+    Returns:
+      `[steps + 1, batch]`, from the whole image to the baseline.
+
+    Raises:
+      UserError: fewer than one step, or a map that does not fit the image.
+    """
+    start = jnp.broadcast_to(jnp.asarray(baseline, image.dtype), image.shape)
+    return _curve(model, variables, image, target, map_, steps, image, start)
+
+
+def insertion_curve(
+    model: nn.Module,
+    variables: Any,
+    image: jax.Array,
+    target: Target,
+    map_: jax.Array,
+    *,
+    steps: int = 20,
+    baseline: jax.Array | float = 0.0,
+) -> jax.Array:
+    """The target while pixels are shown on the baseline, those first that the map ranks highest.
+
+    A good map makes it rise soon: its mean is high. All else as for `deletion_curve`.
+    """
+    start = jnp.broadcast_to(jnp.asarray(baseline, image.dtype), image.shape)
+    return _curve(model, variables, image, target, map_, steps, start, image)
+
+
+def _curve(
+    model: nn.Module,
+    variables: Any,
+    image: jax.Array,
+    target: Target,
+    map_: jax.Array,
+    steps: int,
+    first: jax.Array,
+    last: jax.Array,
+) -> jax.Array:
+    if steps < 1:
+        raise UserError(f"steps must be at least 1, got {steps}.")
+    if map_.shape != image.shape[:3]:
+        raise UserError(
+            f"a map of shape {tuple(map_.shape)} does not fit images of {tuple(image.shape)}."
+        )
+    flat = map_.reshape(len(map_), -1)
+    order = jnp.argsort(-flat, axis=-1)
+    # The place of each pixel in that order, from 0 for the highest.
+    rank = jnp.argsort(order, axis=-1).reshape(map_.shape)
+
+    def score(count: jax.Array) -> jax.Array:
+        seen = jnp.where((rank < count)[..., None], last, first)
+        return taps.scores(target, model.apply(variables, seen, train=False), image)
+
+    counts = jnp.round(jnp.linspace(0, flat.shape[1], steps + 1)).astype(jnp.int32)
+    return jax.lax.map(score, counts)
+
+
+def infidelity(
+    key: jax.Array,
+    model: nn.Module,
+    variables: Any,
+    image: jax.Array,
+    target: Target,
+    attributions: jax.Array,
+    *,
+    noise: float = 0.2,
+    samples: int = 50,
+) -> jax.Array:
+    """The mean squared error with which attributions foretell the effect of random changes.
+
+    Yeh et al. 2019 (arXiv 1901.09392), definition 2.1, for Gaussian changes of the image.
+
+    Args:
+      key: of the changes.
+      model, variables, image, target: as for the method.
+      attributions: `[batch, height, width, channels]` (`channels="keep"`), per unit of the image.
+      noise: standard deviation of the changes.
+      samples: number of changes, one after another.
+
+    Returns:
+      `[batch]`; 0 for the gradient of a linear model.
+    """
+    if attributions.shape != image.shape:
+        raise UserError(
+            f"infidelity needs attributions of each channel, {tuple(image.shape)} and not "
+            f'{tuple(attributions.shape)}: channels="keep".'
+        )
+
+    def score(seen: jax.Array) -> jax.Array:
+        return taps.scores(target, model.apply(variables, seen, train=False), image)
+
+    whole = score(image)
+
+    def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+        change = noise * jax.random.normal(key, image.shape, image.dtype)
+        foretold = jnp.sum(change * attributions, (1, 2, 3))
+        return total + jnp.square(foretold - (whole - score(image - change))), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros_like(whole), jax.random.split(key, samples))
+    return total / samples
+
+
+def reinitialized_from_the_top(
+    key: jax.Array, model: nn.Module, variables: Any, image: jax.Array, *, cascade: bool = True
+) -> Iterator[tuple[str, Any]]:
+    """Yields variables of which layer after layer, from the last to the first, is initialized anew.
+
+    Adebayo et al. 2018 (arXiv 1810.03292), section 3: a map of the changed network that looks like
+    that of the trained one does not depend on what was learned there.
+
+    Args:
+      key: of the new parameters.
+      model: a Linen module with the contract of `cnnjax.models`.
+      variables: its `params` and, where it has them, `batch_stats`.
+      image: whose shape the network is initialized for.
+      cascade: whether those changed before stay changed; otherwise one layer at a time.
+
+    Yields:
+      (path of the layer, variables).
+    """
+    shapes = taps.layer_shapes(model, variables, image)
+    keys = {"params": rng.stream_key(key, "reinitialize", 0), "dropout": key}
+    fresh = trees.named_leaves(jax.jit(lambda: model.init(keys, image[:1], train=False))())
+    known = trees.named_leaves(variables)
+    owners = {path: path.partition("/")[2].rpartition("/")[0] for path in known}
+    layers = [name for name in shapes if name in set(owners.values())]
+    changed: set[str] = set()
+    for layer in reversed(layers):
+        changed = {*changed, layer} if cascade else {layer}
+        leaves = {
+            path: fresh[path] if owners[path] in changed else leaf for path, leaf in known.items()
+        }
+        yield layer, _like(variables, leaves)
+
+
+def _like(tree: Any, leaves: dict[str, Any]) -> Any:
+    names = list(trees.named_leaves(tree))
+    return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in names])
+
+
+def rank_correlation(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Spearman's correlation of two maps `[batch, height, width]`, for each image; equal values
+    share their mean rank."""
+    ranks = [_ranks(map_.reshape(len(map_), -1)) for map_ in (first, second)]
+    one, two = (each - jnp.mean(each, -1, keepdims=True) for each in ranks)
+    norms = jnp.sqrt(jnp.sum(jnp.square(one), -1) * jnp.sum(jnp.square(two), -1))
+    return jnp.sum(one * two, -1) / jnp.where(norms == 0, 1, norms)
+
+
+@jax.vmap
+def _ranks(values: jax.Array) -> jax.Array:
+    ordered = jnp.sort(values)
+    low, high = (jnp.searchsorted(ordered, values, side=side) for side in ("left", "right"))
+    return (low + high - 1).astype(jnp.float32) / 2

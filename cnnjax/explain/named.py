@@ -1,0 +1,84 @@
+"""The methods by name, with one signature: `(key, model, variables, image, target, layer)`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+
+from cnnjax import spec
+from cnnjax.explain import cam, gradients, perturbation
+from cnnjax.explain.targets import Target
+
+SUPPLIED = ("key", "model", "variables", "image", "target", "layer")
+REGISTRY: Mapping[str, Callable[..., Any]] = {
+    "gradient": gradients.gradient,
+    "gradient_times_input": gradients.gradient_times_input,
+    "smooth_grad": gradients.smooth_grad,
+    "integrated_gradients": gradients.integrated_gradients,
+    "guided_backpropagation": gradients.guided_backpropagation,
+    "grad_cam": cam.grad_cam,
+    "grad_cam_plus_plus": cam.grad_cam_plus_plus,
+    "layer_cam": cam.layer_cam,
+    "score_cam": cam.score_cam,
+    "occlusion": perturbation.occlusion,
+    "rise": perturbation.rise,
+}
+OF_LAYERS = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "score_cam")
+DRAWN = ("smooth_grad", "rise")
+DEFAULT = (
+    *("gradient", "smooth_grad", "integrated_gradients", "guided_backpropagation"),
+    *("grad_cam", "layer_cam", "occlusion"),
+)
+
+
+class Method(NamedTuple):
+    """A method with its options.
+
+    Attributes:
+      text: how it was written, such as `occlusion(window=4)`.
+      name: of `REGISTRY`.
+      function: of `SUPPLIED`, as far as it takes them.
+    """
+
+    text: str
+    name: str
+    function: Callable[..., jax.Array]
+
+    @property
+    def of_layer(self) -> bool:
+        """Whether it is of a layer that can be chosen."""
+        return self.name in OF_LAYERS
+
+    def __call__(
+        self,
+        key: jax.Array,
+        model: nn.Module,
+        variables: Any,
+        image: jax.Array,
+        target: Target,
+        layer: str = "",
+    ) -> jax.Array:
+        """Returns the map `[batch, height, width]`."""
+        first = (key,) if self.name in DRAWN else ()
+        options = {"layer": layer} if self.of_layer else {}
+        return self.function(*first, model, variables, image, target, **options)
+
+
+def read(text: str) -> list[Method]:
+    """Returns the methods that a text such as `grad_cam,occlusion(window=4)` names.
+
+    Raises:
+      UserError: an unknown method or option.
+    """
+    return [
+        Method(
+            item.text or item.name,
+            item.name,
+            functools.partial(spec.bind(item, REGISTRY, "method", supplied=SUPPLIED)),
+        )
+        for item in spec.parse(text, "method")
+    ]

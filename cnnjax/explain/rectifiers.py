@@ -1,0 +1,98 @@
+"""A function whose ReLUs have another derivative, found in its traced program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from cnnjax import ops
+from cnnjax.errors import UserError
+
+
+@jax.custom_vjp
+def guided_relu(x: jax.Array) -> jax.Array:
+    """ReLU, whose derivative passes on what is positive: Springenberg et al. 2015, section 3.4."""
+    return jnp.maximum(x, 0)
+
+
+def _guided_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.maximum(x, 0), x > 0
+
+
+def _guided_backward(positive: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(positive, jnp.maximum(cotangent, 0), 0),)
+
+
+guided_relu.defvjp(_guided_forward, _guided_backward)
+
+
+def with_rule(
+    function: Callable[[jax.Array], jax.Array], relu: Callable[[jax.Array], jax.Array]
+) -> Callable[[jax.Array], jax.Array]:
+    """Returns `function` with `relu` in place of every `flax.linen.relu` that it calls.
+
+    Raises:
+      UserError: when it is called, it calls none.
+    """
+
+    def changed(x: jax.Array) -> jax.Array:
+        # Without forms that compute activation and pool as one.
+        with ops.lowering("onednn"):
+            traced = jax.make_jaxpr(function)(x)
+        found: list[bool] = []
+        (result,) = _evaluate(traced, (x,), relu, found)
+        if not found:
+            raise UserError(
+                "the network has no ReLU whose derivative could be changed: take another method."
+            )
+        return result
+
+    return changed
+
+
+def _evaluate(
+    closed: ClosedJaxpr, arguments: Any, relu: Callable[[jax.Array], jax.Array], found: list[bool]
+) -> list[Any]:
+    jaxpr: Jaxpr = closed.jaxpr
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values |= dict(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        inputs = [read(atom) for atom in equation.invars]
+        inner = _grouped(equation)
+        if _is_relu(equation):
+            found.append(True)
+            outputs = [relu(*inputs)]
+        elif inner is not None:
+            outputs = _evaluate(inner, inputs, relu, found)
+        else:
+            outputs = _bound(equation, inputs)
+        values |= dict(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _is_relu(equation: Any) -> bool:
+    """Whether it is `jax.nn.relu`: a function with a derivative of its own, and of that name."""
+    if equation.primitive.name != "custom_jvp_call":
+        return False
+    return [inner.params.get("name") for inner in equation.params["call_jaxpr"].eqns] == ["relu"]
+
+
+def _grouped(equation: Any) -> ClosedJaxpr | None:
+    """Returns the program of a call that only groups operations."""
+    return equation.params["jaxpr"] if equation.primitive.name in ("jit", "pjit") else None
+
+
+def _bound(equation: Any, inputs: list[Any]) -> list[Any]:
+    parameters = equation.primitive.get_bind_params(equation.params)
+    # Some versions of JAX give the functions among the parameters for themselves.
+    functions, parameters = parameters if isinstance(parameters, tuple) else ((), parameters)
+    outputs = equation.primitive.bind(*functions, *inputs, **parameters)
+    return list(outputs) if equation.primitive.multiple_results else [outputs]

@@ -1,0 +1,164 @@
+"""Activations and gradients of a network's layers, by the names that `models.features` has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax.errors import UserError, unknown_name
+from cnnjax.explain.targets import Target
+from cnnjax.models.interceptors import intercept_methods
+from cnnjax.models.stages import changed_stages
+
+Arrays = dict[str, jax.Array]
+
+
+def tap(
+    model: nn.Module,
+    variables: Any,
+    image: jax.Array,
+    names: Iterable[str],
+    offsets: Mapping[str, jax.Array] | None = None,
+) -> tuple[Any, Arrays]:
+    """Returns a model's outputs and its named activations, in evaluation mode, of one pass.
+
+    Args:
+      model: a Linen module with the contract of `cnnjax.models`.
+      variables: its `params` and, where it has them, `batch_stats`.
+      image: `[batch, height, width, channels]`, as the model expects it.
+      names: of stages (`models.stage_names`) or paths of layers such as `stage1/block2/conv1`.
+      offsets: name -> what is added to that activation before the network goes on; the gradient
+        of anything with respect to an offset is its gradient with respect to the activation.
+
+    Raises:
+      UserError: a name that is neither a stage nor a layer that returns an array.
+    """
+    wanted, offsets = list(names), offsets or {}
+    found: Arrays = {}
+    seen: dict[str, None] = {}
+
+    def change(name: str, x: jax.Array) -> jax.Array:
+        seen[name] = None
+        if name not in wanted:
+            return x
+        found[name] = x + offsets[name] if name in offsets else x
+        return found[name]
+
+    def record(
+        call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> Any:
+        output = call(*args, **kwargs)
+        path = "/".join(context.module.path)
+        # A stage that is a module has been changed within, where it sows its output.
+        if context.method_name != "__call__" or not path or path in found:
+            return output
+        return change(path, output) if isinstance(output, jax.Array) else output
+
+    with intercept_methods(record), changed_stages(change):
+        outputs = model.apply(variables, image, train=False)
+    for name in wanted:
+        if name not in found:
+            raise unknown_name("stage or layer", name, seen)
+    return outputs, found
+
+
+def activations_and_gradients(
+    model: nn.Module, variables: Any, image: jax.Array, target: Target, names: Iterable[str]
+) -> tuple[Arrays, Arrays]:
+    """Returns the named activations, and the target's gradients with respect to them.
+
+    Arguments as for `tap`; the target gives a number for each image, whose activations do not
+    depend on the other images.
+
+    Raises:
+      UserError: as `tap` and the target do.
+    """
+    names = list(names)
+    _, shapes = jax.eval_shape(lambda image: tap(model, variables, image, names), image)
+    offsets = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def total(offsets: Arrays) -> tuple[jax.Array, Arrays]:
+        outputs, found = tap(model, variables, image, names, offsets)
+        return jnp.sum(scores(target, outputs, image)), found
+
+    gradients, activations = jax.grad(total, has_aux=True)(offsets)
+    return activations, gradients
+
+
+def layer_shapes(model: nn.Module, variables: Any, image: jax.Array) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each stage's and layer's activation, in the order of computation.
+
+    Nothing is computed; `image` may be a `jax.ShapeDtypeStruct`.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, x: jax.Array) -> jax.Array:
+        shapes.setdefault(name, tuple(x.shape))
+        return x
+
+    def record(
+        call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> Any:
+        output = call(*args, **kwargs)
+        path = "/".join(context.module.path)
+        if context.method_name == "__call__" and path and isinstance(output, jax.Array):
+            note(path, output)
+        return output
+
+    with intercept_methods(record), changed_stages(note):
+        jax.eval_shape(lambda image: model.apply(variables, image, train=False), image)
+    return shapes
+
+
+def last_map(model: nn.Module, variables: Any, image: jax.Array) -> str:
+    """Returns the last layer or stage whose output is an image of several pixels.
+
+    A stage goes before the layer that computes it: it is behind the activation.
+
+    Raises:
+      UserError: there is none; the network has no convolution.
+    """
+    stages: dict[str, None] = {}
+
+    def note(name: str, x: jax.Array) -> jax.Array:
+        stages[name] = None
+        return x
+
+    with changed_stages(note):
+        shapes = layer_shapes(model, variables, image)
+    maps = [name for name, shape in shapes.items() if len(shape) == 4 and shape[1] * shape[2] > 1]
+    if not maps:
+        raise UserError(
+            f"{type(model).__name__} has no layer whose output is an image: a class activation map "
+            "needs a network with convolutions. The gradient methods take any."
+        )
+    of_stages = [name for name in maps if name in stages]
+    return (of_stages or maps)[-1]
+
+
+def scores(target: Target, outputs: Any, image: jax.Array) -> jax.Array:
+    """Returns what a target says of outputs, `[batch]`.
+
+    Raises:
+      UserError: it is of another shape.
+    """
+    result = target(outputs)
+    if result.shape != image.shape[:1]:
+        raise UserError(
+            f"the target gives shape {result.shape} for {image.shape[0]} images: it must give one "
+            "number for each."
+        )
+    return result
+
+
+def check_image(image: jax.Array) -> None:
+    """Raises UserError unless it is a float `[batch, height, width, channels]`."""
+    if image.ndim != 4 or not jnp.issubdtype(image.dtype, jnp.floating):
+        raise UserError(
+            f"an image to explain is float [batch, height, width, channels], as the model expects "
+            f"it, not {image.dtype} {tuple(image.shape)}."
+        )
