@@ -10,9 +10,9 @@ import functools
 import json
 import math
 import os
-import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,8 +20,15 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from cnnjax.convert import keras_files, torch_files
+from cnnjax.convert import keras_files, states, torch_files
 from cnnjax.errors import UserError
+
+# What readers raise on damaged files: NotImplementedError and RuntimeError are zipfile's, of
+# compression and encryption.
+DAMAGE = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError),
+    *(NotImplementedError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error),
+)
 
 Arrays = dict[str, np.ndarray]
 Note = Callable[[str], None]
@@ -48,10 +55,6 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 SAFETENSORS_LARGEST_HEADER = 100_000_000
-# Where training programs put the weights in a dictionary of other things: these go before others.
-TORCH_ENTRIES = ("state_dict", "model_state_dict", "model")
-# What holds arrays by name that are no weights: an optimizer's moments, the state of a schedule.
-NO_WEIGHTS = re.compile(r"optim|sched|scaler|callback|loop|rng|hyper|config|args|metric", re.I)
 
 
 def read(path: str | Path, *, entry: str = "", note: Note = warnings.warn) -> Arrays:
@@ -61,22 +64,25 @@ def read(path: str | Path, *, entry: str = "", note: Note = warnings.warn) -> Ar
       path: `.safetensors`, `.npz`, Keras's `.weights.h5`, `.keras` or `.h5` (see `keras_files`), or
         PyTorch's `.pth`, `.pt`, `.bin`, `.ckpt` or `.pth.tar`.
       entry: of PyTorch's files: the key of the dictionary that holds the weights, dots between
-        keys of nested ones. By default the file's own dictionary if it holds arrays, or else that
-        under `state_dict`, `model_state_dict` or `model`, or else the only one within that does.
+        keys of nested ones. By default the file's own content if it is a dictionary of arrays or a
+        module; or else the first of `states.ENTRIES` that holds weights, or the only one that does.
       note: called with a line of text for each thing that is not taken as it is: the entry chosen,
-        and what in it is no array. Names are those of the file: `to_cnnjax` drops prefixes.
+        what in it is no array, and the functions and classes that the file refers to. Names are
+        those of the file: `to_cnnjax` drops prefixes.
 
     Raises:
-      UserError: the file is not there, not whole, of another format, or holds anything but arrays
-        and plain containers.
+      UserError: the file is not there, not whole, of another format, or its tensors take code to
+        make, which is never run.
     """
     path = Path(path)
     read_file = _by_suffix(path, READERS, "read")
     with _one_error(path):
-        arrays = read_file(path)
         if path.name.lower().endswith(TORCH_SUFFIXES):
-            arrays = _choose_entry(arrays, entry, lambda text: note(f"{path}: {text}"))
-        elif entry:
+            with torch_files.opened(path) as reader:
+                arrays = states.choose(reader, entry, lambda text: note(f"{path}: {text}"))
+        elif not entry:
+            arrays = read_file(path)
+        else:
             raise UserError(f"entry={entry!r} is for PyTorch's files; this one has no entries.")
         if not arrays:
             raise UserError("it holds no arrays.")
@@ -152,7 +158,7 @@ def _one_error(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is a directory, not a file of weights.") from None
     except UserError as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UserError(
             f"cannot read {path}: it is damaged, cut short or of another format "
             f"({type(error).__name__}: {error})."
@@ -241,67 +247,13 @@ def _write_safetensors(file: BinaryIO, arrays: Arrays, metadata: dict[str, str])
         file.write(np.ascontiguousarray(arrays[name]).tobytes())
 
 
-def _choose_entry(content: Any, entry: str, note: Note) -> Arrays:
-    """Returns the dictionary of arrays within what a PyTorch file holds."""
-    chosen = content
-    for key in entry.split(".") if entry else ():
-        if not isinstance(chosen, dict) or key not in chosen:
-            keys = ", ".join(map(str, chosen)) if isinstance(chosen, dict) else "none"
-            raise UserError(f"it has no entry {entry!r}; its keys are {keys}.")
-        chosen = chosen[key]
-    if not entry and isinstance(content, dict) and not _has_arrays(content):
-        found = dict(_states(content))
-        usual = [key for key in TORCH_ENTRIES if key in found] or list(found)
-        if len(usual) > 1:
-            raise UserError(
-                f"it holds weights under {' and '.join(usual)}: choose one as entry (--entry)."
-            )
-        for key in usual:
-            others = ", ".join(each for each in found if each != key)
-            note(f"taking the weights under {key!r}" + (f", not {others}." if others else "."))
-            chosen = found[key]
-    if not _has_arrays(chosen):
-        keys = (
-            f"its keys are {', '.join(map(str, chosen))}"
-            if isinstance(chosen, dict)
-            else (f"it is a {type(chosen).__name__}")
-        )
-        raise UserError(
-            f"it is no dictionary of arrays ({keys}): name the one that is as entry (--entry), or "
-            "save model.state_dict()."
-        )
-    left_out = [str(key) for key, value in chosen.items() if not isinstance(value, np.ndarray)]
-    if left_out:
-        note(f"leaving out what is no tensor: {', '.join(left_out)}.")
-    return {str(key): value for key, value in chosen.items() if isinstance(value, np.ndarray)}
-
-
-def _states(content: dict, prefix: str = "") -> Iterator[tuple[str, dict]]:
-    """Yields what may be weights, each with its keys, dots between those of nested dictionaries."""
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, dict) or NO_WEIGHTS.search(key):
-            continue
-        if _has_arrays(value):
-            yield prefix + key, value
-        else:
-            yield from _states(value, f"{prefix}{key}.")
-
-
-def _has_arrays(content: Any) -> bool:
-    """Whether it is a dictionary of arrays, perhaps with numbers or texts among them."""
-    return (
-        isinstance(content, dict)
-        and any(isinstance(value, np.ndarray) for value in content.values())
-        and all(isinstance(key, str) and not _has_arrays(value) for key, value in content.items())
-    )
-
-
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".tar", ".th")
-READERS: dict[str, Callable[[Path], Any]] = {
+# PyTorch's files are opened with their entry.
+READERS: dict[str, Callable[[Path], Arrays] | None] = {
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
     **dict.fromkeys((".weights.h5", ".keras", ".h5"), keras_files.read),
-    **dict.fromkeys(TORCH_SUFFIXES, torch_files.read),
+    **dict.fromkeys(TORCH_SUFFIXES, None),
 }
 WRITERS: dict[str, Callable[..., None]] = {
     ".safetensors": _write_safetensors,
