@@ -30,7 +30,7 @@ from cnnjax.errors import UserError
 from cnnjax.models import blocks
 from cnnjax.models.images import require_image, require_stem
 from cnnjax.models.layers import Array, Factories, Factory, Layers, check_name
-from cnnjax.models.rows import TIMM, TORCHVISION, row
+from cnnjax.models.rows import TIMM, TORCHVISION, also_called, row
 
 # A residual branch as data: (features, kernel size, strides, groups) of each convolution.
 Branch = Sequence[tuple[int, int, int, int]]
@@ -358,3 +358,9 @@ ROWS = {
         28_088_024, 53_120, 4_091_699_200, source=TIMM, se_reduction=16, also={"timm": "seresnet50"}
     ),
 }
+KERAS = {"resnet{}": "ResNet{}", "resnet{}_v2": "ResNet{}V2"}
+ROWS |= also_called(
+    ROWS,
+    "keras",
+    {ours.format(n): theirs.format(n) for ours, theirs in KERAS.items() for n in (50, 101, 152)},
+)
