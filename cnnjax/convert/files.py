@@ -1,4 +1,4 @@
-"""Files of named arrays: safetensors, NumPy's npz, Keras's and, to read, PyTorch's; by suffix.
+"""Files of named arrays: safetensors, NumPy's npz and Keras's; to read, those of others too.
 
 Nothing in a file is executed. A file is written under another name and renamed when it is whole.
 """
@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from cnnjax.convert import keras_files, states, torch_files
+from cnnjax.convert import flax_files, folders, keras_files, states, torch_files
+from cnnjax.data import tensor_files
 from cnnjax.errors import UserError
 
 # What readers raise on damaged files: NotImplementedError and RuntimeError are zipfile's, of
@@ -32,6 +33,7 @@ DAMAGE = (
 
 Arrays = dict[str, np.ndarray]
 Note = Callable[[str], None]
+Reader = Callable[[Path, str, Note], Arrays]
 
 # https://github.com/huggingface/safetensors, section "Format".
 SAFETENSORS_DTYPES: dict[str, np.dtype] = {
@@ -61,11 +63,13 @@ def read(path: str | Path, *, entry: str = "", note: Note = warnings.warn) -> Ar
     """Returns `{name: array}` of a file, each array as it is stored.
 
     Args:
-      path: `.safetensors`, `.npz`, Keras's `.weights.h5`, `.keras` or `.h5` (see `keras_files`), or
-        PyTorch's `.pth`, `.pt`, `.bin`, `.ckpt` or `.pth.tar`.
-      entry: of PyTorch's files: the key of the dictionary that holds the weights, dots between
-        keys of nested ones. By default the file's own content if it is a dictionary of arrays or a
-        module; or else the first of `states.ENTRIES` that holds weights, or the only one that does.
+      path: `.safetensors`, `.npz`, Keras's `.weights.h5`, `.keras` or `.h5` (see `keras_files`),
+        PyTorch's `.pth`, `.pt`, `.bin`, `.ckpt` or `.pth.tar`, Flax's `.msgpack`; a checkpoint of
+        TensorFlow, by its prefix or one of its files; or a folder, of a hub or of Orbax.
+      entry: of PyTorch's and Flax's files: the key of the dictionary that holds the weights, dots
+        between keys of nested ones. By default of PyTorch's the file's own content if it is a
+        dictionary of arrays or a module, or else the first of `states.ENTRIES` that holds weights,
+        or the only one that does; of Flax's what `flax_files.choose` finds.
       note: called with a line of text for each thing that is not taken as it is: the entry chosen,
         what in it is no array, and the functions and classes that the file refers to. Names are
         those of the file: `to_cnnjax` drops prefixes.
@@ -75,18 +79,55 @@ def read(path: str | Path, *, entry: str = "", note: Note = warnings.warn) -> Ar
         make, which is never run.
     """
     path = Path(path)
-    read_file = _by_suffix(path, READERS, "read")
+    prefix = tensor_files.prefix_of(path)
+    read_file = _read_tensors if prefix else _read_folder if path.is_dir() else None
+    if read_file is None:
+        read_file = _by_suffix(path, READERS, "read")
     with _one_error(path):
-        if path.name.lower().endswith(TORCH_SUFFIXES):
-            with torch_files.opened(path) as reader:
-                arrays = states.choose(reader, entry, lambda text: note(f"{path}: {text}"))
-        elif not entry:
-            arrays = read_file(path)
-        else:
-            raise UserError(f"entry={entry!r} is for PyTorch's files; this one has no entries.")
+        arrays = read_file(prefix or path, entry, lambda text: note(f"{path}: {text}"))
         if not arrays:
             raise UserError("it holds no arrays.")
     return arrays
+
+
+def is_readable(folder: Path) -> bool:
+    """Whether a folder is one of weights that `read` reads, by the files that it has."""
+    return folders.weights_file(folder) is not None or flax_files.is_orbax(folder)
+
+
+def _only(read_file: Callable[[Path], Any]) -> Callable[[Path, str, Note], Any]:
+    """Returns the reader of a format that has no entries."""
+
+    def read_without_entry(path: Path, entry: str, note: Note) -> Arrays:
+        if entry:
+            raise UserError(f"entry={entry!r} is for PyTorch's and Flax's files; this has none.")
+        return read_file(path)
+
+    return read_without_entry
+
+
+def _read_torch(path: Path, entry: str, note: Note) -> Arrays:
+    if tensor_files.is_first_format(path):
+        return _read_tensors(path, entry, note)
+    with torch_files.opened(path) as reader:
+        return states.choose(reader, entry, note)
+
+
+def _read_folder(path: Path, entry: str, note: Note) -> Arrays:
+    if folders.weights_file(path) is None and flax_files.is_orbax(path):
+        return flax_files.choose(flax_files.read_orbax(path), entry, note)
+    return folders.read(path, lambda file: read(file, entry=entry, note=note))
+
+
+def _read_tensors(path: Path, entry: str, note: Note) -> Arrays:
+    arrays, left_out = _only(tensor_files.read_variables)(path, entry, note)
+    if left_out:
+        note(f"leaving out {len(left_out)} of an optimizer, averages or counters: {left_out[0]}.")
+    return arrays
+
+
+def _read_msgpack(path: Path, entry: str, note: Note) -> Arrays:
+    return flax_files.choose(flax_files.read_msgpack(path), entry, note)
 
 
 def write(
@@ -165,7 +206,7 @@ def _one_error(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _read_npz(path: Path) -> Arrays:
+def _read_npz(path: Path, entry: str, note: Note) -> Arrays:
     # The first bytes, because np.load reads .npy files and pickles under any name.
     with path.open("rb") as file:
         if file.read(2) != b"PK":
@@ -175,7 +216,9 @@ def _read_npz(path: Path) -> Arrays:
     for name, array in arrays.items():
         if array.dtype.kind == "V":
             raise UserError(f"{name} is of dtype {array.dtype}: npz keeps no bfloat16.")
-    return arrays
+    if flax_files.has_collections(arrays):
+        return flax_files.choose(flax_files.nested(arrays), entry, note)
+    return _only(lambda path: arrays)(path, entry, note)
 
 
 def _write_npz(file: BinaryIO, arrays: Arrays, metadata: dict[str, str]) -> None:
@@ -248,12 +291,12 @@ def _write_safetensors(file: BinaryIO, arrays: Arrays, metadata: dict[str, str])
 
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".tar", ".th")
-# PyTorch's files are opened with their entry.
-READERS: dict[str, Callable[[Path], Arrays] | None] = {
-    ".safetensors": _read_safetensors,
+READERS: dict[str, Reader] = {
+    ".safetensors": _only(_read_safetensors),
     ".npz": _read_npz,
-    **dict.fromkeys((".weights.h5", ".keras", ".h5"), keras_files.read),
-    **dict.fromkeys(TORCH_SUFFIXES, None),
+    **dict.fromkeys((".weights.h5", ".keras", ".h5"), _only(keras_files.read)),
+    **dict.fromkeys(TORCH_SUFFIXES, _read_torch),
+    ".msgpack": _read_msgpack,
 }
 WRITERS: dict[str, Callable[..., None]] = {
     ".safetensors": _write_safetensors,

@@ -105,6 +105,8 @@ def fit(published: Mapping[str, Any]) -> str:
 
     That is the middle of a larger one where `preprocessing` knows the sizes; else it is stretched.
     """
+    if "share" in published:
+        return f"crop(share={published['share']:.6g})"
     if "resize" not in published:
         return "resize"
     return f"crop(share={published['crop'] / published['resize']:.6g})"

@@ -181,7 +181,7 @@ def test_a_new_head_for_other_classes(lenet, tmp_path):
         ({"mean": (0.5, 0.5)}, "--mean is 0.5 0.5: give one number, or one for each of the 3"),
         ({"std": (0.0,)}, r"--std is 0\.0: .*above 0"),
         ({"check": "absent.npz"}, r"there is no reference absent\.npz"),
-        ({"entry": "model"}, "entry='model' is for PyTorch's files"),
+        ({"entry": "model"}, "entry='model' is for PyTorch's and Flax's files"),
         ({"model": "resnet18"}, r"the weights are not torchvision's of this ResNet, \d+ problems"),
         ({"model_arguments": ("activation=gelu",)}, "ShuffleNetV2 has activation=relu, and this"),
     ],

@@ -1,0 +1,119 @@
+"""Whose names a file has, and which network of the zoo its tensors fit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import flax.linen as nn
+import numpy as np
+
+from cnnjax import models
+from cnnjax.convert import mapping, prefixes
+from cnnjax.convert.names import Entry, Names, entries
+from cnnjax.errors import UserError
+
+# Of the networks whose number of parameters is the file's: so many are compared by name and shape.
+MOST_CANDIDATES = 6
+# Between a layer's name and the names of its kernel and its bias.
+KERNELS = {".bias": ".weight", "/bias": "/kernel", "/biases": "/weights"}
+
+
+def framework(
+    arrays: Mapping[str, np.ndarray],
+    model: nn.Module,
+    image_shape: Sequence[int],
+    frameworks: Sequence[str],
+) -> str:
+    """Returns that of the frameworks of whose names for `model` the arrays have the most.
+
+    The first where several have as many, or none any.
+    """
+    best, most = frameworks[0], 0.0
+    for each in frameworks if len(frameworks) > 1 else ():
+        found = _table(model, image_shape, each)
+        if found is None:
+            continue
+        needed = {entry.name for entry in found[1]}
+        share = len(needed & _stripped(arrays, found).keys()) / max(len(needed), 1)
+        if share > most:
+            best, most = each, share
+        if most == 1:
+            break
+    return best
+
+
+def fitting(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str]]:
+    """Yields (model, framework) of the networks whose names and shapes the arrays have, but heads.
+
+    Networks are told apart by the numbers of their parameters first, so few are looked at closely.
+    """
+    for name in itertools.islice(_of_that_size(arrays), MOST_CANDIDATES):
+        model = models.create(name, num_classes=models.canonical_classes(name))
+        for each in mapping.frameworks_for(model):
+            found = _table(model, models.input_shape(name), each)
+            if found is not None and _fits(_stripped(arrays, found), found[1]):
+                yield name, each
+                break
+
+
+def _of_that_size(arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    weights = {
+        name: array
+        for name, array in arrays.items()
+        if array.dtype.kind in "fV" and "aux" not in name.lower() and array.ndim
+    }
+    total = sum(array.size for array in weights.values())
+    heads = {
+        (array.size, weights[kernel].size // array.size)
+        for name, array in weights.items()
+        if (kernel := _kernel_of(name)) in weights and array.size
+    }
+    for name, row in models.MODELS.items():
+        if row.parameters is None:
+            continue
+        missing = row.parameters + (row.statistics or 0) - total
+        changed = any(missing == (row.num_classes - c) * (width + 1) for c, width in heads)
+        # Without a head: whole features, that is, a number of parameters for each class.
+        absent = 0 < missing <= row.num_classes * 8193 and missing % row.num_classes == 0
+        if missing == 0 or changed or absent:
+            yield name
+
+
+def _kernel_of(name: str) -> str:
+    for bias, kernel in KERNELS.items():
+        if name.endswith(bias):
+            return name.removesuffix(bias) + kernel
+    return ""
+
+
+def _table(
+    model: nn.Module, image_shape: Sequence[int], framework: str
+) -> tuple[Names, list[Entry]] | None:
+    """Returns the names, and the entries of the model with the fields that they require."""
+    try:
+        names = mapping.find_names(model, framework)
+        model = models.with_fields(model, **names.requires)
+        return names, entries(model, image_shape, names)
+    except UserError:
+        return None
+
+
+def _stripped(
+    arrays: Mapping[str, np.ndarray], table: tuple[Names, list[Entry]]
+) -> Mapping[str, np.ndarray]:
+    names, found = table
+    try:
+        needed = {entry.name for entry in found}
+        prefix = prefixes.common_prefix(arrays, needed, names.separator)
+        return prefixes.without_prefix(arrays, prefix) if prefix else arrays
+    except UserError:
+        return arrays
+
+
+def _fits(arrays: Mapping[str, np.ndarray], table: Sequence[Entry]) -> bool:
+    return all(
+        entry.name in arrays and tuple(arrays[entry.name].shape) == entry.their_shape
+        for entry in table
+        if not mapping.is_head(entry)
+    )
