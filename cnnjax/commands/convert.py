@@ -184,8 +184,8 @@ def _variables(
             note=_note,
         )
     except convert.Mismatch as error:
-        advice = convert.advice.for_mismatch(asked, config.model, arrays, error)
-        raise UserError(f"{error}{advice}") from None
+        text = convert.advice.for_mismatch(asked, config.model, arrays, error)
+        raise UserError(text) from None
 
 
 def export_run(config: Config) -> int:

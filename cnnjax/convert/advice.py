@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from cnnjax import models
 from cnnjax.convert import identify
 from cnnjax.convert.mapping import Mismatch
 
@@ -17,7 +17,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def for_mismatch(asked: Any, model: str, arrays: Arrays, error: Mismatch) -> str:
-    """Returns lines that end in commands, or "" where none is known.
+    """Returns the text of the error with lines that end in commands, where some are known.
 
     Args:
       asked: the settings of `cnnjax convert` as they were given.
@@ -29,18 +29,21 @@ def for_mismatch(asked: Any, model: str, arrays: Arrays, error: Mismatch) -> str
     if error.classes:
         same = command_line(asked, num_classes=error.classes)
         return (
-            f"\nTake its head of {error.classes} classes:\n  {same}\n"
+            f"{error}\nTake its head of {error.classes} classes:\n  {same}\n"
             f"or a new one for yours:\n  {new_head}"
         )
     if error.no_head:
-        return f"\nIt has no head, as backbones have none. Initialize one:\n  {new_head}"
-    others = (pair for pair in identify.fitting(arrays) if pair[0] != model)
-    return "".join(_fits(asked, *pair) for pair in itertools.islice(others, 1))
+        return f"{error}\nIt has no head, as backbones have none. Initialize one:\n  {new_head}"
+    other = next((fit for fit in identify.fitting(arrays) if fit.name != model), None)
+    if other is None:
+        return str(error)
+    # All that is missing and left over tells no more.
+    return str(error).partition(":\n")[0] + "." + _fits(asked, other)
 
 
 def for_no_model(asked: Any, arrays: Arrays) -> str:
     """Returns lines with the commands for each network that the arrays fit, or ""."""
-    return "".join(_fits(asked, *pair) for pair in identify.fitting(arrays))
+    return "".join(_fits(asked, fit) for fit in identify.fitting(arrays))
 
 
 def command_line(config: Any, **changes: Any) -> str:
@@ -59,6 +62,12 @@ def command_line(config: Any, **changes: Any) -> str:
     return shlex.join(words)
 
 
-def _fits(asked: Any, name: str, framework: str) -> str:
-    changed = command_line(asked, model=name, framework=framework)
-    return f"\nIts tensors fit {name} under {framework}'s names:\n  {changed}"
+def _fits(asked: Any, fit: identify.Fit) -> str:
+    changes: dict[str, Any] = {"model": fit.name, "framework": fit.framework}
+    if fit.classes is None:
+        changes["new_head"] = True
+    elif not asked.new_head:
+        published = models.canonical_classes(fit.name)
+        changes["num_classes"] = 0 if fit.classes == published else fit.classes
+    changed = command_line(asked, **changes)
+    return f"\nIts tensors fit {fit.name} under {fit.framework}'s names:\n  {changed}"

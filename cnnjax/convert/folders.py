@@ -105,13 +105,20 @@ def describe(folder: Path) -> Described:
     details = details if isinstance(details, dict) else config
     num_classes = config.get("num_classes", details.get("num_classes"))
     tag = details.get("tag") if "." not in architecture else None
-    ignored = [key for key in ("model_args",) if config.get(key)]
+    given = config.get("model_args")
+    # The default, or said elsewhere in the file.
+    usual = {"num_classes": num_classes, "in_chans": 3, "global_pool": "avg"}
+    ignored = {
+        key: value
+        for key, value in (given if isinstance(given, dict) else {}).items()
+        if key not in usual or usual[key] != value
+    }
     return Described(
         model=f"timm/{architecture}" + (f".{tag}" if isinstance(tag, str) and tag else ""),
         num_classes=num_classes if type(num_classes) is int and num_classes > 0 else None,
         preprocessing=_preprocessing(details),
         class_names=_class_names(config, details),
-        ignored=tuple(f"{key}={config[key]}" for key in ignored),
+        ignored=tuple(f"model_args {key}={value}" for key, value in ignored.items()),
     )
 
 

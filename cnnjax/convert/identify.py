@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -43,8 +44,23 @@ def framework(
     return best
 
 
-def fitting(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str]]:
-    """Yields (model, framework) of the networks whose names and shapes the arrays have, but heads.
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A network of the zoo that a file's tensors fit.
+
+    Attributes:
+      name: ours.
+      framework: whose names the file has.
+      classes: that its head is for; None without a head.
+    """
+
+    name: str
+    framework: str
+    classes: int | None
+
+
+def fitting(arrays: Mapping[str, np.ndarray]) -> Iterator[Fit]:
+    """Yields the networks whose names and shapes the arrays have, with any head or none.
 
     Networks are told apart by the numbers of their parameters first, so few are looked at closely.
     """
@@ -52,8 +68,9 @@ def fitting(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, str]]:
         model = models.create(name, num_classes=models.canonical_classes(name))
         for each in mapping.frameworks_for(model):
             found = _table(model, models.input_shape(name), each)
-            if found is not None and _fits(_stripped(arrays, found), found[1]):
-                yield name, each
+            stripped = _stripped(arrays, found) if found else {}
+            if found and _fits(stripped, found[1]):
+                yield Fit(name, each, mapping.classes_of(stripped, found[1]))
                 break
 
 

@@ -249,6 +249,12 @@ def _of_heads(arrays: Arrays, wanted: Sequence[Entry]) -> tuple[int | None, bool
     names = {entry.name for entry in heads}
     if not heads or _problems({k: v for k, v in arrays.items() if k not in names}, others):
         return None, False
+    return classes_of(arrays, wanted), not any(entry.name in arrays for entry in heads)
+
+
+def classes_of(arrays: Mapping[str, np.ndarray], table: Sequence[Entry]) -> int | None:
+    """Returns for how many classes the heads among the arrays are; None if some are missing."""
+    heads = [entry for entry in table if is_head(entry)]
     sizes = {
         size
         for entry in heads
@@ -257,8 +263,7 @@ def _of_heads(arrays: Arrays, wanted: Sequence[Entry]) -> tuple[int | None, bool
         if entry.layout.their_shape((*entry.shape[:-1], size)) == arrays[entry.name].shape
     }
     whole = all(entry.name in arrays for entry in heads)
-    classes = sizes.pop() if whole and len(sizes) == 1 else None
-    return classes, not any(entry.name in arrays for entry in heads)
+    return sizes.pop() if whole and len(sizes) == 1 else None
 
 
 def _matching(pattern: str, names: Mapping[str, Any]) -> set[str]:

@@ -53,7 +53,7 @@ def choose(reader: Reader, entry: str, note: Note) -> dict[str, np.ndarray]:
         chosen = _within(chosen, entry)
     elif not _is_state(chosen):
         chosen = _found(chosen, note)
-    tensors = _tensors(chosen, note)
+    tensors = _tensors(chosen, reader, note)
     _note_unknown(reader, note)
     return {name: _array(reader, tensor, name) for name, tensor in tensors.items()}
 
@@ -147,11 +147,11 @@ def _is_module(thing: Placeholder) -> bool:
     return scripted or isinstance(attributes.get("_modules"), dict)
 
 
-def _tensors(state: Any, note: Note) -> dict[str, Any]:
+def _tensors(state: Any, reader: Reader, note: Note) -> dict[str, Any]:
     """Returns the tensors of a state; what is none is left out, and noted."""
     if isinstance(state, Placeholder) and _is_module(state):
         note(f"taking the parameters and buffers of the saved object {state.name}.")
-        return dict(_module_tensors(state))
+        return dict(_module_tensors(state, reader))
     if isinstance(state, Placeholder):
         state = dict(_children(state))
     if not isinstance(state, dict) or not any(map(_is_array, state.values())):
@@ -165,13 +165,14 @@ def _tensors(state: Any, note: Note) -> dict[str, Any]:
     return {str(key): value for key, value in state.items() if _is_array(value)}
 
 
-def _module_tensors(module: Placeholder) -> Iterator[tuple[str, Any]]:
+def _module_tensors(module: Placeholder, reader: Reader) -> Iterator[tuple[str, Any]]:
     """Yields a saved module's parameters and buffers, as its state_dict() has them."""
     count = 0
     waiting: list[tuple[str, Any]] = [("", module)]
     while waiting:
         prefix, thing = waiting.pop()
         count += 1
+        reader.read_without.add(thing.name)
         if count > MOST_MODULES or prefix.count(".") > 100:
             raise UserError("its modules hold each other without end.")
         attributes = thing.attributes()
@@ -212,7 +213,8 @@ def _array(reader: Reader, tensor: Any, name: str) -> np.ndarray:
 
 
 def _note_unknown(reader: Reader, note: Note) -> None:
-    names = sorted(name for name in reader.unknown if not name.startswith(OF_MODULES))
+    unknown = set(reader.unknown) - reader.read_without
+    names = sorted(name for name in unknown if not name.startswith(OF_MODULES))
     if names:
         note(f"leaving out what takes code that is not run: {_listed(names)}.")
 

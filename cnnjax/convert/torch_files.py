@@ -89,6 +89,7 @@ class Reader:
     Attributes:
       content: what was saved, tensors and other objects as placeholders.
       unknown: the functions and classes that it refers to, without those that make tensors.
+      read_without: the classes of modules whose tensors were read all the same.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Reader:
     ) -> None:
         self.content = content
         self.unknown = [name for name in unknown if not _of_tensors(name)]
+        self.read_without: set[str] = set()
         self._load = load
         self._order = order
         self._left = MOST_COPIES * size + 2**20

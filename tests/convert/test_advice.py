@@ -73,14 +73,15 @@ def test_other_mistakes_are_not_about_heads(tmp_path):
 
 def test_a_file_of_another_network(tmp_path):
     path = tmp_path / "weights.npz"
-    convert.write(path, zeros("squeezenet1_1", "torchvision", num_classes=1000))
+    convert.write(path, zeros("squeezenet1_1", "torchvision", num_classes=9))
     for model in ("squeezenet1_0", "lenet5"):
         said = failure(command.Config(source=path, out=tmp_path / model, model=model))
-        assert "Its tensors fit squeezenet1_1 under torchvision's names:" in said
+        assert said.splitlines()[1] == "Its tensors fit squeezenet1_1 under torchvision's names:"
     (run,) = run_commands(said)
     assert load.load_trained(run).card["model"] == "squeezenet1_1"
     said = failure(command.Config(source=path, out=tmp_path / "run"))
-    assert said.startswith("no model given") and "--model squeezenet1_1" in said
+    assert said.startswith("no model given")
+    assert "--model squeezenet1_1 --framework torchvision --num-classes 9" in said
 
 
 @pytest.mark.parametrize(
@@ -97,10 +98,17 @@ def test_networks_are_told_by_their_tensors(name, framework, prefix, num_classes
     fields = {"activation": "relu6"} if name == "mobilenet_v1" else {}
     arrays = zeros(name, framework, num_classes=num_classes, **fields)
     arrays = {prefix + key: array for key, array in arrays.items()}
-    assert list(identify.fitting(arrays)) == [(name, framework)]
-    without = {k: v for k, v in arrays.items() if not k.startswith(f"{prefix}classifier.")}
-    if without.keys() != arrays.keys() and framework == "timm":
-        assert list(identify.fitting(without)) == [(name, framework)]
+    assert list(identify.fitting(arrays)) == [identify.Fit(name, framework, num_classes)]
+    head = (
+        "fc.",
+        "head.fc.",
+        "classifier.1.",
+        "classifier.3.",
+        "classifier.weight",
+        "classifier.b",
+    )
+    without = {k: v for k, v in arrays.items() if not k.removeprefix(prefix).startswith(head)}
+    assert list(identify.fitting(without)) == [identify.Fit(name, framework, None)]
     model = models.create(name, num_classes=num_classes, **fields)
     known = convert.frameworks_for(model)
     found = identify.framework(arrays, model, models.input_shape(name), known[::-1])
