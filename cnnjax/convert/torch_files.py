@@ -136,11 +136,11 @@ class Reader:
             return self._array(Placeholder(_name(function), inner), depth + 1)
         if kind == "_reconstruct":
             _, shape, dtype, columns_first, content = thing.state[:5]
-            flat = np.frombuffer(bytes(content), _numpy_dtype(dtype))
+            flat = np.frombuffer(_content(content), _numpy_dtype(dtype))
             return self._copied(flat.reshape(shape, order="F" if columns_first else "C"))
         if kind == "_frombuffer":
             content, dtype, shape, order = arguments[:4]
-            array = np.frombuffer(bytes(content), _numpy_dtype(dtype))
+            array = np.frombuffer(_content(content), _numpy_dtype(dtype))
             return self._copied(array.reshape(shape, order=order))
         storage, offset, shape, strides = arguments[:4]
         if not isinstance(storage, Storage):
@@ -326,6 +326,13 @@ def _persistent(identity: Any) -> Any:
     if module not in ("torch", "torch.storage") or last not in STORAGES or view_of_another:
         return Placeholder(f"a view of another {last}" if view_of_another else name)
     return Storage(key, STORAGES[last], size)
+
+
+def _content(thing: Any) -> bytes:
+    # A number would be so many zeros.
+    if not isinstance(thing, bytes | bytearray):
+        raise UserError("its bytes are none: it is damaged.")
+    return bytes(thing)
 
 
 def _numpy_dtype(thing: Any) -> np.dtype:

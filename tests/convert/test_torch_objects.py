@@ -270,6 +270,15 @@ def test_too_many_instructions_and_copies_are_refused(tmp_path, monkeypatch):
             reader.array(pickles.Placeholder("torch._utils._rebuild_tensor_v2", view), "x")
 
 
+def test_a_number_is_no_array_of_so_many_bytes(tmp_path):
+    dtype = b"cnumpy\ndtype\n(X\x02\x00\x00\x00f4tR"
+    state = b"(K\x01K\x01\x85" + dtype + b"\x89\x8a\x06\x00\x00\x00\x00\x00\x10tb"
+    made = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR"
+    zipped(tmp_path / "weights.pth", b"\x80\x04}X\x01\x00\x00\x00w" + made + state + b"s.")
+    with pytest.raises(UserError, match="its tensor w: its bytes are none"):
+        convert.read(tmp_path / "weights.pth")
+
+
 FUZZED = ["module.pth", "module_before_1_6.pth", "tiny_before_1_6.pth", "reference_script.pth"]
 
 
