@@ -359,12 +359,15 @@ def make_module_files() -> None:
     for protocol in (1, 2, 3, 4, 5):
         torch.save(state, REFERENCES / f"protocol{protocol}.pth", pickle_protocol=protocol)
     parameter: Any = torch.nn.Parameter(torch.arange(3.0))
+    kind = type("Subclass", (torch.Tensor,), {"__module__": __name__})
+    globals()["Subclass"] = kind  # Where pickle looks for it.
     parameter.extra = "attribute"
     quantized = torch.quantize_per_tensor(torch.arange(3.0), 0.1, 0, torch.qint8)
     torch.save(
         {
             "parameter": {"x": parameter},
             "array": {"x": np.arange(3, dtype=">f4"), "y": np.arange(6.0).reshape(2, 3).T},
+            "subclass": {"x": torch.arange(3.0).as_subclass(kind)},
             "float8": {"x": torch.arange(3.0).to(torch.float8_e4m3fn)},
             "unsigned": {"x": torch.tensor([1, 2, 3], dtype=torch.uint16)},
             "complex": {"x": torch.tensor([1 + 2j])},

@@ -129,8 +129,6 @@ def import_weights(config: Config) -> int:
             f"no model given: name one with --model (cnnjax models lists them).{advice}"
         )
     meaning = cnnjax.models.find(config.model.partition("(")[0])
-    if meaning.library:
-        _note(f"{meaning}.")
     name, given = cnnjax.models.read_model(config.model, config.model_arguments)
     config = dataclasses.replace(config, model=name)
     if config.framework != "auto":
@@ -138,6 +136,7 @@ def import_weights(config: Config) -> int:
     arrays = convert.read(config.source, entry=config.entry, note=_note)
     framework = _framework_of(config, meaning.library, given, arrays)
     config = dataclasses.replace(config, framework=framework)
+    _note_definition(config, meaning, described)
     card = _model_card(config, given, described)
     model = cnnjax.models.create(
         card["model"], num_classes=card["num_outputs"], **card["arguments"]
@@ -152,6 +151,20 @@ def import_weights(config: Config) -> int:
     count = cnnjax.trees.count_parameters(variables["params"])
     print(f"{config.model}: {count:,} parameters from {config.source}, see {config.out}")
     return 0
+
+
+def _note_definition(
+    config: Config, meaning: cnnjax.models.Meaning, described: convert.folders.Described
+) -> None:
+    """Says whose definition of the network is meant, where libraries have several."""
+    if meaning.library:
+        _note(f"{meaning}.")
+    elif others := list(
+        cnnjax.models.elsewhere.differing(config.model, config.framework, cnnjax.models.MODELS)
+    ):
+        _note(f"{config.model} is {config.framework}'s network, not {' or '.join(others)}.")
+    if meaning.library == "timm" and meaning.tag and not described.preprocessing:
+        _note("images are prepared as for timm's default weights of it (--mean, --std, ...).")
 
 
 def _as_described(config: Config) -> tuple[Config, convert.folders.Described]:

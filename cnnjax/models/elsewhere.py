@@ -115,6 +115,13 @@ def others(name: str, rows: Mapping[str, Row]) -> Iterator[str]:
         yield f"{library}/{there}" + (f" (with {differing})" if differing else "")
 
 
+def differing(name: str, library: str, rows: Mapping[str, Row]) -> Iterator[str]:
+    """Yields what libraries besides `library` call a network that computes otherwise than a row."""
+    for other, there in rows[name].also.items() if name in rows else ():
+        if other != library and fields_in(other, rows[name]):
+            yield f"{other}/{there}"
+
+
 def fields_in(library: str, row: Row) -> Mapping[str, Any]:
     """Returns the fields at which our network of a row computes what the library's does."""
     family = row.network.__name__

@@ -1,5 +1,6 @@
 """Errors about weights that do not fit end in commands, and the commands work."""
 
+import dataclasses
 import shlex
 
 import numpy as np
@@ -157,6 +158,13 @@ def test_a_name_of_another_library_chooses_the_framework(tmp_path, capsys):
     assert command.main(config) == 0
     said = capsys.readouterr().err
     assert "note: mobilenetv1_100.ra4_e3600_r224_in1k is timm's network, its weights ra4_" in said
+    assert "prepared as for timm's default weights" in said
+    (tmp_path / "run").rename(tmp_path / "first")
+    config = dataclasses.replace(config, model="mobilenet_v1")
+    assert command.main(config) == 0
+    said = capsys.readouterr().err
+    assert "note: mobilenet_v1 is timm's network, not keras/MobileNet." in said
+    assert "note: timm's network has activation=relu6." in said
     card = load.load_trained(tmp_path / "run").card
     assert card["model"] == "mobilenet_v1"
     assert card["arguments"] == {"activation": "relu6", "width": 0.25}

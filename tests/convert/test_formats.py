@@ -96,6 +96,21 @@ def test_a_hub_folder_needs_no_settings(tmp_path, mobilenet, capsys):
     assert card["class_names"] == list("01234")
 
 
+def test_configs_of_older_and_other_forms(tmp_path):
+    flat = {**CONFIG, **CONFIG["pretrained_cfg"]}
+    del flat["pretrained_cfg"]
+    (tmp_path / "config.json").write_text(json.dumps(flat))
+    found = convert.folders.describe(tmp_path)
+    assert (found.model, found.num_classes) == ("timm/mobilenetv1_100.ra4_e3600_r224_in1k", 3)
+    assert found.preprocessing["image_shape"] == [64, 64, 3]
+    assert convert.preprocessing.fit(found.preprocessing) == "crop(share=0.9)"
+    (tmp_path / "config.json").write_text(json.dumps({**flat, "crop_mode": "squash"}))
+    assert convert.preprocessing.fit(convert.folders.describe(tmp_path).preprocessing) == "resize"
+    odd = {"architecture": "x", "num_classes": "3", "mean": 1, "input_size": [3, 0], "tag": None}
+    (tmp_path / "config.json").write_text(json.dumps(odd))
+    assert convert.folders.describe(tmp_path) == convert.folders.Described(model="timm/x")
+
+
 def test_a_folder_of_many_files_and_an_index(tmp_path, mobilenet):
     folder = write_folder(tmp_path / "hub", mobilenet)
     (folder / "model.safetensors").unlink()

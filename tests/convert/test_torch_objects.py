@@ -97,6 +97,7 @@ def test_tensors_of_every_kind_with_data():
     for entry, dtype, expected in (
         ("parameter", np.float32, [0, 1, 2]),
         ("array", np.float32, [0, 1, 2]),
+        ("subclass", np.float32, [0, 1, 2]),
         ("float8", ml_dtypes.float8_e4m3fn, [0, 1, 2]),
         ("unsigned", np.uint16, [1, 2, 3]),
         ("complex", np.complex64, [1 + 2j]),
