@@ -89,10 +89,15 @@ def test_a_file_of_another_network(tmp_path):
     ("name", "framework", "prefix", "num_classes"),
     [
         ("squeezenet1_1", "torchvision", "module.", 5),
-        ("shufflenet_v2_x0_5", "torchvision", "", 1000),
-        ("mobilenet_v3_small", "torchvision", "model.", 12),
-        ("resnet18_v2", "timm", "", 7),
-        ("mobilenet_v1", "timm", "", 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("shufflenet_v2_x0_5", "torchvision", "", 1000),
+                ("mobilenet_v3_small", "torchvision", "model.", 12),
+                ("resnet18_v2", "timm", "", 7),
+                ("mobilenet_v1", "timm", "", 2),
+            )
+        ),
     ],
 )
 def test_networks_are_told_by_their_tensors(name, framework, prefix, num_classes):

@@ -218,6 +218,7 @@ def test_a_reference_that_is_none(tmp_path, content):
         # timm.create_model(name).pretrained_cfg: of the side over its crop_pct.
         ("resnet50_v2", "timm", (0.5, 235, 224, "bicubic")),
         ("resnet50", "timm", (0.485, None, None, None)),
+        ("mobilenet_v2", "tf_slim", (0.5, None, 224, "bilinear")),
         ("lenet5", "pytorch", (None, None, None, None)),
     ],
 )

@@ -86,7 +86,11 @@ def test_a_hub_folder_needs_no_settings(tmp_path, mobilenet, capsys):
     np.testing.assert_array_equal(kernel.T, mobilenet["classifier.weight"])
     written = json.loads((tmp_path / "run/card.json").read_text())
     assert written["preprocessing"]["interpolation"] == "bicubic"
-    # What is given goes before what the folder says.
+
+
+@pytest.mark.slow
+def test_what_is_given_goes_before_what_a_folder_says(tmp_path, mobilenet):
+    folder = write_folder(tmp_path / "hub", mobilenet)
     other = command.Config(
         source=folder, out=tmp_path / "other", num_classes=5, new_head=True, image_size=96
     )
@@ -243,7 +247,7 @@ def test_damaged_msgpack_is_refused(tmp_path, variables):
         path.write_bytes(content[:length])
         with pytest.raises(UserError, match="cannot read"):
             convert.read(path)
-    for _ in range(300):
+    for _ in range(100):
         damaged = bytearray(content)
         damaged[generator.integers(400)] ^= 1 << int(generator.integers(8))
         path.write_bytes(damaged)
@@ -318,6 +322,7 @@ def test_a_checkpoint_of_tf_slim(tmp_path, form, capsys):
     assert "dropping the prefix 'MobilenetV1/'" in capsys.readouterr().err
     trained = load.load_trained(tmp_path / "run")
     assert trained.card["arguments"]["activation"] == "relu6"
+    assert (trained.card["mean"], trained.card["fit"]) == ([0.5] * 3, "crop(share=0.875)")
     head = arrays["MobilenetV1/Logits/Conv2d_1c_1x1/weights"][0, 0]
     np.testing.assert_array_equal(trained.variables["params"]["head"]["kernel"], head)
     for file in tmp_path.glob("model.ckpt*"):
