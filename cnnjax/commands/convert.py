@@ -159,6 +159,8 @@ def _note_definition(
     """Says whose definition of the network is meant, where libraries have several."""
     if meaning.library:
         _note(f"{meaning}.")
+    elif config.framework not in cnnjax.models.elsewhere.LIBRARIES:
+        return
     elif others := list(
         cnnjax.models.elsewhere.differing(config.model, config.framework, cnnjax.models.MODELS)
     ):

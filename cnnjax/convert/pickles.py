@@ -20,7 +20,7 @@ from typing import Any
 from cnnjax.errors import UserError
 
 # A network of ten thousand tensors takes about half a million.
-MOST_INSTRUCTIONS = 5_000_000
+MOST_INSTRUCTIONS = 2_000_000
 # Of a tuple that is a key: hashing and comparing recurse.
 DEEPEST_KEY = 4
 # Larger numbers could be chosen so that all have one hash.

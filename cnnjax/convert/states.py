@@ -7,6 +7,7 @@ object that is a module of PyTorch: its parameters and buffers by name, dots bet
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,7 +30,7 @@ ENTRIES = (
 # What holds arrays by name that are no weights: an optimizer's moments, the state of a schedule.
 NO_WEIGHTS = re.compile(r"optim|sched|scaler|callback|loop|rng|hyper|config|args|metric", re.I)
 # Of what is looked at for states, and of the modules in one.
-DEEPEST, MOST_THINGS, MOST_MODULES, MOST_IN_LIST = 6, 100_000, 100_000, 16
+DEEPEST, MOST_THINGS, MOST_MODULES, MOST_IN_LIST, MOST_INNER = 6, 10_000, 100_000, 16, 16
 MOST_NAMED = 6
 # What a saved module refers to, besides its own class.
 OF_MODULES = ("torch.nn.", "torch.jit.", "__torch__.")
@@ -130,11 +131,25 @@ def _is_state(thing: Any) -> bool:
         isinstance(thing, dict)
         and any(map(_is_array, thing.values()))
         and all(isinstance(key, str) for key in thing)
-        and not any(
-            isinstance(value, dict) and any(map(_is_array, value.values()))
-            for value in thing.values()
-        )
+        and not _holds_state(thing)
     )
+
+
+def _holds_state(thing: Any, depth: int = 3) -> bool:
+    """Whether a state is within, so that tensors next to it are a history, a best score, ..."""
+    inner = (
+        value
+        for key, value in _children(thing)
+        if isinstance(value, dict | Placeholder) and not NO_WEIGHTS.search(key)
+    )
+    for value in itertools.islice(inner, MOST_INNER):
+        if isinstance(value, dict) and any(map(_is_array, value.values())):
+            return True
+        if isinstance(value, Placeholder) and not is_tensor(value) and _is_module(value):
+            return True
+        if depth > 1 and not is_tensor(value) and _holds_state(value, depth - 1):
+            return True
+    return False
 
 
 def _is_array(thing: Any) -> bool:

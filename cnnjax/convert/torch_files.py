@@ -181,7 +181,8 @@ class Reader:
         self._left -= view.nbytes
         if self._left < 0:
             raise UserError(f"all tensors have more than {MOST_COPIES} times the file's size.")
-        return np.array(view, view.dtype.newbyteorder("="), order="C")
+        # Without a copy where it is a whole part of what was read.
+        return np.array(view, view.dtype.newbyteorder("="), order="C", copy=None)
 
     def _bytes(self, storage: Storage) -> bytes:
         if storage not in self._loaded:

@@ -74,6 +74,25 @@ def test_a_whole_module(name):
     ]
 
 
+def test_arrays_next_to_the_weights_are_none(tmp_path):
+    history = np.arange(3, dtype=np.float32)
+    state = {"w": np.ones(1, np.float32)}
+    for content, entry in (
+        ({"history": history, "net": state}, "net"),
+        ({"history": history, "run": {"best": {"net": state}}}, "run.best.net"),
+    ):
+        path, notes = tmp_path / "weights.pth", []
+        torch_writer.save(path, content)
+        assert convert.read(path, note=notes.append).keys() == state.keys()
+        assert f"taking the weights under '{entry}'." in notes[0]
+    # A module is no array, but has some.
+    parameters = b"}(" + text("w") + TENSOR + b"u"
+    module = b"cm\nM\n)R}(" + text("_modules") + b"}" + text("_parameters") + parameters + b"ub"
+    content = b"}(" + text("history") + TENSOR + text("model") + module + b"u."
+    zipped(path, b"\x80\x02" + content)
+    assert list(convert.read(path, note=lambda text: None)) == ["w"]
+
+
 def test_a_whole_module_in_a_wrapper_and_one_of_torchscript():
     arrays, _ = read("module_parallel.pth")
     assert sorted(arrays) == sorted(f"module.{name}" for name in NAMES)
@@ -114,6 +133,10 @@ def test_tensors_that_take_code_are_refused_by_name(kind):
     said = {"meta": "without data"}.get(kind, kind)
     with pytest.raises(UserError, match=rf"its tensor x: it is made by torch.* \({said}\), which"):
         read("kinds.pth", kind)
+
+
+def text(word):
+    return b"X" + struct.pack("<I", len(word)) + word.encode()
 
 
 def zipped(path, program):
