@@ -288,7 +288,9 @@ def _encoded(text: str, encoding: str = "latin1") -> Any:
 
 
 def _bytes(content: Any = b"", encoding: str = "latin1") -> Any:
-    return content if isinstance(content, bytes) else _encoded(content, encoding)
+    if isinstance(content, str):
+        return _encoded(content, encoding)
+    return content if isinstance(content, bytes) else Placeholder("bytes", (content,))
 
 
 def _blank(made: Any, *arguments: Any) -> Placeholder:
@@ -309,6 +311,7 @@ KNOWN: dict[str, Callable[..., Any]] = {
             "set": _set,
             "frozenset": lambda items=(): frozenset(_set(items)),
             "bytearray": _bytes,
+            "bytes": _bytes,
         }.items()
     },
     **{

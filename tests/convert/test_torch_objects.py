@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjax import convert
-from cnnjax.convert import pickles
+from cnnjax.convert import pickles, torch_files
 from cnnjax.errors import UserError
 
 # Written by scripts/make_references.py with PyTorch 2.13.
@@ -284,8 +284,6 @@ def test_too_many_instructions_and_copies_are_refused(tmp_path, monkeypatch):
         convert.read(tmp_path / "long.pth")
     monkeypatch.undo()
     # Ten thousand tensors that are views of one storage, all different.
-    from cnnjax.convert import torch_files
-
     storage = torch_files.Storage("0", np.dtype(np.float32), 10_000)
     reader = torch_files.Reader(None, [], lambda storage: bytes(40_000), "little", 40_000)
     with pytest.raises(UserError, match="more than 8 times the file's size"):
@@ -357,6 +355,22 @@ def test_the_machine_builds_what_pickle_builds():
         found = machine.run(io.BytesIO(pickle.dumps(content, protocol)))
         assert found == content, protocol
         assert not [name for name in machine.unknown if not name.startswith("_codecs")]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("dtype", ["f4", ">f8", "f2", "u1", "i8", "?"])
+def test_arrays_of_numpy_are_read_in_every_protocol(protocol, dtype):
+    array = np.arange(6).reshape(2, 3).astype(dtype)
+    for each in (array, array.T, array[:, :0], array[0, 0, ...]):
+        machine = pickles.Machine(lambda identity: None)
+        made = machine.run(io.BytesIO(pickle.dumps(each, protocol)))
+        reader = torch_files.Reader(made, list(machine.unknown), bytes, "little", 1000)
+        np.testing.assert_array_equal(reader.array(made), each)
+        # As tensors on devices without storages are saved, such as a TPU's.
+        kind = "torch._utils._rebuild_device_tensor_from_numpy"
+        device = pickles.Placeholder(kind, (made, pickles.Global("torch.float32"), "xla:0", False))
+        np.testing.assert_array_equal(reader.array(device), each)
+        assert not reader.unknown
 
 
 def test_the_default_is_the_first_of_the_usual_entries(tmp_path):
