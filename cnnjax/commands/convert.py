@@ -252,7 +252,14 @@ def _framework_of(
         frameworks.insert(0, library)
     height, width, channels = cnnjax.models.input_shape(config.model)
     size = (config.image_size or height, config.image_size or width, channels)
-    return convert.identify.framework(arrays, model, size, list(dict.fromkeys(frameworks)))
+    found, share = convert.identify.framework(arrays, model, size, list(dict.fromkeys(frameworks)))
+    if library and library not in frameworks and share < 0.5:
+        raise UserError(
+            f"{library}'s names of the layers of {config.model} are not known here, and the file "
+            f"has not those of {' or '.join(frameworks)} either: from Python, give "
+            "convert.to_cnnjax a table of your own (convert.Names)."
+        )
+    return found
 
 
 def _framework_for(config: Config, model: Any) -> str:

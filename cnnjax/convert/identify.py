@@ -25,13 +25,13 @@ def framework(
     model: nn.Module,
     image_shape: Sequence[int],
     frameworks: Sequence[str],
-) -> str:
-    """Returns that of the frameworks of whose names for `model` the arrays have the most.
+) -> tuple[str, float]:
+    """Returns that of the frameworks of whose names for `model` the arrays have most, and how many.
 
-    The first where several have as many, or none any.
+    The first where several have as many, or none any. How many is the fraction of all its names.
     """
     best, most = frameworks[0], 0.0
-    for each in frameworks if len(frameworks) > 1 else ():
+    for each in frameworks:
         found = _table(model, image_shape, each)
         if found is None:
             continue
@@ -41,7 +41,7 @@ def framework(
             best, most = each, share
         if most == 1:
             break
-    return best
+    return best, most
 
 
 @dataclasses.dataclass(frozen=True)

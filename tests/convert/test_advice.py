@@ -118,7 +118,7 @@ def test_networks_are_told_by_their_tensors(name, framework, prefix, num_classes
     model = models.create(name, num_classes=num_classes, **fields)
     known = convert.frameworks_for(model)
     found = identify.framework(arrays, model, models.input_shape(name), known[::-1])
-    assert found == framework
+    assert found == (framework, 1.0)
 
 
 def test_tensors_of_no_network_are_not_told():
@@ -173,6 +173,14 @@ def test_a_name_of_another_library_chooses_the_framework(tmp_path, capsys):
     card = load.load_trained(tmp_path / "run").card
     assert card["model"] == "mobilenet_v1"
     assert card["arguments"] == {"activation": "relu6", "width": 0.25}
+
+
+def test_a_library_whose_names_are_not_known(tmp_path):
+    path = tmp_path / "weights.npz"
+    convert.write(path, {"features.0.weight": np.zeros((3, 4), np.float32)})
+    config = command.Config(source=path, out=tmp_path / "run", model="timm/lenet5")
+    said = failure(config)
+    assert said.startswith("timm's names of the layers of lenet5 are not known here")
 
 
 def test_commands_keep_what_was_asked():
