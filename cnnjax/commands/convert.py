@@ -159,11 +159,7 @@ def _note_definition(
     """Says whose definition of the network is meant, where libraries have several."""
     if meaning.library:
         _note(f"{meaning}.")
-    elif config.framework not in cnnjax.models.elsewhere.LIBRARIES:
-        return
-    elif others := list(
-        cnnjax.models.elsewhere.differing(config.model, config.framework, cnnjax.models.MODELS)
-    ):
+    elif others := convert.advice.other_definitions(config.model, config.framework):
         _note(f"{config.model} is {config.framework}'s network, not {' or '.join(others)}.")
     if meaning.library == "timm" and meaning.tag and not described.preprocessing:
         _note("images are prepared as for timm's default weights of it (--mean, --std, ...).")
@@ -247,19 +243,9 @@ def _framework_of(
     if config.source.name.lower().endswith(KERAS_SUFFIXES):
         return convert.names_keras.FRAMEWORK
     model = cnnjax.models.create(config.model, num_classes=config.num_classes or 1, **given)
-    frameworks = convert.frameworks_for(model)
-    if library in frameworks:
-        frameworks.insert(0, library)
     height, width, channels = cnnjax.models.input_shape(config.model)
     size = (config.image_size or height, config.image_size or width, channels)
-    found, share = convert.identify.framework(arrays, model, size, list(dict.fromkeys(frameworks)))
-    if library and library not in frameworks and share < 0.5:
-        raise UserError(
-            f"{library}'s names of the layers of {config.model} are not known here, and the file "
-            f"has not those of {' or '.join(frameworks)} either: from Python, give "
-            "convert.to_cnnjax a table of your own (convert.Names)."
-        )
-    return found
+    return convert.identify.framework_of(arrays, model, size, library)
 
 
 def _framework_for(config: Config, model: Any) -> str:
@@ -312,16 +298,12 @@ def _arguments(config: Config, given: dict[str, Any], num_classes: int) -> dict[
     known = cnnjax.models.fields(model)
     required = convert.find_names(model, config.framework).requires
     differing = {name: value for name, value in required.items() if known[name] != value}
-    if config.framework != convert.names_keras.FRAMEWORK and differing.keys() - given.keys():
-        _note(f"{config.framework}'s network has {_written(differing)}.")
-    return {
-        **(required if config.framework == convert.names_keras.FRAMEWORK else differing),
-        **given,
-    }
-
-
-def _written(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in arguments.items())
+    if config.framework == convert.names_keras.FRAMEWORK:
+        return {**required, **given}
+    if differing.keys() - given.keys():
+        written = ", ".join(f"{name}={value}" for name, value in differing.items())
+        _note(f"{config.framework}'s network has {written}.")
+    return {**differing, **given}
 
 
 def _class_names(config: Config, num_classes: int, described: tuple[str, ...]) -> list[str]:

@@ -46,6 +46,13 @@ def for_no_model(asked: Any, arrays: Arrays) -> str:
     return "".join(_fits(asked, fit) for fit in identify.fitting(arrays))
 
 
+def other_definitions(model: str, framework: str) -> list[str]:
+    """Returns the names of networks of a model's name that compute otherwise than a library's."""
+    if framework not in models.elsewhere.LIBRARIES:
+        return []
+    return list(models.elsewhere.differing(model, framework, models.MODELS))
+
+
 def command_line(config: Any, **changes: Any) -> str:
     """Returns the command line of `cnnjax convert` for its settings with some changed."""
     config = dataclasses.replace(config, **changes)

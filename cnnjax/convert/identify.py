@@ -20,6 +20,32 @@ MOST_CANDIDATES = 6
 KERNELS = {".bias": ".weight", "/bias": "/kernel", "/biases": "/weights"}
 
 
+def framework_of(
+    arrays: Mapping[str, np.ndarray], model: nn.Module, image_shape: Sequence[int], library: str
+) -> str:
+    """Returns the framework whose names of `model` the arrays have.
+
+    Args:
+      arrays: of a file.
+      model: of `cnnjax.models`.
+      image_shape: `[height, width, channels]` of its images.
+      library: that was named, which goes first; "" for none.
+
+    Raises:
+      UserError: the names of the library are not known, and the arrays have no others.
+    """
+    known = mapping.frameworks_for(model)
+    known = [library, *(each for each in known if each != library)] if library in known else known
+    found, share = framework(arrays, model, image_shape, known)
+    if library and library not in known and share < 0.5:
+        raise UserError(
+            f"{library}'s names of the layers of {type(model).__name__} are not known here, and "
+            f"the file has not those of {' or '.join(known)} either: from Python, give "
+            "convert.to_cnnjax a table of your own (convert.Names)."
+        )
+    return found
+
+
 def framework(
     arrays: Mapping[str, np.ndarray],
     model: nn.Module,

@@ -180,7 +180,7 @@ def test_a_library_whose_names_are_not_known(tmp_path):
     convert.write(path, {"features.0.weight": np.zeros((3, 4), np.float32)})
     config = command.Config(source=path, out=tmp_path / "run", model="timm/lenet5")
     said = failure(config)
-    assert said.startswith("timm's names of the layers of lenet5 are not known here")
+    assert said.startswith("timm's names of the layers of LeNet5 are not known here")
 
 
 def test_commands_keep_what_was_asked():
