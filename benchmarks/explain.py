@@ -12,6 +12,7 @@ each row is the fastest of several rounds in which both sides take turns. Withou
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import time
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def compare(options: argparse.Namespace) -> None:
             target = explain.class_score(label)
             return method(jax.random.key(0), model, variables, image, target)
 
-        calls = {"ours": lambda ours=ours: ours(variables, image)}
+        calls: dict[str, Callable[[], Any]] = {"ours": functools.partial(ours, variables, image)}
         if method.name in peers:
             calls["captum"] = peers[method.name]
         seconds = fastest(calls, options.rounds)

@@ -397,6 +397,104 @@ def make_files(name: str) -> None:
         "extra": {"ema": {"weight": weight}, "betas": (0.9, 0.999), "note": None},
     }
     torch.save(training, REFERENCES / "tiny_training.pth")
+    make_training_files()
+    make_module_files()
+
+
+def tiny_module() -> Any:
+    """A network of torch.nn's own modules, with a buffer that is kept and one that is not."""
+    import torch
+
+    torch.manual_seed(0)
+    block = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1, bias=False), torch.nn.BatchNorm2d(4))
+    module = torch.nn.Sequential()
+    module.add_module("conv", torch.nn.Conv2d(3, 4, 3))
+    module.add_module("block", block)
+    module.add_module("head", torch.nn.Linear(4, 2))
+    module.register_buffer("kept", torch.arange(3.0))
+    module.register_buffer("passing", torch.arange(5.0), persistent=False)
+    return module
+
+
+def make_training_files() -> None:
+    """What torchvision's reference scripts and timm's train.py save, in small."""
+    import argparse
+
+    import torch
+
+    module = tiny_module()
+    average = torch.optim.swa_utils.AveragedModel(module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    scheduler.step()
+    average.update_parameters(module)
+    arguments = argparse.Namespace(lr=0.1, model="tiny", betas=(0.9, 0.999), data=Path("data"))
+    torch.save(
+        {
+            "model": module.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "lr_scheduler": scheduler.state_dict(),
+            "epoch": 3,
+            "args": arguments,
+            "scaler": {"scale": 65536.0},
+            "model_ema": average.state_dict(),
+        },
+        REFERENCES / "reference_script.pth",
+    )
+    torch.save(
+        {
+            "epoch": 3,
+            "arch": "tiny",
+            "state_dict": {f"module.{k}": v for k, v in module.state_dict().items()},
+            "optimizer": optimizer,
+            "version": 2,
+            "args": arguments,
+            "metric": np.float64(76.5),
+            "best": np.float32(77),
+            "history": np.arange(3),
+            "state_dict_ema": average.module.state_dict(),
+        },
+        REFERENCES / "timm_script.pth.tar",
+    )
+
+
+def make_module_files() -> None:
+    """Whole modules in each form, every protocol, and tensors of other kinds."""
+    import torch
+
+    module = tiny_module()
+    torch.save(module, REFERENCES / "module.pth")
+    torch.save(module, REFERENCES / "module_before_1_6.pth", _use_new_zipfile_serialization=False)
+    torch.save(
+        {"model": torch.nn.DataParallel(module), "epoch": 1}, REFERENCES / "module_parallel.pth"
+    )
+    torch.jit.script(module.block).save(REFERENCES / "module_scripted.pt")
+    state = {"weight": torch.arange(6.0).reshape(2, 3), "set": {1, 2}, "bytes": b"ab"}
+    for protocol in (1, 2, 3, 4, 5):
+        torch.save(state, REFERENCES / f"protocol{protocol}.pth", pickle_protocol=protocol)
+    parameter: Any = torch.nn.Parameter(torch.arange(3.0))
+    kind = type("Subclass", (torch.Tensor,), {"__module__": __name__})
+    globals()["Subclass"] = kind  # Where pickle looks for it.
+    parameter.extra = "attribute"
+    quantized = torch.quantize_per_tensor(torch.arange(3.0), 0.1, 0, torch.qint8)
+    torch.save(
+        {
+            "parameter": {"x": parameter},
+            "array": {"x": np.arange(3, dtype=">f4"), "y": np.arange(6.0).reshape(2, 3).T},
+            "subclass": {"x": torch.arange(3.0).as_subclass(kind)},
+            "float8": {"x": torch.arange(3.0).to(torch.float8_e4m3fn)},
+            "unsigned": {"x": torch.tensor([1, 2, 3], dtype=torch.uint16)},
+            "complex": {"x": torch.tensor([1 + 2j])},
+            "quantized": {"x": quantized, "y": torch.ones(1)},
+            "sparse": {"x": torch.eye(2).to_sparse(), "y": torch.ones(1)},
+            "nested": {"x": torch.nested.nested_tensor([torch.ones(1)]), "y": torch.ones(1)},
+            "meta": {"x": torch.ones(1, device="meta"), "y": torch.ones(1)},
+        },
+        REFERENCES / "kinds.pth",
+    )
 
 
 if __name__ == "__main__":

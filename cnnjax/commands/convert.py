@@ -21,6 +21,7 @@ import tyro
 
 import cnnjax
 from cnnjax import convert
+from cnnjax.data import tensor_files
 from cnnjax.errors import UserError
 from cnnjax.paths import read_text
 from cnnjax.run import files, load
@@ -37,22 +38,24 @@ class Config:
     """Convert weights from another framework into a run, or a run into another's weights."""
 
     source: tyro.conf.Positional[Path]
-    """A file of weights (.safetensors, .npz, .keras, .h5, .pth, .pt, .bin, .ckpt, .pth.tar); or a
-    run directory to make a file of (.safetensors, .npz, .weights.h5 or .keras)."""
+    """A file of weights (.safetensors, .npz, .keras, .h5, .pth, .pt, .bin, .ckpt, .pth.tar,
+    .msgpack), TensorFlow's .ckpt.index, a folder of a hub or of Orbax; or a run directory to make a
+    file of (.safetensors, .npz, .weights.h5 or .keras)."""
 
     out: Path
     """The run directory, or the file, to write."""
 
     model: str = ""
-    """A name that `cnnjax models` lists, or MODULE:NAME of a file of your own."""
+    """A name that `cnnjax models` lists, or timm's, torchvision's or Keras's (timm/resnet50 says
+    which), or MODULE:NAME of a file of your own; default: that of a hub folder's config.json."""
 
     framework: str = "auto"
-    """Whose names and layouts the file has: torchvision, timm, keras (keras.applications), or
-    pytorch (a module of your own whose layers have our names). auto: keras for Keras's suffixes,
-    or else the first of torchvision, timm and pytorch that has the network."""
+    """Whose names and layouts the file has: torchvision, timm, keras (keras.applications), tf_slim,
+    flax (our own paths), or pytorch (a module of your own whose layers have our names). auto: keras
+    for Keras's suffixes, or else that whose names the file has."""
 
     num_classes: int = 0
-    """Classes of the head; 0: as published."""
+    """Classes of the head; 0: as published, or as a hub folder says."""
 
     model_arguments: tuple[str, ...] = ()
     """Fields of the model, such as stem=cifar or auxiliary_heads=True."""
@@ -100,49 +103,100 @@ class Config:
 
 def main(config: Config) -> int:
     """Converts in the direction that the source tells."""
-    if not config.source.exists():
+    if (config.source / "model.json").is_file():
+        return export_run(config)
+    if not config.source.exists() and tensor_files.prefix_of(config.source) is None:
         raise UserError(f"there is no {config.source}: give a file of weights, or a run directory.")
-    return export_run(config) if config.source.is_dir() else import_weights(config)
+    if config.source.is_dir() and not convert.files.is_readable(config.source):
+        return export_run(config)
+    return import_weights(config)
 
 
 def import_weights(config: Config) -> int:
     """Makes a run directory of a file of weights; returns the exit code."""
-    if not config.model:
-        raise UserError("no model given: name one with --model (cnnjax models lists them).")
     if config.like:
         raise UserError(
             f"--like is for writing a .keras file of a run, and {config.source} is none."
         )
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"{config.out} exists and is not empty: choose another --out.")
+    asked = config
+    config, described = _as_described(config)
+    if not config.model:
+        arrays = convert.read(config.source, entry=config.entry, note=_note)
+        advice = convert.advice.for_no_model(asked, arrays)
+        raise UserError(
+            f"no model given: name one with --model (cnnjax models lists them).{advice}"
+        )
+    meaning = cnnjax.models.find(config.model.partition("(")[0])
     name, given = cnnjax.models.read_model(config.model, config.model_arguments)
-    framework = _framework(
-        config, config.source, cnnjax.models.create(name, num_classes=1, **given)
-    )
-    config = dataclasses.replace(config, model=name, framework=framework)
-    card = _model_card(config, given)
+    config = dataclasses.replace(config, model=name)
+    if config.framework != "auto":
+        convert.find_names(cnnjax.models.create(name, num_classes=1, **given), config.framework)
+    arrays = convert.read(config.source, entry=config.entry, note=_note)
+    framework = _framework_of(config, meaning.library, given, arrays)
+    config = dataclasses.replace(config, framework=framework)
+    _note_definition(config, meaning, described)
+    card = _model_card(config, given, described)
     model = cnnjax.models.create(
         card["model"], num_classes=card["num_outputs"], **card["arguments"]
     )
-    arrays = convert.read(config.source, entry=config.entry, note=_note)
     if config.framework == convert.names_keras.FRAMEWORK:
         found = convert.preprocessing.moments_within(arrays).items()
         channels = card["image_shape"][-1]
         card |= {key: _moments(key, getattr(config, key), channels, value) for key, value in found}
-    variables = convert.to_cnnjax(
-        arrays,
-        model,
-        card["image_shape"],
-        framework=config.framework,
-        ignore=config.ignore,
-        new_head_key=cnnjax.rng.stream_key(config.seed, "head", 0) if config.new_head else None,
-        note=_note,
-    )
+    variables = _variables(asked, config, arrays, model, card)
     checked = _check(config, model, variables) if config.check else None
-    _write_run(config, card, variables, checked)
+    _write_run(config, card, variables, checked, _published(config, described))
     count = cnnjax.trees.count_parameters(variables["params"])
     print(f"{config.model}: {count:,} parameters from {config.source}, see {config.out}")
     return 0
+
+
+def _note_definition(
+    config: Config, meaning: cnnjax.models.Meaning, described: convert.folders.Described
+) -> None:
+    """Says whose definition of the network is meant, where libraries have several."""
+    if meaning.library:
+        _note(f"{meaning}.")
+    elif others := convert.advice.other_definitions(config.model, config.framework):
+        _note(f"{config.model} is {config.framework}'s network, not {' or '.join(others)}.")
+    if meaning.library == "timm" and meaning.tag and not described.preprocessing:
+        _note("images are prepared as for timm's default weights of it (--mean, --std, ...).")
+
+
+def _as_described(config: Config) -> tuple[Config, convert.folders.Described]:
+    """Returns the settings with what a folder's config.json says where nothing is given."""
+    if not config.source.is_dir():
+        return config, convert.folders.Described()
+    if config.model and not convert.folders.is_timms(config.source):
+        return config, convert.folders.Described()
+    described = convert.folders.describe(config.source)
+    for text in described.ignored:
+        _note(f"{config.source}: leaving out {text}.")
+    # What it says of classes and images is of its own model alone.
+    model = config.model or described.model
+    num_classes = config.num_classes or described.num_classes or 0
+    return dataclasses.replace(config, model=model, num_classes=num_classes), described
+
+
+def _variables(
+    asked: Config, config: Config, arrays: dict[str, np.ndarray], model: Any, card: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the variables; where the weights do not fit, the error ends in what to do."""
+    try:
+        return convert.to_cnnjax(
+            arrays,
+            model,
+            card["image_shape"],
+            framework=config.framework,
+            ignore=config.ignore,
+            new_head_key=cnnjax.rng.stream_key(config.seed, "head", 0) if config.new_head else None,
+            note=_note,
+        )
+    except convert.Mismatch as error:
+        text = convert.advice.for_mismatch(asked, config.model, arrays, error)
+        raise UserError(text) from None
 
 
 def export_run(config: Config) -> int:
@@ -159,7 +213,7 @@ def export_run(config: Config) -> int:
             f"{config.source} is a model with adapters, for which no other framework has a place."
         )
     card = trained.card
-    framework = _framework(config, config.out, trained.model)
+    framework = _framework_for(config, trained.model)
     config = dataclasses.replace(config, framework=framework)
     arrays = convert.from_cnnjax(
         trained.variables, trained.model, card["image_shape"], framework=config.framework
@@ -180,8 +234,22 @@ def export_run(config: Config) -> int:
     return 0
 
 
-def _framework(config: Config, file: Path, model: Any) -> str:
-    """Returns the framework, chosen by the file's suffix and the network where none is given.
+def _framework_of(
+    config: Config, library: str, given: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> str:
+    """Returns the framework whose names the file has."""
+    if config.framework != "auto":
+        return config.framework
+    if config.source.name.lower().endswith(KERAS_SUFFIXES):
+        return convert.names_keras.FRAMEWORK
+    model = cnnjax.models.create(config.model, num_classes=config.num_classes or 1, **given)
+    height, width, channels = cnnjax.models.input_shape(config.model)
+    size = (config.image_size or height, config.image_size or width, channels)
+    return convert.identify.framework_of(arrays, model, size, library)
+
+
+def _framework_for(config: Config, model: Any) -> str:
+    """Returns the framework to write, chosen by the file's suffix and the network.
 
     Raises:
       UserError: the one that is given is unknown, or it has no such network.
@@ -189,25 +257,28 @@ def _framework(config: Config, file: Path, model: Any) -> str:
     if config.framework != "auto":
         convert.find_names(model, config.framework)
         return config.framework
-    if file.name.lower().endswith(KERAS_SUFFIXES):
+    if config.out.name.lower().endswith(KERAS_SUFFIXES):
         return convert.names_keras.FRAMEWORK
     return convert.frameworks_for(model)[0]
 
 
-def _model_card(config: Config, given: dict[str, Any]) -> dict[str, Any]:
+def _model_card(
+    config: Config, given: dict[str, Any], described: convert.folders.Described
+) -> dict[str, Any]:
     """Returns what `run.load.load_trained` needs to build the model and to feed it."""
-    height, width, channels = cnnjax.models.input_shape(config.model)
-    published = convert.preprocessing.preprocessing(config.model, config.framework)
-    size = config.image_size or published.get("crop", height)
+    published = _published(config, described)
+    shape = published.get("image_shape", cnnjax.models.input_shape(config.model))
+    height, width = (config.image_size or published.get("crop", side) for side in shape[:2])
+    channels = shape[-1]
     num_classes = config.num_classes or cnnjax.models.canonical_classes(config.model)
     return {
         "model": config.model,
         "num_outputs": num_classes,
         "arguments": _arguments(config, given, num_classes),
         "dataset": str(config.source),
-        "image_shape": [size, config.image_size or published.get("crop", width), channels],
+        "image_shape": [height, width, channels],
         "fit": convert.preprocessing.fit(published),
-        "class_names": _class_names(config, max(num_classes, 2)),
+        "class_names": _class_names(config, max(num_classes, 2), described.class_names),
         "mean": _moments("mean", config.mean, channels, published.get("mean", [0.0])),
         "std": _moments("std", config.std, channels, published.get("std", [1.0])),
         "channel_order": config.channel_order or published.get("channel_order", "RGB"),
@@ -215,16 +286,30 @@ def _model_card(config: Config, given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _published(config: Config, described: convert.folders.Described) -> dict[str, Any]:
+    """Returns how the weights' images are prepared: as their folder says, or as published."""
+    published = convert.preprocessing.preprocessing(config.model, config.framework)
+    return {**published, **described.preprocessing}
+
+
 def _arguments(config: Config, given: dict[str, Any], num_classes: int) -> dict[str, Any]:
-    """Returns the model's arguments; those that Keras's networks need where none are given."""
-    if config.framework != convert.names_keras.FRAMEWORK:
-        return given
+    """Returns the model's arguments; those that the framework's network needs where not given."""
     model = cnnjax.models.create(config.model, num_classes=num_classes, **given)
-    return {**convert.names_keras.names_for(model).requires, **given}
+    known = cnnjax.models.fields(model)
+    required = convert.find_names(model, config.framework).requires
+    differing = {name: value for name, value in required.items() if known[name] != value}
+    if config.framework == convert.names_keras.FRAMEWORK:
+        return {**required, **given}
+    if differing.keys() - given.keys():
+        written = ", ".join(f"{name}={value}" for name, value in differing.items())
+        _note(f"{config.framework}'s network has {written}.")
+    return {**differing, **given}
 
 
-def _class_names(config: Config, num_classes: int) -> list[str]:
+def _class_names(config: Config, num_classes: int, described: tuple[str, ...]) -> list[str]:
     if not config.class_names:
+        if len(described) == num_classes:
+            return list(described)
         return [str(number) for number in range(num_classes)]
     names = read_text(config.class_names, "list of --class-names").split("\n")
     names = [name.strip() for name in names if name.strip()]
@@ -271,7 +356,11 @@ def _check(config: Config, model: Any, variables: Any) -> dict[str, Any]:
 
 
 def _write_run(
-    config: Config, card: dict[str, Any], variables: Any, checked: dict[str, Any] | None
+    config: Config,
+    card: dict[str, Any],
+    variables: Any,
+    checked: dict[str, Any] | None,
+    published: dict[str, Any],
 ) -> None:
     files.make_directory(config.out, flag="--out")
     settings = {
@@ -300,7 +389,7 @@ def _write_run(
             "new_head": config.new_head,
             "ignored": config.ignore,
             "preprocessing": {
-                **convert.preprocessing.preprocessing(config.model, config.framework),
+                **published,
                 **{key: card[key] for key in ("mean", "std", "channel_order", "image_shape")},
             },
             "parity": checked,
@@ -309,8 +398,13 @@ def _write_run(
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The digest of a file; of a folder's or a checkpoint's, that of their names and digests."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files_of = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}.*")
+    lines = [f"{_digest(each)} {each.name}" for each in sorted(files_of) if each.is_file()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _note(text: str) -> None:

@@ -3,6 +3,7 @@
     cnnjax models
     cnnjax models 'vgg*'
     cnnjax models lenet5 --num-classes 26 --image-shape 32 32 3
+    cnnjax models ResNet50                   (Keras's; so also timm's resnetv2_50, timm/resnet50)
     cnnjax models my_networks:tiny
 
 Classes and image size are as published unless a flag gives others; as published, sizes are compared
@@ -89,6 +90,9 @@ def _print_list(pattern: str, num_classes: int | None, image_shape: list[int] | 
 def _print_model(name: str, num_classes: int | None, image_shape: list[int] | None) -> None:
     from cnnjax import models
 
+    meaning = models.find(name)
+    if meaning.library:
+        print(f"{meaning}\n")
     print(models.format_summary(_summary(name, num_classes, image_shape)))
     module_class = type(models.create(name, num_classes=models.canonical_classes(name)))
     module = inspect.getmodule(module_class)
@@ -97,6 +101,8 @@ def _print_model(name: str, num_classes: int | None, image_shape: list[int] | No
     print(
         f"in {inspect.getsourcefile(module_class)}, line {inspect.getsourcelines(module_class)[1]}"
     )
+    if elsewhere := list(models.elsewhere.others(meaning.name, models.MODELS)):
+        print(f"other libraries' definitions: {', '.join(elsewhere)}")
     for described in (module, module_class):
         if text := inspect.getdoc(described):
             print(f"\n{text}")

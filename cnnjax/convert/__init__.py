@@ -15,7 +15,10 @@ from cnnjax import lazy
 lazy.attach(
     __name__,
     (
+        "advice",
         "files",
+        "folders",
+        "identify",
         "mapping",
         "names",
         "names_keras",
@@ -28,6 +31,7 @@ lazy.attach(
             "write",
         ),
         "mapping": (
+            "Mismatch",
             "find_names",
             "frameworks_for",
             "from_cnnjax",
@@ -42,7 +46,10 @@ lazy.attach(
 )
 
 if TYPE_CHECKING:
+    from cnnjax.convert import advice as advice
     from cnnjax.convert import files as files
+    from cnnjax.convert import folders as folders
+    from cnnjax.convert import identify as identify
     from cnnjax.convert import mapping as mapping
     from cnnjax.convert import names as names
     from cnnjax.convert import names_keras as names_keras
@@ -50,6 +57,7 @@ if TYPE_CHECKING:
     from cnnjax.convert import preprocessing as preprocessing
     from cnnjax.convert.files import read as read
     from cnnjax.convert.files import write as write
+    from cnnjax.convert.mapping import Mismatch as Mismatch
     from cnnjax.convert.mapping import find_names as find_names
     from cnnjax.convert.mapping import frameworks_for as frameworks_for
     from cnnjax.convert.mapping import from_cnnjax as from_cnnjax

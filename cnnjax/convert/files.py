@@ -1,4 +1,4 @@
-"""Files of named arrays: safetensors, NumPy's npz, Keras's and, to read, PyTorch's; by suffix.
+"""Files of named arrays: safetensors, NumPy's npz and Keras's; to read, those of others too.
 
 Nothing in a file is executed. A file is written under another name and renamed when it is whole.
 """
@@ -10,9 +10,9 @@ import functools
 import json
 import math
 import os
-import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,11 +20,20 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from cnnjax.convert import keras_files, torch_files
+from cnnjax.convert import flax_files, folders, keras_files, states, torch_files
+from cnnjax.data import tensor_files
 from cnnjax.errors import UserError
+
+# What readers raise on damaged files: NotImplementedError and RuntimeError are zipfile's, of
+# compression and encryption.
+DAMAGE = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError),
+    *(NotImplementedError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error),
+)
 
 Arrays = dict[str, np.ndarray]
 Note = Callable[[str], None]
+Reader = Callable[[Path, str, Note], Arrays]
 
 # https://github.com/huggingface/safetensors, section "Format".
 SAFETENSORS_DTYPES: dict[str, np.dtype] = {
@@ -48,39 +57,77 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 SAFETENSORS_LARGEST_HEADER = 100_000_000
-# Where training programs put the weights in a dictionary of other things: these go before others.
-TORCH_ENTRIES = ("state_dict", "model_state_dict", "model")
-# What holds arrays by name that are no weights: an optimizer's moments, the state of a schedule.
-NO_WEIGHTS = re.compile(r"optim|sched|scaler|callback|loop|rng|hyper|config|args|metric", re.I)
 
 
 def read(path: str | Path, *, entry: str = "", note: Note = warnings.warn) -> Arrays:
     """Returns `{name: array}` of a file, each array as it is stored.
 
     Args:
-      path: `.safetensors`, `.npz`, Keras's `.weights.h5`, `.keras` or `.h5` (see `keras_files`), or
-        PyTorch's `.pth`, `.pt`, `.bin`, `.ckpt` or `.pth.tar`.
-      entry: of PyTorch's files: the key of the dictionary that holds the weights, dots between
-        keys of nested ones. By default the file's own dictionary if it holds arrays, or else that
-        under `state_dict`, `model_state_dict` or `model`, or else the only one within that does.
+      path: `.safetensors`, `.npz`, Keras's `.weights.h5`, `.keras` or `.h5` (see `keras_files`),
+        PyTorch's `.pth`, `.pt`, `.bin`, `.ckpt` or `.pth.tar`, Flax's `.msgpack`; a checkpoint of
+        TensorFlow, by its prefix or one of its files; or a folder, of a hub or of Orbax.
+      entry: of PyTorch's and Flax's files: the key of the dictionary that holds the weights, dots
+        between keys of nested ones. By default of PyTorch's the file's own content if it is a
+        dictionary of arrays or a module, or else the first of `states.ENTRIES` that holds weights,
+        or the only one that does; of Flax's what `flax_files.choose` finds.
       note: called with a line of text for each thing that is not taken as it is: the entry chosen,
-        and what in it is no array. Names are those of the file: `to_cnnjax` drops prefixes.
+        what in it is no array, and the functions and classes that the file refers to. Names are
+        those of the file: `to_cnnjax` drops prefixes.
 
     Raises:
-      UserError: the file is not there, not whole, of another format, or holds anything but arrays
-        and plain containers.
+      UserError: the file is not there, not whole, of another format, or its tensors take code to
+        make, which is never run.
     """
     path = Path(path)
-    read_file = _by_suffix(path, READERS, "read")
+    prefix = tensor_files.prefix_of(path)
+    read_file = _read_tensors if prefix else _read_folder if path.is_dir() else None
+    if read_file is None:
+        read_file = _by_suffix(path, READERS, "read")
     with _one_error(path):
-        arrays = read_file(path)
-        if path.name.lower().endswith(TORCH_SUFFIXES):
-            arrays = _choose_entry(arrays, entry, lambda text: note(f"{path}: {text}"))
-        elif entry:
-            raise UserError(f"entry={entry!r} is for PyTorch's files; this one has no entries.")
+        arrays = read_file(prefix or path, entry, lambda text: note(f"{path}: {text}"))
         if not arrays:
             raise UserError("it holds no arrays.")
     return arrays
+
+
+def is_readable(folder: Path) -> bool:
+    """Whether a folder is one of weights that `read` reads, by the files that it has."""
+    return folders.weights_file(folder) is not None or flax_files.is_orbax(folder)
+
+
+def _only(read_file: Callable[[Path], Any]) -> Callable[[Path, str, Note], Any]:
+    """Returns the reader of a format that has no entries."""
+
+    def read_without_entry(path: Path, entry: str, note: Note) -> Arrays:
+        if entry:
+            raise UserError(f"entry={entry!r} is for PyTorch's and Flax's files; this has none.")
+        return read_file(path)
+
+    return read_without_entry
+
+
+def _read_torch(path: Path, entry: str, note: Note) -> Arrays:
+    if tensor_files.is_first_format(path):
+        return _read_tensors(path, entry, note)
+    with torch_files.opened(path) as reader:
+        return states.choose(reader, entry, note)
+
+
+def _read_folder(path: Path, entry: str, note: Note) -> Arrays:
+    if folders.weights_file(path) is None and flax_files.is_orbax(path):
+        return flax_files.choose(flax_files.read_orbax(path), entry, note)
+    return folders.read(path, lambda file: read(file, entry=entry, note=note))
+
+
+def _read_tensors(path: Path, entry: str, note: Note) -> Arrays:
+    arrays, left_out = _only(tensor_files.read_variables)(path, entry, note)
+    if left_out:
+        note(f"leaving out {len(left_out)} of an optimizer, averages or counters: {left_out[0]}.")
+    return arrays
+
+
+def _read_msgpack(path: Path, entry: str, note: Note) -> Arrays:
+    return flax_files.choose(flax_files.read_msgpack(path), entry, note)
 
 
 def write(
@@ -152,14 +199,14 @@ def _one_error(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is a directory, not a file of weights.") from None
     except UserError as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UserError(
             f"cannot read {path}: it is damaged, cut short or of another format "
             f"({type(error).__name__}: {error})."
         ) from None
 
 
-def _read_npz(path: Path) -> Arrays:
+def _read_npz(path: Path, entry: str, note: Note) -> Arrays:
     # The first bytes, because np.load reads .npy files and pickles under any name.
     with path.open("rb") as file:
         if file.read(2) != b"PK":
@@ -169,7 +216,9 @@ def _read_npz(path: Path) -> Arrays:
     for name, array in arrays.items():
         if array.dtype.kind == "V":
             raise UserError(f"{name} is of dtype {array.dtype}: npz keeps no bfloat16.")
-    return arrays
+    if flax_files.has_collections(arrays):
+        return flax_files.choose(flax_files.nested(arrays), entry, note)
+    return _only(lambda path: arrays)(path, entry, note)
 
 
 def _write_npz(file: BinaryIO, arrays: Arrays, metadata: dict[str, str]) -> None:
@@ -241,67 +290,13 @@ def _write_safetensors(file: BinaryIO, arrays: Arrays, metadata: dict[str, str])
         file.write(np.ascontiguousarray(arrays[name]).tobytes())
 
 
-def _choose_entry(content: Any, entry: str, note: Note) -> Arrays:
-    """Returns the dictionary of arrays within what a PyTorch file holds."""
-    chosen = content
-    for key in entry.split(".") if entry else ():
-        if not isinstance(chosen, dict) or key not in chosen:
-            keys = ", ".join(map(str, chosen)) if isinstance(chosen, dict) else "none"
-            raise UserError(f"it has no entry {entry!r}; its keys are {keys}.")
-        chosen = chosen[key]
-    if not entry and isinstance(content, dict) and not _has_arrays(content):
-        found = dict(_states(content))
-        usual = [key for key in TORCH_ENTRIES if key in found] or list(found)
-        if len(usual) > 1:
-            raise UserError(
-                f"it holds weights under {' and '.join(usual)}: choose one as entry (--entry)."
-            )
-        for key in usual:
-            others = ", ".join(each for each in found if each != key)
-            note(f"taking the weights under {key!r}" + (f", not {others}." if others else "."))
-            chosen = found[key]
-    if not _has_arrays(chosen):
-        keys = (
-            f"its keys are {', '.join(map(str, chosen))}"
-            if isinstance(chosen, dict)
-            else (f"it is a {type(chosen).__name__}")
-        )
-        raise UserError(
-            f"it is no dictionary of arrays ({keys}): name the one that is as entry (--entry), or "
-            "save model.state_dict()."
-        )
-    left_out = [str(key) for key, value in chosen.items() if not isinstance(value, np.ndarray)]
-    if left_out:
-        note(f"leaving out what is no tensor: {', '.join(left_out)}.")
-    return {str(key): value for key, value in chosen.items() if isinstance(value, np.ndarray)}
-
-
-def _states(content: dict, prefix: str = "") -> Iterator[tuple[str, dict]]:
-    """Yields what may be weights, each with its keys, dots between those of nested dictionaries."""
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, dict) or NO_WEIGHTS.search(key):
-            continue
-        if _has_arrays(value):
-            yield prefix + key, value
-        else:
-            yield from _states(value, f"{prefix}{key}.")
-
-
-def _has_arrays(content: Any) -> bool:
-    """Whether it is a dictionary of arrays, perhaps with numbers or texts among them."""
-    return (
-        isinstance(content, dict)
-        and any(isinstance(value, np.ndarray) for value in content.values())
-        and all(isinstance(key, str) and not _has_arrays(value) for key, value in content.items())
-    )
-
-
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".tar", ".th")
-READERS: dict[str, Callable[[Path], Any]] = {
-    ".safetensors": _read_safetensors,
+READERS: dict[str, Reader] = {
+    ".safetensors": _only(_read_safetensors),
     ".npz": _read_npz,
-    **dict.fromkeys((".weights.h5", ".keras", ".h5"), keras_files.read),
-    **dict.fromkeys(TORCH_SUFFIXES, torch_files.read),
+    **dict.fromkeys((".weights.h5", ".keras", ".h5"), _only(keras_files.read)),
+    **dict.fromkeys(TORCH_SUFFIXES, _read_torch),
+    ".msgpack": _read_msgpack,
 }
 WRITERS: dict[str, Callable[..., None]] = {
     ".safetensors": _write_safetensors,

@@ -13,16 +13,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import trees
-from cnnjax.convert import names_keras, names_torch, prefixes
+from cnnjax.convert import flax_files, names_keras, names_tensors, names_torch, prefixes
 from cnnjax.convert.names import Entry, Names, entries
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.models.fields import with_fields
 
 Arrays = dict[str, np.ndarray]
 
-FRAMEWORKS = (*names_torch.FRAMEWORKS, names_keras.FRAMEWORK)
+FRAMEWORKS = (*names_torch.FRAMEWORKS, names_keras.FRAMEWORK, *names_tensors.FRAMEWORKS)
 # A path of a head's leaf, without its collection; auxiliary heads too.
 HEAD = r"(?:.*/)?head(?:_distilled)?/\w+"
 MOST_LINES = 50
+# Fields of models whose auxiliary heads published weights have.
+AUXILIARY = ("auxiliary_heads", "auxiliary_head")
+
+
+class Mismatch(UserError):
+    """Weights that do not fit a model.
+
+    Attributes:
+      classes: that the file's head is for, where nothing else is wrong; else None.
+      no_head: whether the head is missing, and nothing else is wrong.
+    """
+
+    classes: int | None = None
+    no_head: bool = False
 
 
 def find_names(model: nn.Module, framework: str | Names) -> Names:
@@ -35,6 +50,8 @@ def find_names(model: nn.Module, framework: str | Names) -> Names:
         return framework
     if framework == names_keras.FRAMEWORK:
         return names_keras.names_for(model)
+    if framework in names_tensors.FRAMEWORKS:
+        return names_tensors.names_for(model, framework)
     if framework in FRAMEWORKS:
         return names_torch.names_for(model, framework)
     raise unknown_name("framework", framework, FRAMEWORKS)
@@ -42,8 +59,9 @@ def find_names(model: nn.Module, framework: str | Names) -> Names:
 
 def frameworks_for(model: nn.Module) -> list[str]:
     """Returns the frameworks that have the network of `model`, perhaps with other arguments."""
-    keras = [names_keras.FRAMEWORK] if names_keras.has(model) else []
-    return [*names_torch.frameworks_for(model), *keras]
+    others = [names_keras.FRAMEWORK] if names_keras.has(model) else []
+    others += [names_tensors.SLIM_FRAMEWORK] if names_tensors.has(model) else []
+    return [*names_torch.frameworks_for(model), *others, flax_files.FRAMEWORK]
 
 
 def to_cnnjax(
@@ -70,19 +88,22 @@ def to_cnnjax(
       model: a Linen module with the contract of `cnnjax.models`.
       image_shape: `[height, width, channels]` of its images.
       framework: `torchvision`, `timm` or `pytorch` (see `cnnjax.convert.names_torch`), `keras` (see
-        `cnnjax.convert.names_keras`), or a table.
+        `cnnjax.convert.names_keras`), `tf_slim` or `flax` (see `cnnjax.convert.names_tensors`), or
+        a table.
       ignore: regular expressions of tensor names that are left out on purpose.
       new_head_key: draw the heads from this key, and leave out those of `arrays`: for another
         number of classes.
-      note: called with a line of text when a prefix or counters are dropped.
+      note: called with a line of text when a prefix or counters are dropped, or auxiliary heads
+        that the model could have and has not.
 
     Returns:
       `{"params": ..., "batch_stats": ...}` of NumPy arrays with the model's dtypes; `batch_stats`
       is `{}` where the model has none.
 
     Raises:
-      UserError: one error that lists every tensor that is missing, left over, or of another shape
-        or kind; or a pattern of `ignore` that matches nothing.
+      Mismatch: one error that lists every tensor that is missing, left over, or of another shape
+        or kind.
+      UserError: a pattern of `ignore` that matches nothing, or the framework has no such network.
     """
     names = find_names(model, framework)
     table = entries(model, image_shape, names)
@@ -92,9 +113,13 @@ def to_cnnjax(
     if new_head_key is not None:
         left_out |= {entry.name for entry in _with_heads(model, image_shape, names, table)}
         left_out -= {entry.name for entry in wanted}
-    problems = _problems({k: v for k, v in arrays.items() if k not in left_out}, wanted)
+    arrays = {k: v for k, v in arrays.items() if k not in left_out}
+    arrays = _without_auxiliary(arrays, model, image_shape, names, wanted, note)
+    problems = _problems(arrays, wanted)
     if problems:
-        raise UserError(_report(problems, names.framework, type(model).__name__))
+        error = Mismatch(_report(problems, names.framework, type(model).__name__))
+        error.classes, error.no_head = _of_heads(arrays, wanted)
+        raise error
     leaves = {
         entry.path: entry.layout.to_ours(arrays[entry.name], entry.shape).astype(entry.dtype)
         for entry in wanted
@@ -187,6 +212,58 @@ def _unwrapped(
         if pattern in unmatched:
             raise unknown_name("pattern of tensors to ignore (it matches nothing)", pattern, kept)
     return kept
+
+
+def _without_auxiliary(
+    arrays: Arrays,
+    model: nn.Module,
+    image_shape: Sequence[int],
+    names: Names,
+    wanted: Sequence[Entry],
+    note: Callable[[str], None],
+) -> Arrays:
+    """Returns the arrays without those of auxiliary heads that the model is built without."""
+    field = next((name for name in AUXILIARY if getattr(model, name, None) is False), "")
+    extra = arrays.keys() - {entry.name for entry in wanted}
+    if not field or not extra or getattr(model, "num_classes", None) is None:
+        return arrays
+    # They need images of the published size.
+    shape = (*(max(side, 299) for side in image_shape[:2]), image_shape[-1])
+    try:
+        whole = entries(with_fields(model, **{field: True}), shape, names)
+    except UserError:
+        return arrays
+    heads = extra & {entry.name for entry in whole}
+    if heads:
+        note(
+            f"dropping the auxiliary heads ({len(heads)} tensors), which act in training alone: "
+            f"build the model with {field}=True to keep them (--model-arguments {field}=True)."
+        )
+    return {name: array for name, array in arrays.items() if name not in heads}
+
+
+def _of_heads(arrays: Arrays, wanted: Sequence[Entry]) -> tuple[int | None, bool]:
+    """Returns the classes of the file's heads, and whether it has none, if all else is right."""
+    heads = [entry for entry in wanted if is_head(entry)]
+    others = [entry for entry in wanted if not is_head(entry)]
+    names = {entry.name for entry in heads}
+    if not heads or _problems({k: v for k, v in arrays.items() if k not in names}, others):
+        return None, False
+    return classes_of(arrays, wanted), not any(entry.name in arrays for entry in heads)
+
+
+def classes_of(arrays: Mapping[str, np.ndarray], table: Sequence[Entry]) -> int | None:
+    """Returns for how many classes the heads among the arrays are; None if some are missing."""
+    heads = [entry for entry in table if is_head(entry)]
+    sizes = {
+        size
+        for entry in heads
+        if entry.name in arrays
+        for size in arrays[entry.name].shape
+        if entry.layout.their_shape((*entry.shape[:-1], size)) == arrays[entry.name].shape
+    }
+    whole = all(entry.name in arrays for entry in heads)
+    return sizes.pop() if whole and len(sizes) == 1 else None
 
 
 def _matching(pattern: str, names: Mapping[str, Any]) -> set[str]:

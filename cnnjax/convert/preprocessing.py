@@ -211,14 +211,14 @@ KERAS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def preprocessing(name: str, framework: str) -> dict[str, Any]:
-    """Returns `mean` and `std`, and where known `resize`, `crop` and `interpolation`.
+    """Returns `mean` and `std`, and where known `resize` or `share`, `crop` and `interpolation`.
 
     For Keras also the `mode` of its preprocessing, and `channel_order` where that is not RGB.
 
     Args:
       name: of a model of `cnnjax.models`, or `MODULE:NAME`.
-      framework: `torchvision`, `timm` or `keras`; `{}` is returned for others, which publish no
-        weights, and for networks that a framework has not got.
+      framework: `torchvision`, `timm`, `keras` or `tf_slim`; `{}` is returned for others, which
+        publish no weights, and for networks that a framework has not got.
     """
     if name not in models.MODELS or not _publishes(framework, name):
         return {}
@@ -227,6 +227,10 @@ def preprocessing(name: str, framework: str) -> dict[str, Any]:
             if fnmatch.fnmatch(name, pattern):
                 return {"mode": mode, **moments}
         return {}
+    if framework == "tf_slim":
+        # Its inception_preprocessing: the middle 87.5% of the image, from -1 to 1.
+        side = models.input_shape(name)[0]
+        return {**HALF, "share": 0.875, "crop": side, "interpolation": "bilinear"}
     moments = HALF if name in HALVES[framework] else IMAGENET
     if name.startswith("dpn"):
         moments = DPN
@@ -241,6 +245,8 @@ def fit(published: Mapping[str, Any]) -> str:
 
     That is the middle of a larger one where `preprocessing` knows the sizes; else it is stretched.
     """
+    if "share" in published:
+        return f"crop(share={published['share']:.6g})"
     if "resize" not in published:
         return "resize"
     return f"crop(share={published['crop'] / published['resize']:.6g})"
@@ -248,7 +254,7 @@ def fit(published: Mapping[str, Any]) -> str:
 
 def _publishes(framework: str, name: str) -> bool:
     model = models.create(name, num_classes=models.canonical_classes(name))
-    return framework in mapping.frameworks_for(model) and framework in (*SIZES, "keras")
+    return framework in mapping.frameworks_for(model) and framework in (*SIZES, "keras", "tf_slim")
 
 
 def moments_within(arrays: Mapping[str, np.ndarray]) -> dict[str, list[float]]:

@@ -15,7 +15,9 @@ model's own. Each stage's output is passed through `stage_output`, which sows it
 
 A file of this package holds a family of networks and, as its `ROWS`, what was published of them:
 `{name: row(...)}`. `MODELS` has the rows of all files. A network of yours is one file here; or one
-anywhere else, and its name is then `MODULE:NAME`.
+anywhere else, and its name is then `MODULE:NAME`. Names of torchvision, timm and keras.applications
+are taken too, and `timm/resnet50` chooses a library: see `elsewhere`. `create("ResNet50")` is
+Keras's network, with biases and its stride elsewhere; `create("resnet50")` is torchvision's.
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ import flax.linen as nn
 
 from cnnjax import spec
 from cnnjax.errors import UserError
+from cnnjax.models import elsewhere
+from cnnjax.models.elsewhere import Meaning
 from cnnjax.models.features import features, stage_names
 from cnnjax.models.fields import build, fields, with_fields
 from cnnjax.models.layers import Layers
-from cnnjax.models.rows import Row, find_row, module_rows, package_rows, row
+from cnnjax.models.rows import Row, module_rows, package_rows, row
 from cnnjax.models.stages import changed_stages, stage_output
 from cnnjax.models.summary import Summary, format_summary, summary
 from cnnjax.signatures import keywords
@@ -39,6 +43,7 @@ from cnnjax.signatures import keywords
 __all__ = [
     "MODELS",
     "Layers",
+    "Meaning",
     "Row",
     "Summary",
     "build",
@@ -48,6 +53,7 @@ __all__ = [
     "create",
     "features",
     "fields",
+    "find",
     "format_summary",
     "input_shape",
     "list_models",
@@ -68,8 +74,9 @@ def create(name: str, *, num_classes: int | None, **overrides: Any) -> nn.Module
     """Returns the model called `name`, not yet initialized.
 
     Args:
-      name: a key of `MODELS`, or `MODULE:NAME` for a row of another module's `ROWS`; perhaps with
-        fields, such as `lenet5(activation=tanh)`.
+      name: a key of `MODELS`, or what another library calls the network (see `find`), which then is
+        that library's; or `MODULE:NAME` for a row of another module's `ROWS`. Perhaps with fields,
+        such as `lenet5(activation=tanh)`.
       num_classes: the logits (1 for a binary classifier), or None for the features before them.
       **overrides: `model_fields(name)` that differ from their defaults, such as `dtype`.
 
@@ -80,17 +87,19 @@ def create(name: str, *, num_classes: int | None, **overrides: Any) -> nn.Module
     if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
         raise UserError(f"num_classes must be a whole number from 1 on or None, got {num_classes}.")
     name, overrides = read_model(name, overrides)
-    found = find_row(name, MODELS)
+    found = find(name).row
     return build(found.network, num_classes=num_classes, **{**found.arguments, **overrides})
 
 
 def read_model(
     text: str, further: Iterable[str] | Mapping[str, Any] = ()
 ) -> tuple[str, dict[str, Any]]:
-    """Returns the name and the fields that a text such as `lenet5(activation=tanh)` gives.
+    """Returns our name and the fields that a text such as `lenet5(activation=tanh)` gives.
+
+    Of another library's name, the fields at which our network computes the same are among them.
 
     Args:
-      text: a key of `MODELS`, perhaps with fields.
+      text: a name as for `create`, perhaps with fields.
       further: more fields: by name, or texts such as `pool=average`.
 
     Raises:
@@ -98,7 +107,21 @@ def read_model(
     """
     more = further if isinstance(further, Mapping) else spec.arguments(further, "model arguments")
     item = spec.extend(spec.parse_one(text, "model", short=False), more, "model")
-    return item.name, spec.checked(item, keywords(model_fields(item.name)), "model")
+    meaning = find(item.name)
+    given = spec.checked(item, keywords(model_fields(item.name)), "model")
+    return meaning.name, {**meaning.arguments, **given}
+
+
+def find(name: str) -> Meaning:
+    """Returns what a name means: a key of `MODELS`, `MODULE:NAME`, or another library's.
+
+    Names of other libraries are such as timm's `resnetv2_50` and Keras's `ResNet50`; perhaps with
+    the library before them, as in `timm/resnet50`, or with a tag of weights, `resnet50.a1_in1k`.
+
+    Raises:
+      UserError: nothing is called so.
+    """
+    return elsewhere.find(name, MODELS)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -116,7 +139,7 @@ def input_shape(name: str) -> tuple[int, int, int]:
     Raises:
       UserError: unknown model.
     """
-    return find_row(name, MODELS).image
+    return find(name).row.image
 
 
 def canonical_classes(name: str) -> int:
@@ -125,7 +148,7 @@ def canonical_classes(name: str) -> int:
     Raises:
       UserError: unknown model.
     """
-    return find_row(name, MODELS).num_classes
+    return find(name).row.num_classes
 
 
 def model_fields(name: str) -> dict[str, Any]:
@@ -134,8 +157,8 @@ def model_fields(name: str) -> dict[str, Any]:
     Raises:
       UserError: unknown model.
     """
-    found = find_row(name, MODELS)
-    defaults = fields(found.network) | dict(found.arguments)
+    found = find(name)
+    defaults = fields(found.row.network) | {**found.row.arguments, **found.arguments}
     del defaults["num_classes"]
     return defaults
 
@@ -146,22 +169,26 @@ def presets(name: str) -> dict[str, Any]:
     Raises:
       UserError: unknown model.
     """
-    return dict(find_row(name, MODELS).arguments)
+    found = find(name)
+    return {**found.row.arguments, **found.arguments}
 
 
 def check_sizes(name: str) -> Summary:
     """Returns the summary of a model as published; computes nothing.
 
+    Another library's network of other fields has other sizes than the row.
+
     Raises:
       UserError: unknown model, or one of other sizes than its row says.
     """
-    found = find_row(name, MODELS)
+    meaning = find(name)
+    found = meaning.row
     result = summary(create(name, num_classes=found.num_classes), found.image)
     wrong = [
         f"{size} {getattr(found, size):,} in its row, {getattr(result, size):,} in the network"
         for size in ("parameters", "statistics", "macs")
         if getattr(found, size) not in (None, getattr(result, size))
     ]
-    if wrong:
+    if wrong and not meaning.arguments:
         raise UserError(f"sizes of model {name}: {'; '.join(wrong)}.")
     return result

@@ -20,7 +20,7 @@ from cnnjax import ops
 from cnnjax.models import blocks
 from cnnjax.models.images import require_image, require_stem
 from cnnjax.models.layers import Array, Factories, Layers
-from cnnjax.models.rows import TORCHVISION, row
+from cnnjax.models.rows import TORCHVISION, also_called, row
 
 truncated_normal = nn.initializers.truncated_normal(0.02)
 
@@ -146,3 +146,8 @@ ROWS = {
     "convnext_base": base(88_591_464, 0, 15_354_729_472, stochastic_depth_rate=0.5),
     "convnext_large": large(197_767_336, 0, 34_361_433_600, stochastic_depth_rate=0.5),
 }
+ROWS |= also_called(
+    ROWS,
+    "keras",
+    {f"convnext_{size}": f"ConvNeXt{size.title()}" for size in ("tiny", "small", "base", "large")},
+)

@@ -20,7 +20,7 @@ from cnnjax import ops
 from cnnjax.models import blocks
 from cnnjax.models.images import require_image, require_stem
 from cnnjax.models.layers import Array, Factories, Layers
-from cnnjax.models.rows import TORCHVISION, row
+from cnnjax.models.rows import TORCHVISION, also_called, row
 
 he_normal_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -147,3 +147,4 @@ ROWS = {
         stem="cifar",
     ),
 }
+ROWS |= also_called(ROWS, "keras", {f"densenet{n}": f"DenseNet{n}" for n in (121, 169, 201)})

@@ -22,7 +22,7 @@ from flax import linen as nn
 from cnnjax.models import blocks
 from cnnjax.models.images import require_image, strides_for
 from cnnjax.models.layers import Array, Factory, Layers
-from cnnjax.models.rows import TORCHVISION, Row, row
+from cnnjax.models.rows import TORCHVISION, Row, also_called, row
 
 # (expansion, kernel size, stride, features, blocks) of each stage of B0.
 STAGES = (
@@ -113,3 +113,4 @@ ROWS = {
     "efficientnet_b6": large(1.8, 2.6, 528, 43_040_704, 224_432, 19_067_593_536, dropout_rate=0.5),
     "efficientnet_b7": large(2.0, 3.1, 600, 66_347_960, 310_720, 37_745_884_192, dropout_rate=0.5),
 }
+ROWS |= also_called(ROWS, "keras", {f"efficientnet_b{n}": f"EfficientNetB{n}" for n in range(8)})

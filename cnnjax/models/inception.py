@@ -18,7 +18,7 @@ from cnnjax import ops
 from cnnjax.models.blocks import ConvNorm, call_block, classify
 from cnnjax.models.images import require_image
 from cnnjax.models.layers import PADDINGS, Factories, Factory, Layers, check_name
-from cnnjax.models.rows import TORCHVISION, row
+from cnnjax.models.rows import TORCHVISION, also_called, row
 from cnnjax.models.stages import stage_output
 
 
@@ -219,3 +219,4 @@ ROWS = {
         InceptionV3, 23_834_568, 34_432, 5_713_216_096, source=TORCHVISION, image=(299, 299, 3)
     )
 }
+ROWS |= also_called(ROWS, "keras", {"inception_v3": "InceptionV3"})

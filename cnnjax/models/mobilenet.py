@@ -22,7 +22,7 @@ from flax import linen as nn
 from cnnjax.models import blocks
 from cnnjax.models.images import require_image, strides_for
 from cnnjax.models.layers import Array, Factories, Factory, Layers
-from cnnjax.models.rows import TORCHVISION, row
+from cnnjax.models.rows import TORCHVISION, also_called, row
 
 # v1: (features, blocks, stride of the first block).
 V1_STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
@@ -258,3 +258,16 @@ ROWS = {
     "mobilenet_v3_large": large(5_483_032, 24_400, 216_589_760, dense_features=1280),
     "mobilenet_v3_small": small(2_542_856, 12_112, 56_510_400, dense_features=1024),
 }
+KERAS = {
+    "mobilenet_v1": "MobileNet",
+    "mobilenet_v2": "MobileNetV2",
+    "mobilenet_v3_large": "MobileNetV3Large",
+    "mobilenet_v3_small": "MobileNetV3Small",
+}
+TIMM_NAMES = {
+    "mobilenet_v2": "mobilenetv2_100",
+    "mobilenet_v3_large": "mobilenetv3_large_100",
+    "mobilenet_v3_small": "mobilenetv3_small_100",
+}
+ROWS |= also_called(ROWS, "keras", KERAS)
+ROWS |= also_called(ROWS, "timm", TIMM_NAMES)

@@ -19,7 +19,7 @@ from flax import linen as nn
 from cnnjax.models import blocks
 from cnnjax.models.images import require_image, strides_for
 from cnnjax.models.layers import Array, Factories, Layers
-from cnnjax.models.rows import TORCHVISION, Row, row
+from cnnjax.models.rows import TORCHVISION, Row, also_called, row
 
 STEM_FEATURES = 32
 
@@ -163,3 +163,15 @@ ROWS = {
         image=(384, 384, 3),
     ),
 }
+# timm counts in hundreds of MFLOPs. Three of its own have other widths than torchvision's.
+TIMM_NAMES = {
+    **{"x_400mf": "x_004_tv", "x_800mf": "x_008", "x_1_6gf": "x_016", "x_3_2gf": "x_032"},
+    **{"x_8gf": "x_080", "x_16gf": "x_160", "x_32gf": "x_320"},
+    **{"y_400mf": "y_004", "y_800mf": "y_008_tv", "y_1_6gf": "y_016", "y_3_2gf": "y_032"},
+    **{"y_8gf": "y_080_tv", "y_16gf": "y_160", "y_32gf": "y_320"},
+}
+ROWS |= also_called(
+    ROWS,
+    "timm",
+    {f"regnet_{ours}": f"regnet{theirs}" for ours, theirs in TIMM_NAMES.items()},
+)

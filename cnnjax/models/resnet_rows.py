@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from cnnjax.models.resnet import ResNet
-from cnnjax.models.rows import TIMM, TORCHVISION, row
+from cnnjax.models.rows import TIMM, TORCHVISION, also_called, row
 
 published = functools.partial(row, ResNet, source=TORCHVISION)
 resnet18 = functools.partial(published, block="basic", stage_sizes=(2, 2, 2, 2))
@@ -84,3 +84,9 @@ ROWS = {
         28_088_024, 53_120, 4_091_699_200, source=TIMM, se_reduction=16, also={"timm": "seresnet50"}
     ),
 }
+KERAS = {"resnet{}": "ResNet{}", "resnet{}_v2": "ResNet{}V2"}
+ROWS |= also_called(
+    ROWS,
+    "keras",
+    {ours.format(n): theirs.format(n) for ours, theirs in KERAS.items() for n in (50, 101, 152)},
+)

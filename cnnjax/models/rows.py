@@ -10,7 +10,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from cnnjax.errors import UserError, unknown_name
+from cnnjax.errors import UserError
 
 # Sources of sizes that many families have.
 TORCHVISION = "torchvision's table of weights: num_params and _ops"
@@ -61,6 +61,14 @@ def row(
     return Row(network, *sizes, source, image, num_classes, also or {}, arguments)
 
 
+def also_called(rows: Mapping[str, Row], library: str, names: Mapping[str, str]) -> dict[str, Row]:
+    """Returns the rows that `names` has (ours -> the library's), with that name in their `also`."""
+    return {
+        ours: dataclasses.replace(rows[ours], also={**rows[ours].also, library: theirs})
+        for ours, theirs in names.items()
+    }
+
+
 def package_rows(package: str) -> dict[str, Row]:
     """Returns the rows of all modules of a package.
 
@@ -109,16 +117,3 @@ def module_rows(module: str) -> dict[str, Row]:
             "ROWS, a dict of `models.rows.row`s."
         )
     return {f"{module}:{name}": row for name, row in rows.items()}
-
-
-def find_row(name: str, rows: Mapping[str, Row]) -> Row:
-    """Returns the row called `name`: among `rows`, or in the module that it says.
-
-    Raises:
-      UserError: there is none.
-    """
-    if ":" in name:
-        rows = module_rows(name.partition(":")[0])
-    if name not in rows:
-        raise unknown_name("model", name, rows)
-    return rows[name]

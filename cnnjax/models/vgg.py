@@ -17,7 +17,7 @@ from cnnjax import ops
 from cnnjax.models.blocks import call_block, classify
 from cnnjax.models.images import adaptive_average_pool, require_image, require_stem
 from cnnjax.models.layers import Factories, Factory, Layers, he_normal_fan_out
-from cnnjax.models.rows import TORCHVISION, row
+from cnnjax.models.rows import TORCHVISION, also_called, row
 from cnnjax.models.stages import stage_output
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -119,3 +119,4 @@ ROWS = {
     "vgg19": vgg19(143_667_240, 0, 19_632_062_464),
     "vgg19_bn": vgg19(143_678_248, 11_008, 19_632_062_464, norm="batch"),
 }
+ROWS |= also_called(ROWS, "keras", {"vgg16": "VGG16", "vgg19": "VGG19"})

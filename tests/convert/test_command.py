@@ -181,7 +181,7 @@ def test_a_new_head_for_other_classes(lenet, tmp_path):
         ({"mean": (0.5, 0.5)}, "--mean is 0.5 0.5: give one number, or one for each of the 3"),
         ({"std": (0.0,)}, r"--std is 0\.0: .*above 0"),
         ({"check": "absent.npz"}, r"there is no reference absent\.npz"),
-        ({"entry": "model"}, "entry='model' is for PyTorch's files"),
+        ({"entry": "model"}, "entry='model' is for PyTorch's and Flax's files"),
         ({"model": "resnet18"}, r"the weights are not torchvision's of this ResNet, \d+ problems"),
         ({"model_arguments": ("activation=gelu",)}, "ShuffleNetV2 has activation=relu, and this"),
     ],
@@ -218,6 +218,7 @@ def test_a_reference_that_is_none(tmp_path, content):
         # timm.create_model(name).pretrained_cfg: of the side over its crop_pct.
         ("resnet50_v2", "timm", (0.5, 235, 224, "bicubic")),
         ("resnet50", "timm", (0.485, None, None, None)),
+        ("mobilenet_v2", "tf_slim", (0.5, None, 224, "bilinear")),
         ("lenet5", "pytorch", (None, None, None, None)),
     ],
 )

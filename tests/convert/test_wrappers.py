@@ -149,7 +149,9 @@ def test_averages_next_to_the_weights_are_for_the_user_to_choose(tmp_path, their
     average = {name: 2 * array for name, array in theirs.items()}
     torch_writer.save(path, {"state_dict": theirs, "ema": average})
     assert_same(convert.read(path, note=notes.append), theirs)
-    assert notes == [f"{path}: taking the weights under 'state_dict', not ema."]
+    assert notes == [
+        f"{path}: taking the weights under 'state_dict', not ema (--entry takes another)."
+    ]
     assert_same(convert.read(path, entry="ema", note=pytest.fail), average)
     torch_writer.save(path, {"teacher": theirs, "student": average})
     with pytest.raises(UserError, match=r"under teacher and student: choose one.*--entry"):

@@ -1,14 +1,14 @@
 """The names that other libraries give to the layers of a network, by the class of the network.
 
-`torchvision`, `timm` and `keras` have those of the families that several libraries share; every
-other module has a group of families, its tables named after the libraries.
+`torchvision`, `timm`, `keras` and `slim` have those of the families that several libraries share;
+every other module has a group of families, its tables named after the libraries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cnnjax.convert.tables import attention, branched, keras, residual, timm, torchvision
+from cnnjax.convert.tables import attention, branched, keras, residual, slim, timm, torchvision
 from cnnjax.convert.tables.torchvision import Table
 
 TORCHVISION: Mapping[str, Table] = {
@@ -18,3 +18,4 @@ TORCHVISION: Mapping[str, Table] = {
 }
 TIMM: Mapping[str, Table] = {**timm.TIMM, **attention.TIMM, **branched.TIMM, **residual.TIMM}
 KERAS: Mapping[str, Table] = {**keras.KERAS}
+SLIM: Mapping[str, slim.Table] = {**slim.SLIM}

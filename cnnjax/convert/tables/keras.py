@@ -17,12 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cnnjax.convert.layouts import DEPTHWISE, KERNEL_1X1
+from cnnjax.models.elsewhere import KERAS_FIELDS
 
 Pairs = list[tuple[str, str]]
 Table = Callable[[Any], dict[str, Any] | None]
 
-# The epsilon of the networks that were ported from Caffe and Torch.
-CAFFE_EPSILON = 1.001e-5
 # The order of layers in an Inception module, in that of `cnnjax.models.inception`, by class.
 INCEPTION_MODULES = {
     "A": "branch1x1 branch5x5_1 branch5x5_2 branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3 "
@@ -111,7 +110,7 @@ def _resnet_v1(model: Any) -> dict[str, Any]:
     return {
         "layers": [*layers, ("head", "predictions")],
         "stages": _residual_stages(model),
-        "arguments": {"version": "v1", "conv_bias": True, "norm_epsilon": CAFFE_EPSILON},
+        "arguments": KERAS_FIELDS["ResNet"],
     }
 
 
@@ -129,7 +128,7 @@ def _resnet_v2(model: Any) -> dict[str, Any]:
     return {
         "layers": [*layers, ("norm", "post_bn"), ("head", "predictions")],
         "stages": _residual_stages(model),
-        "arguments": {"version": "v2_slim", "conv_bias": False, "norm_epsilon": CAFFE_EPSILON},
+        "arguments": KERAS_FIELDS["ResNet v2"],
     }
 
 
@@ -157,7 +156,7 @@ def _densenet(model: Any) -> dict[str, Any] | None:
             f"stage{stage}": f"conv{stage + 1}_block{depth}_concat"
             for stage, depth in enumerate(model.stage_sizes, 1)
         },
-        "arguments": {"norm_epsilon": CAFFE_EPSILON},
+        "arguments": KERAS_FIELDS["DenseNet"],
     }
 
 
@@ -178,7 +177,7 @@ def _inception(model: Any) -> dict[str, Any] | None:
     return {
         "layers": [*layers, ("head", "predictions")],
         "stages": {"stage3": "mixed2", "stage4": "mixed7", "stage5": "mixed10"},
-        "arguments": {"padding": "same", "norm_scale": False},
+        "arguments": KERAS_FIELDS["InceptionV3"],
     }
 
 
@@ -198,7 +197,7 @@ def _mobilenet_v1(model: Any) -> dict[str, Any] | None:
         "layers": [*layers, ("head", "conv_preds")],
         "kinds": ((".*/depthwise/conv/kernel", DEPTHWISE), ("head/kernel", KERNEL_1X1)),
         "stages": ends,
-        "arguments": {"activation": "relu6", "padding": "same", "norm_epsilon": 1e-3},
+        "arguments": KERAS_FIELDS["MobileNetV1"],
     }
 
 
@@ -218,7 +217,7 @@ def _mobilenet_v2(model: Any) -> dict[str, Any] | None:
         "layers": [*layers, *conv_norm("last", "Conv_1", "Conv_1_bn"), ("head", "predictions")],
         "kinds": ((".*/depthwise/conv/kernel", DEPTHWISE),),
         "stages": ends,
-        "arguments": {"padding": "same", "norm_epsilon": 1e-3},
+        "arguments": KERAS_FIELDS["MobileNetV2"],
     }
 
 
@@ -248,7 +247,7 @@ def _mobilenet_v3(model: Any) -> dict[str, Any] | None:
             ("(dense|head)/kernel", KERNEL_1X1),
         ),
         "stages": ends,
-        "arguments": {"padding": "same", "norm_epsilon": 1e-3},
+        "arguments": KERAS_FIELDS["MobileNetV3"],
     }
 
 
@@ -271,7 +270,7 @@ def _efficientnet(model: Any) -> dict[str, Any] | None:
         "layers": [*layers, *conv_norm("last", "top_conv", "top_bn"), ("head", "predictions")],
         "kinds": ((".*/depthwise/conv/kernel", DEPTHWISE),),
         "stages": ends,
-        "arguments": {"padding": "same", "norm_epsilon": 1e-3},
+        "arguments": KERAS_FIELDS["EfficientNet"],
     }
 
 
@@ -297,7 +296,7 @@ def _convnext(model: Any) -> dict[str, Any] | None:
             (f"{ours}layer_scale", f"{theirs}layer_scale"),
         ]
     last = [("norm", f"{name}_head_layernorm"), ("head", f"{name}_head_dense")]
-    return {"layers": [*layers, *last], "arguments": {"norm_epsilon": 1e-6}}
+    return {"layers": [*layers, *last], "arguments": KERAS_FIELDS["ConvNeXt"]}
 
 
 KERAS: Mapping[str, Table] = {

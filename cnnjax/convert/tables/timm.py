@@ -8,6 +8,7 @@ from typing import Any
 from cnnjax.convert.layouts import CHANNEL_111
 from cnnjax.convert.names import BLOCK
 from cnnjax.convert.tables.torchvision import TORCHVISION, Table, stages
+from cnnjax.models.elsewhere import TIMM_FIELDS
 
 
 def _mobilenet_v1(model: Any) -> dict[str, Any]:
@@ -22,8 +23,7 @@ def _mobilenet_v1(model: Any) -> dict[str, Any]:
             (BLOCK + "pointwise/norm", block + "bn2"),
             ("head", "classifier"),
         ),
-        # The paper has ReLU.
-        "requires": {"activation": "relu6"},
+        "requires": TIMM_FIELDS["MobileNetV1"],
         "stages": stages("blocks.{}", *range(len(model.stages))),
     }
 
@@ -44,7 +44,7 @@ def _nfnet(model: Any) -> dict[str, Any]:
             ("head", "head.fc"),
         ),
         "kinds": ((r".*/gain", CHANNEL_111),),
-        "requires": {"activation": "gelu_exact"},
+        "requires": TIMM_FIELDS["NFNet"],
         "stages": stages("stages.{}", *range(len(model.stage_sizes))),
     }
 
