@@ -47,7 +47,7 @@ def _timm(name: str, size: int, stages: str) -> Network:
     return Network("timm", name, size, stages)
 
 
-# By the name of the model in cnnjax.
+# By the name of the model in cnnjax, and `@` with the library, where the tests would take another.
 NETWORKS = {
     "alexnet": _torchvision("alexnet", 64, r"features\.(2|5|7|9|12)"),
     "vgg11": _torchvision("vgg11", 32, r"features\.(2|5|10|15|20)"),
@@ -75,6 +75,8 @@ NETWORKS = {
     "resnet50_v2": _timm("resnetv2_50", 64, r"stages\.\d"),
     "mobilenet_v1": _timm("mobilenetv1_100", 64, r"blocks\.\d"),
     "nfnet_f0": _timm("dm_nfnet_f0", 64, r"stages\.\d"),
+    "mnasnet0_5": _torchvision("mnasnet0_5", 64, r"layers\.([7-9]|1[0-3])"),
+    "efficientnet_v2_s": _torchvision("efficientnet_v2_s", 64, r"features\.[1-6]"),
 }
 # Input shapes of GoogLeNet's and Inception's auxiliary heads at the published sizes.
 AUXILIARY = {
@@ -126,7 +128,8 @@ def build(network: Network) -> Any:
     state = module.state_dict()
     for name, tensor in state.items():
         if tensor.is_floating_point():
-            tensor.copy_(torch.from_numpy(weights.weight(name, tuple(tensor.shape))))
+            drawn = weights.weight(name, tuple(tensor.shape), network.name)
+            tensor.copy_(torch.from_numpy(drawn))
     return module
 
 
@@ -241,6 +244,12 @@ VARIANTS = {
             resnext50_32x4d resnext101_32x4d resnext101_32x8d seresnet50 resnetv2_18 resnetv2_34
             resnetv2_50 resnetv2_101 resnetv2_152 densenet121 densenet161 densenet169 densenet201
             mobilenetv1_100 dm_nfnet_f0
+        """,
+    },
+    "state_dicts_mobile": {
+        "torchvision": """
+            mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3 efficientnet_v2_s efficientnet_v2_m
+            efficientnet_v2_l
         """,
     },
 }

@@ -30,6 +30,11 @@ TORCHVISION = {
     "efficientnet_b5": (456, 456, "bicubic"),
     "efficientnet_b6": (528, 528, "bicubic"),
     "efficientnet_b7": (600, 600, "bicubic"),
+    "efficientnet_v2_s": (384, 384, "bilinear"),
+    "efficientnet_v2_m": (480, 480, "bilinear"),
+    "efficientnet_v2_l": (480, 480, "bicubic"),
+    "mnasnet0_75": (232, 224, "bilinear"),
+    "mnasnet1_3": (232, 224, "bilinear"),
     "convnext_tiny": (236, 224, "bilinear"),
     "convnext_small": (230, 224, "bilinear"),
     "convnext_base": (232, 224, "bilinear"),
@@ -48,9 +53,9 @@ TIMM = {
 }
 SIZES = {"torchvision": TORCHVISION, "timm": TIMM}
 # GoogLeNet's and Inception's weights came from TensorFlow; torchvision's `transform_input` undoes
-# ImageNet's moments for them.
+# ImageNet's moments for them. Those of EfficientNetV2 L came from there too.
 HALVES = {
-    "torchvision": ("googlenet", "inception_v3"),
+    "torchvision": ("googlenet", "inception_v3", "efficientnet_v2_l"),
     "timm": ("mobilenet_v1", *(name for name in TIMM if name.endswith("_v2"))),
 }
 

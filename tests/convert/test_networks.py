@@ -109,6 +109,7 @@ def test_names_and_shapes_are_theirs(framework, name):
     """Nothing is computed. That values survive both ways bit for bit is the layouts' own test."""
     model = models.create(name, num_classes=1000, **ARGUMENTS.get(name, {}))
     names = convert.find_names(model, framework)
+    model = models.with_fields(model, **names.requires)
     table = convert.entries(model, models.input_shape(name), names)
     theirs = STATE_DICTS[f"{framework}/{name_there(framework, name)}"]
     wanted = {k: tuple(v) for k, v in theirs.items() if not re.fullmatch(names.ignored, k)}
@@ -119,14 +120,20 @@ def test_names_and_shapes_are_theirs(framework, name):
 
 
 def build(name):
-    """Returns a model of ten classes, its framework, the image shape and the drawn variables."""
+    """Returns a model of ten classes, its framework, the image shape and the drawn variables.
+
+    The name may end in `@` and a framework, else it is the first that has the network.
+    """
+    name, _, framework = name.partition("@")
     size = SIZES.get(name, 64)
     arguments = {} if size == 75 else ARGUMENTS.get(name, {})
     model = models.create(name, num_classes=10, **arguments)
-    framework = convert.frameworks_for(model)[0]
+    framework = framework or convert.frameworks_for(model)[0]
     names = convert.find_names(model, framework)
+    model = models.with_fields(model, **names.requires)
     table = convert.entries(model, (size, size, 3), names)
-    arrays = {entry.name: weights.weight(entry.name, entry.their_shape) for entry in table}
+    there = name_there(framework, name)
+    arrays = {entry.name: weights.weight(entry.name, entry.their_shape, there) for entry in table}
     variables = convert.to_cnnjax(arrays, model, (size, size, 3), framework=framework)
     return model, names, size, variables
 

@@ -17,6 +17,7 @@ LARGE = re.compile(
     r"resnet(34|101|152).*|cifar_resnet(32|44|110)|.*(resnet101|resnext101).*|densenet(161|169|201)"
     r"|shufflenet_v2_x(0_5|1_5|2_0)|efficientnet_b[1-7]|regnet_._(800mf|.*gf)"
     r"|convnext_(small|base|large)"
+    r"|mnasnet0_75|mnasnet1_.|efficientnet_v2_."
 )
 CASES = [
     pytest.param(name, marks=[pytest.mark.exhaustive] if LARGE.fullmatch(name) else [])

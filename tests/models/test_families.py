@@ -12,6 +12,7 @@ from cnnjax.errors import UserError
 from cnnjax.models.convnext import ConvNeXt
 from cnnjax.models.densenet import DenseNet
 from cnnjax.models.efficientnet import EfficientNet
+from cnnjax.models.mnasnet import MNASNet
 from cnnjax.models.mobilenet import MobileNetV1, MobileNetV2, MobileNetV3
 from cnnjax.models.nfnet import NFNet
 from cnnjax.models.regnet import RegNet
@@ -37,6 +38,10 @@ MODELS = {
     ),
     "shufflenet": ShuffleNetV2((8,), (2,), 16, 3, stem="cifar"),
     "efficientnet": EfficientNet(((1, 3, 1, 8, 1), (2, 5, 2, 8, 1)), 3, width=0.5, **NO_DROP),
+    "efficientnet_v2": EfficientNet(
+        ((1, 3, 1, 8, 1), (2, 3, 2, 8, 2), (2, 3, 1, 8, 1)), 3, fused_stages=2, **NO_DROP
+    ),
+    "mnasnet": MNASNet(((1, 3, 1, 8, 1), (2, 5, 2, 8, 2)), 16, 3, width=0.5, dropout_rate=0.0),
     "regnet": RegNet(2, 8, 8.0, 2.0, 8, 1.0, 3, "cifar"),
     "convnext": ConvNeXt((1, 1), (4, 8), 3),
     "nfnet": NFNet((1,), (8,), 3, "cifar", group_width=4, **NO_DROP),

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cnnjax.convert.tables import keras, timm, torchvision
+from cnnjax.convert.tables import keras, mobile, timm, torchvision
 from cnnjax.convert.tables.torchvision import Table
 
-TORCHVISION: Mapping[str, Table] = {**torchvision.TORCHVISION}
-TIMM: Mapping[str, Table] = {**timm.TIMM}
+TORCHVISION: Mapping[str, Table] = {**torchvision.TORCHVISION, **mobile.TORCHVISION}
+TIMM: Mapping[str, Table] = {**timm.TIMM, **mobile.TIMM}
 KERAS: Mapping[str, Table] = {**keras.KERAS}

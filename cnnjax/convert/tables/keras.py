@@ -251,7 +251,7 @@ def _mobilenet_v3(model: Any) -> dict[str, Any] | None:
 
 
 def _efficientnet(model: Any) -> dict[str, Any] | None:
-    if model.layers.norm != "batch":
+    if model.layers.norm != "batch" or model.fused_stages:
         return None
     layers = [*conv_norm("stem", "stem_conv", "stem_bn")]
     depths = [math.ceil(row[4] * model.depth) for row in model.stages]
