@@ -76,6 +76,10 @@ NETWORKS = {
     "mobilenet_v1": _timm("mobilenetv1_100", 64, r"blocks\.\d"),
     "nfnet_f0": _timm("dm_nfnet_f0", 64, r"stages\.\d"),
     "mnasnet0_5": _torchvision("mnasnet0_5", 64, r"layers\.([7-9]|1[0-3])"),
+    "repvgg_a0": _timm("repvgg_a0", 64, r"stages\.\d"),
+    "repvgg_b1g4": _timm("repvgg_b1g4", 64, r"stages\.\d"),
+    "mobileone_s0": _timm("mobileone_s0", 64, r"stages\.\d"),
+    "mobileone_s4": _timm("mobileone_s4", 64, r"stages\.\d"),
     "efficientnet_v2_s": _torchvision("efficientnet_v2_s", 64, r"features\.[1-6]"),
 }
 # Input shapes of GoogLeNet's and Inception's auxiliary heads at the published sizes.
@@ -250,6 +254,10 @@ VARIANTS = {
         "torchvision": """
             mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3 efficientnet_v2_s efficientnet_v2_m
             efficientnet_v2_l
+        """,
+        "timm": """
+            repvgg_a0 repvgg_a1 repvgg_a2 repvgg_b0 repvgg_b1 repvgg_b1g4 repvgg_b2 repvgg_b2g4
+            repvgg_b3 repvgg_b3g4 mobileone_s0 mobileone_s1 mobileone_s2 mobileone_s3 mobileone_s4
         """,
     },
 }

@@ -50,6 +50,10 @@ TIMM = {
     "resnet152_v2": (256, 224, "bicubic"),
     "mobilenet_v1": (256, 224, "bicubic"),
     "nfnet_f0": (213, 192, "bicubic"),
+    **dict.fromkeys((f"repvgg_{size}" for size in ("a0", "a1", "a2", "b0")), USUAL),
+    **dict.fromkeys((f"repvgg_b{size}" for size in ("1", "1g4", "2", "2g4", "3", "3g4")), USUAL),
+    "mobileone_s0": USUAL,
+    **dict.fromkeys((f"mobileone_s{size}" for size in (1, 2, 3, 4)), (248, 224, "bilinear")),
 }
 SIZES = {"torchvision": TORCHVISION, "timm": TIMM}
 # GoogLeNet's and Inception's weights came from TensorFlow; torchvision's `transform_input` undoes

@@ -118,7 +118,7 @@ class EfficientNet(nn.Module):
             for index in range(math.ceil(depth * self.depth)):
                 sizes = (features, expansion * channels, kernel_size, stride if index == 0 else 1)
                 if fused:
-                    block = functools.partial(blocks.FusedInvertedResidual, *sizes)
+                    block: Factory = functools.partial(blocks.FusedInvertedResidual, *sizes)
                 else:
                     block = functools.partial(
                         blocks.InvertedResidual,

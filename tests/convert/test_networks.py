@@ -73,6 +73,7 @@ QUICK_COUNTERPARTS = {
 
 # Made of the same blocks as another one whose outputs are compared.
 ALIKE = (
+    "mobileone_s4",
     "mobilenet_v3_large",
     "regnet_x_400mf",
     "resnet18",

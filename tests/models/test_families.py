@@ -14,8 +14,10 @@ from cnnjax.models.densenet import DenseNet
 from cnnjax.models.efficientnet import EfficientNet
 from cnnjax.models.mnasnet import MNASNet
 from cnnjax.models.mobilenet import MobileNetV1, MobileNetV2, MobileNetV3
+from cnnjax.models.mobileone import MobileOne
 from cnnjax.models.nfnet import NFNet
 from cnnjax.models.regnet import RegNet
+from cnnjax.models.repvgg import RepVGG
 from cnnjax.models.resnet import ResNet
 from cnnjax.models.shufflenet import ShuffleNetV2
 from tests.models.quick import quick_jit
@@ -43,6 +45,8 @@ MODELS = {
     ),
     "mnasnet": MNASNet(((1, 3, 1, 8, 1), (2, 5, 2, 8, 2)), 16, 3, width=0.5, dropout_rate=0.0),
     "regnet": RegNet(2, 8, 8.0, 2.0, 8, 1.0, 3, "cifar"),
+    "repvgg": RepVGG((2,), (8,), 8, 3, groups=2),
+    "mobileone": MobileOne((8,), (2,), (1,), 2, 3),
     "convnext": ConvNeXt((1, 1), (4, 8), 3),
     "nfnet": NFNet((1,), (8,), 3, "cifar", group_width=4, **NO_DROP),
 }

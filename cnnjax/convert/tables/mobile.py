@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cnnjax.convert.names import BLOCK
 from cnnjax.convert.tables.torchvision import Table, conv_norm, stages
 
 
@@ -31,7 +32,54 @@ def _mnasnet(model: Any) -> dict[str, Any]:
     }
 
 
+def _repvgg(model: Any) -> dict[str, Any]:
+    rules: list[tuple[str, str]] = []
+    places = (("stem/", "stem."), (BLOCK, "stages.{stage0}.{block0}."))
+    for ours, theirs in places:
+        rules += conv_norm(f"{ours}conv/branch1", f"{theirs}conv_kxk", "conv", "bn")
+        rules += conv_norm(f"{ours}conv/branch2", f"{theirs}conv_1x1", "conv", "bn")
+        rules.append((f"{ours}conv/identity", f"{theirs}identity"))
+        rules.append((f"{ours}conv/conv", f"{theirs}reparam_conv"))
+    return {
+        "rules": (*rules, ("head", "head.fc")),
+        "stages": stages("stages.{}", *range(len(model.stage_sizes))),
+    }
+
+
+def _mobileone(model: Any) -> dict[str, Any]:
+    rules = _mobileone_conv("stem", "stem", 3, 1)
+    for stage, depth in enumerate(model.stage_sizes):
+        for block in range(depth):
+            ours, theirs = f"stage{stage + 1}/block{block + 1}/", f"stages.{stage}."
+            for part, at, kernel_size in (("depthwise", 0, 3), ("pointwise", 1, 1)):
+                names = ours + part, f"{theirs}{2 * block + at}"
+                rules += _mobileone_conv(*names, kernel_size, model.num_branches)
+    return {
+        "rules": (*rules, ("head", "head.fc")),
+        "stages": stages("stages.{}", *range(len(model.stage_sizes))),
+    }
+
+
+def _mobileone_conv(ours: str, theirs: str, kernel_size: int, num_branches: int) -> list:
+    rules: list[tuple[str, str]] = []
+    for number in range(num_branches):
+        branch = f"{ours}/conv/branch{number + 1}"
+        rules += conv_norm(branch, f"{theirs}.conv_kxk.{number}", "conv", "bn")
+    if kernel_size > 1:
+        branch = f"{ours}/conv/branch{num_branches + 1}"
+        rules += conv_norm(branch, f"{theirs}.conv_scale", "conv", "bn")
+    return [
+        *rules,
+        (f"{ours}/conv/identity", f"{theirs}.identity"),
+        (f"{ours}/conv/conv", f"{theirs}.reparam_conv"),
+        (rf"{ours}/se/(?P<layer>fc\d)", f"{theirs}.attn.{{layer}}"),
+    ]
+
+
 TORCHVISION: Mapping[str, Table] = {
     "MNASNet": _mnasnet,
 }
-TIMM: Mapping[str, Table] = {}
+TIMM: Mapping[str, Table] = {
+    "RepVGG": _repvgg,
+    "MobileOne": _mobileone,
+}
