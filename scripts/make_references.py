@@ -80,6 +80,8 @@ NETWORKS = {
     "repvgg_b1g4": _timm("repvgg_b1g4", 64, r"stages\.\d"),
     "mobileone_s0": _timm("mobileone_s0", 64, r"stages\.\d"),
     "mobileone_s4": _timm("mobileone_s4", 64, r"stages\.\d"),
+    "ghostnet_x1_0": _timm("ghostnet_100", 64, r"blocks\.[02468]"),
+    "ghostnet_v2_x1_0": _timm("ghostnetv2_100", 96, r"blocks\.[02468]"),
     "efficientnet_v2_s": _torchvision("efficientnet_v2_s", 64, r"features\.[1-6]"),
 }
 # Input shapes of GoogLeNet's and Inception's auxiliary heads at the published sizes.
@@ -258,6 +260,7 @@ VARIANTS = {
         "timm": """
             repvgg_a0 repvgg_a1 repvgg_a2 repvgg_b0 repvgg_b1 repvgg_b1g4 repvgg_b2 repvgg_b2g4
             repvgg_b3 repvgg_b3g4 mobileone_s0 mobileone_s1 mobileone_s2 mobileone_s3 mobileone_s4
+            ghostnet_100 ghostnetv2_100 ghostnetv2_130 ghostnetv2_160
         """,
     },
 }

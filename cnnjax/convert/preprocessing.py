@@ -52,6 +52,8 @@ TIMM = {
     "nfnet_f0": (213, 192, "bicubic"),
     **dict.fromkeys((f"repvgg_{size}" for size in ("a0", "a1", "a2", "b0")), USUAL),
     **dict.fromkeys((f"repvgg_b{size}" for size in ("1", "1g4", "2", "2g4", "3", "3g4")), USUAL),
+    **dict.fromkeys(("ghostnet_x1_0", "ghostnet_v2_x1_0"), (256, 224, "bicubic")),
+    **dict.fromkeys(("ghostnet_v2_x1_3", "ghostnet_v2_x1_6"), (256, 224, "bicubic")),
     "mobileone_s0": USUAL,
     **dict.fromkeys((f"mobileone_s{size}" for size in (1, 2, 3, 4)), (248, 224, "bilinear")),
 }

@@ -40,7 +40,7 @@ ARGUMENTS = {
     "nfnet_f0": {"activation": "gelu_exact"},
 }
 # Too small for the auxiliary head, whose weights then stay out.
-SIZES = {"vgg11": 32, "vgg11_bn": 32, "inception_v3": 75}
+SIZES = {"vgg11": 32, "vgg11_bn": 32, "inception_v3": 75, "ghostnet_v2_x1_0": 96}
 QUICK = ("squeezenet1_1", "resnet18_v2")
 RECORDED = sorted(
     path.stem

@@ -12,6 +12,7 @@ from cnnjax.errors import UserError
 from cnnjax.models.convnext import ConvNeXt
 from cnnjax.models.densenet import DenseNet
 from cnnjax.models.efficientnet import EfficientNet
+from cnnjax.models.ghostnet import GhostNet
 from cnnjax.models.mnasnet import MNASNet
 from cnnjax.models.mobilenet import MobileNetV1, MobileNetV2, MobileNetV3
 from cnnjax.models.mobileone import MobileOne
@@ -45,6 +46,12 @@ MODELS = {
     ),
     "mnasnet": MNASNet(((1, 3, 1, 8, 1), (2, 5, 2, 8, 2)), 16, 3, width=0.5, dropout_rate=0.0),
     "regnet": RegNet(2, 8, 8.0, 2.0, 8, 1.0, 3, "cifar"),
+    "ghostnet": GhostNet(
+        (((3, 8, 8, True),), ((5, 16, 8, False),)), (1, 2), None, 16, 3, dropout_rate=0.0
+    ),
+    "ghostnet_v2": GhostNet(
+        (((3, 8, 8, False), (3, 16, 8, False)),), (1,), 1, 16, 3, dropout_rate=0.0
+    ),
     "repvgg": RepVGG((2,), (8,), 8, 3, groups=2),
     "mobileone": MobileOne((8,), (2,), (1,), 2, 3),
     "convnext": ConvNeXt((1, 1), (4, 8), 3),

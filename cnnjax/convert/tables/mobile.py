@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cnnjax.convert.layouts import DENSE_AS_1X1
 from cnnjax.convert.names import BLOCK
 from cnnjax.convert.tables.torchvision import Table, conv_norm, stages
 
@@ -76,10 +77,58 @@ def _mobileone_conv(ours: str, theirs: str, kernel_size: int, num_branches: int)
     ]
 
 
+def _ghostnet(model: Any) -> dict[str, Any]:
+    # timm has the blocks behind the first of a stage in a list of their own.
+    ghost = r"(?P<ghost>ghost\d)/"
+    gates = (("pointwise", 0), ("horizontal", 2), ("vertical", 4))
+    shortcuts = (("depthwise", 0), ("pointwise", 2))
+    rules: list[tuple[str, str]] = []
+    last = 2 * len(model.stages) - 1
+    for stage, rows in enumerate(model.stages):
+        for block in range(len(rows)):
+            ours = f"stage{stage + 1}/block{block + 1}/"
+            at = f"{max(0, 2 * stage - 1)}.0" if block == 0 else f"{2 * stage}.{block - 1}"
+            theirs = f"blocks.{at}."
+            rules += conv_norm(ours + ghost + "primary", theirs + "{ghost}.primary_conv")
+            rules += conv_norm(ours + ghost + "cheap", theirs + "{ghost}.cheap_operation")
+            for name, number in gates:
+                place = str(number), str(number + 1)
+                rules += conv_norm(
+                    f"{ours}ghost1/gate/{name}", theirs + "ghost1.short_conv", *place
+                )
+            for name, number in shortcuts:
+                place = str(number), str(number + 1)
+                rules += conv_norm(f"{ours}shortcut_{name}", theirs + "shortcut", *place)
+            rules.append((ours + "depthwise/conv", theirs + "conv_dw"))
+            rules.append((ours + "depthwise/norm", theirs + "bn_dw"))
+            rules += _gate(ours, theirs)
+    return {
+        "rules": (
+            ("stem/conv", "conv_stem"),
+            ("stem/norm", "bn1"),
+            *rules,
+            *conv_norm("last", f"blocks.{last}.0", "conv", "bn1"),
+            ("dense", "conv_head"),
+            ("head", "classifier"),
+        ),
+        "kinds": (("dense/kernel", DENSE_AS_1X1),),
+        "stages": stages("blocks.{}", *range(0, last, 2)),
+    }
+
+
+def _gate(ours: str, theirs: str) -> tuple:
+    """timm's squeeze-and-excite of mobile networks."""
+    return (
+        (f"{ours}se/fc1", f"{theirs}se.conv_reduce"),
+        (f"{ours}se/fc2", f"{theirs}se.conv_expand"),
+    )
+
+
 TORCHVISION: Mapping[str, Table] = {
     "MNASNet": _mnasnet,
 }
 TIMM: Mapping[str, Table] = {
     "RepVGG": _repvgg,
     "MobileOne": _mobileone,
+    "GhostNet": _ghostnet,
 }
