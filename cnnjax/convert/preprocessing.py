@@ -48,21 +48,53 @@ TIMM = {
     "resnet50_v2": (235, 224, "bicubic"),
     "resnet101_v2": (235, 224, "bicubic"),
     "resnet152_v2": (256, 224, "bicubic"),
-    "mobilenet_v1": (256, 224, "bicubic"),
     "nfnet_f0": (213, 192, "bicubic"),
-    **dict.fromkeys((f"repvgg_{size}" for size in ("a0", "a1", "a2", "b0")), USUAL),
-    **dict.fromkeys((f"repvgg_b{size}" for size in ("1", "1g4", "2", "2g4", "3", "3g4")), USUAL),
-    **dict.fromkeys(("ghostnet_x1_0", "ghostnet_v2_x1_0"), (256, 224, "bicubic")),
-    **dict.fromkeys(("ghostnet_v2_x1_3", "ghostnet_v2_x1_6"), (256, 224, "bicubic")),
-    "mobileone_s0": USUAL,
-    **dict.fromkeys((f"mobileone_s{size}" for size in (1, 2, 3, 4)), (248, 224, "bilinear")),
+    "efficientnet_b1": (266, 240, "bicubic"),
+    "efficientnet_b2": (292, 256, "bicubic"),
+    "efficientnet_b3": (329, 288, "bicubic"),
+    "efficientnet_b4": (365, 320, "bicubic"),
+    "efficientnet_b5": (488, 456, "bicubic"),
+    "efficientnet_b6": (560, 528, "bicubic"),
+    "efficientnet_b7": (632, 600, "bicubic"),
+    "efficientnet_v2_s": (300, 300, "bicubic"),
+    "mobilenet_v4_conv_medium": (269, 256, "bicubic"),
+    "mobilenet_v4_conv_large": (404, 384, "bicubic"),
 }
+# Sizes that several have.
+TIMM_ALIKE = {
+    (256, 224, "bicubic"): """
+        mobilenet_v1 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small mobilenet_v4_conv_small
+        mnasnet0_5 mnasnet0_75 mnasnet1_0 efficientnet_b0 ghostnet_x1_0 ghostnet_v2_x1_0
+        ghostnet_v2_x1_3 ghostnet_v2_x1_6 convnext_base convnext_large
+        convnext_v2_atto convnext_v2_femto convnext_v2_pico convnext_v2_nano convnext_v2_tiny
+        convnext_v2_base convnext_v2_large
+    """,
+    (256, 224, "bilinear"): """
+        repvgg_a0 repvgg_a1 repvgg_a2 repvgg_b0 repvgg_b1 repvgg_b1g4 repvgg_b2 repvgg_b2g4
+        repvgg_b3 repvgg_b3g4 mobileone_s0
+    """,
+    (248, 224, "bilinear"): "mobileone_s1 mobileone_s2 mobileone_s3 mobileone_s4",
+    (235, 224, "bicubic"): "regnet_y_3_2gf regnet_y_16gf convnext_tiny convnext_small",
+    (233, 224, "bicubic"): "convmixer_768_32 convmixer_1024_20_ks9_p14 convmixer_1536_20",
+    (232, 224, "bicubic"): """
+        regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf
+        regnet_x_32gf regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_8gf regnet_y_32gf
+    """,
+    (284, 256, "bicubic"): "fastvit_t8 fastvit_t12 fastvit_s12",
+    (384, 384, "bicubic"): "efficientnet_v2_m efficientnet_v2_l",
+}
+TIMM |= {name: sizes for sizes, names in TIMM_ALIKE.items() for name in names.split()}
 SIZES = {"torchvision": TORCHVISION, "timm": TIMM}
 # GoogLeNet's and Inception's weights came from TensorFlow; torchvision's `transform_input` undoes
 # ImageNet's moments for them. Those of EfficientNetV2 L came from there too.
 HALVES = {
     "torchvision": ("googlenet", "inception_v3", "efficientnet_v2_l"),
-    "timm": ("mobilenet_v1", *(name for name in TIMM if name.endswith("_v2"))),
+    "timm": (
+        "mobilenet_v1",
+        "efficientnet_b1",
+        *(name for name in TIMM if fnmatch.fnmatch(name, "resnet*_v2")),
+        *(name for name in TIMM if fnmatch.fnmatch(name, "efficientnet_v2_?")),
+    ),
 }
 
 # Caffe's: the mean pixel of ImageNet is taken off, blue first, and nothing is divided.

@@ -149,6 +149,7 @@ def second(
     return row(EfficientNet, *sizes, source=TORCHVISION, **options)
 
 
+# timm's networks of the same name have another epsilon.
 large = functools.partial(scaled, norm_epsilon=1e-3, norm_momentum=0.99)
 
 # width, depth, image; parameters, running statistics, multiply-accumulates
@@ -158,10 +159,61 @@ ROWS = {
     "efficientnet_b2": scaled(1.1, 1.2, 260, 9_109_994, 67_568, 993_561_872, dropout_rate=0.3),
     "efficientnet_b3": scaled(1.2, 1.4, 300, 12_233_232, 87_296, 1_827_141_392, dropout_rate=0.3),
     "efficientnet_b4": scaled(1.4, 1.8, 380, 19_341_616, 125_200, 4_393_771_024, dropout_rate=0.4),
-    "efficientnet_b5": large(1.6, 2.2, 456, 30_389_784, 172_736, 10_266_384_752, dropout_rate=0.4),
-    "efficientnet_b6": large(1.8, 2.6, 528, 43_040_704, 224_432, 19_067_593_536, dropout_rate=0.5),
-    "efficientnet_b7": large(2.0, 3.1, 600, 66_347_960, 310_720, 37_745_884_192, dropout_rate=0.5),
-    "efficientnet_v2_s": second(V2_S, 384, 21_458_488, 153_872, 8_365_617_152, dropout_rate=0.2),
-    "efficientnet_v2_m": second(V2_M, 480, 54_139_356, 292_032, 24_582_460_384, dropout_rate=0.3),
-    "efficientnet_v2_l": second(V2_L, 480, 118_515_272, 512_576, 56_079_699_008, dropout_rate=0.4),
+    "efficientnet_b5": large(
+        1.6,
+        2.2,
+        456,
+        30_389_784,
+        172_736,
+        10_266_384_752,
+        dropout_rate=0.4,
+        also={"timm": "tf_efficientnet_b5"},
+    ),
+    "efficientnet_b6": large(
+        1.8,
+        2.6,
+        528,
+        43_040_704,
+        224_432,
+        19_067_593_536,
+        dropout_rate=0.5,
+        also={"timm": "tf_efficientnet_b6"},
+    ),
+    "efficientnet_b7": large(
+        2.0,
+        3.1,
+        600,
+        66_347_960,
+        310_720,
+        37_745_884_192,
+        dropout_rate=0.5,
+        also={"timm": "tf_efficientnet_b7"},
+    ),
+    "efficientnet_v2_s": second(
+        V2_S,
+        384,
+        21_458_488,
+        153_872,
+        8_365_617_152,
+        dropout_rate=0.2,
+        also={"timm": "tf_efficientnetv2_s"},
+    ),
+    "efficientnet_v2_m": second(
+        V2_M,
+        480,
+        54_139_356,
+        292_032,
+        24_582_460_384,
+        dropout_rate=0.3,
+        also={"timm": "tf_efficientnetv2_m"},
+    ),
+    "efficientnet_v2_l": second(
+        V2_L,
+        480,
+        118_515_272,
+        512_576,
+        56_079_699_008,
+        dropout_rate=0.4,
+        also={"timm": "tf_efficientnetv2_l"},
+    ),
 }

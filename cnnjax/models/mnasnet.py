@@ -92,8 +92,14 @@ published = functools.partial(row, MNASNet, source=TORCHVISION)
 
 # parameters, running statistics, multiply-accumulates
 ROWS = {
-    "mnasnet0_5": published(2_218_512, 20_624, 104_455_968, width=0.5),
-    "mnasnet0_75": published(3_170_208, 29_808, 215_493_104, width=0.75),
-    "mnasnet1_0": published(4_383_312, 37_920, 314_415_872, width=1.0),
+    "mnasnet0_5": published(
+        2_218_512, 20_624, 104_455_968, width=0.5, also={"timm": "mnasnet_050"}
+    ),
+    "mnasnet0_75": published(
+        3_170_208, 29_808, 215_493_104, width=0.75, also={"timm": "mnasnet_075"}
+    ),
+    "mnasnet1_0": published(
+        4_383_312, 37_920, 314_415_872, width=1.0, also={"timm": "mnasnet_100"}
+    ),
     "mnasnet1_3": published(6_282_256, 48_816, 526_362_432, width=1.3),
 }

@@ -3,7 +3,8 @@
 A sum of convolutions, each with its batch normalization, and of a batch normalization of the input
 is linear once the statistics are fixed: one convolution with a bias computes the same. Ding et al.
 2021, "RepVGG: Making VGG-style ConvNets Great Again" (arXiv 2101.03697), section 3.3; Vasu et al.
-2023, "MobileOne" (arXiv 2206.04040), section 3.3.
+2023, "MobileOne" (arXiv 2206.04040), section 3.3; Vasu et al. 2023, "FastViT" (arXiv 2303.14189),
+section 3.2.
 
     deployed, fewer = reparametrize(model, variables)
     deployed.apply(fewer, image)  # equals model.apply(variables, image)
@@ -16,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from flax import linen as nn
 
@@ -26,6 +28,7 @@ from cnnjax.models.layers import Array, Factories
 
 Tree = Mapping[str, Any]
 BRANCHES = r"branch\d+|identity"
+MIXER = {"mixer", "norm", "layer_scale"}
 
 
 class BranchedConv(nn.Module):
@@ -71,6 +74,33 @@ class BranchedConv(nn.Module):
         return sum(branches[1:], start=branches[0])
 
 
+class BranchedMixer(nn.Module):
+    """`x + layer_scale * (mixer(x) - norm(x))`, for each channel by itself (arXiv 2303.14189, 3.2).
+
+    Attributes:
+      kernel_size: of `mixer`, a `BranchedConv` with a 1x1 branch; `norm` has the identity alone.
+      layer_scale_init: first value of the scales.
+      deployed: whether there is one convolution, `conv`.
+    """
+
+    kernel_size: int
+    layer_scale_init: float
+    layers: Factories
+    deployed: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        branched = functools.partial(BranchedConv, channels, layers=self.layers, groups=channels)
+        if self.deployed:
+            conv = self.layers.conv
+            return conv(channels, self.kernel_size, groups=channels, use_bias=True, name="conv")(x)
+        mixed = branched((self.kernel_size, 1), name="mixer")(x) - branched((), name="norm")(x)
+        constant = nn.initializers.constant(self.layer_scale_init)
+        scale = self.param("layer_scale", constant, (channels,))
+        return x + mixed * scale.astype(mixed.dtype)
+
+
 def reparametrize(model: nn.Module, variables: Tree) -> tuple[nn.Module, dict[str, Any]]:
     """Returns the deployed form of a model and its variables; evaluation gives the same outputs.
 
@@ -107,32 +137,35 @@ def reparametrize(model: nn.Module, variables: Tree) -> tuple[nn.Module, dict[st
 
 
 def _fold_tree(params: Tree, statistics: Tree, epsilon: float) -> tuple[dict[str, Any], Tree]:
+    """Returns the parameters and the statistics of a module of the deployed form."""
     if all(re.fullmatch(BRANCHES, name) for name in params):
-        kernel, bias = _sum_of_branches(params, statistics, epsilon)
-        dtype = next(iter(params.values()))["norm"]["scale"].dtype
-        return {"conv": {"kernel": kernel.astype(dtype), "bias": bias.astype(dtype)}}, {}
+        return _one_convolution(params, *_sum_of_branches(params, statistics, epsilon)), {}
+    if params.keys() == MIXER:
+        return _one_convolution(params, *_mixer(params, statistics, epsilon)), {}
     folded: dict[str, Any] = {}
     kept: dict[str, Any] = {}
     for name, tree in params.items():
-        if not isinstance(tree, Mapping):
-            folded[name] = tree
-            continue
-        folded[name], own = _fold_tree(tree, statistics.get(name, {}), epsilon)
+        own = statistics.get(name, {})
+        if isinstance(tree, Mapping):
+            tree, own = _fold_tree(tree, own, epsilon)
+        folded[name] = tree
         if own:
             kept[name] = own
-    return folded, kept or (statistics if not any(map(_is_tree, params.values())) else {})
+    # Those of a norm are beside its parameters, not below them.
+    return folded, kept or {name: own for name, own in statistics.items() if name not in params}
 
 
-def _is_tree(value: Any) -> bool:
-    return isinstance(value, Mapping)
+def _one_convolution(params: Tree, kernel: np.ndarray, bias: np.ndarray) -> dict[str, Any]:
+    dtype = jax.tree.leaves(params)[0].dtype
+    return {"conv": {"kernel": kernel.astype(dtype), "bias": bias.astype(dtype)}}
 
 
 def _sum_of_branches(
-    params: Tree, statistics: Tree, epsilon: float
+    params: Tree, statistics: Tree, epsilon: float, shape: Sequence[int] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the kernel and the bias of all branches together, in float64."""
+    """Returns the kernel, of the shape of the largest, and the bias of all branches, in float64."""
     kernels = [branch["conv"]["kernel"] for name, branch in params.items() if name != "identity"]
-    shape = max((kernel.shape for kernel in kernels), key=lambda shape: shape[0])
+    shape = shape or max((kernel.shape for kernel in kernels), key=lambda shape: shape[0])
     kernel, bias = np.zeros(shape), np.zeros(shape[-1])
     for name, branch in params.items():
         if name == "identity":
@@ -143,6 +176,14 @@ def _sum_of_branches(
             own = widened(np.asarray(branch["conv"]["kernel"], np.float64), shape[0])
         kernel, bias = kernel + own * factor, bias + summand
     return kernel, bias
+
+
+def _mixer(params: Tree, statistics: Tree, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the kernel and the bias of a `BranchedMixer`, in float64."""
+    kernel, bias = _sum_of_branches(params["mixer"], statistics["mixer"], epsilon)
+    less = _sum_of_branches(params["norm"], statistics["norm"], epsilon, kernel.shape)
+    scale = np.asarray(params["layer_scale"], np.float64)
+    return identity_kernel(kernel.shape) + scale * (kernel - less[0]), scale * (bias - less[1])
 
 
 def _affine(norm: Tree, statistics: Tree, epsilon: float) -> tuple[np.ndarray, np.ndarray]:

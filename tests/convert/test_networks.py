@@ -41,6 +41,7 @@ ARGUMENTS = {
 }
 # Too small for the auxiliary head, whose weights then stay out.
 SIZES = {"vgg11": 32, "vgg11_bn": 32, "inception_v3": 75, "ghostnet_v2_x1_0": 96}
+SIZES |= {"convmixer_1024_20_ks9_p14": 56}
 QUICK = ("squeezenet1_1", "resnet18_v2")
 RECORDED = sorted(
     path.stem
@@ -73,6 +74,10 @@ QUICK_COUNTERPARTS = {
 
 # Made of the same blocks as another one whose outputs are compared.
 ALIKE = (
+    "convnext_tiny@timm",
+    "efficientnet_b0@timm",
+    "mobilenet_v3_small@timm",
+    "mobilenet_v4_conv_medium",
     "mobileone_s4",
     "mobilenet_v3_large",
     "regnet_x_400mf",

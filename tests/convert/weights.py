@@ -13,7 +13,9 @@ PERIOD = 1_000_003
 NUM_SAMPLES = 64
 # Of the kernels of networks in which the signal would grow from block to block, until their gates
 # have no digits left to agree in.
-FACTORS = dict.fromkeys(("efficientnet_v2_s", "ghostnet_100", "ghostnetv2_100"), 0.7)
+FACTORS = dict.fromkeys(
+    ("efficientnet_v2_s", "tf_efficientnetv2_s", "ghostnet_100", "ghostnetv2_100"), 0.7
+)
 
 
 def generator(*names):

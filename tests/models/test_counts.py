@@ -18,7 +18,8 @@ LARGE = re.compile(
     r"|shufflenet_v2_x(0_5|1_5|2_0)|efficientnet_b[1-7]|regnet_._(800mf|.*gf)"
     r"|convnext_(small|base|large)"
     r"|mnasnet0_75|mnasnet1_.|efficientnet_v2_."
-    r"|repvgg_(a[12]|b.*)|mobileone_s[0234]|ghostnet_v2_.*"
+    r"|repvgg_(a[12]|b.*)|mobileone_s[0234]|ghostnet_v2_.*|mobilenet_v4_conv_(medium|large)"
+    r"|convnext_v2_[^a].*|convmixer_(768|1536).*|fastvit_.12"
 )
 CASES = [
     pytest.param(name, marks=[pytest.mark.exhaustive] if LARGE.fullmatch(name) else [])

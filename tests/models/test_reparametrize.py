@@ -11,7 +11,7 @@ from cnnjax.models.reparametrize import BranchedConv, identity_kernel, reparamet
 from tests.models.quick import quick_apply, quick_init
 from tests.models.test_families import IMAGE, MODELS, random_variables, train_outputs
 
-NAMES = ("repvgg", "mobileone")
+NAMES = ("repvgg", "mobileone", "fastvit")
 
 
 def assert_same_outputs(model, variables):

@@ -275,7 +275,8 @@ def _efficientnet(model: Any) -> dict[str, Any] | None:
 
 def _convnext(model: Any) -> dict[str, Any] | None:
     name = CONVNEXTS.get((tuple(model.stage_sizes), model.stage_features[0]))
-    if model.layers.norm != "layer" or model.stem != "imagenet" or name is None:
+    published = name is not None and not model.response_norm
+    if model.layers.norm != "layer" or model.stem != "imagenet" or not published:
         return None
     stem = f"{name}_stem/{name}_stem"
     layers = conv_norm("stem", f"{stem}_conv", f"{stem}_layernorm")
