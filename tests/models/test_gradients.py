@@ -43,7 +43,8 @@ SMALL = [name for name in models.list_models() if not LARGE.fullmatch(name)]
 ALIKE = {
     *("alexnet_2012", "cifar_resnet56", "densenet121", "regnet_x_400mf", "squeezenet1_0", "vgg11"),
     *("cnn_32_64", "cnn_32_64_dense64", "mobilenet_v3_large", "resnet18", "resnet50_v1"),
-    *("resnet50_v2", "wide_resnet28_10", "wide_resnet50_2"),
+    *("resnet50_v2", "wide_resnet28_10", "wide_resnet50_2", "mnasnet0_5", "mobileone_s1"),
+    "convmixer_1024_20_ks9_p14",
     *(name for name in SMALL if name.startswith(("vgg13", "vgg16", "vgg19"))),
 }
 
