@@ -56,7 +56,7 @@ def _timm(name: str, size: int, stages: str, layout: str = "images", **options: 
     return Network("timm", name, size, stages, layout, options)
 
 
-# By the name of the model in cnnjax.
+# By the name of the model in cnnjax, and `@` with the library, where the tests would take another.
 NETWORKS = {
     "alexnet": _torchvision("alexnet", 64, r"features\.(2|5|7|9|12)"),
     "vgg11": _torchvision("vgg11", 32, r"features\.(2|5|10|15|20)"),
@@ -122,6 +122,27 @@ NETWORKS = {
     "ese_vovnet19b_dw": _timm("ese_vovnet19b_dw", 64, r"stages\.\d"),
     "ese_vovnet39b": _timm("ese_vovnet39b", 64, r"stages\.\d"),
     "hrnet_w18_small": _timm("hrnet_w18_small", 64, r"layer1|stage\d"),
+    "mnasnet0_5": _torchvision("mnasnet0_5", 64, r"layers\.([7-9]|1[0-3])"),
+    "repvgg_a0": _timm("repvgg_a0", 64, r"stages\.\d"),
+    "repvgg_b1g4": _timm("repvgg_b1g4", 64, r"stages\.\d"),
+    "mobileone_s0": _timm("mobileone_s0", 64, r"stages\.\d"),
+    "mobileone_s4": _timm("mobileone_s4", 64, r"stages\.\d"),
+    "ghostnet_x1_0": _timm("ghostnet_100", 64, r"blocks\.[02468]"),
+    "ghostnet_v2_x1_0": _timm("ghostnetv2_100", 96, r"blocks\.[02468]"),
+    "mobilenet_v4_conv_small": _timm("mobilenetv4_conv_small", 64, r"blocks\.\d"),
+    "mobilenet_v4_conv_medium": _timm("mobilenetv4_conv_medium", 64, r"blocks\.\d"),
+    "convnext_v2_atto": _timm("convnextv2_atto", 64, r"stages\.\d"),
+    "convmixer_1024_20_ks9_p14": _timm("convmixer_1024_20_ks9_p14", 56, "blocks"),
+    "fastvit_t8": _timm("fastvit_t8", 64, r"stages\.\d"),
+    "mnasnet0_5@timm": _timm("mnasnet_050", 64, r"blocks\.\d"),
+    "mobilenet_v2@timm": _timm("mobilenetv2_100", 64, r"blocks\.\d"),
+    "mobilenet_v3_large@timm": _timm("mobilenetv3_large_100", 64, r"blocks\.[01245]"),
+    "mobilenet_v3_small@timm": _timm("mobilenetv3_small_100", 64, r"blocks\.[0134]"),
+    "efficientnet_b0@timm": _timm("efficientnet_b0", 64, r"blocks\.\d"),
+    "efficientnet_v2_s@timm": _timm("tf_efficientnetv2_s", 64, r"blocks\.\d"),
+    "regnet_y_400mf@timm": _timm("regnety_004", 64, r"s\d"),
+    "convnext_tiny@timm": _timm("convnext_tiny", 64, r"stages\.\d"),
+    "efficientnet_v2_s": _torchvision("efficientnet_v2_s", 64, r"features\.[1-6]"),
 }
 # By the name of a network that timm builds by arguments only: the base and the arguments.
 BUILT: dict[str, tuple[str, dict[str, Any]]] = {
@@ -179,7 +200,8 @@ def build(network: Network) -> Any:
     for name, tensor in state.items():
         # Swin's table of distances is no weight.
         if tensor.is_floating_point() and not name.endswith("relative_coords_table"):
-            tensor.copy_(torch.from_numpy(weights.weight(name, tuple(tensor.shape))))
+            drawn = weights.weight(name, tuple(tensor.shape), network.name)
+            tensor.copy_(torch.from_numpy(drawn))
     return module
 
 
@@ -358,6 +380,30 @@ VARIANTS = {
             res2net50_26w_4s res2net50_26w_6s res2net50_26w_8s res2net50_48w_2s res2net50_14w_8s
             res2net101_26w_4s res2next50 res2net50d res2net101d
             legacy_xception inception_v4 inception_resnet_v2
+        """,
+    },
+    "state_dicts_mobile": {
+        "torchvision": """
+            mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3 efficientnet_v2_s efficientnet_v2_m
+            efficientnet_v2_l
+        """,
+        "timm": """
+            repvgg_a0 repvgg_a1 repvgg_a2 repvgg_b0 repvgg_b1 repvgg_b1g4 repvgg_b2 repvgg_b2g4
+            repvgg_b3 repvgg_b3g4 mobileone_s0 mobileone_s1 mobileone_s2 mobileone_s3 mobileone_s4
+            ghostnet_100 ghostnetv2_100 ghostnetv2_130 ghostnetv2_160
+            mobilenetv4_conv_small mobilenetv4_conv_medium mobilenetv4_conv_large
+            convnextv2_atto convnextv2_femto convnextv2_pico convnextv2_nano convnextv2_tiny
+            convnextv2_base convnextv2_large
+            convmixer_768_32 convmixer_1024_20_ks9_p14 convmixer_1536_20
+            fastvit_t8 fastvit_t12 fastvit_s12
+            mnasnet_050 mnasnet_075 mnasnet_100
+            mobilenetv2_100 mobilenetv3_large_100 mobilenetv3_small_100
+            efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4
+            tf_efficientnet_b5 tf_efficientnet_b6 tf_efficientnet_b7
+            tf_efficientnetv2_s tf_efficientnetv2_m tf_efficientnetv2_l
+            regnetx_004_tv regnetx_008 regnetx_016 regnetx_032 regnetx_080 regnetx_160 regnetx_320
+            regnety_004 regnety_008_tv regnety_016 regnety_032 regnety_080_tv regnety_160
+            regnety_320 convnext_tiny convnext_small convnext_base convnext_large
         """,
     },
 }

@@ -33,6 +33,11 @@ TORCHVISION = {
     "efficientnet_b5": (456, 456, "bicubic"),
     "efficientnet_b6": (528, 528, "bicubic"),
     "efficientnet_b7": (600, 600, "bicubic"),
+    "efficientnet_v2_s": (384, 384, "bilinear"),
+    "efficientnet_v2_m": (480, 480, "bilinear"),
+    "efficientnet_v2_l": (480, 480, "bicubic"),
+    "mnasnet0_75": (232, 224, "bilinear"),
+    "mnasnet1_3": (232, 224, "bilinear"),
     "convnext_tiny": (236, 224, "bilinear"),
     "convnext_small": (230, 224, "bilinear"),
     "convnext_base": (232, 224, "bilinear"),
@@ -150,7 +155,6 @@ TIMM = {
     "xception": (333, 299, "bicubic"),
     "inception_v4": (341, 299, "bicubic"),
     "inception_resnet_v2": (333, 299, "bicubic"),
-    "mobilenet_v1": (256, 224, "bicubic"),
     "nfnet_f0": (213, 192, "bicubic"),
     **dict.fromkeys(
         ("vit_s_16", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"),
@@ -175,15 +179,50 @@ TIMM = {
         ("hrnet_w30", "hrnet_w32", "hrnet_w40", "hrnet_w44", "hrnet_w48", "hrnet_w64"),
         (256, 224, "bilinear"),
     ),
+    "efficientnet_b1": (266, 240, "bicubic"),
+    "efficientnet_b2": (292, 256, "bicubic"),
+    "efficientnet_b3": (329, 288, "bicubic"),
+    "efficientnet_b4": (365, 320, "bicubic"),
+    "efficientnet_b5": (488, 456, "bicubic"),
+    "efficientnet_b6": (560, 528, "bicubic"),
+    "efficientnet_b7": (632, 600, "bicubic"),
+    "efficientnet_v2_s": (300, 300, "bicubic"),
+    "mobilenet_v4_conv_medium": (269, 256, "bicubic"),
+    "mobilenet_v4_conv_large": (404, 384, "bicubic"),
 }
+# Sizes that several have.
+TIMM_ALIKE = {
+    (256, 224, "bicubic"): """
+        mobilenet_v1 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small mobilenet_v4_conv_small
+        mnasnet0_5 mnasnet0_75 mnasnet1_0 efficientnet_b0 ghostnet_x1_0 ghostnet_v2_x1_0
+        ghostnet_v2_x1_3 ghostnet_v2_x1_6 convnext_base convnext_large
+        convnext_v2_atto convnext_v2_femto convnext_v2_pico convnext_v2_nano convnext_v2_tiny
+        convnext_v2_base convnext_v2_large
+    """,
+    (256, 224, "bilinear"): """
+        repvgg_a0 repvgg_a1 repvgg_a2 repvgg_b0 repvgg_b1 repvgg_b1g4 repvgg_b2 repvgg_b2g4
+        repvgg_b3 repvgg_b3g4 mobileone_s0
+    """,
+    (248, 224, "bilinear"): "mobileone_s1 mobileone_s2 mobileone_s3 mobileone_s4",
+    (235, 224, "bicubic"): "regnet_y_3_2gf regnet_y_16gf convnext_tiny convnext_small",
+    (233, 224, "bicubic"): "convmixer_768_32 convmixer_1024_20_ks9_p14 convmixer_1536_20",
+    (232, 224, "bicubic"): """
+        regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf
+        regnet_x_32gf regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_8gf regnet_y_32gf
+    """,
+    (284, 256, "bicubic"): "fastvit_t8 fastvit_t12 fastvit_s12",
+    (384, 384, "bicubic"): "efficientnet_v2_m efficientnet_v2_l",
+}
+TIMM |= {name: sizes for sizes, names in TIMM_ALIKE.items() for name in names.split()}
 SIZES = {"torchvision": TORCHVISION, "timm": TIMM}
 # GoogLeNet's and Inception's weights came from TensorFlow; torchvision's `transform_input` undoes
-# ImageNet's moments for them.
+# ImageNet's moments for them. Those of EfficientNetV2 L came from there too.
 HALVES = {
-    "torchvision": ("googlenet", "inception_v3"),
+    "torchvision": ("googlenet", "inception_v3", "efficientnet_v2_l"),
     "timm": (
-        *("mobilenet_v1", "xception", "inception_v4", "inception_resnet_v2"),
+        *("mobilenet_v1", "xception", "inception_v4", "inception_resnet_v2", "efficientnet_b1"),
         *(name for name in TIMM if fnmatch.fnmatch(name, "resnet*_v2")),
+        *(name for name in TIMM if fnmatch.fnmatch(name, "efficientnet_v2_?")),
         *(name for name in TIMM if name.startswith(("vit_", "bit_"))),
     ),
 }

@@ -168,6 +168,36 @@ class InvertedResidual(nn.Module):
         return y
 
 
+class FusedInvertedResidual(nn.Module):
+    """Widen by a convolution of that kernel size, narrow by 1x1 without activation.
+
+    The input is added at stride 1 where the channels stay the same. Where nothing is widened, there
+    is one convolution, `expand`, with an activation. Tan & Le 2021 (arXiv 2104.00298), section 3.2.
+
+    Attributes:
+      features, expanded_features: as in `InvertedResidual`.
+    """
+
+    features: int
+    expanded_features: int
+    kernel_size: int
+    strides: int
+    layers: Factories
+    stochastic_depth_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        conv_norm = functools.partial(ConvNorm, layers=self.layers)
+        widened = self.expanded_features != x.shape[-1]
+        width = self.expanded_features if widened else self.features
+        y = conv_norm(width, self.kernel_size, strides=self.strides, name="expand")(x)
+        if widened:
+            y = conv_norm(self.features, 1, linear=True, name="project")(y)
+        if self.strides == 1 and x.shape[-1] == self.features:
+            y = x + drop_branch(self, y)
+        return y
+
+
 def call_block(block: nn.Module, x: Array, layers: Factories) -> Array:
     """Returns `block(x)`.
 

@@ -1,13 +1,18 @@
-"""EfficientNet B0 to B7: inverted residuals with gates, depth and width scaled together.
+"""EfficientNet B0 to B7 and EfficientNetV2: inverted residuals with gates, scaled in all sizes.
 
-Tan & Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (arXiv
-1905.11946), Table 1 for B0. The factors of B1 to B7 and their dropout rates are those of the
-authors' code; so are the epsilon and momentum of B5 to B7, while B0 to B4 have PyTorch's, as in
-torchvision, whose published weights were trained so.
+- B0 to B7: Tan & Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural
+  Networks" (arXiv 1905.11946), Table 1 for B0. The factors of B1 to B7 and their dropout rates are
+  those of the authors' code; so are the epsilon and momentum of B5 to B7, while B0 to B4 have
+  PyTorch's, as in torchvision, whose published weights were trained so.
+- V2 S, M and L: Tan & Le 2021, "EfficientNetV2: Smaller Models and Faster Training" (arXiv
+  2104.00298), Table 4 for S; M and L as in the authors' code, with torchvision's epsilon and
+  momentum. The first three stages have one convolution in place of the widening and the depthwise
+  one.
 
 Names: torchvision's `features.2.0.block.1.0` is `stage2/block1/depthwise/conv`; a block's parts
-are `expand`, `depthwise`, `se` and `project`; `features.0` is `stem`, `features.8` is `last`,
-`classifier.1` is `head`.
+are `expand`, `depthwise`, `se` and `project`, in V2's first stages `expand` and `project`;
+`features.0` is `stem`, `features.8` (or the one behind the last stage) is `last`, `classifier.1` is
+`head`.
 """
 
 from __future__ import annotations
@@ -34,6 +39,33 @@ STAGES = (
     (6, 5, 2, 192, 4),
     (6, 3, 1, 320, 1),
 )
+# The same of V2; the first three are fused.
+V2_S = (
+    (1, 3, 1, 24, 2),
+    (4, 3, 2, 48, 4),
+    (4, 3, 2, 64, 4),
+    (4, 3, 2, 128, 6),
+    (6, 3, 1, 160, 9),
+    (6, 3, 2, 256, 15),
+)
+V2_M = (
+    (1, 3, 1, 24, 3),
+    (4, 3, 2, 48, 5),
+    (4, 3, 2, 80, 5),
+    (4, 3, 2, 160, 7),
+    (6, 3, 1, 176, 14),
+    (6, 3, 2, 304, 18),
+    (6, 3, 1, 512, 5),
+)
+V2_L = (
+    (1, 3, 1, 32, 4),
+    (4, 3, 2, 64, 7),
+    (4, 3, 2, 96, 7),
+    (4, 3, 2, 192, 10),
+    (6, 3, 1, 224, 19),
+    (6, 3, 2, 384, 25),
+    (6, 3, 1, 640, 7),
+)
 
 
 class EfficientNet(nn.Module):
@@ -44,6 +76,9 @@ class EfficientNet(nn.Module):
       num_classes: of the head; `None` returns the pooled features.
       width: factor of all channels, which are then made divisible by 8.
       depth: factor of the number of blocks of each stage, rounded up.
+      fused_stages: how many of the stages, from the first, have `blocks.FusedInvertedResidual`s.
+      stem_features: of the first convolution, before scaling.
+      last_features: of the last convolution; None for four times those of the last stage.
       stem: `"imagenet"` for images of 224 pixels and more, `"cifar"` for 28 to 64 pixels.
       dropout_rate: before the head.
       stochastic_depth_rate: of the last block; rises linearly from 0.
@@ -58,6 +93,9 @@ class EfficientNet(nn.Module):
     num_classes: int | None = 1000
     width: float = 1.0
     depth: float = 1.0
+    fused_stages: int = 0
+    stem_features: int = 32
+    last_features: int | None = None
     stem: str = "imagenet"
     dropout_rate: float = 0.2
     stochastic_depth_rate: float = 0.2
@@ -69,28 +107,30 @@ class EfficientNet(nn.Module):
         require_image(image, "EfficientNet")
         layers = self.layers.factories(train=train, padding=self.padding)
         stem_strides, *strides = strides_for(self.stem, (2, *(row[2] for row in self.stages)))
-        channels = blocks.scale_channels(32, width=self.width)
+        channels = blocks.scale_channels(self.stem_features, width=self.width)
         x = blocks.ConvNorm(channels, 3, layers, stem_strides, name="stem")(image)
         stages: list[list[Factory]] = []
         for numbers, stride in zip(self.stages, strides, strict=True):
             expansion, kernel_size, _, features, depth = numbers
             features = blocks.scale_channels(features, width=self.width)
+            fused = len(stages) < self.fused_stages
             stages.append([])
             for index in range(math.ceil(depth * self.depth)):
-                block = functools.partial(
-                    blocks.InvertedResidual,
-                    features,
-                    expansion * channels,
-                    kernel_size,
-                    stride if index == 0 else 1,
-                    # A quarter of the block's input, not of the expanded channels.
-                    se_features=max(1, channels // 4),
-                    se_activation=layers.activation,
-                )
+                sizes = (features, expansion * channels, kernel_size, stride if index == 0 else 1)
+                if fused:
+                    block: Factory = functools.partial(blocks.FusedInvertedResidual, *sizes)
+                else:
+                    block = functools.partial(
+                        blocks.InvertedResidual,
+                        *sizes,
+                        # A quarter of the block's input, not of the expanded channels.
+                        se_features=max(1, channels // 4),
+                        se_activation=layers.activation,
+                    )
                 stages[-1].append(block)
                 channels = features
         x = blocks.run_stages(x, stages, layers, stochastic_depth_rate=self.stochastic_depth_rate)
-        x = blocks.ConvNorm(4 * channels, 1, layers, name="last")(x)
+        x = blocks.ConvNorm(self.last_features or 4 * channels, 1, layers, name="last")(x)
         return blocks.classify(x, self.num_classes, layers, dropout_rate=self.dropout_rate)
 
 
@@ -100,6 +140,16 @@ def scaled(width: float, depth: float, side: int, *sizes: int, **options: Any) -
     return row(EfficientNet, *sizes, source=TORCHVISION, **options)
 
 
+def second(
+    stages: Sequence[tuple[int, int, int, int, int]], side: int, *sizes: int, **options: Any
+) -> Row:
+    """Returns the row of an EfficientNetV2 for images of `side` pixels."""
+    options |= {"stages": stages, "stem_features": stages[0][3], "image": (side, side, 3)}
+    options |= {"fused_stages": 3, "last_features": 1280, "norm_epsilon": 1e-3}
+    return row(EfficientNet, *sizes, source=TORCHVISION, **options)
+
+
+# timm's networks of the same name have another epsilon.
 large = functools.partial(scaled, norm_epsilon=1e-3, norm_momentum=0.99)
 
 # width, depth, image; parameters, running statistics, multiply-accumulates
@@ -109,8 +159,62 @@ ROWS = {
     "efficientnet_b2": scaled(1.1, 1.2, 260, 9_109_994, 67_568, 993_561_872, dropout_rate=0.3),
     "efficientnet_b3": scaled(1.2, 1.4, 300, 12_233_232, 87_296, 1_827_141_392, dropout_rate=0.3),
     "efficientnet_b4": scaled(1.4, 1.8, 380, 19_341_616, 125_200, 4_393_771_024, dropout_rate=0.4),
-    "efficientnet_b5": large(1.6, 2.2, 456, 30_389_784, 172_736, 10_266_384_752, dropout_rate=0.4),
-    "efficientnet_b6": large(1.8, 2.6, 528, 43_040_704, 224_432, 19_067_593_536, dropout_rate=0.5),
-    "efficientnet_b7": large(2.0, 3.1, 600, 66_347_960, 310_720, 37_745_884_192, dropout_rate=0.5),
+    "efficientnet_b5": large(
+        1.6,
+        2.2,
+        456,
+        30_389_784,
+        172_736,
+        10_266_384_752,
+        dropout_rate=0.4,
+        also={"timm": "tf_efficientnet_b5"},
+    ),
+    "efficientnet_b6": large(
+        1.8,
+        2.6,
+        528,
+        43_040_704,
+        224_432,
+        19_067_593_536,
+        dropout_rate=0.5,
+        also={"timm": "tf_efficientnet_b6"},
+    ),
+    "efficientnet_b7": large(
+        2.0,
+        3.1,
+        600,
+        66_347_960,
+        310_720,
+        37_745_884_192,
+        dropout_rate=0.5,
+        also={"timm": "tf_efficientnet_b7"},
+    ),
+    "efficientnet_v2_s": second(
+        V2_S,
+        384,
+        21_458_488,
+        153_872,
+        8_365_617_152,
+        dropout_rate=0.2,
+        also={"timm": "tf_efficientnetv2_s"},
+    ),
+    "efficientnet_v2_m": second(
+        V2_M,
+        480,
+        54_139_356,
+        292_032,
+        24_582_460_384,
+        dropout_rate=0.3,
+        also={"timm": "tf_efficientnetv2_m"},
+    ),
+    "efficientnet_v2_l": second(
+        V2_L,
+        480,
+        118_515_272,
+        512_576,
+        56_079_699_008,
+        dropout_rate=0.4,
+        also={"timm": "tf_efficientnetv2_l"},
+    ),
 }
 ROWS |= also_called(ROWS, "keras", {f"efficientnet_b{n}": f"EfficientNetB{n}" for n in range(8)})

@@ -38,6 +38,7 @@ KERAS_FIELDS: Mapping[str, Mapping[str, Any]] = {
 TIMM_FIELDS: Mapping[str, Mapping[str, Any]] = {
     # The paper has ReLU.
     "MobileNetV1": {"activation": "relu6"},
+    "MobileNetV3": {"norm_epsilon": 1e-5},
     "NFNet": {"activation": "gelu_exact"},
 }
 # timm's `tf_` networks have TensorFlow's weights, padding and epsilon.
@@ -127,6 +128,8 @@ def fields_in(library: str, row: Row) -> Mapping[str, Any]:
     family = row.network.__name__
     if family == "ResNet" and str(row.arguments.get("version", "")).startswith("v2"):
         family = "ResNet v2"
+    if library == "timm" and row.also.get("timm", "").startswith("tf_"):
+        return TENSORFLOW_FIELDS.get(family, {})
     return {"keras": KERAS_FIELDS, "timm": TIMM_FIELDS}.get(library, {}).get(family, {})
 
 

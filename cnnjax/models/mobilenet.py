@@ -254,9 +254,28 @@ ROWS = {
         source=COUNTED,
         also={"timm": "mobilenetv1_100"},
     ),
-    "mobilenet_v2": row(MobileNetV2, 3_504_872, 34_112, 300_774_272, source=TORCHVISION),
-    "mobilenet_v3_large": large(5_483_032, 24_400, 216_589_760, dense_features=1280),
-    "mobilenet_v3_small": small(2_542_856, 12_112, 56_510_400, dense_features=1024),
+    "mobilenet_v2": row(
+        MobileNetV2,
+        3_504_872,
+        34_112,
+        300_774_272,
+        source=TORCHVISION,
+        also={"timm": "mobilenetv2_100"},
+    ),
+    "mobilenet_v3_large": large(
+        5_483_032,
+        24_400,
+        216_589_760,
+        dense_features=1280,
+        also={"timm": "mobilenetv3_large_100"},
+    ),
+    "mobilenet_v3_small": small(
+        2_542_856,
+        12_112,
+        56_510_400,
+        dense_features=1024,
+        also={"timm": "mobilenetv3_small_100"},
+    ),
 }
 KERAS = {
     "mobilenet_v1": "MobileNet",

@@ -217,6 +217,10 @@ def test_a_reference_that_is_none(tmp_path, content):
         ("efficientnet_b4", "torchvision", (0.485, 384, 380, "bicubic")),
         # timm.create_model(name).pretrained_cfg: of the side over its crop_pct.
         ("resnet50_v2", "timm", (0.5, 235, 224, "bicubic")),
+        ("efficientnet_v2_s", "timm", (0.5, 300, 300, "bicubic")),
+        ("mobilenet_v2", "timm", (0.485, 256, 224, "bicubic")),
+        ("regnet_y_8gf", "timm", (0.485, 232, 224, "bicubic")),
+        ("mobileone_s1", "timm", (0.485, 248, 224, "bilinear")),
         ("resnet50", "timm", (0.485, None, None, None)),
         ("mobilenet_v2", "tf_slim", (0.5, None, 224, "bilinear")),
         ("lenet5", "pytorch", (None, None, None, None)),

@@ -41,6 +41,7 @@ ARGUMENTS = {
 }
 # Too small for the auxiliary head, whose weights then stay out.
 SIZES = {"vgg11": 32, "vgg11_bn": 32, "vit_b_32": 224, "maxvit_t": 224}
+SIZES |= {"ghostnet_v2_x1_0": 96, "convmixer_1024_20_ks9_p14": 56}
 SIZES |= dict.fromkeys(("inception_v3", "inception_v4", "inception_resnet_v2"), 75)
 # With drawn weights the rounding of float32 is amplified, in PyTorch as here: in float64 instead.
 SENSITIVE = ("maxvit_t", "resnest50d_4s2x40d", "sk_resnext50_32x4d")
@@ -76,6 +77,11 @@ QUICK_COUNTERPARTS = {
 
 # Made of the same blocks as another one whose outputs are compared.
 ALIKE = (
+    "convnext_tiny@timm",
+    "efficientnet_b0@timm",
+    "mobilenet_v3_small@timm",
+    "mobilenet_v4_conv_medium",
+    "mobileone_s4",
     "darknet53",
     "dla34",
     "mobilenet_v3_large",
@@ -118,6 +124,7 @@ def test_names_and_shapes_are_theirs(framework, name):
     """Nothing is computed. That values survive both ways bit for bit is the layouts' own test."""
     model = models.create(name, num_classes=1000, **ARGUMENTS.get(name, {}))
     names = convert.find_names(model, framework)
+    model = models.with_fields(model, **names.requires)
     table = convert.entries(model, models.input_shape(name), names)
     theirs = STATE_DICTS[f"{framework}/{name_there(framework, name)}"]
     wanted = {k: tuple(v) for k, v in theirs.items() if not re.fullmatch(names.ignored, k)}
@@ -129,14 +136,20 @@ def test_names_and_shapes_are_theirs(framework, name):
 
 
 def build(name):
-    """Returns a model of ten classes, its framework, the image shape and the drawn variables."""
+    """Returns a model of ten classes, its framework, the image shape and the drawn variables.
+
+    The name may end in `@` and a framework, else it is the first that has the network.
+    """
+    name, _, framework = name.partition("@")
     size = SIZES.get(name, 64)
     arguments = {} if size == 75 else ARGUMENTS.get(name, {})
     model = models.create(name, num_classes=10, **arguments)
-    framework = convert.frameworks_for(model)[0]
+    framework = framework or convert.frameworks_for(model)[0]
     names = convert.find_names(model, framework)
+    model = models.with_fields(model, **names.requires)
     table = convert.entries(model, (size, size, 3), names)
-    arrays = {entry.name: weights.weight(entry.name, entry.their_shape) for entry in table}
+    there = name_there(framework, name)
+    arrays = {entry.name: weights.weight(entry.name, entry.their_shape, there) for entry in table}
     variables = convert.to_cnnjax(arrays, model, (size, size, 3), framework=framework)
     return model, names, size, variables
 

@@ -11,14 +11,22 @@ import numpy as np
 # The numbers of a larger tensor repeat; a prime period is no multiple of any of its sizes.
 PERIOD = 1_000_003
 NUM_SAMPLES = 64
+# Of the kernels of networks in which the signal would grow from block to block, until their gates
+# have no digits left to agree in.
+FACTORS = dict.fromkeys(
+    ("efficientnet_v2_s", "tf_efficientnetv2_s", "ghostnet_100", "ghostnetv2_100"), 0.7
+)
 
 
 def generator(*names):
     return np.random.RandomState(zlib.crc32("/".join(map(str, names)).encode()))
 
 
-def weight(name, shape):
-    """Returns float32 numbers that keep a signal's size and move every mean and variance."""
+def weight(name, shape, network=None):
+    """Returns float32 numbers that keep a signal's size and move every mean and variance.
+
+    Those of a network's kernels times its factor among `FACTORS`, if it has one.
+    """
     size = math.prod(shape)
     uniform = np.resize(generator(name).uniform(size=min(size, PERIOD)), size).reshape(shape)
     if name.endswith("running_var"):
@@ -30,7 +38,10 @@ def weight(name, shape):
     else:
         high = math.sqrt(6 / math.prod(shape[1:]))  # of variance 2 / fan-in
         low = -high
-    return np.asarray(low + (high - low) * uniform, np.float32)
+    numbers = np.asarray(low + (high - low) * uniform, np.float32)
+    return (
+        numbers * np.float32(FACTORS[network]) if len(shape) > 1 and network in FACTORS else numbers
+    )
 
 
 def image(batch, size, channels=3):

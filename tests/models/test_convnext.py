@@ -49,3 +49,23 @@ def test_features_before_the_head_are_normalized():
     features = quick_apply(model, quick_init(model, image), image)
     np.testing.assert_allclose(features.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(features.std(-1), 1, rtol=1e-2)
+
+
+def test_response_norm_by_hand():
+    """A channel with all of the energy doubles, with a scale of 1/2 and one of two channels."""
+    x = np.zeros((1, 2, 2, 2), np.float32)
+    x[0, :, :, 0] = [[3.0, 0.0], [0.0, 4.0]]
+    params = {"scale": jnp.full(2, 0.5), "bias": jnp.asarray([0.0, 1.0])}
+    norm = convnext.ResponseNorm(epsilon=0.0)
+    output = quick_apply(norm, {"params": params}, jnp.asarray(x))
+    # The roots of the energies are 5 and 0, their mean is 2.5.
+    np.testing.assert_allclose(output[..., 0], 2 * x[..., 0], rtol=1e-6)
+    np.testing.assert_allclose(output[..., 1], 1.0)
+    gradient = jax.grad(lambda x: norm.apply({"params": params}, x).sum())(jnp.asarray(x))
+    assert np.isfinite(gradient).all()
+
+
+def test_second_version_has_no_layer_scale():
+    model = convnext.ConvNeXt((1,), (4,), 3, layer_scale_init=None, response_norm=True)
+    block = quick_init(model, jnp.zeros((1, 8, 8, 3)))["params"]["stage1"]["block1"]
+    assert set(block) == {"depthwise", "norm", "expand", "response_norm", "project"}

@@ -24,6 +24,9 @@ LARGE = re.compile(
     r"|resnet_rs(?!50)\d+|cbam_resnet(34|50|101)|(?!bit_resnet50x1$)bit_\w+"
     r"|sk_resnet(34|50.?)|sk_resnext\w+|resnest(?!14d)\w+|res2net(?!50_14w_8s)\w+|res2next50"
     r"|bagnet(17|33)|inception_resnet_v2"
+    r"|mnasnet0_75|mnasnet1_.|efficientnet_v2_."
+    r"|repvgg_(a[12]|b.*)|mobileone_s[0234]|ghostnet_v2_.*|mobilenet_v4_conv_(medium|large)"
+    r"|convnext_v2_[^a].*|convmixer_(768|1536).*|fastvit_.12"
 )
 CASES = [
     pytest.param(name, marks=[pytest.mark.exhaustive] if LARGE.fullmatch(name) else [])

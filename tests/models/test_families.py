@@ -9,12 +9,19 @@ import pytest
 
 from cnnjax import models, trees
 from cnnjax.errors import UserError
+from cnnjax.models.convmixer import ConvMixer
 from cnnjax.models.convnext import ConvNeXt
 from cnnjax.models.densenet import DenseNet
 from cnnjax.models.efficientnet import EfficientNet
+from cnnjax.models.fastvit import FastViT
+from cnnjax.models.ghostnet import GhostNet
+from cnnjax.models.mnasnet import MNASNet
 from cnnjax.models.mobilenet import MobileNetV1, MobileNetV2, MobileNetV3
+from cnnjax.models.mobilenet_v4 import MobileNetV4
+from cnnjax.models.mobileone import MobileOne
 from cnnjax.models.nfnet import NFNet
 from cnnjax.models.regnet import RegNet
+from cnnjax.models.repvgg import RepVGG
 from cnnjax.models.resnet import ResNet
 from cnnjax.models.shufflenet import ShuffleNetV2
 from tests.models.quick import quick_jit
@@ -37,8 +44,33 @@ MODELS = {
     ),
     "shufflenet": ShuffleNetV2((8,), (2,), 16, 3, stem="cifar"),
     "efficientnet": EfficientNet(((1, 3, 1, 8, 1), (2, 5, 2, 8, 1)), 3, width=0.5, **NO_DROP),
+    "efficientnet_v2": EfficientNet(
+        ((1, 3, 1, 8, 1), (2, 3, 2, 8, 2), (2, 3, 1, 8, 1)), 3, fused_stages=2, **NO_DROP
+    ),
+    "mnasnet": MNASNet(((1, 3, 1, 8, 1), (2, 5, 2, 8, 2)), 16, 3, width=0.5, dropout_rate=0.0),
     "regnet": RegNet(2, 8, 8.0, 2.0, 8, 1.0, 3, "cifar"),
+    "fastvit": FastViT((1, 1), (8, 16), 2.0, 2.0, 3, layer_scale_init=0.5),
+    "ghostnet": GhostNet(
+        (((3, 8, 8, True),), ((5, 16, 8, False),)), (1, 2), None, 16, 3, dropout_rate=0.0
+    ),
+    "ghostnet_v2": GhostNet(
+        (((3, 8, 8, False), (3, 16, 8, False)),), (1,), 1, 16, 3, dropout_rate=0.0
+    ),
+    "repvgg": RepVGG((2,), (8,), 8, 3, groups=2),
+    "mobileone": MobileOne((8,), (2,), (1,), 2, 3),
     "convnext": ConvNeXt((1, 1), (4, 8), 3),
+    "convnext_v2": ConvNeXt((1, 1), (4, 8), 3, layer_scale_init=None, response_norm=True),
+    "convmixer": ConvMixer(8, 2, 5, 2, 3),
+    "mobilenet_v4": MobileNetV4(
+        (
+            (("fused", 3, 2, 8), ("universal", 3, 0, 2, 8)),
+            (("conv", 1, 16), ("universal", 3, 5, 2, 16)),
+        ),
+        (1, 2),
+        8,
+        16,
+        3,
+    ),
     "nfnet": NFNet((1,), (8,), 3, "cifar", group_width=4, **NO_DROP),
 }
 IMAGE = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
@@ -105,7 +137,7 @@ def test_training_and_evaluation_differ_only_in_the_statistics(name):
     np.testing.assert_allclose(evaluated, logits, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["convnext", "nfnet"])
+@pytest.mark.parametrize("name", ["convnext", "convnext_v2", "nfnet"])
 def test_without_batch_norm_training_is_evaluation(name):
     model = MODELS[name]
     variables = random_variables(model)
@@ -199,7 +231,7 @@ def test_small_stem_leaves_out_two_halvings(name, sides):
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(MODELS) - {"nfnet"}))
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {"nfnet", "convmixer"}))
 def test_unknown_stem_norm_and_activation_name_the_nearest(name):
     for field, wrong, right in (
         ("stem", "imagnet", "imagenet"),

@@ -48,6 +48,7 @@ ALIKE = {
     *("cnn_32_64", "cnn_32_64_dense64", "mobilenet_v3_large", "resnet18", "resnet50_v1"),
     *("resnet50_v2", "wide_resnet16_8", "wide_resnet28_10", "wide_resnet50_2"),
     *("resnet10t", "se_resnet50", "inception_v4"),
+    *("mnasnet0_5", "mobileone_s1", "convmixer_1024_20_ks9_p14"),
     *(name for name in SMALL if name.startswith(("vgg13", "vgg16", "vgg19"))),
 }
 

@@ -24,6 +24,11 @@ PLAIN = {
     "unet": (models.create("unet", num_classes=3, widths=(4, 8)), 8),
 }
 MODELS = {name: (model, 8) for name, model in FAMILIES.items()} | PLAIN
+# Large, or made of blocks and loops that others are made of, too.
+SLOW = {
+    *("googlenet", "inception_v3", "efficientnet_v2", "mnasnet", "repvgg", "mobileone", "fastvit"),
+    *("ghostnet", "ghostnet_v2", "mobilenet_v4", "convnext_v2", "convmixer"),
+}
 WITHOUT_BLOCKS = ("lenet", "simple", "alexnet", "airbench")
 
 
@@ -45,10 +50,7 @@ def test_every_model_with_blocks_has_the_field():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ("googlenet", "inception_v3")))
-        for name in MODELS
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS],
 )
 def test_paths_stay_and_only_training_recomputes(name):
     model, size = MODELS[name]

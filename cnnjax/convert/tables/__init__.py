@@ -8,14 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cnnjax.convert.tables import attention, branched, keras, residual, slim, timm, torchvision
+from cnnjax.convert.tables import (
+    attention,
+    branched,
+    keras,
+    mobile,
+    residual,
+    slim,
+    timm,
+    torchvision,
+)
 from cnnjax.convert.tables.torchvision import Table
 
 TORCHVISION: Mapping[str, Table] = {
     **torchvision.TORCHVISION,
     **attention.TORCHVISION,
+    **mobile.TORCHVISION,
     **residual.TORCHVISION,
 }
-TIMM: Mapping[str, Table] = {**timm.TIMM, **attention.TIMM, **branched.TIMM, **residual.TIMM}
+TIMM: Mapping[str, Table] = {
+    **timm.TIMM,
+    **attention.TIMM,
+    **branched.TIMM,
+    **mobile.TIMM,
+    **residual.TIMM,
+}
 KERAS: Mapping[str, Table] = {**keras.KERAS}
 SLIM: Mapping[str, slim.Table] = {**slim.SLIM}

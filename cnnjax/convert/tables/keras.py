@@ -252,7 +252,7 @@ def _mobilenet_v3(model: Any) -> dict[str, Any] | None:
 
 
 def _efficientnet(model: Any) -> dict[str, Any] | None:
-    if model.layers.norm != "batch":
+    if model.layers.norm != "batch" or model.fused_stages:
         return None
     layers = [*conv_norm("stem", "stem_conv", "stem_bn")]
     depths = [math.ceil(row[4] * model.depth) for row in model.stages]
@@ -276,7 +276,8 @@ def _efficientnet(model: Any) -> dict[str, Any] | None:
 
 def _convnext(model: Any) -> dict[str, Any] | None:
     name = CONVNEXTS.get((tuple(model.stage_sizes), model.stage_features[0]))
-    if model.layers.norm != "layer" or model.stem != "imagenet" or name is None:
+    published = name is not None and not model.response_norm
+    if model.layers.norm != "layer" or model.stem != "imagenet" or not published:
         return None
     stem = f"{name}_stem/{name}_stem"
     layers = conv_norm("stem", f"{stem}_conv", f"{stem}_layernorm")

@@ -257,7 +257,7 @@ def _regnet(model: Any) -> dict[str, Any]:
 
 
 def _convnext(model: Any) -> dict[str, Any] | None:
-    if model.layers.norm != "layer":
+    if model.layers.norm != "layer" or model.response_norm:
         return None
     # Stem, stage, downsampling, stage and so on share one list.
     rules: list[tuple[str, str]] = [*conv_norm("stem", "features.0")]
