@@ -33,6 +33,12 @@ FAMILIES = {
     "regnet_x": ("regnet_x_400mf", "regnet_x_3_2gf"),
     "regnet_y": ("regnet_y_400mf", "regnet_y_3_2gf"),
     "convnext": ("convnext_tiny", "convnext_small"),
+    "mnasnet": ("mnasnet0_5", "mnasnet1_0"),
+    "efficientnet_v2": ("efficientnet_v2_s",),
+    "vit": ("vit_b_32", "vit_b_16"),
+    "swin": ("swin_t",),
+    "swin_v2": ("swin_v2_t",),
+    "maxvit": ("maxvit_t",),
 }
 # Workloads that are not a model as published.
 OTHERS = {"resnet18_cifar": WORKLOADS["resnet18"]}
@@ -42,9 +48,10 @@ PEERS = (
     "cnn_32_64_dense64",
     "resnet18_cifar",
     *("alexnet", "googlenet", "inception_v3", "mobilenet_v2", "resnet18", "resnet34", "resnet50"),
-    *("vgg*", "squeezenet*", "resnet101", "resnet152", "resnext*", "wide_resnet50_2"),
-    *("wide_resnet101_2", "densenet*", "mobilenet_v3_*", "shufflenet_v2_*", "efficientnet_b*"),
-    *("regnet_*", "convnext_*"),
+    *("vgg*", "squeezenet*", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d"),
+    *("resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2", "densenet*", "mobilenet_v3_*"),
+    *("shufflenet_v2_*", "efficientnet_b*", "efficientnet_v2_*", "regnet_*", "convnext_[tsbl]*"),
+    *("mnasnet*", "vit_[blh]_*", "swin_*", "maxvit_t"),
 )
 SMALL_IMAGE, SMALL_IMAGE_BATCH, BATCH = 64, 64, 8
 
