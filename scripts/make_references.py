@@ -74,6 +74,7 @@ NETWORKS = {
     "resnet18_v2": _timm("resnetv2_18", 64, r"stages\.\d"),
     "resnet50_v2": _timm("resnetv2_50", 64, r"stages\.\d"),
     "mobilenet_v1": _timm("mobilenetv1_100", 64, r"blocks\.\d"),
+    "efficientnet_lite0": _timm("tf_efficientnet_lite0", 65, r"blocks\.\d"),
     "nfnet_f0": _timm("dm_nfnet_f0", 64, r"stages\.\d"),
 }
 # Input shapes of GoogLeNet's and Inception's auxiliary heads at the published sizes.
@@ -241,6 +242,13 @@ VARIANTS = {
             resnext50_32x4d resnext101_32x4d resnext101_32x8d seresnet50 resnetv2_18 resnetv2_34
             resnetv2_50 resnetv2_101 resnetv2_152 densenet121 densenet161 densenet169 densenet201
             mobilenetv1_100 dm_nfnet_f0
+        """,
+    },
+    "state_dicts_real": {
+        "timm": """
+            efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4
+            efficientnet_b5 efficientnet_b6 efficientnet_b7 tf_efficientnet_lite0
+            tf_efficientnet_lite1 tf_efficientnet_lite2 tf_efficientnet_lite3 tf_efficientnet_lite4
         """,
     },
 }

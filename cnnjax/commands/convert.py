@@ -47,9 +47,10 @@ class Config:
     """A name that `cnnjax models` lists, or MODULE:NAME of a file of your own."""
 
     framework: str = "auto"
-    """Whose names and layouts the file has: torchvision, timm, keras (keras.applications), or
-    pytorch (a module of your own whose layers have our names). auto: keras for Keras's suffixes,
-    or else the first of torchvision, timm and pytorch that has the network."""
+    """Whose names and layouts the file has: torchvision, timm, lukemelas (efficientnet-pytorch),
+    keras (keras.applications), or pytorch (a module of your own whose layers have our names). auto:
+    keras for Keras's suffixes, or else the first of the others, in this order, that has the
+    network."""
 
     num_classes: int = 0
     """Classes of the head; 0: as published."""

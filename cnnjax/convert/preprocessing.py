@@ -45,14 +45,38 @@ TIMM = {
     "resnet152_v2": (256, 224, "bicubic"),
     "mobilenet_v1": (256, 224, "bicubic"),
     "nfnet_f0": (213, 192, "bicubic"),
+    "efficientnet_b0": (256, 224, "bicubic"),
+    "efficientnet_b1": (266, 240, "bicubic"),
+    "efficientnet_b2": (292, 256, "bicubic"),
+    "efficientnet_b3": (329, 288, "bicubic"),
+    "efficientnet_b4": (365, 320, "bicubic"),
+    "efficientnet_b5": (448, 448, "bicubic"),
+    "efficientnet_lite0": (256, 224, "bicubic"),
+    "efficientnet_lite1": (272, 240, "bicubic"),
+    "efficientnet_lite2": (292, 260, "bicubic"),
+    "efficientnet_lite3": (331, 300, "bilinear"),
+    "efficientnet_lite4": (413, 380, "bilinear"),
 }
-SIZES = {"torchvision": TORCHVISION, "timm": TIMM}
+# The port has the weights of EfficientNet's authors, who cut the middle out of images that are
+# larger by 32 pixels (their preprocessing.py, CROP_PADDING).
+_SIDES = {"b": (224, 240, 260, 300, 380, 456, 528, 600), "lite": (224, 240, 260, 280, 300)}
+LUKEMELAS = {
+    f"efficientnet_{kind}{number}": (side + 32, side, "bicubic")
+    for kind, sides in _SIDES.items()
+    for number, side in enumerate(sides)
+}
+SIZES = {"torchvision": TORCHVISION, "timm": TIMM, "lukemelas": LUKEMELAS}
 # GoogLeNet's and Inception's weights came from TensorFlow; torchvision's `transform_input` undoes
 # ImageNet's moments for them.
 HALVES = {
     "torchvision": ("googlenet", "inception_v3"),
-    "timm": ("mobilenet_v1", *(name for name in TIMM if name.endswith("_v2"))),
+    "timm": (
+        *("mobilenet_v1", "efficientnet_b1"),
+        *(name for name in TIMM if name.endswith("_v2") or "lite" in name),
+    ),
 }
+# EfficientNet-Lite's authors take 127 off pixels from 0 to 255, and divide by 128.
+LITE = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
 
 # Caffe's: the mean pixel of ImageNet is taken off, blue first, and nothing is divided.
 CAFFE: dict[str, Any] = {
@@ -83,8 +107,8 @@ def preprocessing(name: str, framework: str) -> dict[str, Any]:
 
     Args:
       name: of a model of `cnnjax.models`, or `MODULE:NAME`.
-      framework: `torchvision`, `timm` or `keras`; `{}` is returned for others, which publish no
-        weights, and for networks that a framework has not got.
+      framework: `torchvision`, `timm`, `lukemelas` or `keras`; `{}` is returned for others, which
+        publish no weights, and for networks that a framework has not got.
     """
     if name not in models.MODELS or not _publishes(framework, name):
         return {}
@@ -93,7 +117,9 @@ def preprocessing(name: str, framework: str) -> dict[str, Any]:
             if fnmatch.fnmatch(name, pattern):
                 return {"mode": mode, **moments}
         return {}
-    moments = HALF if name in HALVES[framework] else IMAGENET
+    moments = HALF if name in HALVES.get(framework, ()) else IMAGENET
+    if framework == "lukemelas" and "lite" in name:
+        moments = LITE
     sizes = SIZES[framework].get(name, USUAL if framework == "torchvision" else None)
     if sizes is None:
         return dict(moments)

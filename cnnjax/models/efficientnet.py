@@ -1,9 +1,15 @@
-"""EfficientNet B0 to B7: inverted residuals with gates, depth and width scaled together.
+"""EfficientNet B0 to B7 and Lite 0 to 4: inverted residuals, depth and width scaled together.
 
 Tan & Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (arXiv
 1905.11946), Table 1 for B0. The factors of B1 to B7 and their dropout rates are those of the
 authors' code; so are the epsilon and momentum of B5 to B7, while B0 to B4 have PyTorch's, as in
 torchvision, whose published weights were trained so.
+
+EfficientNet-Lite is the same authors' variant for phones (the directory `lite` of their code, 2020;
+there is no paper): no gates, ReLU6, and neither the stem, the last convolution nor the depth of the
+first and the last stage are scaled. Its padding, epsilon and momentum are TensorFlow's, as in the
+published weights and in timm's `tf_efficientnet_lite0`. Images of Lite 3 and 4 have the authors'
+280 and 300 pixels; timm evaluates them at 300 and 380.
 
 Names: torchvision's `features.2.0.block.1.0` is `stage2/block1/depthwise/conv`; a block's parts
 are `expand`, `depthwise`, `se` and `project`; `features.0` is `stem`, `features.8` is `last`,
@@ -22,7 +28,7 @@ from flax import linen as nn
 from cnnjax.models import blocks
 from cnnjax.models.images import require_image, strides_for
 from cnnjax.models.layers import Array, Factory, Layers
-from cnnjax.models.rows import TORCHVISION, Row, row
+from cnnjax.models.rows import TIMM, TORCHVISION, Row, row
 
 # (expansion, kernel size, stride, features, blocks) of each stage of B0.
 STAGES = (
@@ -44,6 +50,9 @@ class EfficientNet(nn.Module):
       num_classes: of the head; `None` returns the pooled features.
       width: factor of all channels, which are then made divisible by 8.
       depth: factor of the number of blocks of each stage, rounded up.
+      gated: whether blocks have a gate (squeeze and excitation).
+      scaled_ends: whether `width` and `depth` scale the stem, the last convolution and the depth of
+        the first and last stage too.
       stem: `"imagenet"` for images of 224 pixels and more, `"cifar"` for 28 to 64 pixels.
       dropout_rate: before the head.
       stochastic_depth_rate: of the last block; rises linearly from 0.
@@ -58,6 +67,8 @@ class EfficientNet(nn.Module):
     num_classes: int | None = 1000
     width: float = 1.0
     depth: float = 1.0
+    gated: bool = True
+    scaled_ends: bool = True
     stem: str = "imagenet"
     dropout_rate: float = 0.2
     stochastic_depth_rate: float = 0.2
@@ -69,14 +80,15 @@ class EfficientNet(nn.Module):
         require_image(image, "EfficientNet")
         layers = self.layers.factories(train=train, padding=self.padding)
         stem_strides, *strides = strides_for(self.stem, (2, *(row[2] for row in self.stages)))
-        channels = blocks.scale_channels(32, width=self.width)
+        width_of_ends = self.width if self.scaled_ends else 1.0
+        channels = blocks.scale_channels(32, width=width_of_ends)
         x = blocks.ConvNorm(channels, 3, layers, stem_strides, name="stem")(image)
         stages: list[list[Factory]] = []
-        for numbers, stride in zip(self.stages, strides, strict=True):
-            expansion, kernel_size, _, features, depth = numbers
+        for numbers, stride, depth in zip(self.stages, strides, self.depths(), strict=True):
+            expansion, kernel_size, _, features, _ = numbers
             features = blocks.scale_channels(features, width=self.width)
             stages.append([])
-            for index in range(math.ceil(depth * self.depth)):
+            for index in range(depth):
                 block = functools.partial(
                     blocks.InvertedResidual,
                     features,
@@ -84,20 +96,44 @@ class EfficientNet(nn.Module):
                     kernel_size,
                     stride if index == 0 else 1,
                     # A quarter of the block's input, not of the expanded channels.
-                    se_features=max(1, channels // 4),
+                    se_features=max(1, channels // 4) if self.gated else 0,
                     se_activation=layers.activation,
                 )
                 stages[-1].append(block)
                 channels = features
         x = blocks.run_stages(x, stages, layers, stochastic_depth_rate=self.stochastic_depth_rate)
-        x = blocks.ConvNorm(4 * channels, 1, layers, name="last")(x)
+        last = 4 * (channels if self.scaled_ends else self.stages[-1][3])
+        x = blocks.ConvNorm(last, 1, layers, name="last")(x)
         return blocks.classify(x, self.num_classes, layers, dropout_rate=self.dropout_rate)
+
+    def depths(self) -> list[int]:
+        """Returns the number of blocks of each stage."""
+        depths = [math.ceil(numbers[4] * self.depth) for numbers in self.stages]
+        if not self.scaled_ends:
+            depths[0], depths[-1] = self.stages[0][4], self.stages[-1][4]
+        return depths
 
 
 def scaled(width: float, depth: float, side: int, *sizes: int, **options: Any) -> Row:
     """Returns the row of a network scaled so, for images of `side` pixels."""
     options |= {"width": width, "depth": depth, "image": (side, side, 3)}
-    return row(EfficientNet, *sizes, source=TORCHVISION, **options)
+    return row(EfficientNet, *sizes, **{"source": TORCHVISION, **options})
+
+
+def lite(number: int, *sizes: Any, dropout_rate: float) -> Row:
+    """Returns the row of EfficientNet-Lite of a number: width, depth, side and sizes follow."""
+    return scaled(
+        *sizes,
+        source=TIMM,
+        also={"timm": f"tf_efficientnet_lite{number}"},
+        gated=False,
+        scaled_ends=False,
+        activation="relu6",
+        padding="same",
+        norm_epsilon=1e-3,
+        norm_momentum=0.99,
+        dropout_rate=dropout_rate,
+    )
 
 
 large = functools.partial(scaled, norm_epsilon=1e-3, norm_momentum=0.99)
@@ -112,4 +148,13 @@ ROWS = {
     "efficientnet_b5": large(1.6, 2.2, 456, 30_389_784, 172_736, 10_266_384_752, dropout_rate=0.4),
     "efficientnet_b6": large(1.8, 2.6, 528, 43_040_704, 224_432, 19_067_593_536, dropout_rate=0.5),
     "efficientnet_b7": large(2.0, 3.1, 600, 66_347_960, 310_720, 37_745_884_192, dropout_rate=0.5),
+    "efficientnet_lite0": lite(0, 1.0, 1.0, 224, 4_652_008, 42_016, 385_187_552, dropout_rate=0.2),
+    "efficientnet_lite1": lite(1, 1.0, 1.1, 240, 5_416_680, 53_664, 600_185_232, dropout_rate=0.2),
+    "efficientnet_lite2": lite(2, 1.1, 1.2, 260, 6_092_072, 58_096, 859_736_272, dropout_rate=0.3),
+    "efficientnet_lite3": lite(
+        3, 1.2, 1.4, 280, 8_197_096, 76_672, 1_383_321_872, dropout_rate=0.3
+    ),
+    "efficientnet_lite4": lite(
+        4, 1.4, 1.8, 300, 13_006_568, 112_368, 2_553_034_336, dropout_rate=0.3
+    ),
 }

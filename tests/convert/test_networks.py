@@ -38,9 +38,11 @@ ARGUMENTS = {
     "inception_v3": {"auxiliary_head": True},
     "mobilenet_v1": {"activation": "relu6"},
     "nfnet_f0": {"activation": "gelu_exact"},
+    # timm's have PyTorch's epsilon.
+    **{f"efficientnet_b{number}": {"norm_epsilon": 1e-5} for number in (5, 6, 7)},
 }
 # Too small for the auxiliary head, whose weights then stay out.
-SIZES = {"vgg11": 32, "vgg11_bn": 32, "inception_v3": 75}
+SIZES = {"vgg11": 32, "vgg11_bn": 32, "inception_v3": 75, "efficientnet_lite0": 65}
 QUICK = ("squeezenet1_1", "resnet18_v2")
 RECORDED = sorted(
     path.stem

@@ -37,6 +37,9 @@ MODELS = {
     ),
     "shufflenet": ShuffleNetV2((8,), (2,), 16, 3, stem="cifar"),
     "efficientnet": EfficientNet(((1, 3, 1, 8, 1), (2, 5, 2, 8, 1)), 3, width=0.5, **NO_DROP),
+    "efficientnet_lite": EfficientNet(
+        ((1, 3, 1, 8, 1), (2, 5, 2, 8, 1)), 3, 2.0, 2.0, gated=False, scaled_ends=False, **NO_DROP
+    ),
     "regnet": RegNet(2, 8, 8.0, 2.0, 8, 1.0, 3, "cifar"),
     "convnext": ConvNeXt((1, 1), (4, 8), 3),
     "nfnet": NFNet((1,), (8,), 3, "cifar", group_width=4, **NO_DROP),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cnnjax.convert.tables import keras, timm, torchvision
+from cnnjax.convert.tables import keras, real, timm, torchvision
 from cnnjax.convert.tables.torchvision import Table
 
 TORCHVISION: Mapping[str, Table] = {**torchvision.TORCHVISION}
 TIMM: Mapping[str, Table] = {**timm.TIMM}
+LUKEMELAS: Mapping[str, Table] = {**real.LUKEMELAS}
 KERAS: Mapping[str, Table] = {**keras.KERAS}

@@ -7,7 +7,7 @@ from typing import Any
 
 from cnnjax.convert.layouts import CHANNEL_111, DENSE_AS_1X1
 from cnnjax.convert.names import BLOCK
-from cnnjax.convert.tables.torchvision import TORCHVISION, Table, residual, stages
+from cnnjax.convert.tables.torchvision import TORCHVISION, Table, conv_norm, residual, stages
 
 
 def _resnet(model: Any) -> dict[str, Any] | None:
@@ -55,6 +55,47 @@ def _mobilenet_v1(model: Any) -> dict[str, Any]:
     }
 
 
+def _efficientnet(model: Any) -> dict[str, Any] | None:
+    if model.gated != model.scaled_ends:
+        return None
+    block = "blocks.{stage0}.{block0}."
+    rules: list[tuple[str, str]] = []
+    for stage, row in enumerate(model.stages, 1):
+        # A block that does not widen counts its layers from the depthwise convolution.
+        parts = ("depthwise", "project") if row[0] == 1 else ("expand", "depthwise", "project")
+        theirs = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
+        if row[0] == 1:
+            theirs["project"] = "conv_pw"
+        for number, part in enumerate(parts, 1):
+            ours = rf"stage(?P<stage>{stage})/block(?P<block>\d+)/{part}"
+            rules += conv_norm(ours, block[:-1], theirs[part], f"bn{number}")
+    return {
+        "rules": (
+            ("stem/conv", "conv_stem"),
+            ("stem/norm", "bn1"),
+            *rules,
+            (BLOCK + "se/fc1", block + "se.conv_reduce"),
+            (BLOCK + "se/fc2", block + "se.conv_expand"),
+            ("last/conv", "conv_head"),
+            ("last/norm", "bn2"),
+            ("head", "classifier"),
+        ),
+        "requires": efficientnet_requires(model),
+        "stages": stages("blocks.{}", *range(len(model.stages))),
+    }
+
+
+def efficientnet_requires(model: Any) -> dict[str, Any]:
+    """What the weights of PyTorch's EfficientNets need that their names do not tell.
+
+    Networks trained by TensorFlow, Lite among them, have its padding and its epsilon; timm has
+    others too, with PyTorch's.
+    """
+    if not model.gated:
+        return {"activation": "relu6", "padding": "same", "norm_epsilon": 1e-3}
+    return {"norm_epsilon": 1e-3 if model.padding == "same" else 1e-5}
+
+
 def _nfnet(model: Any) -> dict[str, Any]:
     # timm adds 1e-6 to the variance of a kernel, the authors (and we) take a floor instead: outputs
     # differ by about 1e-3 where a kernel's variance is 1e-3.
@@ -80,5 +121,6 @@ TIMM: Mapping[str, Table] = {
     "ResNet": _resnet,
     "DenseNet": TORCHVISION["DenseNet"],
     "MobileNetV1": _mobilenet_v1,
+    "EfficientNet": _efficientnet,
     "NFNet": _nfnet,
 }
