@@ -1,0 +1,1 @@
+"""Data that packages of other programs hold: fetched by their own clients, verified, unpacked."""
