@@ -129,11 +129,11 @@ def preprocessing(name: str, framework: str) -> dict[str, Any]:
 def fit(published: Mapping[str, Any]) -> str:
     """Returns how images get the size, as `cnnjax.data.image_files.fit_image` takes it.
 
-    That is the middle of a larger one where `preprocessing` knows the sizes; else it is stretched.
+    That is as the weights were tested where `preprocessing` knows the sizes; else it is stretched.
     """
     if "resize" not in published:
         return "resize"
-    return f"crop(share={published['crop'] / published['resize']:.6g})"
+    return f"center(resize={published['resize']}, interpolation={published['interpolation']})"
 
 
 def _publishes(framework: str, name: str) -> bool:
