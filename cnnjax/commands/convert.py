@@ -108,14 +108,29 @@ def main(config: Config) -> int:
 
 def import_weights(config: Config) -> int:
     """Makes a run directory of a file of weights; returns the exit code."""
-    if not config.model:
-        raise UserError("no model given: name one with --model (cnnjax models lists them).")
     if config.like:
         raise UserError(
             f"--like is for writing a .keras file of a run, and {config.source} is none."
         )
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"{config.out} exists and is not empty: choose another --out.")
+    config, card, model, variables = read_weights(config)
+    checked = _check(config, model, variables) if config.check else None
+    _write_run(config, card, variables, checked)
+    count = cnnjax.trees.count_parameters(variables["params"])
+    print(f"{config.model}: {count:,} parameters from {config.source}, see {config.out}")
+    return 0
+
+
+def read_weights(config: Config) -> tuple[Config, dict[str, Any], Any, Any]:
+    """Reads a file of weights; nothing is written.
+
+    Returns:
+      The settings with the framework that was found; what `model.json` of a run says; the model;
+      its variables.
+    """
+    if not config.model:
+        raise UserError("no model given: name one with --model (cnnjax models lists them).")
     name, given = cnnjax.models.read_model(config.model, config.model_arguments)
     framework = _framework(
         config, config.source, cnnjax.models.create(name, num_classes=1, **given)
@@ -139,11 +154,7 @@ def import_weights(config: Config) -> int:
         new_head_key=cnnjax.rng.stream_key(config.seed, "head", 0) if config.new_head else None,
         note=_note,
     )
-    checked = _check(config, model, variables) if config.check else None
-    _write_run(config, card, variables, checked)
-    count = cnnjax.trees.count_parameters(variables["params"])
-    print(f"{config.model}: {count:,} parameters from {config.source}, see {config.out}")
-    return 0
+    return config, card, model, variables
 
 
 def export_run(config: Config) -> int:
