@@ -85,7 +85,7 @@ def compare(base: Base, dataset: Dataset, plan: Plan, directory: Path) -> str:
             files.write_json(directory / RESULTS, results)
             told = f"{method}, {trial['labels']} labels per class, seed {trial['seed']}"
             print(f"  {told}: {results['trials'][-1]['accuracy']:.2%}", flush=True)
-    rows = tables.summarize(trial for each in wanted if (trial := _find(results, each)))
+    rows = tables.summarize(made for each in wanted if (made := _find(results, each)))
     form = abstract_variables(model, dataset.image_shape)
     text = tables.markdown(
         rows, source_accuracy=None, all_parameters=count_parameters(form["params"])
