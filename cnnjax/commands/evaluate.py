@@ -254,7 +254,7 @@ def _dataset(config, directories, cards):
     from cnnjax.run import again, classifier
 
     if not directories:
-        raise UserError("no run given: name one, such as --run runs/mine.")
+        raise UserError("no run given: name one, such as --run runs/mine, or give --weights.")
     if not config.dataset:
         again.check_data_known(directories[0])
     settings = [again.settings_of_run(directory) for directory in directories]

@@ -259,8 +259,10 @@ def _as_8_bit(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes uint8 `[height, width, channels]` to `size` (height, width), antialiased bilinear."""
+def resize_image(
+    image: np.ndarray, size: tuple[int, int], interpolation: str = "bilinear"
+) -> np.ndarray:
+    """Resizes uint8 `[height, width, channels]` to `size` (height, width), antialiased."""
     from PIL import Image
 
     if image.shape[:2] == tuple(size):
@@ -268,7 +270,8 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     def resized(pixels: np.ndarray) -> np.ndarray:
         whole = Image.fromarray(np.ascontiguousarray(pixels))
-        return np.asarray(whole.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        resampling = Image.Resampling[interpolation.upper()]
+        return np.asarray(whole.resize((size[1], size[0]), resampling))
 
     if image.shape[-1] == 3:
         return resized(image)
@@ -318,24 +321,15 @@ def center_crop(image: np.ndarray, size: tuple[int, int], how: Center) -> np.nda
     Raises:
       UserError: what is cut out would be larger than the scaled image.
     """
-    from PIL import Image
-
     if how.resize < max(size):
         raise UserError(
             f"an image whose shorter side is {how.resize} has no middle of {size[0]}x{size[1]}: "
             f"give center(resize={max(size)}) or more"
         )
-    height, width = image.shape[:2]
-    shorter = min(height, width)
+    shorter = min(image.shape[:2])
     # As in torchvision the longer side is rounded down.
-    height, width = (int(how.resize * side / shorter) for side in (height, width))
-    filter_ = Image.Resampling[how.interpolation.upper()]
-    channels = [image] if image.shape[-1] == 3 else np.split(image, image.shape[-1], axis=-1)
-    scaled = [
-        np.asarray(Image.fromarray(np.squeeze(pixels)).resize((width, height), filter_))
-        for pixels in channels
-    ]
-    whole = scaled[0] if image.shape[-1] == 3 else np.stack(scaled, axis=-1)
+    height, width = (int(how.resize * side / shorter) for side in image.shape[:2])
+    whole = resize_image(image, (height, width), how.interpolation)
     top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
     return whole[top : top + size[0], left : left + size[1]]
 

@@ -110,7 +110,8 @@ def _runner(
     """Compiles a method; returns trial -> its results."""
 
     def normalize(image: jax.Array) -> jax.Array:
-        return augment.normalize(image, base.card["mean"], base.card["std"])
+        order = base.card.get("channel_order", "RGB")
+        return augment.normalize(image, base.card["mean"], base.card["std"], channel_order=order)
 
     shape = dataset.image_shape
     prepared = trials.prepare(
