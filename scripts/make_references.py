@@ -102,6 +102,7 @@ NETWORKS = {
     "inception_resnet_v2": _timm("inception_resnet_v2", 75, r"conv2d_(2b|4a|7b)|repeat|repeat_1"),
     "bagnet17": Network("own", "bagnet17", 64, ""),
     "mobilenet_v1": _timm("mobilenetv1_100", 64, r"blocks\.\d"),
+    "efficientnet_lite0": _timm("tf_efficientnet_lite0", 65, r"blocks\.\d"),
     "nfnet_f0": _timm("dm_nfnet_f0", 64, r"stages\.\d"),
     "vit_b_32": _torchvision("vit_b_32", 224, r"encoder\.layers\.encoder_layer_\d+", "tokens"),
     # At another size than that of its positions, which are then interpolated.
@@ -404,6 +405,12 @@ VARIANTS = {
             regnetx_004_tv regnetx_008 regnetx_016 regnetx_032 regnetx_080 regnetx_160 regnetx_320
             regnety_004 regnety_008_tv regnety_016 regnety_032 regnety_080_tv regnety_160
             regnety_320 convnext_tiny convnext_small convnext_base convnext_large
+        """,
+    },
+    "state_dicts_lite": {
+        "timm": """
+            tf_efficientnet_lite0 tf_efficientnet_lite1 tf_efficientnet_lite2 tf_efficientnet_lite3
+            tf_efficientnet_lite4
         """,
     },
 }

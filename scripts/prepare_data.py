@@ -4,9 +4,13 @@
     python scripts/prepare_data.py fashion_mnist --source DIR        from IDX files, plain or .gz
     python scripts/prepare_data.py NAME --manual-dir DIR             from the archives in DIR
     python scripts/prepare_data.py NAME --download                   from the dataset's own hosts
+    python scripts/prepare_data.py tuxpaint [--source DIR]           a folder, from Debian's package
 
 The preparing is done by the official builders of TensorFlow Datasets, which verify the checksums
 that they have registered. NAME may have a configuration and a version: `imagenette/160px-v2:1.0.0`.
+
+`tuxpaint` is no dataset of tfds, but the pictures of Tux Paint's stamps (GPL-2) as a folder of
+classes with fixed splits, used as `folder:DATA_DIR/tuxpaint`: see `cnnjax.data.packaged.tuxpaint`.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cnnjax.errors import UserError
-from cnnjax.paths import expand_flags
+from cnnjax.paths import expand, expand_flags
 from cnnjax.run.exits import one_line_errors
 
 _PROBE_TIMEOUT_SECS = 10.0
@@ -51,6 +55,8 @@ _GZIP_HEADERS = {
 
 def main(argv: list[str] | None = None) -> None:
     options = _parse(argv)
+    if options.name == "tuxpaint":
+        return prepare_tuxpaint(options)
     # tfds takes most of a second to import: not before `--help` has answered.
     from cnnjax.data import tfds_source
 
@@ -89,7 +95,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     where.add_argument(
         "--source",
         metavar="DIR",
-        help="the four IDX files of mnist or fashion_mnist, plain or .gz, are in DIR",
+        help="the four IDX files of mnist or fashion_mnist, plain or .gz, are in DIR; or the "
+        "package of tuxpaint",
     )
     where.add_argument(
         "--manual-dir",
@@ -98,6 +105,25 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     where.add_argument("--download", action="store_true", help="download the dataset")
     return parser.parse_args(expand_flags(argv))
+
+
+def prepare_tuxpaint(options: argparse.Namespace) -> None:
+    """Makes the folder of Tux Paint's pictures, of Debian's package, fetched or in --source."""
+    from cnnjax.data import tfds_source
+    from cnnjax.data.packaged import fetch, tuxpaint
+
+    if options.manual_dir:
+        raise UserError("tuxpaint has no archives: give --source DIR of the package, or nothing")
+    data_dir = pathlib.Path(expand(options.data_dir or tfds_source.default_data_dir()))
+    out = data_dir / "tuxpaint"
+    if out.is_dir():
+        print(f"tuxpaint is already prepared in {out}")
+        return
+    source = pathlib.Path(options.source) if options.source else None
+    deb = fetch.obtain(fetch.TUXPAINT, data_dir / "downloads" / "packages", source=source)
+    print(fetch.license_line(fetch.TUXPAINT))
+    print(tuxpaint.counts_text(tuxpaint.prepare(deb, out)))
+    print(f"use it as    --dataset folder:{out} (license: {out / 'COPYRIGHT.txt'})")
 
 
 def prepare_from_idx(builder: Any, source: pathlib.Path) -> None:

@@ -11,7 +11,6 @@ where the weights came from, and with --check how far they are from the other fr
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ import tyro
 
 import cnnjax
 from cnnjax import convert
-from cnnjax.data import tensor_files
+from cnnjax.data.packaged import tensor_files
 from cnnjax.errors import UserError
 from cnnjax.paths import read_text
 from cnnjax.run import files, load
@@ -50,9 +49,10 @@ class Config:
     which), or MODULE:NAME of a file of your own; default: that of a hub folder's config.json."""
 
     framework: str = "auto"
-    """Whose names and layouts the file has: torchvision, timm, keras (keras.applications), tf_slim,
-    flax (our own paths), or pytorch (a module of your own whose layers have our names). auto: keras
-    for Keras's suffixes, or else that whose names the file has."""
+    """Whose names and layouts the file has: torchvision, timm, lukemelas (efficientnet-pytorch),
+    keras (keras.applications), tf_slim, flax (our own paths), or pytorch (a module of your own
+    whose layers have our names). auto: keras for Keras's suffixes, or else that whose names the
+    file has."""
 
     num_classes: int = 0
     """Classes of the head; 0: as published, or as a hub folder says."""
@@ -120,6 +120,23 @@ def import_weights(config: Config) -> int:
         )
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"{config.out} exists and is not empty: choose another --out.")
+    config, described, card, model, variables = read_weights(config)
+    checked = _check(config, model, variables) if config.check else None
+    _write_run(config, card, variables, checked, _published(config, described))
+    count = cnnjax.trees.count_parameters(variables["params"])
+    print(f"{config.model}: {count:,} parameters from {config.source}, see {config.out}")
+    return 0
+
+
+def read_weights(
+    config: Config,
+) -> tuple[Config, convert.folders.Described, dict[str, Any], Any, dict[str, Any]]:
+    """Reads a file of weights; nothing is written.
+
+    Returns:
+      The settings with the framework that was found; what a hub folder says; what `model.json` of a
+      run says; the model; its variables.
+    """
     asked = config
     config, described = _as_described(config)
     if not config.model:
@@ -146,11 +163,7 @@ def import_weights(config: Config) -> int:
         channels = card["image_shape"][-1]
         card |= {key: _moments(key, getattr(config, key), channels, value) for key, value in found}
     variables = _variables(asked, config, arrays, model, card)
-    checked = _check(config, model, variables) if config.check else None
-    _write_run(config, card, variables, checked, _published(config, described))
-    count = cnnjax.trees.count_parameters(variables["params"])
-    print(f"{config.model}: {count:,} parameters from {config.source}, see {config.out}")
-    return 0
+    return config, described, card, model, variables
 
 
 def _note_definition(
@@ -349,7 +362,7 @@ def _check(config: Config, model: Any, variables: Any) -> dict[str, Any]:
         )
     return {
         "reference": config.check,
-        "sha256": _digest(Path(config.check)),
+        "sha256": files.digest(Path(config.check)),
         "tolerance": config.tolerance,
         "relative_errors": errors,
     }
@@ -383,7 +396,7 @@ def _write_run(
         config.out / "card.json",
         {
             "source": str(config.source),
-            "sha256": _digest(config.source),
+            "sha256": files.digest(config.source),
             "framework": config.framework,
             "model": {key: card[key] for key in ("model", "num_outputs", "arguments")},
             "new_head": config.new_head,
@@ -395,16 +408,6 @@ def _write_run(
             "parity": checked,
         },
     )
-
-
-def _digest(path: Path) -> str:
-    """The digest of a file; of a folder's or a checkpoint's, that of their names and digests."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    files_of = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}.*")
-    lines = [f"{_digest(each)} {each.name}" for each in sorted(files_of) if each.is_file()]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _note(text: str) -> None:

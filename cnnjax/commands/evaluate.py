@@ -4,6 +4,12 @@
     cnnjax evaluate --run runs/a runs/b runs/c --tta shift:1 --calibrate
     cnnjax evaluate --run runs/a --attack fgsm:0.3 pgd:0.3:20:5 --check-masking
 
+    cnnjax evaluate --weights FILE --model NAME --dataset tfds:imagenet2012
+
+A file of published weights (or a run that `cnnjax convert` made of one) is evaluated on ImageNet or
+a variant of it as published: images are scaled and cut as the weights' own transform does it, and
+top 1, top 5 and the loss are told. See docs/weights.md.
+
 A run of another task than classification is scored and reported as at its own end.
 
 Attacks are written NAME:EPSILON:STEPS:RESTARTS, or in full such as `pgd(0.3, num_steps=20)`. Each
@@ -40,8 +46,18 @@ class Config:
 
     listings: ClassVar[dict[str, str]] = listed("tta", "preprocess", "attack")
 
-    run: tuple[str, ...]
+    run: tuple[str, ...] = ()
     """The run directory; several are an ensemble. RUN@STEP is the checkpoint of that step."""
+
+    weights: str = ""
+    """A file of weights for ImageNet's 1000 classes, or a run converted from one, instead of
+    --run."""
+
+    model: str = ""
+    """Of --weights FILE: the network, as --model of cnnjax convert."""
+
+    framework: str = "auto"
+    """Of --weights FILE: whose names it has, as --framework of cnnjax convert."""
 
     split: Literal["test", "validation", "train"] = "test"
     """What to evaluate on."""
@@ -99,6 +115,8 @@ def main(config: Config) -> None:
     if config.check_masking and not attacks:
         raise UserError("--check-masking needs an attack to check: add --attack pgd:0.3:20.")
     cnnjax.devices.backend.start(devices=1)
+    if config.weights:
+        return _evaluate_weights(config)
     if len(config.run) == 1 and load.task_of(_at_step(config.run[0])[0]) != "classification":
         return _evaluate_task(config)
     members = [load.load_classifier(*_at_step(run), base=config.base or None) for run in config.run]
@@ -179,6 +197,51 @@ def _evaluate_task(config):
     _write(out, {**scores, **found.scores}, found.figures)
 
 
+def _evaluate_weights(config):
+    """Scores published weights on a test set of ImageNet or a variant, with their own transform."""
+    from cnnjax.data.packaged import imagenet
+
+    allowed = {"weights", "model", "framework", "dataset", "data_dir", "split", "out", "base"}
+    for field in dataclasses.fields(config):
+        if field.name not in allowed and getattr(config, field.name) != field.default:
+            raise UserError(f"--{field.name.replace('_', '-')} is for --run, not for --weights.")
+    if not config.dataset:
+        raise UserError("no images given: name them, such as --dataset tfds:imagenet2012.")
+    trained = _published(config)
+    shape, fit = trained.card["image_shape"], trained.card.get("fit", "pad")
+    images = imagenet.open_images(
+        config.dataset,
+        tuple(shape[:2]),
+        fit=fit,
+        split=config.split,
+        data_dir=config.data_dir or None,
+    )
+    print(f"{trained.card['model']}, {images.count:,} images of {images.name}, {fit} to {shape[0]}")
+    found = cnnjax.evaluation.imagenet.evaluate(
+        trained.model, trained.variables, images, normalize=trained.normalize
+    )
+    among = "" if found["classes"] == 1000 else f", among {found['classes']} classes"
+    print(f"top 1 {found['top1']:.2%}  top 5 {found['top5']:.2%}  loss {found['loss']:.4f}{among}")
+    if config.out:
+        files.make_directory(Path(config.out), "the directory of scores", "--out")
+        _write(Path(config.out), {"dataset": images.name, "fit": fit, **found}, {})
+
+
+def _published(config):
+    """Returns the model of --weights, a file or a run."""
+    from cnnjax.commands import convert
+
+    path = Path(config.weights)
+    if (path / "model.json").is_file():
+        return load.load_classifier(path, base=config.base or None)
+    if not path.exists():
+        raise UserError(f"there is no {path}: give a file of weights, or a converted run.")
+    _, _, card, model, variables = convert.read_weights(
+        convert.Config(source=path, out=path, model=config.model, framework=config.framework)
+    )
+    return load.TrainedModel(model, variables, card, 0)
+
+
 def _write(out, report, figures):
     """Writes the scores and draws the figures, and says where they are."""
     files.write_json(out / "evaluation.json", report)
@@ -191,7 +254,7 @@ def _dataset(config, directories, cards):
     from cnnjax.run import again, classifier
 
     if not directories:
-        raise UserError("no run given: name one, such as --run runs/mine.")
+        raise UserError("no run given: name one, such as --run runs/mine, or give --weights.")
     if not config.dataset:
         again.check_data_known(directories[0])
     settings = [again.settings_of_run(directory) for directory in directories]

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from cnnjax.convert import flax_files, folders, keras_files, states, torch_files
-from cnnjax.data import tensor_files
+from cnnjax.data.packaged import tensor_files
 from cnnjax.errors import UserError
 
 # What readers raise on damaged files: NotImplementedError and RuntimeError are zipfile's, of

@@ -41,8 +41,8 @@ class Names:
         path without its collection. Against the path of a leaf: the template is the tensor's whole
         name. Otherwise against the path of the layer: `separator` and the leaf's name follow it.
         Templates are filled with the pattern's named groups and, where these have `stage` and
-        `block`, with `stage0` and `block0` (counted from 0), `index` (the block's number in the
-        network, from 1), `index0` (the same from 0), `after` (the number of blocks, plus 1), `part`
+        `block`, with `stage0` and `block0` (counted from 0), `index` and `index0` (the block's
+        number in the network, from 1 and from 0), `after` (the number of blocks, plus 1), `part`
         (the place of the block's part among `PARTS`, from 0) and `part1` (the next).
       exact: the path of a leaf or layer -> its name; looked up before the rules.
       leaves: our name of a leaf -> theirs.

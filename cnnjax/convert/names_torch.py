@@ -1,6 +1,7 @@
 """PyTorch's names: torchvision's, timm's, and our own paths in PyTorch's manner.
 
-`torchvision` and `timm` are the state dicts of the networks of those libraries. `pytorch` is for a
+`torchvision` and `timm` are the state dicts of the networks of those libraries, `lukemelas` those
+of the package `efficientnet-pytorch`. `pytorch` is for a
 module of your own: our path with dots, PyTorch's names of leaves and its layouts, so that LeNet's
 `conv1/kernel` is `conv1.weight`.
 
@@ -16,19 +17,20 @@ import flax.linen as nn
 
 from cnnjax.convert.layouts import DENSE, OIHW
 from cnnjax.convert.names import IMAGE, Names
-from cnnjax.convert.tables import TIMM, TORCHVISION, Table
+from cnnjax.convert.tables import LUKEMELAS, TIMM, TORCHVISION, Table
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.models.fields import fields
 
-FRAMEWORKS = ("torchvision", "timm", "pytorch")
+FRAMEWORKS = ("torchvision", "timm", "lukemelas", "pytorch")
 TABLES: Mapping[str, Mapping[str, Table]] = {
     "torchvision": TORCHVISION,
     "timm": TIMM,
+    "lukemelas": LUKEMELAS,
 }
 
 
 def names_for(model: nn.Module, framework: str) -> Names:
-    """Returns the names of a model's leaves in `torchvision`, `timm` or `pytorch`.
+    """Returns the names of a model's leaves in one of `FRAMEWORKS`.
 
     Args:
       model: of a class of `cnnjax.models`; for `pytorch` of any class.

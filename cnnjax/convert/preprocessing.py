@@ -189,6 +189,11 @@ TIMM = {
     "efficientnet_v2_s": (300, 300, "bicubic"),
     "mobilenet_v4_conv_medium": (269, 256, "bicubic"),
     "mobilenet_v4_conv_large": (404, 384, "bicubic"),
+    "efficientnet_lite0": (256, 224, "bicubic"),
+    "efficientnet_lite1": (272, 240, "bicubic"),
+    "efficientnet_lite2": (292, 260, "bicubic"),
+    "efficientnet_lite3": (331, 300, "bilinear"),
+    "efficientnet_lite4": (413, 380, "bilinear"),
 }
 # Sizes that several have.
 TIMM_ALIKE = {
@@ -214,7 +219,15 @@ TIMM_ALIKE = {
     (384, 384, "bicubic"): "efficientnet_v2_m efficientnet_v2_l",
 }
 TIMM |= {name: sizes for sizes, names in TIMM_ALIKE.items() for name in names.split()}
-SIZES = {"torchvision": TORCHVISION, "timm": TIMM}
+# The port has the weights of EfficientNet's authors, who cut the middle out of images that are
+# larger by 32 pixels (their preprocessing.py, CROP_PADDING).
+_SIDES = {"b": (224, 240, 260, 300, 380, 456, 528, 600), "lite": (224, 240, 260, 280, 300)}
+LUKEMELAS = {
+    f"efficientnet_{kind}{number}": (side + 32, side, "bicubic")
+    for kind, sides in _SIDES.items()
+    for number, side in enumerate(sides)
+}
+SIZES = {"torchvision": TORCHVISION, "timm": TIMM, "lukemelas": LUKEMELAS}
 # GoogLeNet's and Inception's weights came from TensorFlow; torchvision's `transform_input` undoes
 # ImageNet's moments for them. Those of EfficientNetV2 L came from there too.
 HALVES = {
@@ -223,9 +236,11 @@ HALVES = {
         *("mobilenet_v1", "xception", "inception_v4", "inception_resnet_v2", "efficientnet_b1"),
         *(name for name in TIMM if fnmatch.fnmatch(name, "resnet*_v2")),
         *(name for name in TIMM if fnmatch.fnmatch(name, "efficientnet_v2_?")),
-        *(name for name in TIMM if name.startswith(("vit_", "bit_"))),
+        *(name for name in TIMM if name.startswith(("vit_", "bit_", "efficientnet_lite"))),
     ),
 }
+# EfficientNet-Lite's authors take 127 off pixels from 0 to 255, and divide by 128.
+LITE = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
 
 # Caffe's: the mean pixel of ImageNet is taken off, blue first, and nothing is divided.
 CAFFE: dict[str, Any] = {
@@ -256,8 +271,8 @@ def preprocessing(name: str, framework: str) -> dict[str, Any]:
 
     Args:
       name: of a model of `cnnjax.models`, or `MODULE:NAME`.
-      framework: `torchvision`, `timm`, `keras` or `tf_slim`; `{}` is returned for others, which
-        publish no weights, and for networks that a framework has not got.
+      framework: `torchvision`, `timm`, `lukemelas`, `keras` or `tf_slim`; `{}` is returned for
+        others, which publish no weights, and for networks that a framework has not got.
     """
     if name not in models.MODELS or not _publishes(framework, name):
         return {}
@@ -270,9 +285,11 @@ def preprocessing(name: str, framework: str) -> dict[str, Any]:
         # Its inception_preprocessing: the middle 87.5% of the image, from -1 to 1.
         side = models.input_shape(name)[0]
         return {**HALF, "share": 0.875, "crop": side, "interpolation": "bilinear"}
-    moments = HALF if name in HALVES[framework] else IMAGENET
+    moments = HALF if name in HALVES.get(framework, ()) else IMAGENET
     if name.startswith("dpn"):
         moments = DPN
+    if framework == "lukemelas" and "lite" in name:
+        moments = LITE
     sizes = SIZES[framework].get(name, USUAL if framework == "torchvision" else None)
     if sizes is None:
         return dict(moments)
@@ -282,13 +299,13 @@ def preprocessing(name: str, framework: str) -> dict[str, Any]:
 def fit(published: Mapping[str, Any]) -> str:
     """Returns how images get the size, as `cnnjax.data.image_files.fit_image` takes it.
 
-    That is the middle of a larger one where `preprocessing` knows the sizes; else it is stretched.
+    That is as the weights were tested where `preprocessing` knows the sizes; else it is stretched.
     """
     if "share" in published:
         return f"crop(share={published['share']:.6g})"
     if "resize" not in published:
         return "resize"
-    return f"crop(share={published['crop'] / published['resize']:.6g})"
+    return f"center(resize={published['resize']}, interpolation={published['interpolation']})"
 
 
 def _publishes(framework: str, name: str) -> bool:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import io
 import os
 from collections.abc import Callable
 from typing import Any
 
-from cnnjax.data.image_files import parse_fit, shrunk_size
+import numpy as np
+
+from cnnjax.data.image_files import fit_image, parse_fit, shrunk_size
 
 # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of mallopt(3).
 _MALLOC_OPTIONS = {-3: 32 * 2**20, -1: 256 * 2**20, -2: 32 * 2**20}
@@ -67,6 +70,8 @@ def decoder(
     """
 
     def whole(encoded: Any, seed: Any) -> Any:
+        if parse_fit(fit)[0] == "center":
+            return pillow_tensor(encoded, feature.shape[2])
         return feature.decode_example(encoded)
 
     decode: HostAugment = whole
@@ -90,6 +95,10 @@ def tensor_fitter(size: tuple[int, int], fit: str) -> Callable[[Any], Any]:
     kind, share = parse_fit(fit)
     if kind == "crop":
         return _tensor_cropper(size, share)
+    if kind == "center":
+        return lambda image: _by_python(
+            lambda pixels: fit_image(pixels, size, fit), image, (*size, image.shape[-1])
+        )
 
     def fitted_size(image: Any) -> Any:
         if kind == "resize":
@@ -113,6 +122,25 @@ def tensor_fitter(size: tuple[int, int], fit: str) -> Callable[[Any], Any]:
         return tf.ensure_shape(image, [height, width, None])
 
     return fitted
+
+
+def pillow_tensor(encoded: Any, channels: int) -> Any:
+    """Decodes an image as Pillow does, whose JPEG differs from TensorFlow's by rounding."""
+    mode = "L" if channels == 1 else "RGB"
+
+    def decode(content: bytes) -> np.ndarray:
+        from PIL import Image
+
+        with Image.open(io.BytesIO(content)) as image:
+            return np.asarray(image.convert(mode)).reshape(image.height, image.width, channels)
+
+    return _by_python(decode, encoded, (None, None, channels))
+
+
+def _by_python(function: Callable, tensor: Any, shape: tuple[int | None, ...]) -> Any:
+    tf = tensorflow()
+    made = tf.numpy_function(function, [tensor], tf.uint8, stateful=False)
+    return tf.ensure_shape(made, shape)
 
 
 def _tensor_cropper(size: tuple[int, int], share: float) -> Callable[[Any], Any]:

@@ -116,6 +116,34 @@ def open_folder(
     )
 
 
+def labeled_files(
+    path: str | os.PathLike, split: str
+) -> tuple[list[str], list[pathlib.Path], np.ndarray]:
+    """Returns the classes, files and labels of one split; no file is opened.
+
+    `split` is that of `open_folder`; a folder without splits is all one, and `test` is the
+    validation split where there is no other.
+
+    Raises:
+      UserError: there is no such directory or split, or it has no images.
+    """
+    root = pathlib.Path(expand(path))
+    if not root.is_dir():
+        raise UserError(f"no directory {str(root)!r}: give folder:PATH of a directory of classes")
+    splits = {"test": root}
+    if any(_split_of(child.name) and _subdirectories(child) for child in _subdirectories(root)):
+        splits = {word: each for each in _subdirectories(root) if (word := _split_of(each.name))}
+    where = splits.get(split) or (splits.get("validation") if split == "test" else None)
+    if where is None:
+        raise UserError(f"{str(root)!r} has no {split} split, but {', '.join(sorted(splits))}")
+    found = {name: _image_files(each) for name, each in _class_directories(where).items()}
+    if not any(found.values()):
+        raise UserError(f"no image files in the class directories of {str(where)!r}")
+    labels = [label for label, name in enumerate(sorted(found)) for _ in found[name]]
+    names = [file for name in sorted(found) for file in found[name]]
+    return sorted(found), names, np.array(labels, np.int32)
+
+
 def _split_directories(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """Split name -> its directory; `root` itself where there are no splits."""
     children = _subdirectories(root)

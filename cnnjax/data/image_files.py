@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import struct
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnnjax import spec
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, unknown_name
 from cnnjax.paths import expand
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000
 # He et al. 2016, section 3.4: of a shorter side of 256 pixels the middle 224.
 CROP_SHARE = 0.875
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 # EXIF orientations that turn the image by a quarter.
 _TURNED = (5, 6, 7, 8)
@@ -257,8 +259,10 @@ def _as_8_bit(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes uint8 `[height, width, channels]` to `size` (height, width), antialiased bilinear."""
+def resize_image(
+    image: np.ndarray, size: tuple[int, int], interpolation: str = "bilinear"
+) -> np.ndarray:
+    """Resizes uint8 `[height, width, channels]` to `size` (height, width), antialiased."""
     from PIL import Image
 
     if image.shape[:2] == tuple(size):
@@ -266,7 +270,8 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     def resized(pixels: np.ndarray) -> np.ndarray:
         whole = Image.fromarray(np.ascontiguousarray(pixels))
-        return np.asarray(whole.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        resampling = Image.Resampling[interpolation.upper()]
+        return np.asarray(whole.resize((size[1], size[0]), resampling))
 
     if image.shape[-1] == 3:
         return resized(image)
@@ -284,10 +289,15 @@ def fit_image(image: np.ndarray, size: tuple[int, int], fit: str = "pad") -> np.
         does not fit; `"resize"` stretches it to the size; `"crop"` scales it until the size is
         0.875 of it in height or width and at most that in the other, and cuts the middle out;
         `"crop:0.95"`, or `"crop(share=0.95)"`, does so with another share.
+        `"center(resize=256, interpolation=bicubic)"` scales the shorter side to `resize` pixels and
+        cuts the middle out, to the pixel as torchvision's Resize and CenterCrop do of an image of
+        Pillow's: published weights are tested so.
     """
     kind, share = parse_fit(fit)
     if kind == "resize":
         return resize_image(image, size)
+    if kind == "center":
+        return center_crop(image, size, share)
     if kind == "crop":
         found = image.shape[:2]
         scale = share * min(found[0] / size[0], found[1] / size[1])
@@ -297,8 +307,43 @@ def fit_image(image: np.ndarray, size: tuple[int, int], fit: str = "pad") -> np.
     return pad_to(resize_image(image, shrunk_size(image.shape[:2], size)), size)
 
 
+@dataclasses.dataclass(frozen=True)
+class Center:
+    """The shorter side in pixels before the middle is cut out, and how it gets so long."""
+
+    resize: int
+    interpolation: str
+
+
+def center_crop(image: np.ndarray, size: tuple[int, int], how: Center) -> np.ndarray:
+    """Scales uint8 `[height, width, channels]` by its shorter side, and cuts out the middle.
+
+    Raises:
+      UserError: what is cut out would be larger than the scaled image.
+    """
+    if how.resize < max(size):
+        raise UserError(
+            f"an image whose shorter side is {how.resize} has no middle of {size[0]}x{size[1]}: "
+            f"give center(resize={max(size)}) or more"
+        )
+    shorter = min(image.shape[:2])
+    # As in torchvision the longer side is rounded down.
+    height, width = (int(how.resize * side / shorter) for side in image.shape[:2])
+    whole = resize_image(image, (height, width), how.interpolation)
+    top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
+    return whole[top : top + size[0], left : left + size[1]]
+
+
 def _whole() -> float:
     return 1.0
+
+
+def _center(resize: int = 256, interpolation: str = "bilinear") -> Center:
+    if interpolation not in INTERPOLATIONS:
+        raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
+    if resize < 1:
+        raise UserError(f"resize={resize}: give at least 1 pixel")
+    return Center(resize, interpolation)
 
 
 def _crop(share: float = CROP_SHARE) -> float:
@@ -307,12 +352,14 @@ def _crop(share: float = CROP_SHARE) -> float:
     return share
 
 
-FITS: spec.Registry = {"pad": _whole, "resize": _whole, "crop": _crop}
+FITS: spec.Registry = {"pad": _whole, "resize": _whole, "crop": _crop, "center": _center}
 
 
 @functools.cache
-def parse_fit(fit: str) -> tuple[str, float]:
-    """Returns the kind of a `fit` of `fit_image` and its share, 1 where it has none.
+def parse_fit(fit: str) -> tuple[str, Any]:
+    """Returns the kind of a `fit` of `fit_image` and its share: 1 where it has none.
+
+    Of `center` it is a `Center`.
 
     Raises:
       UserError: another name, or a share outside (0, 1].

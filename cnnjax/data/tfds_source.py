@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cnnjax.data.dataset import Arrays, Source
-from cnnjax.data.decoding import tensor_fitter, tensorflow
+from cnnjax.data.decoding import pillow_tensor, tensor_fitter, tensorflow
+from cnnjax.data.image_files import parse_fit
 from cnnjax.data.tfds_splits import choose_splits, parse_spec, split_size
 from cnnjax.errors import NotPreparedError, UserError, unknown_name
 from cnnjax.paths import expand, forget_empty_variables
@@ -252,13 +253,21 @@ def read_split(
     keys = image_features(builder)
 
     fitted = (lambda image: image) if image_size is None else tensor_fitter(image_size, fit)
+    by_pillow = image_size is not None and parse_fit(fit)[0] == "center"
 
     # AutoGraph would only warn about what it cannot convert: there is nothing to convert.
     @tf.autograph.experimental.do_not_convert
     def as_pair(example: dict[str, Any]) -> tuple[Any, Any]:
-        return fitted(example[keys.image]), tf.cast(example[keys.label], tf.int32)
+        image = example[keys.image]
+        image = pillow_tensor(image, shape[2]) if by_pillow else image
+        return fitted(image), tf.cast(example[keys.label], tf.int32)
 
-    dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=read_config())
+    dataset = builder.as_dataset(
+        split=split,
+        shuffle_files=False,
+        read_config=read_config(),
+        decoders={keys.image: tfds.decode.SkipDecoding()} if by_pillow else None,
+    )
     dataset = dataset.map(as_pair, num_parallel_calls=tf.data.AUTOTUNE).batch(256).prefetch(2)
     images = np.empty((count, *shape), np.uint8)
     labels = np.empty(count, np.int32)

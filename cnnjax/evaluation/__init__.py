@@ -9,6 +9,7 @@ lazy.attach(
     (
         "calibration",
         "ensemble",
+        "imagenet",
         "label_quality",
         "probe",
     ),
@@ -17,5 +18,6 @@ lazy.attach(
 if TYPE_CHECKING:
     from cnnjax.evaluation import calibration as calibration
     from cnnjax.evaluation import ensemble as ensemble
+    from cnnjax.evaluation import imagenet as imagenet
     from cnnjax.evaluation import label_quality as label_quality
     from cnnjax.evaluation import probe as probe

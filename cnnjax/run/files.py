@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -149,3 +150,13 @@ def share_directory(directory: Path) -> None:
             f"process {processes.index()} does not see the run directory {directory} that "
             "process 0 made: put --run-dir on a file system that all processes share."
         )
+
+
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file; of a folder or a checkpoint, that of names and digests."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files_of = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}.*")
+    lines = [f"{digest(each)} {each.name}" for each in sorted(files_of) if each.is_file()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -21,7 +21,7 @@ LISTINGS = {
         "augmix(severity=3.0, width=3, depth=3), rotate(degrees), scale(change), "
         "translate(pixels), shear(degrees), mixup(alpha), cutmix(alpha)"
     ),
-    "fit": "pad, resize, crop(share=0.875)",
+    "fit": "pad, resize, crop(share=0.875), center(resize=256, interpolation=bilinear)",
     "classes": "all, even-odd, only(*classes)",
     "schedule": (
         "constant, step(boundaries=(0.5, 0.75), factor=0.1), exponential(decay_rate=0.01, "

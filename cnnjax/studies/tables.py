@@ -70,13 +70,13 @@ def summarize(trials: Iterable[Trial]) -> list[dict[str, Any]]:
 
 
 def markdown(
-    rows: Sequence[Mapping[str, Any]], *, source_accuracy: float, all_parameters: int
+    rows: Sequence[Mapping[str, Any]], *, source_accuracy: float | None, all_parameters: int
 ) -> str:
     """Sets the rows of `summarize` as three tables: accuracy, forgetting, cost.
 
     Args:
       rows: the rows.
-      source_accuracy: of the base on its own task, before.
+      source_accuracy: of the base on its own task, before; None leaves out forgetting.
       all_parameters: of the whole network.
     """
     labels = sorted({row["labels"] for row in rows})
@@ -89,15 +89,19 @@ def markdown(
 
     counts = [f"{number} {'label' if number == 1 else 'labels'}" for number in labels]
     accuracy = [[f"`{method}`", *cells(method, _accuracy)] for method in methods]
-    source = [[f"`{method}`", *cells(method, _source_accuracy)] for method in methods]
+    forgetting = ""
+    if source_accuracy is not None:
+        source = [[f"`{method}`", *cells(method, _source_accuracy)] for method in methods]
+        forgetting = (
+            "\nAccuracy on the old task afterwards in %, with the old head (before: "
+            f"{100 * source_accuracy:.2f}):\n\n" + table(["method", *counts], source)
+        )
     costs = [_costs(by_place, method, labels, all_parameters) for method in methods]
     return (
         "Test accuracy in % (mean ± half of the 95% interval over "
         f"{max(row['seeds'] for row in rows)} seeds), by labels per class:\n\n"
         + table(["method", *counts], accuracy)
-        + "\nAccuracy on the old task afterwards in %, with the old head (before: "
-        f"{100 * source_accuracy:.2f}):\n\n"
-        + table(["method", *counts], source)
+        + forgetting
         + f"\nCosts, with {labels[-1]} labels per class:\n\n"
         + table(
             COST_TITLES,

@@ -214,10 +214,10 @@ def test_published_sizes_become_the_middle_crop():
     from cnnjax.convert import preprocessing
 
     assert preprocessing.fit(preprocessing.preprocessing("resnet50", "torchvision")) == (
-        "crop(share=0.875)"
+        "center(resize=256, interpolation=bilinear)"
     )
     assert preprocessing.fit(preprocessing.preprocessing("efficientnet_b2", "torchvision")) == (
-        "crop(share=1)"
+        "center(resize=288, interpolation=bicubic)"
     )
     assert preprocessing.fit(preprocessing.preprocessing("resnet50", "keras")) == "resize"
     assert preprocessing.fit({}) == "resize"

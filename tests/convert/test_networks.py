@@ -38,10 +38,12 @@ ARGUMENTS = {
     "inception_v3": {"auxiliary_head": True},
     "mobilenet_v1": {"activation": "relu6"},
     "nfnet_f0": {"activation": "gelu_exact"},
+    # timm's have PyTorch's epsilon.
+    **{f"efficientnet_b{number}": {"norm_epsilon": 1e-5} for number in (5, 6, 7)},
 }
 # Too small for the auxiliary head, whose weights then stay out.
 SIZES = {"vgg11": 32, "vgg11_bn": 32, "vit_b_32": 224, "maxvit_t": 224}
-SIZES |= {"ghostnet_v2_x1_0": 96, "convmixer_1024_20_ks9_p14": 56}
+SIZES |= {"ghostnet_v2_x1_0": 96, "convmixer_1024_20_ks9_p14": 56, "efficientnet_lite0": 65}
 SIZES |= dict.fromkeys(("inception_v3", "inception_v4", "inception_resnet_v2"), 75)
 # With drawn weights the rounding of float32 is amplified, in PyTorch as here: in float64 instead.
 SENSITIVE = ("maxvit_t", "resnest50d_4s2x40d", "sk_resnext50_32x4d")

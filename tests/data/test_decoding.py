@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from cnnjax.data import open_dataset, synthetic, training_pipeline
+from cnnjax.data import first_examples, open_dataset, split_batches, synthetic, training_pipeline
 from cnnjax.data.decoding import random_crop_decoder, tensor_fitter, tensorflow
 from cnnjax.data.image_files import fit_image, parse_fit
 from cnnjax.errors import UserError
@@ -110,3 +111,69 @@ def test_made_images_have_the_shape_and_the_classes_of_the_dataset(name, size, s
 def test_no_images_are_made_for_a_folder():
     with pytest.raises(UserError, match="tfds:NAME"):
         synthetic.stand_in("folder:photos")
+
+
+SHAPES = ((100, 140), (141, 100), (61, 90), (37, 37), (300, 257))
+
+
+def torchvisions(image, resize, crop, interpolation):
+    """`CenterCrop(crop)(Resize(resize)(image))` of torchvision 0.28 on an image of Pillow's."""
+    width, height = image.size
+    short, long = (width, height) if width <= height else (height, width)
+    new_long = int(resize * long / short)
+    size = (resize, new_long) if width <= height else (new_long, resize)
+    scaled = image.resize(size, getattr(Image.Resampling, interpolation.upper()))
+    top, left = (round((side - crop) / 2.0) for side in (size[1], size[0]))
+    return np.asarray(scaled.crop((left, top, left + crop, top + crop)))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize(("resize", "crop"), [(64, 56), (57, 57), (73, 48)])
+def test_center_is_what_published_weights_are_tested_with_to_the_pixel(interpolation, resize, crop):
+    for height, width in SHAPES:
+        pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+        fit = f"center(resize={resize}, interpolation={interpolation})"
+        expected = torchvisions(Image.fromarray(pixels), resize, crop, interpolation)
+        np.testing.assert_array_equal(fit_image(pixels, (crop, crop), fit), expected)
+        tensor = tensor_fitter((crop, crop), fit)(tensorflow().constant(pixels))
+        np.testing.assert_array_equal(tensor, expected)
+        gray = fit_image(pixels[..., :1], (crop, crop), fit)
+        of_gray = torchvisions(Image.fromarray(pixels[..., 0]), resize, crop, interpolation)
+        np.testing.assert_array_equal(gray[..., 0], of_gray)
+
+
+def test_center_is_torchvisions():
+    transforms = pytest.importorskip("torchvision.transforms")
+    for height, width in SHAPES:
+        pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+        mode = transforms.InterpolationMode.BICUBIC
+        steps = [transforms.Resize(64, mode), transforms.CenterCrop(56)]
+        expected = np.asarray(transforms.Compose(steps)(Image.fromarray(pixels)))
+        found = fit_image(pixels, (56, 56), "center(resize=64, interpolation=bicubic)")
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("fit", "message"),
+    [
+        ("center(resize=0)", "at least 1 pixel"),
+        ("center(interpolation=bicubbic)", "did you mean bicubic"),
+        ("center(resize=20)", "no middle of 24x24"),
+    ],
+)
+def test_what_has_no_middle_is_refused(fit, message):
+    with pytest.raises(UserError, match=message):
+        fit_image(np.zeros((40, 40, 3), np.uint8), (24, 24), fit)
+
+
+@pytest.mark.parametrize("pipeline", ["stream", "resident"])
+def test_center_of_tfds_is_decoded_and_scaled_by_pillow(tfds_dir, pipeline):
+    fit = "center(resize=8, interpolation=bicubic)"
+    options = {"data_dir": tfds_dir, "image_size": 6, "validation": 0, "fit": fit}
+    dataset = open_dataset("tfds:made_photos", pipeline=pipeline, **options)
+    found = np.asarray(first_examples(dataset, "train").image)
+    expected = {fit_image(photo, (6, 6), fit).tobytes() for photo in made_photos()}
+    assert {image.tobytes() for image in found} <= expected
+    batches = split_batches(dataset, "train", 4)
+    streamed = np.concatenate([np.asarray(b["image"])[np.asarray(b["mask"])] for b in batches])
+    np.testing.assert_array_equal(streamed, found)

@@ -61,6 +61,8 @@ def test_other_content_is_refused(script, tmp_path):
         (["imagenet2012", "--download"], "must be downloaded by hand"),
         (["imdb_reviews"], "not for image classification"),
         (["mnits"], "did you mean mnist"),
+        (["tuxpaint", "--source", "/nowhere"], "there is no tuxpaint-stamps-default_2022"),
+        (["tuxpaint", "--manual-dir", "."], "tuxpaint has no archives"),
     ],
 )
 def test_errors(script, tmp_path, arguments, message):

@@ -15,7 +15,7 @@ from cnnjax import models, trees
 # Larger members of families of which the small ones are always tested.
 LARGE = re.compile(
     r"resnet(34|101|152).*|cifar_resnet(32|44|110)|.*(resnet101|resnext101).*|densenet(161|169|201)"
-    r"|shufflenet_v2_x(0_5|1_5|2_0)|efficientnet_b[1-7]|regnet_._(800mf|.*gf)"
+    r"|shufflenet_v2_x(0_5|1_5|2_0)|efficientnet_(b[1-7]|lite[1-4])|regnet_._(800mf|.*gf)"
     r"|convnext_(small|base|large)|vit_(b|l|h)_.*|deit_.*|swin_(s|b|v2_.)"
     r"|(csp)?darknet53|cspresnext50|dla(34|46x|60|102|169).*|dpn(92|98|131|107)"
     r"|vovnet(39|57)a|ese_vovnet39b|hrnet_w(18_small_v2|18|30|32|40|44|48|64)"

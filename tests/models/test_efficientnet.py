@@ -17,6 +17,8 @@ from cnnjax import models, trees
         pytest.param(
             "efficientnet_b7", (4, 7, 7, 10, 10, 13, 4), 64, 2560, marks=pytest.mark.exhaustive
         ),
+        # Neither the ends' widths nor their depths are scaled.
+        ("efficientnet_lite4", (1, 4, 4, 6, 6, 8, 1), 32, 1280),
     ],
 )
 def test_compound_scaling(name, depths, stem, last):
@@ -57,3 +59,12 @@ def test_constants_are_those_of_torchvision(name, dropout, epsilon, momentum):
         momentum,
     )
     assert model.stochastic_depth_rate == 0.2
+
+
+def test_lite_has_no_gates_and_the_constants_of_tensorflow():
+    model = models.create("efficientnet_lite0", num_classes=10)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    assert not [path for path in trees.named_leaves(params) if "/se/" in path]
+    layers = model.layers
+    assert (layers.activation, layers.norm_epsilon, model.padding) == ("relu6", 1e-3, "same")

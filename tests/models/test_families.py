@@ -48,6 +48,9 @@ MODELS = {
         ((1, 3, 1, 8, 1), (2, 3, 2, 8, 2), (2, 3, 1, 8, 1)), 3, fused_stages=2, **NO_DROP
     ),
     "mnasnet": MNASNet(((1, 3, 1, 8, 1), (2, 5, 2, 8, 2)), 16, 3, width=0.5, dropout_rate=0.0),
+    "efficientnet_lite": EfficientNet(
+        ((1, 3, 1, 8, 1), (2, 5, 2, 8, 1)), 3, 2.0, 2.0, gated=False, scaled_ends=False, **NO_DROP
+    ),
     "regnet": RegNet(2, 8, 8.0, 2.0, 8, 1.0, 3, "cifar"),
     "fastvit": FastViT((1, 1), (8, 16), 2.0, 2.0, 3, layer_scale_init=0.5),
     "ghostnet": GhostNet(

@@ -128,4 +128,4 @@ def test_activations_within_blocks_take_no_memory():
         options = backend.compiler_options(remat=remat)
         compiled = jax.jit(jax.grad(loss)).lower(variables["params"]).compile(options)
         sizes.append(compiled.memory_analysis().temp_size_in_bytes)
-    assert sizes[1] < 0.6 * sizes[0]
+    assert sizes[1] < 0.65 * sizes[0]

@@ -13,6 +13,7 @@ from cnnjax.convert.tables import (
     branched,
     keras,
     mobile,
+    packaged,
     residual,
     slim,
     timm,
@@ -33,5 +34,6 @@ TIMM: Mapping[str, Table] = {
     **mobile.TIMM,
     **residual.TIMM,
 }
+LUKEMELAS: Mapping[str, Table] = {**packaged.LUKEMELAS}
 KERAS: Mapping[str, Table] = {**keras.KERAS}
 SLIM: Mapping[str, slim.Table] = {**slim.SLIM}

@@ -12,7 +12,6 @@ It is None for a model that differs from Keras's in more than its sizes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -252,12 +251,12 @@ def _mobilenet_v3(model: Any) -> dict[str, Any] | None:
 
 
 def _efficientnet(model: Any) -> dict[str, Any] | None:
-    if model.layers.norm != "batch" or model.fused_stages:
+    plain = model.gated and model.scaled_ends and not model.fused_stages
+    if model.layers.norm != "batch" or not plain:
         return None
     layers = [*conv_norm("stem", "stem_conv", "stem_bn")]
-    depths = [math.ceil(row[4] * model.depth) for row in model.stages]
     ends = {}
-    for stage, block in numbered_blocks(depths):
+    for stage, block in numbered_blocks(model.depths()):
         ours, theirs = f"stage{stage}/block{block}/", f"block{stage}{chr(96 + block)}_"
         if model.stages[stage - 1][0] != 1:
             layers += conv_norm(f"{ours}expand", f"{theirs}expand_conv", f"{theirs}expand_bn")

@@ -5,7 +5,6 @@ Where a table goes from block to block, it is the layers' `exact` names instead 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,11 +105,18 @@ def _timm_efficientnet(depths: Sequence[int], fused: int = 0) -> dict[str, Any]:
 def _efficientnet(model: Any) -> dict[str, Any] | None:
     if model.layers.norm != "batch":
         return None
-    depths = [math.ceil(numbers[4] * model.depth) for numbers in model.stages]
-    # Those with this epsilon are timm's `tf_` networks.
-    padding = "same" if model.layers.norm_epsilon == 1e-3 else "symmetric"
-    table = _timm_efficientnet(depths, model.fused_stages)
-    return {**table, "requires": {"padding": padding}}
+    if model.gated != model.scaled_ends:
+        return None
+    table = _timm_efficientnet(model.depths(), model.fused_stages)
+    return {**table, "requires": efficientnet_requires(model)}
+
+
+def efficientnet_requires(model: Any) -> dict[str, Any]:
+    """What the weights of EfficientNets need that their names do not tell."""
+    if not model.gated:
+        return {"activation": "relu6", "padding": "same", "norm_epsilon": 1e-3}
+    # Those with this epsilon are TensorFlow's, timm's `tf_` networks.
+    return {"padding": "same" if model.layers.norm_epsilon == 1e-3 else "symmetric"}
 
 
 def _mobilenet_v3(model: Any) -> dict[str, Any]:

@@ -186,7 +186,9 @@ def _mobilenet_v3(model: Any) -> dict[str, Any]:
     }
 
 
-def _efficientnet(model: Any) -> dict[str, Any]:
+def _efficientnet(model: Any) -> dict[str, Any] | None:
+    if not (model.gated and model.scaled_ends):
+        return None
     depth = len(model.stages)
     return {
         "rules": (
