@@ -29,6 +29,8 @@ from cnnjax.ops.geometry import Geometry, Pads, with_pads_inside
 
 # The call is no public interface of jaxlib: what its numbers mean has been tried in these only.
 JAXLIB_VERSIONS = ("0.10.2",)
+# Of a kernel's gradient: about half of what the cores share (measured with 32 MiB).
+CACHED_BYTES = 16 * 2**20
 # Channels of a group from which on groups one by one are faster than examples one by one.
 WIDE_GROUP = 16
 
@@ -193,27 +195,62 @@ def _kernel_gradient_of_one_tap(
 def _kernel_gradient_of_window(
     image: jax.Array, cotangent: jax.Array, window: tuple[int, int], geometry: Geometry
 ) -> jax.Array:
-    """One convolution, which contracts all rows, columns and examples.
+    """One convolution, which contracts the rows, columns and examples.
 
     Its image is `[1, rows, columns * channels, batch]`, where a column is `channels` steps wide;
     its window is the cotangent, `[rows, columns, batch, features]`, dilated by the strides; its
-    result is `[1, window rows, window columns * channels, features]`.
+    result is `[1, window rows, window columns * channels, features]`. Where the cotangent is too
+    large for the cache, blocks of its rows follow each other, and their results are summed.
     """
-    image, pads = _as_far_as_seen(image, cotangent, window, geometry)
+    image, (rows, (left, right)) = _as_far_as_seen(image, cotangent, window, geometry)
     batch, height, width, channels = image.shape
-    sideways = image.reshape(batch, -1).T.reshape(1, height, width * channels, batch)
-    rows, (left, right) = pads
+    sideways = image.reshape(batch, -1).T.reshape(height, width * channels, batch)
+    cotangent = cotangent.transpose(1, 2, 0, 3)
+    (stride, column_stride), (dilation, column_dilation) = (
+        geometry.strides,
+        geometry.kernel_dilation,
+    )
     exchanged = Geometry(
-        strides=(geometry.kernel_dilation[0], 1),
+        strides=(dilation, 1),
         pads=(rows, (left * channels, right * channels)),
-        kernel_dilation=(geometry.strides[0], geometry.strides[1] * channels),
+        kernel_dilation=(stride, column_stride * channels),
         feature_group_count=1,
         precision=geometry.precision,
     )
-    result = _call(sideways, cotangent.transpose(1, 2, 0, 3), exchanged)
+    steps = len(cotangent)
+    block = _rows_at_a_time(steps, cotangent.nbytes // steps)
+    if block == steps:
+        total = _call(sideways[None], cotangent, exchanged)
+    else:
+        exchanged = exchanged._replace(pads=((0, 0), exchanged.pads[1]))
+        zero = jnp.zeros((), sideways.dtype)
+        sideways = lax.pad(sideways, zero, [(*rows, 0), (0, 0, 0), (0, 0, 0)])
+        span = (block - 1) * stride + (window[0] - 1) * dilation + 1
+
+        def of_block(number: jax.Array) -> jax.Array:
+            seen = lax.dynamic_slice_in_dim(sideways, number * block * stride, span)
+            rows = lax.dynamic_slice_in_dim(cotangent, number * block, block)
+            return _call(seen[None], rows, exchanged)
+
+        shape = jax.eval_shape(of_block, jnp.zeros((), jnp.int32))
+        total = lax.fori_loop(
+            0,
+            steps // block,
+            lambda number, total: total + of_block(number).astype(jnp.float32),
+            jnp.zeros(shape.shape, jnp.float32),
+        ).astype(image.dtype)
     # A dilated window's columns are some of those between its ends.
-    columns = result.reshape(window[0], -1, channels, cotangent.shape[3])
-    return columns[:, :: geometry.kernel_dilation[1]]
+    columns = total.reshape(window[0], -1, channels, cotangent.shape[3])
+    return columns[:, ::column_dilation]
+
+
+def _rows_at_a_time(steps: int, row_bytes: int) -> int:
+    """Returns a divisor of `steps`: all of them, or where they are large as many as fit a cache."""
+    if steps * row_bytes <= CACHED_BYTES:
+        return steps
+    fitting = [n for n in range(1, steps) if steps % n == 0 and n * row_bytes <= CACHED_BYTES // 2]
+    # Blocks of very few rows have too little to compute.
+    return max(fitting) if fitting and max(fitting) * row_bytes >= CACHED_BYTES // 16 else steps
 
 
 def _as_far_as_seen(

@@ -16,7 +16,8 @@ from jax.test_util import check_grads
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.ops import blocks, choice, forms, im2col
+from cnnjax.ops import blocks, choice, forms, im2col, onednn
+from cnnjax.ops.geometry import lax_conv2d, make_geometry
 
 OURS = ("auto", "im2col", "onednn", "taps", "winograd")
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 4e-2, "float16": 5e-3}
@@ -452,3 +453,22 @@ def test_errors_say_what_is_wrong(change, text):
     arguments = {"image": jnp.ones((1, 5, 5, 3)), "kernel": jnp.ones((3, 3, 3, 4)), **change}
     with pytest.raises(UserError, match=text):
         ops.conv2d(**arguments)
+
+
+@pytest.mark.skipif(not onednn.available("float32"), reason="needs oneDNN in jaxlib")
+@pytest.mark.parametrize(
+    ("strides", "dilation"), [((1, 1), (1, 1)), ((2, 3), (1, 1)), ((1, 2), (2, 3))]
+)
+def test_a_large_kernel_gradient_is_summed_over_blocks_of_rows(strides, dilation, monkeypatch):
+    monkeypatch.setattr(onednn, "CACHED_BYTES", 6_000)
+    image = jax.random.normal(jax.random.key(0), (2, 26, 13, 3))
+    kernel = jnp.zeros((3, 2, 3, 16))
+    geometry = make_geometry(image, kernel, strides, ((1, 2), (0, 1)), dilation, 1, None)
+    size = geometry.output_size(image, kernel)
+    cotangent = jax.random.normal(jax.random.key(1), (2, *size, 16))
+    assert onednn._rows_at_a_time(size[0], 2 * size[1] * 16 * 4) < size[0]
+    expected = jax.vjp(lambda kernel: lax_conv2d(image, kernel, geometry), kernel)[1](cotangent)[0]
+    result = jax.jit(functools.partial(onednn.kernel_gradient, window=(3, 2), geometry=geometry))(
+        image, cotangent
+    )
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
