@@ -102,6 +102,8 @@ def test_a_blind_method_fails_and_the_gradient_of_a_linear_network_does_not():
     assert [each.method for each in beliefs] == ["blind", "gradient_times_input", belief.RANDOM]
     assert beliefs[0].random_all == pytest.approx((1.0, 0.0), abs=1e-5)
     assert [each.fails for each in beliefs] == [True, False, False]
+    # Nor may it hardly change with a random last layer.
+    assert beliefs[1]._replace(random_head=(0.95, 0.0)).fails
     assert "fails" in belief.table(beliefs, 6).splitlines()[2]
     with pytest.raises(UserError, match="no images"):
         belief.examine(jax.random.key(0), model, variables, image[:0], [blind])

@@ -32,6 +32,7 @@ SIZES = {
     **dict.fromkeys(models.list_models("cifar_*"), 32),
     **dict.fromkeys(("wide_resnet16_8", "wide_resnet28_10"), 32),
     "unet_2015": 188,
+    "maxvit_t": 224,
 }
 # Gates that normalize one number an example: of two, rounding would decide.
 BATCHES = {"bam_resnet50": 8, "resnest14d": 8, "sk_resnet18": 8}
@@ -47,8 +48,19 @@ ALIKE = {
     *("alexnet_2012", "cifar_resnet56", "densenet121", "regnet_x_400mf", "squeezenet1_0", "vgg11"),
     *("cnn_32_64", "cnn_32_64_dense64", "mobilenet_v3_large", "resnet18", "resnet50_v1"),
     *("resnet50_v2", "wide_resnet16_8", "wide_resnet28_10", "wide_resnet50_2"),
-    *("resnet10t", "se_resnet50", "inception_v4"),
-    *("mnasnet0_5", "mobileone_s1", "convmixer_1024_20_ks9_p14"),
+    *("resnet10t", "se_resnet50", "inception_v4", "efficientnet_lite0", "resnet_rs50", "bagnet9"),
+    *("mnasnet0_5", "mobileone_s1", "convmixer_1024_20_ks9_p14", "repvgg_a0", "convnext_v2_atto"),
+    # Small ones of their classes are tested in test_branched, test_residual and test_attention.
+    *(
+        "res2net50_14w_8s",
+        "bit_resnet50x1",
+        "dpn68",
+        "cspresnet50",
+        "maxvit_t",
+        "swin_t",
+        "vit_s_16",
+    ),
+    *("cbam_resnet18", "bam_resnet50", "sk_resnet18", "eca_resnet26t", "xception", "se_resnet18"),
     *(name for name in SMALL if name.startswith(("vgg13", "vgg16", "vgg19"))),
 }
 
