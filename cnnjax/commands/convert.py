@@ -11,6 +11,7 @@ where the weights came from, and with --check how far they are from the other fr
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -172,6 +173,12 @@ def _note_definition(
     """Says whose definition of the network is meant, where libraries have several."""
     if meaning.library:
         _note(f"{meaning}.")
+        libraries = {*cnnjax.models.elsewhere.LIBRARIES} - {meaning.library}
+        if meaning.arguments and config.framework in libraries:
+            _note(
+                f"the file has {config.framework}'s names, whose network has not these fields: "
+                f"outputs will differ. Its own is --model {config.framework}/{meaning.name}."
+            )
     elif others := convert.advice.other_definitions(config.model, config.framework):
         _note(f"{config.model} is {config.framework}'s network, not {' or '.join(others)}.")
     if meaning.library == "timm" and meaning.tag and not described.preprocessing:
@@ -338,7 +345,8 @@ def _moments(
     name: str, given: tuple[float, ...], channels: int, published: list[float]
 ) -> list[float]:
     values = list(given or published)
-    if len(values) not in (1, channels) or (name == "std" and min(values) <= 0):
+    finite = all(map(math.isfinite, values))
+    if len(values) not in (1, channels) or not finite or (name == "std" and min(values) <= 0):
         raise UserError(
             f"--{name} is {' '.join(map(str, values))}: give one number, or one for each of the "
             f"{channels} channels{', above 0' if name == 'std' else ''}."
@@ -376,10 +384,8 @@ def _write_run(
     published: dict[str, Any],
 ) -> None:
     files.make_directory(config.out, flag="--out")
-    settings = {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in dataclasses.asdict(config).items()
-    }
+    settings = dataclasses.asdict(config)
+    settings |= {key: str(value) for key, value in settings.items() if isinstance(value, Path)}
     files.write_json(
         config.out / "config.json",
         {

@@ -1,7 +1,7 @@
 """Which pixels a run's answers come from, on one page, and whether such maps can be believed.
 
     cnnjax explain --run runs/mnist_lenet-20250101-120000
-    cnnjax explain --run runs/mine cat.jpg dog.jpg --methods grad_cam,occlusion(window=16)
+    cnnjax explain --run runs/mine cat.jpg dog.jpg --methods "grad_cam,occlusion(window=16)"
 
 Writes RUN/explain/index.html, which opens without a server or network: each image, its likeliest
 classes and layers to click through, and a map for each method. Under it, and printed, stands what
@@ -20,6 +20,9 @@ from cnnjax.commands import predict
 from cnnjax.errors import UserError
 from cnnjax.run import files, load
 
+# Fewer images tell nothing of a method.
+FEW = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -37,7 +40,7 @@ class Config:
         "gradient,smooth_grad,integrated_gradients,guided_backpropagation,grad_cam,layer_cam,"
         "occlusion"
     )
-    """Methods, separated by commas, with options such as occlusion(window=4): also
+    """Methods, separated by commas, with options such as "occlusion(window=4)": also
     gradient_times_input, grad_cam_plus_plus, score_cam, rise."""
 
     layers: tuple[str, ...] = ()
@@ -92,6 +95,7 @@ def main(config: Config) -> None:
         ]
     stored = np.stack(given)
     image = trained.normalize(stored)
+    methods = _applicable(methods, trained, image, asked=config.methods != Config.methods)
     layers = config.layers or _stages(trained, image)
     for layer in config.layers:
         cnnjax.explain.tap(trained.model, trained.variables, image[:1], [layer])
@@ -108,6 +112,8 @@ def main(config: Config) -> None:
             key, trained.model, trained.variables, trained.normalize(shown), methods
         )
         print(belief.table(beliefs, count))
+        if count < FEW:
+            print(f"{count} of {FEW} images or more: the numbers say little of the methods")
     page.write_pictures(pictures, out)
     written = page.write_page(
         out / "index.html",
@@ -118,6 +124,24 @@ def main(config: Config) -> None:
         meaning=f"Over {count} images. {belief.MEANING}",
     )
     print(f"{len(pictures)} images, {len(methods)} methods, see {written}")
+
+
+def _applicable(methods: Any, trained: load.TrainedModel, image: Any, *, asked: bool) -> list[Any]:
+    """Returns the methods that the network allows; without some, if nobody asked for them."""
+    from cnnjax.explain import named, rectifiers
+
+    has_relus = rectifiers.has_relus(
+        lambda image: trained.model.apply(trained.variables, image, train=False), image[:1]
+    )
+    unfit = [method.text for method in methods if method.name in named.OF_RELUS and not has_relus]
+    if unfit and asked:
+        raise UserError(
+            f"--methods: {', '.join(unfit)} changes the derivative of ReLUs, and "
+            f"{trained.card['model']} has none: leave it out."
+        )
+    if unfit:
+        print(f"without {', '.join(unfit)}: {trained.card['model']} has no ReLU")
+    return [method for method in methods if method.text not in unfit]
 
 
 def _check(config: Config) -> None:
@@ -140,8 +164,10 @@ def _test_images(config: Config, *, needed: bool) -> tuple[Any, Any]:
                 f"{dataset.name} is streamed: give image files, or a --dataset that fits memory."
             )
     except UserError as error:
-        if needed or config.dataset:
+        if config.dataset:
             raise
+        if needed:
+            raise UserError(f"{error} Or give image files.") from None
         print(f"checks are made on the given images: {error}")
         return np.zeros(0), np.zeros(0)
     return dataset.test.image[:count], dataset.test.label[:count]

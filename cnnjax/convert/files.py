@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from cnnjax.convert import flax_files, folders, keras_files, states, torch_files
+from cnnjax.convert import flax_files, folders, keras_files, sizes, states, torch_files
 from cnnjax.data.packaged import tensor_files
 from cnnjax.errors import UserError
 
@@ -28,6 +28,7 @@ from cnnjax.errors import UserError
 # compression and encryption.
 DAMAGE = (
     *(OSError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError),
+    AttributeError,
     *(NotImplementedError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error),
 )
 
@@ -211,6 +212,8 @@ def _read_npz(path: Path, entry: str, note: Note) -> Arrays:
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             raise UserError("it is no npz file (a zip archive): it is cut short or another format.")
+    with zipfile.ZipFile(path) as archive:
+        sizes.check_archive(archive)
     with np.load(path, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     for name, array in arrays.items():
@@ -242,7 +245,11 @@ def _read_safetensors(path: Path) -> Arrays:
         header = json.loads(content[8 : 8 + length], object_pairs_hook=_unique)
         header.pop("__metadata__", None)
         rows = {
-            name: (SAFETENSORS_DTYPES[row["dtype"]], tuple(row["shape"]), *row["data_offsets"])
+            name: (
+                SAFETENSORS_DTYPES[row["dtype"]],
+                sizes.checked_shape(row["shape"]),
+                *row["data_offsets"],
+            )
             for name, row in header.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:

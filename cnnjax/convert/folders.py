@@ -136,7 +136,7 @@ def _preprocessing(details: Mapping[str, Any]) -> dict[str, Any]:
         found["image_shape"] = [size[1], size[2], size[0]]
         # Other modes than the middle change the whole image.
         middle = details.get("crop_mode", "center") == "center"
-        if middle and isinstance(share, int | float) and 0 < share <= 1:
+        if middle and isinstance(share, int | float) and 0.01 < share <= 1:
             found["resize"] = int(size[-1] / share)
             # Not of the rounded side.
             found["share"] = float(share)

@@ -23,11 +23,14 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from cnnjax.convert import sizes
 from cnnjax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
 
 ARCHIVED = "model.weights.h5"
+# Models within models within ...
+DEEPEST_MODEL = 16
 ARCHITECTURE = "config.json"
 VERSIONS = "metadata.json"
 # The variables of a layer in the order in which Keras numbers them, by the name of its class.
@@ -71,6 +74,7 @@ def read(path: Path) -> Arrays:
         with zipfile.ZipFile(path) as archive:
             if ARCHIVED not in archive.namelist():
                 raise UserError(f"it has no {ARCHIVED}: save the model again with Keras 3.")
+            sizes.check_archive(archive)
             source = io.BytesIO(archive.read(ARCHIVED))
     with h5py.File(source, "r") as file:
         if "layer_names" in file.attrs or "model_weights" in file:
@@ -226,8 +230,10 @@ def _places(kinds: Mapping[str, str]) -> dict[str, str]:
     return places
 
 
-def _keras_3(layers: Any, inside: str) -> Iterator[tuple[str, Any]]:
+def _keras_3(layers: Any, inside: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Yields the datasets of the layers of one model, then those of models within it."""
+    if depth > DEEPEST_MODEL:
+        raise UserError(f"its models are nested more than {DEEPEST_MODEL} deep: it is damaged.")
     for key in sorted(layers, key=_kind_and_number):
         layer = _within(layers, key)
         variables: Any = {}
@@ -243,7 +249,7 @@ def _keras_3(layers: Any, inside: str) -> Iterator[tuple[str, Any]]:
         for number, variable in _variable_names(kind, list(variables)).items():
             yield f"{inside}{name}/{variable}", _stored(_within(variables, number))
         if "layers" in layer:
-            yield from _keras_3(_within(layer, "layers"), f"{inside}{name}/")
+            yield from _keras_3(_within(layer, "layers"), f"{inside}{name}/", depth + 1)
 
 
 def _kind_and_number(key: str) -> tuple[str, int]:
@@ -312,6 +318,7 @@ def _stored(dataset: Any) -> Any:
         or (dataset.size and not dataset.id.get_storage_size())
     ):
         raise UserError(f"the numbers of {dataset.name} are not in the file.")
+    sizes.check_expansion(dataset.name, dataset.nbytes, dataset.id.get_storage_size())
     return dataset
 
 

@@ -6,23 +6,26 @@ it gives a `Placeholder` that keeps the arguments. Containers alone are built (`
 tensors are found among objects whose classes are not here, and a hostile file builds nothing but
 placeholders.
 
-Time and memory are proportional to the pickle: its instructions are counted, its keys are such that
-hashing them takes no recursion, and nothing walks through what it built.
+Time and memory are bounded: instructions are counted, and what they copy; keys are such that
+hashing them takes a few steps; and nothing walks through what was built.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 from cnnjax.errors import UserError
 
 # A network of ten thousand tensors takes about half a million.
 MOST_INSTRUCTIONS = 2_000_000
-# Of a tuple that is a key: hashing and comparing recurse.
-DEEPEST_KEY = 4
+# What calls of known names may copy, in elements: of a long list, one instruction copies all.
+MOST_COPIED = 2**28
+# Of a tuple that is a key: hashing and comparing recurse, into what its members share too.
+DEEPEST_KEY = 2
+LONGEST_KEY = 16
 # Larger numbers could be chosen so that all have one hash.
 LARGEST_KEY = 2**60
 
@@ -72,6 +75,7 @@ class Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._copied = 0
 
     def run(self, file: Any) -> Any:
         """Returns what the pickle at the file's position builds.
@@ -232,6 +236,10 @@ class Machine:
         if not isinstance(arguments, tuple):
             raise UserError("its pickle is damaged: it calls without arguments.")
         known = KNOWN.get(function.name) if isinstance(function, Global) else None
+        if known:
+            self._copied += sum(len(part) for part in arguments if isinstance(part, Sized))
+            if self._copied > MOST_COPIED:
+                raise UserError("its pickle copies more than any file of weights: it is refused.")
         made = known(*arguments) if known else Placeholder(name_of(function), arguments)
         self._stack.append(made)
 
@@ -256,7 +264,7 @@ def key(thing: Any, depth: int = 0) -> Any:
     Raises:
       UserError: it is none that a file needs; hashing it might take time or recursion without end.
     """
-    if isinstance(thing, tuple) and depth < DEEPEST_KEY:
+    if isinstance(thing, tuple) and depth < DEEPEST_KEY and len(thing) <= LONGEST_KEY:
         for part in thing:
             key(part, depth + 1)
         return thing
@@ -264,7 +272,9 @@ def key(thing: Any, depth: int = 0) -> Any:
         return thing
     if isinstance(thing, int) and abs(thing) < LARGEST_KEY:
         return thing
-    raise UserError("its pickle has a key that is refused (too deep, too large, or changeable).")
+    raise UserError(
+        "its pickle has a key that is refused (too deep, too long, too large, or changeable)."
+    )
 
 
 def pairs(items: list[Any]) -> dict[Any, Any]:

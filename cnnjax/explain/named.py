@@ -10,6 +10,7 @@ import jax
 from flax import linen as nn
 
 from cnnjax import spec
+from cnnjax.errors import UserError
 from cnnjax.explain import cam, gradients, perturbation
 from cnnjax.explain.targets import Target
 
@@ -27,6 +28,8 @@ REGISTRY: Mapping[str, Callable[..., Any]] = {
     "occlusion": perturbation.occlusion,
     "rise": perturbation.rise,
 }
+# They change the derivative of ReLUs, and so need some.
+OF_RELUS = ("guided_backpropagation",)
 OF_LAYERS = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "score_cam")
 DRAWN = ("smooth_grad", "rise")
 DEFAULT = (
@@ -72,13 +75,16 @@ def read(text: str) -> list[Method]:
     """Returns the methods that a text such as `grad_cam,occlusion(window=4)` names.
 
     Raises:
-      UserError: an unknown method or option.
+      UserError: an unknown method or option, or none.
     """
+    items = spec.parse(text, "method")
+    if not items:
+        raise UserError(f"no method given: name some of {', '.join(REGISTRY)}.")
     return [
         Method(
             item.text or item.name,
             item.name,
             functools.partial(spec.bind(item, REGISTRY, "method", supplied=SUPPLIED)),
         )
-        for item in spec.parse(text, "method")
+        for item in {str(item): item for item in items}.values()
     ]

@@ -54,6 +54,17 @@ def with_rule(
     return changed
 
 
+def has_relus(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> bool:
+    """Whether `function` calls `flax.linen.relu`; nothing is computed."""
+
+    def within(jaxpr: Jaxpr) -> bool:
+        inner = (_grouped(equation) for equation in jaxpr.eqns)
+        return any(map(_is_relu, jaxpr.eqns)) or any(each and within(each.jaxpr) for each in inner)
+
+    with ops.lowering("onednn"):
+        return within(jax.make_jaxpr(function)(x).jaxpr)
+
+
 def _evaluate(
     closed: ClosedJaxpr, arguments: Any, relu: Callable[[jax.Array], jax.Array], found: list[bool]
 ) -> list[Any]:

@@ -162,3 +162,5 @@ def check_image(image: jax.Array) -> None:
             f"an image to explain is float [batch, height, width, channels], as the model expects "
             f"it, not {image.dtype} {tuple(image.shape)}."
         )
+    if 0 in image.shape:
+        raise UserError(f"there is nothing to explain in images of shape {tuple(image.shape)}.")

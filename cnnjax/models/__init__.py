@@ -68,6 +68,8 @@ __all__ = [
 ]
 
 MODELS: dict[str, Row] = package_rows(__name__)
+# A dense layer of 512 features for them has 51 GB.
+MOST_CLASSES = 25_000_000
 
 
 def create(name: str, *, num_classes: int | None, **overrides: Any) -> nn.Module:
@@ -84,8 +86,10 @@ def create(name: str, *, num_classes: int | None, **overrides: Any) -> nn.Module
       UserError: unknown model or field, a value of another kind than the field's default, or
         `num_classes` below 1.
     """
-    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
         raise UserError(f"num_classes must be a whole number from 1 on or None, got {num_classes}.")
+    if num_classes is not None and num_classes > MOST_CLASSES:
+        raise UserError(f"num_classes is {num_classes:,}: at most {MOST_CLASSES:,} fit a network.")
     name, overrides = read_model(name, overrides)
     found = find(name).row
     return build(found.network, num_classes=num_classes, **{**found.arguments, **overrides})

@@ -41,7 +41,9 @@ TIMM_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "MobileNetV3": {"norm_epsilon": 1e-5},
     "NFNet": {"activation": "gelu_exact"},
 }
-# timm's `tf_` networks have TensorFlow's weights, padding and epsilon.
+# timm's `tf_` networks have TensorFlow's weights, padding and epsilon; those of the same names
+# without `tf_` have PyTorch's.
+PYTORCH_FIELDS = {"EfficientNet": {"padding": "symmetric", "norm_epsilon": 1e-5}}
 TENSORFLOW_FIELDS = {"EfficientNet": SAME_PADDING, "MobileNetV3": SAME_PADDING}
 
 
@@ -121,6 +123,8 @@ def differing(name: str, library: str, rows: Mapping[str, Row]) -> Iterator[str]
     for other, there in rows[name].also.items() if name in rows else ():
         if other != library and fields_in(other, rows[name]):
             yield f"{other}/{there}"
+        if other == "timm" and there.startswith("tf_"):
+            yield f"timm/{there.removeprefix('tf_')}"
 
 
 def fields_in(library: str, row: Row) -> Mapping[str, Any]:
@@ -139,6 +143,10 @@ def _in_library(wanted: Meaning, rows: Mapping[str, Row]) -> Meaning | None:
     if found:
         arguments = fields_in(library, rows[found])
         return dataclasses.replace(wanted, name=found, row=rows[found], arguments=arguments)
+    if library == "timm" and (ours := _names(library, rows).get(f"tf_{name}")):
+        row = rows[ours]
+        known = PYTORCH_FIELDS.get(row.network.__name__)
+        return dataclasses.replace(wanted, name=ours, row=row, arguments=known) if known else None
     if library == "timm" and name.startswith("tf_"):
         plain = _in_library(dataclasses.replace(wanted, name=name.removeprefix("tf_")), rows)
         fields = TENSORFLOW_FIELDS.get(plain.row.network.__name__) if plain else None

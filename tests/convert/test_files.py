@@ -4,9 +4,11 @@ import io
 import json
 import pickle
 import struct
+import sys
 import zipfile
 from pathlib import Path
 
+import h5py
 import ml_dtypes
 import numpy as np
 import pytest
@@ -221,3 +223,71 @@ def test_published_sizes_become_the_middle_crop():
     )
     assert preprocessing.fit(preprocessing.preprocessing("resnet50", "keras")) == "resize"
     assert preprocessing.fit({}) == "resize"
+
+
+def bomb_npz(path):
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a.npy", "w") as file,
+    ):
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": (2**25,)}
+        )
+        for _ in range(128):
+            file.write(bytes(2**20))
+
+
+def bomb_safetensors(path):
+    shape = [10**4000] * 50
+    header = {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}
+    text = json.dumps(header, default=str).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+
+
+def bomb_h5(path):
+    with h5py.File(path, "w") as file:
+        layer = file.create_group("layers/dense/vars")
+        layer.attrs["name"] = "dense"
+        data = layer.create_dataset("0", (2**14, 2**13), "f4", chunks=(16, 16))
+        data[:16, :16] = 1
+
+
+def endless_h5(path):
+    with h5py.File(path, "w") as file:
+        inner = file.create_group("g0")
+        for level in range(1, 40):
+            outer = file.create_group(f"g{level}")
+            for name in ("a", "b"):
+                outer.create_group(name)["layers"] = inner
+            inner = outer
+        file["layers"] = inner
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "text"),
+    [
+        ("a.npz", bomb_npz, "fill the memory"),
+        ("a.safetensors", bomb_safetensors, "impossible numbers"),
+        ("a.weights.h5", bomb_h5, "fill the memory"),
+        ("b.weights.h5", endless_h5, "nested more than"),
+    ],
+)
+def test_a_small_file_does_not_fill_the_memory(name, make, text, tmp_path):
+    sys.set_int_max_str_digits(0)
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=text):
+        convert.read(tmp_path / name)
+
+
+def test_a_file_that_lacks_what_it_should_be_is_one_error(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("params/a", b"no array")
+    with h5py.File(tmp_path / "a.weights.h5", "w") as file:
+        file.create_group("layers/dense/vars/0")
+        file["layers/dense/vars"].attrs["name"] = "dense"
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["model_config"] = "[]"
+        file.attrs["layer_names"] = np.array([], "S1")
+    for name in ("a.npz", "a.weights.h5", "a.h5"):
+        with pytest.raises(UserError, match="cannot read"):
+            convert.read(tmp_path / name)

@@ -383,3 +383,31 @@ def test_the_default_is_the_first_of_the_usual_entries(tmp_path):
             f"{path}: taking the weights under '{first}', not {second}, teacher (--entry takes "
             "another)."
         ]
+
+
+def many_copies(code):
+    code.write(b"]q\x00(" + b"K\x00" * 200_000 + b"e0")
+    for _ in range(3000):
+        code.write(b"ctorch\nSize\nh\x00\x85R0")
+    code.write(b"}")
+
+
+def shared_key(code):
+    code.write(b"K\x01q\x00")
+    for level in range(4):
+        code.write(b"(" + b"h" + bytes([level]) + (b"h" + bytes([level])) * 199 + b"t")
+        code.write(b"q" + bytes([level + 1]))
+    code.write(b"}h\x04K\x01s")
+
+
+@pytest.mark.parametrize(
+    ("build", "text"), [(many_copies, "copies more"), (shared_key, "key that is refused")]
+)
+def test_a_small_pickle_takes_no_unbounded_time(build, text):
+    code = io.BytesIO()
+    code.write(b"\x80\x02")
+    build(code)
+    code.write(b".")
+    code.seek(0)
+    with pytest.raises(UserError, match=text):
+        pickles.Machine(lambda identity: None).run(code)

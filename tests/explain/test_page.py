@@ -63,6 +63,7 @@ def test_a_run_is_explained_on_one_page(run, capsys, tmp_path):
         (("--layers", "stage9"), "stage"),
         (("--layers", "head"), "no image"),
         (("--top", "0"), "--top"),
+        (("--methods", ""), "no method"),
         (("--run", "nowhere"), "nowhere"),
         (("missing.png",), "missing.png"),
     ],
@@ -143,3 +144,24 @@ def test_clicks_change_the_maps_in_a_browser(tmp_path):
     # The map of a layer changes by class and by layer, the other by class alone.
     assert title == "loaded [[true,true],[true,true],[true,true]] changed 3,2"
     assert "<i>" not in re.sub(r"(?s)<script>.*?</script>", "", done.stdout)
+
+
+def test_a_network_without_relus_is_explained_by_the_other_methods(tmp_path, capsys):
+    directory = tmp_path / "run"
+    argv = ["--model", "lenet5", "--model-arguments", "activation=tanh", "--devices", "1"]
+    argv += ["--smoke", "--run-dir", str(directory)]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr("cnnjax.run.report.write_figures", lambda *arguments, **options: [])
+        settings.launch(classifier.Config, classifier.main, argv)
+    assert not stop.value.code
+    out = said(capsys, "--run", directory, "--count", 1, "--check", 2)
+    assert "without guided_backpropagation: lenet5 has no ReLU" in out
+    assert "2 of 16 images or more" in out
+    with pytest.raises(SystemExit) as stop:
+        cli.run(
+            command.Config,
+            command.main,
+            ["--run", str(directory), "--methods", "guided_backpropagation"],
+        )
+    assert stop.value.code == 2
+    assert "leave it out" in capsys.readouterr().err

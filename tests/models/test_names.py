@@ -97,3 +97,21 @@ def test_the_command_says_which_definition_it_means(capsys):
     assert (
         "other libraries' definitions: keras/ResNet50 (with version=v1, conv_bias=True" in printed
     )
+
+
+def test_timms_networks_without_tf_have_pytorchs_padding():
+    there, here = (
+        models.create(name, num_classes=10)
+        for name in ("timm/efficientnet_lite0", "timm/tf_efficientnet_lite0")
+    )
+    assert (there.padding, there.layers.norm_epsilon) == ("symmetric", 1e-5)
+    assert (here.padding, here.layers.norm_epsilon) == ("same", 1e-3)
+    for model in (there, here):
+        convert.names._check_fields(model, convert.find_names(model, "timm"))
+    assert models.find("efficientnet_lite0.ra_in1k").arguments["padding"] == "symmetric"
+
+
+@pytest.mark.parametrize("number", [True, 10**12])
+def test_impossible_numbers_of_classes_are_refused(number):
+    with pytest.raises(UserError, match="num_classes"):
+        models.create("resnet18", num_classes=number)

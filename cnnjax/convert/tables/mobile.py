@@ -113,10 +113,9 @@ def _efficientnet(model: Any) -> dict[str, Any] | None:
 
 def efficientnet_requires(model: Any) -> dict[str, Any]:
     """What the weights of EfficientNets need that their names do not tell."""
-    if not model.gated:
-        return {"activation": "relu6", "padding": "same", "norm_epsilon": 1e-3}
     # Those with this epsilon are TensorFlow's, timm's `tf_` networks.
-    return {"padding": "same" if model.layers.norm_epsilon == 1e-3 else "symmetric"}
+    padding = {"padding": "same" if model.layers.norm_epsilon == 1e-3 else "symmetric"}
+    return padding if model.gated else {"activation": "relu6", **padding}
 
 
 def _mobilenet_v3(model: Any) -> dict[str, Any]:
