@@ -170,17 +170,17 @@ def read_weights(
 def _note_definition(
     config: Config, meaning: cnnjax.models.Meaning, described: convert.folders.Described
 ) -> None:
-    """Says whose definition of the network is meant, where libraries have several."""
+    """Says whose network is meant, where libraries have several."""
     if meaning.library:
         _note(f"{meaning}.")
-        libraries = {*cnnjax.models.elsewhere.LIBRARIES} - {meaning.library}
-        if meaning.arguments and config.framework in libraries:
+        if meaning.arguments and config.framework in {"torchvision", "timm"} - {meaning.library}:
             _note(
                 f"the file has {config.framework}'s names, whose network has not these fields: "
                 f"outputs will differ. Its own is --model {config.framework}/{meaning.name}."
             )
     elif others := convert.advice.other_definitions(config.model, config.framework):
-        _note(f"{config.model} is {config.framework}'s network, not {' or '.join(others)}.")
+        there = cnnjax.models.MODELS[config.model].also.get(config.framework, config.model)
+        _note(f"{config.model} is {config.framework}'s {there}, not {' or '.join(others)}.")
     if meaning.library == "timm" and meaning.tag and not described.preprocessing:
         _note("images are prepared as for timm's default weights of it (--mean, --std, ...).")
 

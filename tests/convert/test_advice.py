@@ -168,7 +168,7 @@ def test_a_name_of_another_library_chooses_the_framework(tmp_path, capsys):
     config = dataclasses.replace(config, model="mobilenet_v1")
     assert command.main(config) == 0
     said = capsys.readouterr().err
-    assert "note: mobilenet_v1 is timm's network, not keras/MobileNet." in said
+    assert "note: mobilenet_v1 is timm's mobilenetv1_100, not keras/MobileNet." in said
     assert "note: timm's network has activation=relu6." in said
     card = load.load_trained(tmp_path / "run").card
     assert card["model"] == "mobilenet_v1"
