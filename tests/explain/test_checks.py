@@ -9,7 +9,14 @@ from flax import linen as nn
 
 from cnnjax import explain, models, trees
 from cnnjax.errors import UserError
-from tests.explain.test_methods import IMAGE, LINEAR, LINEAR_VARIABLES, MODEL, TARGET, VARIABLES
+from tests.explain.test_explain_methods import (
+    IMAGE,
+    LINEAR,
+    LINEAR_VARIABLES,
+    MODEL,
+    TARGET,
+    VARIABLES,
+)
 
 KEY = jax.random.key(3)
 

@@ -84,7 +84,9 @@ def test_it_is_created_listed_and_counted(prefix, capsys):
     assert main([names[0]]) == 0
     assert "Tiny()" in capsys.readouterr().out
     with pytest.raises(UserError, match="tiny_wrong: parameters 1,587"):
-        main([f"{prefix}tiny_*"])
+        main([names[2]])
+    assert main([f"{prefix}tiny*"]) == 0
+    assert "87,712" in capsys.readouterr().out
 
 
 def test_it_takes_the_arguments_of_all_networks(prefix):
