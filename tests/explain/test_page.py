@@ -146,6 +146,7 @@ def test_clicks_change_the_maps_in_a_browser(tmp_path):
     assert "<i>" not in re.sub(r"(?s)<script>.*?</script>", "", done.stdout)
 
 
+@pytest.mark.slow
 def test_a_network_without_relus_is_explained_by_the_other_methods(tmp_path, capsys):
     directory = tmp_path / "run"
     argv = ["--model", "lenet5", "--model-arguments", "activation=tanh", "--devices", "1"]

@@ -28,10 +28,21 @@ LARGE = re.compile(
     r"|repvgg_(a[12]|b.*)|mobileone_s[0234]|ghostnet_v2_.*|mobilenet_v4_conv_(medium|large)"
     r"|convnext_v2_[^a].*|convmixer_(768|1536).*|fastvit_.12"
 )
-CASES = [
-    pytest.param(name, marks=[pytest.mark.exhaustive] if LARGE.fullmatch(name) else [])
-    for name in models.list_models()
-]
+# The smallest of the families that came second: CI takes them.
+SECOND = re.compile(
+    r"(vit|swin|maxvit|darknet|csp|dla|dpn|vovnet|ese|hrnet|res2ne|resnest|sk|xception|bagnet|cbam"
+    r"|bam|eca|bit|resnet_rs|resnet10t|se_resnet18|resnet18d|ghostnet|mobileone|repvgg|convmixer"
+    r"|mobilenet_v4|convnext_v2|fastvit|mnasnet|efficientnet_lite|inception_(v4|resnet)).*"
+)
+
+
+def tier(name):
+    if LARGE.fullmatch(name):
+        return [pytest.mark.exhaustive]
+    return [pytest.mark.slow] if SECOND.fullmatch(name) else []
+
+
+CASES = [pytest.param(name, marks=tier(name)) for name in models.list_models()]
 
 
 # Their logits are of each pixel.

@@ -191,6 +191,7 @@ def test_split_attention_without_a_preference_averages_its_splits(radix):
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stages", "side"), [(2, 9), (3, 17), (4, 33)])
 def test_a_feature_of_bagnet_sees_a_patch(stages, side):
     """arXiv 1904.00760: 9, 17 or 33 pixels, and the whole of that."""
