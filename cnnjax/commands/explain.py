@@ -75,7 +75,7 @@ def main(config: Config) -> None:
     """Explains the images, checks the methods, and writes the page."""
     import jax
 
-    from cnnjax.explain import belief, named, page
+    from cnnjax.explain import belief, named, page, taps
 
     _check(config)
     methods = named.read(config.methods)
@@ -96,7 +96,7 @@ def main(config: Config) -> None:
     stored = np.stack(given)
     image = trained.normalize(stored)
     methods = _applicable(methods, trained, image, asked=config.methods != Config.methods)
-    layers = config.layers or _stages(trained, image)
+    layers = config.layers or taps.maps(trained.model, trained.variables, image)
     for layer in config.layers:
         cnnjax.explain.tap(trained.model, trained.variables, image[:1], [layer])
     out = Path(config.out or Path(config.run) / "explain")
@@ -120,7 +120,7 @@ def main(config: Config) -> None:
         pictures,
         heading=f"{Path(config.run).name}: {trained.card['model']}",
         facts=["Red speaks for the class, blue against it; each map has its own scale."],
-        rows=[_row(each) for each in beliefs],
+        rows=[{"method": e.method, **e.cells(), "verdict": e.verdict} for e in beliefs],
         meaning=f"Over {count} images. {belief.MEANING}",
     )
     print(f"{len(pictures)} images, {len(methods)} methods, see {written}")
@@ -173,23 +173,6 @@ def _test_images(config: Config, *, needed: bool) -> tuple[Any, Any]:
     return dataset.test.image[:count], dataset.test.label[:count]
 
 
-def _stages(trained: load.TrainedModel, image: Any) -> list[str]:
-    """Returns the stages whose output is an image of several pixels, or the last such layer."""
-    from cnnjax.explain import taps
-
-    shapes = taps.layer_shapes(trained.model, trained.variables, image)
-    try:
-        stages = cnnjax.models.stage_names(trained.model, image.shape[1:])
-    except UserError:
-        stages = []
-    maps = [
-        name
-        for name in stages
-        if len(shapes.get(name, ())) == 4 and shapes[name][1] * shapes[name][2] > 1
-    ]
-    return maps or [taps.last_map(trained.model, trained.variables, image)]
-
-
 def _explained(
     key: Any,
     trained: load.TrainedModel,
@@ -208,9 +191,7 @@ def _explained(
 
     image, names = trained.normalize(stored), trained.card["class_names"]
     logits = jax.jit(trained.model.apply)(trained.variables, image)
-    if logits.shape[-1] == 1:
-        logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
-    probabilities = np.asarray(jax.nn.softmax(logits))
+    probabilities = np.asarray(cnnjax.metrics.probabilities(logits))
     order = (-probabilities).argsort(-1, kind="stable")[:, :top]
     maps: dict[tuple[str, str, int], np.ndarray] = {}
     for method in methods:
@@ -233,12 +214,3 @@ def _explained(
         )
         for number, title in enumerate(titles)
     ]
-
-
-def _row(each: Any) -> dict[str, str]:
-    numbers = {
-        name: "{:.3f} ± {:.3f}".format(*getattr(each, name))
-        for name in ("deletion", "insertion", "random_head", "random_all")
-    }
-    verdict = "fails: does not depend on what was learned" if each.fails else ""
-    return {"method": each.method, **numbers, "verdict": verdict}

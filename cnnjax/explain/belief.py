@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from cnnjax import metrics
 from cnnjax.errors import UserError
 from cnnjax.explain import checks, targets
 from cnnjax.explain.named import Method
@@ -45,6 +46,18 @@ class Belief(NamedTuple):
     insertion: tuple[float, float]
     random_head: tuple[float, float]
     random_all: tuple[float, float]
+
+    def cells(self) -> dict[str, str]:
+        """Returns the numbers as texts, by what they are called."""
+        return {
+            name.replace("_", " "): "{:.3f} ± {:.3f}".format(*getattr(self, name))
+            for name in ("deletion", "insertion", "random_head", "random_all")
+        }
+
+    @property
+    def verdict(self) -> str:
+        """What is to be said of a method that fails; else nothing."""
+        return "fails: does not depend on what was learned" if self.fails else ""
 
     @property
     def fails(self) -> bool:
@@ -82,7 +95,7 @@ def examine(
     if not len(image):
         raise UserError("there are no images to check the methods on: give at least one.")
     of_maps, of_weights, of_methods = jax.random.split(key, 3)
-    label = targets.answers(jax.jit(model.apply)(variables, image))
+    label = metrics.predicted_label(jax.jit(model.apply)(variables, image))
     changed = list(checks.reinitialized_from_the_top(of_weights, model, variables, image))
     networks = [variables, changed[0][1], changed[-1][1]]
 
@@ -115,11 +128,10 @@ def _mean_and_spread(values: Any) -> tuple[float, float]:
 
 def table(beliefs: Sequence[Belief], count: int) -> str:
     """Returns the lines that the command prints, under a heading that says what they mean."""
-    columns = ("deletion", "insertion", "random_head", "random_all")
     width = max(len(belief.method) for belief in beliefs)
-    lines = [f"{'':{width}}  " + "  ".join(f"{name.replace('_', ' '):>13}" for name in columns)]
+    names = "  ".join(f"{name:>14}" for name in beliefs[0].cells())
+    lines = [f"Over {count} images. {MEANING}", f"{'':{width}}  {names}"]
     for belief in beliefs:
-        cells = "  ".join("{:6.3f} ±{:5.3f}".format(*getattr(belief, name)) for name in columns)
-        verdict = "  fails: does not depend on what was learned" if belief.fails else ""
-        lines.append(f"{belief.method:{width}}  {cells}{verdict}")
-    return "\n".join([f"Over {count} images. {MEANING}", *lines])
+        cells = "  ".join(f"{text:>14}" for text in belief.cells().values())
+        lines.append(f"{belief.method:{width}}  {cells}  {belief.verdict}".rstrip())
+    return "\n".join(lines)

@@ -110,7 +110,7 @@ def score_cam(
     Args:
       baseline: value of a pixel that is not seen.
     """
-    layer = layer or taps.last_map(model, variables, image)
+    layer = layer or taps.maps(model, variables, image)[-1]
     _, found = taps.tap(model, variables, image, [layer])
     activations = _checked(found[layer], layer)
     masks = jnp.moveaxis(_resized(activations, image), -1, 0)[..., None]
@@ -119,7 +119,7 @@ def score_cam(
 
     def through(mask: jax.Array) -> jax.Array:
         seen = baseline + mask * (image - baseline)
-        return taps.scores(target, model.apply(variables, seen, train=False), image)
+        return taps.score(model, variables, seen, target)
 
     weights = jax.nn.softmax(jax.lax.map(through, masks), 0)
     map_ = jnp.einsum("bhwk,kb->bhw", activations, weights)
@@ -130,7 +130,7 @@ def _of_layer(
     model: nn.Module, variables: Any, image: jax.Array, target: Target, layer: str
 ) -> tuple[jax.Array, jax.Array]:
     taps.check_image(image)
-    layer = layer or taps.last_map(model, variables, image)
+    layer = layer or taps.maps(model, variables, image)[-1]
     activations, gradients = taps.activations_and_gradients(
         model, variables, image, target, [layer]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,9 +38,7 @@ def completeness(
       Two arrays `[batch]`.
     """
     start = jnp.broadcast_to(jnp.asarray(baseline, image.dtype), image.shape)
-    here, there = (
-        taps.scores(target, model.apply(variables, x, train=False), image) for x in (image, start)
-    )
+    here, there = (taps.score(model, variables, x, target) for x in (image, start))
     return jnp.sum(map_, (1, 2)), here - there
 
 
@@ -70,8 +69,8 @@ def deletion_curve(
     Raises:
       UserError: fewer than one step, or a map that does not fit the image.
     """
-    start = jnp.broadcast_to(jnp.asarray(baseline, image.dtype), image.shape)
-    return _curve(model, variables, image, target, map_, steps, image, start)
+    hidden = jnp.asarray(baseline, image.dtype)
+    return _curve(model, variables, image, target, map_, steps, first=image, last=hidden)
 
 
 def insertion_curve(
@@ -88,8 +87,8 @@ def insertion_curve(
 
     A good map makes it rise soon: its mean is high. All else as for `deletion_curve`.
     """
-    start = jnp.broadcast_to(jnp.asarray(baseline, image.dtype), image.shape)
-    return _curve(model, variables, image, target, map_, steps, start, image)
+    hidden = jnp.asarray(baseline, image.dtype)
+    return _curve(model, variables, image, target, map_, steps, first=hidden, last=image)
 
 
 def _curve(
@@ -99,6 +98,7 @@ def _curve(
     target: Target,
     map_: jax.Array,
     steps: int,
+    *,
     first: jax.Array,
     last: jax.Array,
 ) -> jax.Array:
@@ -115,7 +115,7 @@ def _curve(
 
     def score(count: jax.Array) -> jax.Array:
         seen = jnp.where((rank < count)[..., None], last, first)
-        return taps.scores(target, model.apply(variables, seen, train=False), image)
+        return taps.score(model, variables, seen, target)
 
     counts = jnp.round(jnp.linspace(0, flat.shape[1], steps + 1)).astype(jnp.int32)
     return jax.lax.map(score, counts)
@@ -152,9 +152,7 @@ def infidelity(
             f'{tuple(attributions.shape)}: channels="keep".'
         )
 
-    def score(seen: jax.Array) -> jax.Array:
-        return taps.scores(target, model.apply(variables, seen, train=False), image)
-
+    score = functools.partial(taps.score, model, variables, target=target)
     whole = score(image)
 
     def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:

@@ -184,25 +184,22 @@ def guided_backpropagation(
       UserError: as for `gradient`, or the network has no ReLU.
     """
     taps.check_image(image)
-
-    def total(image: jax.Array) -> jax.Array:
-        outputs = model.apply(variables, image, train=False)
-        return jnp.sum(taps.scores(target, outputs, image))
-
+    total = _total(model, variables, target)
     guided = jax.grad(rectifiers.with_rule(total, rectifiers.guided_relu))
     return _reduced(guided(image), channels)
 
 
 def _gradient(model: nn.Module, variables: Any, target: Target) -> Callable[..., jax.Array]:
-    def total(image: jax.Array) -> jax.Array:
-        outputs = model.apply(variables, image, train=False)
-        return jnp.sum(taps.scores(target, outputs, image))
-
     def of_image(image: jax.Array) -> jax.Array:
         taps.check_image(image)
-        return jax.grad(total)(image)
+        return jax.grad(_total(model, variables, target))(image)
 
     return of_image
+
+
+def _total(model: nn.Module, variables: Any, target: Target) -> Callable[..., jax.Array]:
+    """An image's score depends on no other image, so that the sum has the gradient of each."""
+    return lambda image: jnp.sum(taps.score(model, variables, image, target))
 
 
 def _mean(function: Callable[..., jax.Array], items: Any, image: jax.Array) -> jax.Array:

@@ -56,7 +56,7 @@ def occlusion(
     ]
     corners = np.array([(row, column) for row in starts[0] for column in starts[1]])
     down, right = jnp.arange(size[0])[:, None], jnp.arange(size[1])
-    whole = _score(model, variables, target, image, image)
+    whole = taps.score(model, variables, image, target)
 
     def hide(
         sums: tuple[jax.Array, jax.Array], corner: jax.Array
@@ -66,7 +66,7 @@ def occlusion(
             (down >= row) & (down < row + rows) & (right >= column) & (right < column + columns)
         )
         seen = jnp.where(hidden[..., None], jnp.asarray(baseline, image.dtype), image)
-        loss = whole - _score(model, variables, target, seen, image)
+        loss = whole - taps.score(model, variables, seen, target)
         falls, counts = sums
         return (falls + loss[:, None, None] * hidden, counts + hidden), None
 
@@ -122,19 +122,13 @@ def rise(
     def add(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
         mask = draw(key)
         seen = baseline + mask[..., None] * (image - baseline)
-        score = _score(model, variables, target, seen, image)
+        score = taps.score(model, variables, seen, target)
         return total + score[:, None, None] * mask, None
 
     total, _ = jax.lax.scan(
         add, jnp.zeros(image.shape[:3], image.dtype), jax.random.split(key, samples)
     )
     return total / (samples * kept)
-
-
-def _score(
-    model: nn.Module, variables: Any, target: Target, seen: jax.Array, image: jax.Array
-) -> jax.Array:
-    return taps.scores(target, model.apply(variables, seen, train=False), image)
 
 
 def _pair(name: str, value: int | tuple[int, int], default: Any) -> tuple[int, int]:

@@ -43,27 +43,32 @@ def tap(
 
     def change(name: str, x: jax.Array) -> jax.Array:
         seen[name] = None
-        if name not in wanted:
+        # A stage that is a module has been changed within, where it sows its output.
+        if name not in wanted or name in found:
             return x
         found[name] = x + offsets[name] if name in offsets else x
         return found[name]
+
+    with _changed_layers(change), changed_stages(change):
+        outputs = model.apply(variables, image, train=False)
+    for name in wanted:
+        if name not in found:
+            raise unknown_name("stage or layer", name, seen)
+    return outputs, found
+
+
+def _changed_layers(change: Callable[[str, jax.Array], jax.Array]) -> Any:
+    """Within the context, `change` is called with path and output of each layer that ends."""
 
     def record(
         call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext
     ) -> Any:
         output = call(*args, **kwargs)
         path = "/".join(context.module.path)
-        # A stage that is a module has been changed within, where it sows its output.
-        if context.method_name != "__call__" or not path or path in found:
-            return output
-        return change(path, output) if isinstance(output, jax.Array) else output
+        is_layer = context.method_name == "__call__" and path and isinstance(output, jax.Array)
+        return change(path, output) if is_layer else output
 
-    with intercept_methods(record), changed_stages(change):
-        outputs = model.apply(variables, image, train=False)
-    for name in wanted:
-        if name not in found:
-            raise unknown_name("stage or layer", name, seen)
-    return outputs, found
+    return intercept_methods(record)
 
 
 def activations_and_gradients(
@@ -94,50 +99,50 @@ def layer_shapes(model: nn.Module, variables: Any, image: jax.Array) -> dict[str
 
     Nothing is computed; `image` may be a `jax.ShapeDtypeStruct`.
     """
+    return _shapes(model, variables, image)[0]
+
+
+def _shapes(
+    model: nn.Module, variables: Any, image: jax.Array
+) -> tuple[dict[str, tuple[int, ...]], dict[str, None]]:
+    """Returns the shapes of all layers and stages, and the names of the stages."""
     shapes: dict[str, tuple[int, ...]] = {}
+    stages: dict[str, None] = {}
 
     def note(name: str, x: jax.Array) -> jax.Array:
         shapes.setdefault(name, tuple(x.shape))
         return x
 
-    def record(
-        call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext
-    ) -> Any:
-        output = call(*args, **kwargs)
-        path = "/".join(context.module.path)
-        if context.method_name == "__call__" and path and isinstance(output, jax.Array):
-            note(path, output)
-        return output
+    def note_stage(name: str, x: jax.Array) -> jax.Array:
+        stages[name] = None
+        return note(name, x)
 
-    with intercept_methods(record), changed_stages(note):
+    with _changed_layers(note), changed_stages(note_stage):
         jax.eval_shape(lambda image: model.apply(variables, image, train=False), image)
-    return shapes
+    return shapes, stages
 
 
-def last_map(model: nn.Module, variables: Any, image: jax.Array) -> str:
-    """Returns the last layer or stage whose output is an image of several pixels.
+def maps(model: nn.Module, variables: Any, image: jax.Array) -> list[str]:
+    """Returns the stages whose output is an image of several pixels, or the last such layer.
 
     A stage goes before the layer that computes it: it is behind the activation.
 
     Raises:
       UserError: there is none; the network has no convolution.
     """
-    stages: dict[str, None] = {}
-
-    def note(name: str, x: jax.Array) -> jax.Array:
-        stages[name] = None
-        return x
-
-    with changed_stages(note):
-        shapes = layer_shapes(model, variables, image)
-    maps = [name for name, shape in shapes.items() if len(shape) == 4 and shape[1] * shape[2] > 1]
-    if not maps:
+    shapes, stages = _shapes(model, variables, image)
+    images = [name for name, shape in shapes.items() if len(shape) == 4 and shape[1] * shape[2] > 1]
+    if not images:
         raise UserError(
             f"{type(model).__name__} has no layer whose output is an image: a class activation map "
             "needs a network with convolutions. The gradient methods take any."
         )
-    of_stages = [name for name in maps if name in stages]
-    return (of_stages or maps)[-1]
+    return [name for name in images if name in stages] or images[-1:]
+
+
+def score(model: nn.Module, variables: Any, image: jax.Array, target: Target) -> jax.Array:
+    """Returns what a target says of each image in evaluation mode, `[batch]`: see `scores`."""
+    return scores(target, model.apply(variables, image, train=False), image)
 
 
 def scores(target: Target, outputs: Any, image: jax.Array) -> jax.Array:

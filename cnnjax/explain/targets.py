@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cnnjax import metrics
 from cnnjax.errors import UserError
 
 Target = Callable[[Any], jax.Array]
@@ -37,9 +38,7 @@ def class_probability(label: Label) -> Target:
     """The probability of a class: softmax, of a single logit the sigmoid. As `class_score`."""
 
     def score(logits: jax.Array) -> jax.Array:
-        if logits.ndim == 2 and logits.shape[-1] == 1:
-            logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
-        return _of_class(jax.nn.softmax(logits), label)
+        return _of_class(metrics.probabilities(logits), label)
 
     return score
 
@@ -76,14 +75,7 @@ def pixel_score(label: Label, row: int, column: int) -> Target:
 
 def predicted_class(logits: jax.Array) -> jax.Array:
     """The largest logit of each image: the class is that which the network answers."""
-    return _of_class(logits, jax.lax.stop_gradient(answers(logits)))
-
-
-def answers(logits: jax.Array) -> jax.Array:
-    """Returns the class `[batch]` that the logits answer; of a single logit 1 where it is > 0."""
-    if logits.shape[-1] == 1:
-        return (logits[..., 0] > 0).astype(jnp.int32)
-    return jnp.argmax(logits, -1)
+    return _of_class(logits, metrics.predicted_label(logits))
 
 
 def _of_class(logits: jax.Array, label: Label) -> jax.Array:
