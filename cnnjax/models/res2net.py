@@ -18,9 +18,8 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models import blocks
-from cnnjax.models.images import require_image, require_stem
-from cnnjax.models.layers import Array, Factories, Factory, Layers, check_name
-from cnnjax.models.resnet import SHORTCUTS, Stem, shortcut, stage_blocks
+from cnnjax.models.layers import Array, Factories, Factory, Layers
+from cnnjax.models.resnet import run_in_frame, shortcut
 from cnnjax.models.rows import TIMM, row
 
 
@@ -109,20 +108,9 @@ class Res2Net(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
-        require_image(image, "Res2Net")
-        require_stem(self.stem)
-        check_name("shortcut", self.shortcut, SHORTCUTS)
         if self.splits < 2:
             raise UserError(f"splits is {self.splits}: Res2Net has at least 2, else it is ResNet.")
-        layers = self.layers.factories(train=train)
-        stem = Stem(self.stem, self.stem_features, layers, widths=self.stem_widths, name="stem")
-        x = blocks.run_stages(
-            stem(image),
-            stage_blocks(self.stage_sizes, self._block),
-            layers,
-            stochastic_depth_rate=self.stochastic_depth_rate,
-        )
-        return blocks.classify(x, self.num_classes, layers, dropout_rate=self.dropout_rate)
+        return run_in_frame(self, image, train=train)
 
     def _block(self, factor: int, strides: int, index: int) -> Factory:
         return functools.partial(

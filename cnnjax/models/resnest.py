@@ -18,9 +18,8 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models import blocks
-from cnnjax.models.images import require_image, require_stem
-from cnnjax.models.layers import Array, Factories, Factory, Layers, check_name
-from cnnjax.models.resnet import SHORTCUTS, Stem, shortcut, stage_blocks
+from cnnjax.models.layers import Array, Factories, Factory, Layers
+from cnnjax.models.resnet import run_in_frame, shortcut
 from cnnjax.models.rows import TIMM, row
 
 # Fewer channels are not inside a gate.
@@ -138,18 +137,7 @@ class ResNeSt(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool = False) -> Array:
-        require_image(image, "ResNeSt")
-        require_stem(self.stem)
-        check_name("shortcut", self.shortcut, SHORTCUTS)
-        layers = self.layers.factories(train=train)
-        stem = Stem(self.stem, self.stem_features, layers, widths=self.stem_widths, name="stem")
-        x = blocks.run_stages(
-            stem(image),
-            stage_blocks(self.stage_sizes, self._block),
-            layers,
-            stochastic_depth_rate=self.stochastic_depth_rate,
-        )
-        return blocks.classify(x, self.num_classes, layers, dropout_rate=self.dropout_rate)
+        return run_in_frame(self, image, train=train)
 
     def _block(self, factor: int, strides: int, index: int) -> Factory:
         del index

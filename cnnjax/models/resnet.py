@@ -31,6 +31,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -108,7 +109,7 @@ class ResidualBlock(nn.Module):
       shortcut: `"projection"` (1x1 convolution), `"average"` or `"pad"`, where the shape changes.
       zero_init_residual: the branch's last scale starts at 0 (arXiv 1706.02677, section 5.1).
       se_reduction: the factor of the squeeze-and-excite gate; 0 for no gate.
-      attention: of the branch's output; see `attention.gate_branch`.
+      attention: of the branch's output; see `gates.gate_branch`.
     """
 
     branch: Branch
@@ -253,6 +254,34 @@ def stage_blocks(
         [make_block(2**stage, strides(stage, index), index) for index in range(depth)]
         for stage, depth in enumerate(stage_sizes)
     ]
+
+
+def run_in_frame(module: Any, image: Array, *, train: bool) -> Array:
+    """Stem, stages and head as ResNet's, of a network with other blocks: within its `__call__`.
+
+    Args:
+      module: with the fields of ResNet, and `_block` as `stage_blocks` calls it.
+      image: `[batch, height, width, channels]`.
+      train: whether batch norm takes the batch's statistics, and dropout acts.
+
+    Returns:
+      Logits `[batch, classes]`, or the pooled features.
+
+    Raises:
+      UserError: an unknown stem or shortcut, or the image is not four-dimensional.
+    """
+    require_image(image, type(module).__name__)
+    require_stem(module.stem)
+    check_name("shortcut", module.shortcut, SHORTCUTS)
+    layers = module.layers.factories(train=train)
+    stem = Stem(module.stem, module.stem_features, layers, widths=module.stem_widths, name="stem")
+    x = blocks.run_stages(
+        stem(image),
+        stage_blocks(module.stage_sizes, module._block),
+        layers,
+        stochastic_depth_rate=module.stochastic_depth_rate,
+    )
+    return blocks.classify(x, module.num_classes, layers, dropout_rate=module.dropout_rate)
 
 
 class ResNet(nn.Module):
