@@ -10,6 +10,7 @@ import codecs
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -136,3 +137,11 @@ def decode_text(content: bytes, name: str) -> str:
     if "\0" in text:
         raise UserError(f"the {name} is not text (it holds zero bytes): save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def check_shown(name: str, what: str) -> None:
+    """Raises UserError for a name that no figure, terminal or text file can hold."""
+    kinds = {unicodedata.category(char) for char in name}
+    if kinds & {"Cs", "Cc", "Zl", "Zp"} or not name.strip():
+        why = "is not UTF-8" if "Cs" in kinds else "has characters that cannot be shown"
+        raise UserError(f"the name of the {what} {why}: {name!a}: rename it")

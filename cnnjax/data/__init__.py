@@ -15,12 +15,13 @@ lazy.attach(
         "batches",
         "dataset",
         "decoding",
-        "few",
         "fields",
+        "file_stream",
         "folder",
         "held_out",
         "image_files",
         "mnist",
+        "on_disk",
         "pipelines",
         "scenes",
         "sources",
@@ -36,9 +37,9 @@ lazy.attach(
             "ArrayDataset",
             "Arrays",
             "Dataset",
+            "few_labels",
         ),
         "batches": ("evaluation_batches",),
-        "few": ("few_labels",),
         "mnist": ("digit_from_image",),
         "synthetic": ("stand_in",),
         "tfds_fields": ("load_features",),
@@ -76,12 +77,13 @@ if TYPE_CHECKING:
     from cnnjax.data import batches as batches
     from cnnjax.data import dataset as dataset
     from cnnjax.data import decoding as decoding
-    from cnnjax.data import few as few
     from cnnjax.data import fields as fields
+    from cnnjax.data import file_stream as file_stream
     from cnnjax.data import folder as folder
     from cnnjax.data import held_out as held_out
     from cnnjax.data import image_files as image_files
     from cnnjax.data import mnist as mnist
+    from cnnjax.data import on_disk as on_disk
     from cnnjax.data import pipelines as pipelines
     from cnnjax.data import scenes as scenes
     from cnnjax.data import sources as sources
@@ -95,7 +97,7 @@ if TYPE_CHECKING:
     from cnnjax.data.dataset import ArrayDataset as ArrayDataset
     from cnnjax.data.dataset import Arrays as Arrays
     from cnnjax.data.dataset import Dataset as Dataset
-    from cnnjax.data.few import few_labels as few_labels
+    from cnnjax.data.dataset import few_labels as few_labels
     from cnnjax.data.image_files import image_to_shape as image_to_shape
     from cnnjax.data.image_files import read_image as read_image
     from cnnjax.data.mnist import digit_from_image as digit_from_image

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +17,6 @@ from cnnjax.data.fields import Field, Image, Label, check_examples
 from cnnjax.data.held_out import Files
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.rng import numpy_generator
-
-# A dataset without a test split is tested on this fraction of its training images.
-TEST_SHARE = 0.1
 
 
 class Arrays(NamedTuple):
@@ -217,78 +214,51 @@ def make_dataset(
     Raises:
       UserError: for labels outside the classes, empty splits and impossible shares.
     """
-    check_validation(validation)
     num_labels = len(class_names) if relabel is None else len(relabel)
-    parts, start = {}, 0
     for split, arrays in splits.items():
         check_arrays(arrays, num_labels, f"{name} ({split})")
-        stop = start + len(arrays.label)
-        parts[split] = _Part(arrays, np.arange(start, stop))
-        start = stop
-    if relabel is not None:
-        parts = {split: _relabeled(part, relabel) for split, part in parts.items()}
-    if "test" not in parts and "validation" in parts:
-        parts["test"] = parts.pop("validation")
-    for split, amount, own_seed in (("test", TEST_SHARE, 0), ("validation", validation, seed)):
-        if split not in parts:
-            generator = numpy_generator(own_seed, f"{split} split")
-            label = parts["train"].arrays.label
-            is_held = held_out.draw(label, amount, generator, is_stratified=is_stratified)
-            parts["train"], parts[split] = _divided(parts["train"], is_held)
-    notes: list[str] = []
-    if files is not None:
-        held = {split: parts[split].numbers for split in ("validation", "test")}
-        is_double, notes = held_out.duplicates(
-            parts["train"].numbers, held, files, are_dropped=drop_duplicates
-        )
-        if drop_duplicates and notes:
-            parts["train"] = parts["train"].chosen(~is_double)
-            if is_double.all():
-                raise UserError(
-                    f"drop_duplicates leaves no training image of {name}: all are held out too"
-                )
-    for split in ("train", "test"):
-        if not len(parts[split].numbers):
-            raise UserError(f"the {split} split of {name} is empty: choose other splits or classes")
-    mean, std = channel_moments(parts["train"].arrays.image)
+    divided = held_out.divide(
+        name,
+        class_names,
+        {split: arrays.label for split, arrays in splits.items()},
+        relabel=relabel,
+        validation=validation,
+        seed=seed,
+        is_stratified=is_stratified,
+        files=files,
+        drop_duplicates=drop_duplicates,
+    )
+    parts = {split: _taken(splits, divided, split) for split in ("train", "validation", "test")}
+    mean, std = channel_moments(parts["train"].image)
     return Dataset(
         name=name,
         class_names=tuple(class_names),
-        train=parts["train"].arrays,
-        validation=parts["validation"].arrays,
-        test=parts["test"].arrays,
+        **parts,
         mean=mean,
         std=std,
-        notes=(
-            *notes,
-            *held_out.absent_classes(
-                {split: part.arrays.label for split, part in sorted(parts.items())}, class_names
-            ),
-        ),
+        notes=divided.notes,
     )
 
 
-class _Part(NamedTuple):
-    """A split while datasets are built, with the number of each example among all."""
-
-    arrays: Arrays
-    numbers: np.ndarray
-
-    def chosen(self, is_chosen: np.ndarray) -> _Part:
-        # Copying half a gigabyte only to keep everything would be a waste.
-        if is_chosen.all():
-            return self
-        image, label = self.arrays
-        return _Part(Arrays(image[is_chosen], label[is_chosen]), self.numbers[is_chosen])
-
-
-def _relabeled(part: _Part, relabel: np.ndarray) -> _Part:
-    label = relabel[part.arrays.label]
-    return part._replace(arrays=part.arrays._replace(label=label)).chosen(label >= 0)
+def _taken(stored: Mapping[str, Arrays], divided: held_out.Divided, split: str) -> Arrays:
+    """The examples of a split, which are all of one stored split."""
+    numbers, start = divided.numbers[split], 0
+    for arrays in stored.values():
+        stop = start + len(arrays.label)
+        if not len(numbers) or start <= numbers[0] < stop:
+            is_chosen = np.zeros(len(arrays.label), bool)
+            is_chosen[numbers - start] = True
+            label = divided.labels[start:stop]
+            return _chosen(Arrays(arrays.image, label), is_chosen)
+        start = stop
+    raise AssertionError(f"no stored split holds {split}")
 
 
-def _divided(part: _Part, is_held: np.ndarray) -> tuple[_Part, _Part]:
-    return part.chosen(~is_held), part.chosen(is_held)
+def _chosen(arrays: Arrays, is_chosen: np.ndarray) -> Arrays:
+    # Copying half a gigabyte only to keep everything would be a waste.
+    if is_chosen.all():
+        return arrays
+    return Arrays(arrays.image[is_chosen], arrays.label[is_chosen])
 
 
 def check_arrays(arrays: Arrays, num_classes: int, name: str) -> None:
@@ -308,15 +278,6 @@ def check_arrays(arrays: Arrays, num_classes: int, name: str) -> None:
         raise UserError(
             f"labels of {name} run from {label.min()} to {label.max()}, but there are "
             f"{num_classes} classes: labels must lie in 0..{num_classes - 1}"
-        )
-
-
-def check_validation(validation: float) -> None:
-    """Raises UserError unless `validation` is a share below 1 or a whole number of images."""
-    if not (0 <= validation < 1 or (validation >= 1 and float(validation).is_integer())):
-        raise UserError(
-            f"validation={validation}: give a fraction of the training images below 1, such as 0.1,"
-            " or a whole number of images, such as 5000"
         )
 
 
@@ -387,8 +348,7 @@ def hold_out(
     Both parts keep the order that their examples had.
     """
     is_held = held_out.draw(arrays.label, amount, generator, is_stratified=False)
-    part = _Part(arrays, np.arange(len(is_held)))
-    return part.chosen(~is_held).arrays, part.chosen(is_held).arrays
+    return _chosen(arrays, ~is_held), _chosen(arrays, is_held)
 
 
 def channel_moments(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -409,3 +369,41 @@ def channel_moments(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, 
         mean.append(center)
         std.append(deviation if np.count_nonzero(histogram) > 1 else 1.0)
     return tuple(mean), tuple(std)
+
+
+def few_labels(dataset: object, per_class: int, *, seed: int) -> Dataset:
+    """Returns the dataset with only `per_class` training examples of each class.
+
+    Validation, test and the moments of the images stay as they are: images are not what is scarce.
+    The examples of a class are the first of a shuffling that depends on the seed and the class
+    alone, so that those of a smaller number are among those of a larger one.
+
+    Args:
+      dataset: in memory.
+      per_class: how many examples of each class.
+      seed: chooses them.
+
+    Raises:
+      UserError: `per_class` is not positive, a class has fewer examples, or the dataset is not in
+        memory.
+    """
+    if not isinstance(dataset, Dataset):
+        raise UserError(
+            "labels are counted in memory, but this dataset is streamed from disk: use the "
+            "pipeline 'resident'."
+        )
+    if per_class < 1:
+        raise UserError(f"{per_class} labels per class: use at least 1.")
+    chosen = []
+    for label, name in enumerate(dataset.class_names):
+        rows = np.flatnonzero(dataset.train.label == label)
+        if per_class > len(rows):
+            raise UserError(
+                f"{per_class} labels per class asked for, but class {name} of {dataset.name} has "
+                f"{len(rows)} training images: use at most as many as the smallest class has."
+            )
+        order = numpy_generator(seed, "few labels", label).permutation(len(rows))
+        chosen.append(rows[order[:per_class]])
+    # In the order in which they were: shuffling is the pipeline's.
+    rows = np.sort(np.concatenate(chosen))
+    return replace(dataset, train=Arrays(dataset.train.image[rows], dataset.train.label[rows]))

@@ -68,6 +68,12 @@ class Files(NamedTuple):
     is_plain: np.ndarray
     num_channels: int
 
+    def chosen(self, rows: np.ndarray) -> Files:
+        """Returns the files of these numbers, in their order."""
+        names = tuple(self.names[row] for row in rows)
+        arrays = (self.labels[rows], self.sizes[rows], self.is_plain[rows])
+        return Files(names, *arrays, self.num_channels)
+
 
 class Job(NamedTuple):
     """What to read for one step: the files, of each a window (top, left, height, width), mirrored.

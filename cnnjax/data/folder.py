@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pathlib
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from cnnjax.data.dataset import Arrays, Source
-from cnnjax.data.held_out import Files
+from cnnjax.data.held_out import Files, content
 from cnnjax.data.image_files import (
     fit_image,
     image_to_shape,
@@ -24,7 +24,7 @@ from cnnjax.data.image_files import (
     white_level,
 )
 from cnnjax.errors import UserError
-from cnnjax.paths import expand
+from cnnjax.paths import check_shown, expand
 
 IMAGE_SUFFIXES = (
     *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png"),
@@ -45,6 +45,60 @@ _SYSTEM_NAMES = {
     *("network trash folder", "temporary items"),
 }
 _MAX_NAMED = 5
+
+
+class Found(NamedTuple):
+    """The image files of a directory.
+
+    Attributes:
+      root: the directory.
+      class_names: sorted; a label is the index into it.
+      splits: `train`, and `validation` and `test` where there are such -> (file, label) of each.
+    """
+
+    root: pathlib.Path
+    class_names: tuple[str, ...]
+    splits: dict[str, list[tuple[pathlib.Path, int]]]
+
+    @property
+    def flat(self) -> list[pathlib.Path]:
+        """The files of all splits, in their order."""
+        return [file for split in self.splits.values() for file, _ in split]
+
+    def compared(self) -> Files:
+        """Their names below the directory, and which are the same byte for byte."""
+        return Files([str(file.relative_to(self.root)) for file in self.flat], content(self.flat))
+
+
+def find_files(path: str | os.PathLike) -> Found:
+    """Finds the classes and images below `path` and opens none: see `open_folder`.
+
+    Raises:
+      UserError: for layouts other than those.
+    """
+    root = pathlib.Path(expand(path))
+    if not root.is_dir():
+        raise UserError(
+            f"no directory {str(root)!r}: give folder:PATH of a directory of classes; for a run "
+            "whose folder has moved, --dataset folder:NEW"
+        )
+    check_shown(str(root), "directory")
+    splits = _split_directories(root)
+    classes = {split: _class_directories(where) for split, where in splits.items()}
+    class_names = tuple(sorted(classes["train"]))
+    _check_classes(splits, classes)
+    files: dict[str, list[tuple[pathlib.Path, int]]] = {
+        split: [
+            (file, label)
+            for label, name in enumerate(class_names)
+            if name in found
+            for file in _image_files(found[name])
+        ]
+        for split, found in classes.items()
+    }
+    for split, found in classes.items():
+        _check_images(splits[split], found, files[split], class_names, needs_all=split == "train")
+    return Found(root, class_names, files)
 
 
 def open_folder(
@@ -75,43 +129,23 @@ def open_folder(
       UserError: for unreadable files (named), mixed sizes without `image_size`, and layouts other
         than these.
     """
-    root = pathlib.Path(expand(path))
-    if not root.is_dir():
-        raise UserError(
-            f"no directory {str(root)!r}: give folder:PATH of a directory of classes; for a run "
-            "whose folder has moved, --dataset folder:NEW"
-        )
-    _check_shown(str(root), "directory")
-    splits = _split_directories(root)
-    classes = {split: _class_directories(where) for split, where in splits.items()}
-    class_names = tuple(sorted(classes["train"]))
-    _check_classes(splits, classes)
-    files = {
-        split: [
-            (file, label)
-            for label, name in enumerate(class_names)
-            if name in found
-            for file in _image_files(found[name])
-        ]
-        for split, found in classes.items()
-    }
-    for split, found in classes.items():
-        _check_images(splits[split], found, files[split], class_names, needs_all=split == "train")
-    flat = [file for split in files.values() for file, _ in split]
+    found = find_files(path)
+    flat = found.flat
     shape = _common_shape(flat, image_size)
     if len(flat) * np.prod(shape) > max_bytes:
         raise UserError(
-            f"{len(flat)} images of {list(shape)} below {str(root)!r} take more than "
-            f"{max_bytes / 2**30:g} GiB of memory: give a smaller image_size"
+            f"{len(flat)} images of {list(shape)} below {str(found.root)!r} take more than "
+            f"{max_bytes / 2**30:g} GiB of memory: stream them (pipeline 'stream'), or give a "
+            "smaller image_size"
         )
     return Source(
-        class_names=class_names,
-        num_examples={name: len(split) for name, split in files.items()},
+        found.class_names,
+        {name: len(split) for name, split in found.splits.items()},
         read=lambda: {
             name: _read(split, shape, fit, is_measured=image_size is None)
-            for name, split in files.items()
+            for name, split in found.splits.items()
         },
-        files=lambda: Files([str(file.relative_to(root)) for file in flat], _content_numbers(flat)),
+        files=found.compared,
         is_stratified=True,
     )
 
@@ -131,8 +165,9 @@ def labeled_files(
     if not root.is_dir():
         raise UserError(f"no directory {str(root)!r}: give folder:PATH of a directory of classes")
     splits = {"test": root}
-    if any(_split_of(child.name) and _subdirectories(child) for child in _subdirectories(root)):
-        splits = {word: each for each in _subdirectories(root) if (word := _split_of(each.name))}
+    inner = _subdirectories(root)
+    if any(_split_of(child.name) and _subdirectories(child) for child in inner):
+        splits = {word: child for child in inner if (word := _split_of(child.name))}
     where = splits.get(split) or (splits.get("validation") if split == "test" else None)
     if where is None:
         raise UserError(f"{str(root)!r} has no {split} split, but {', '.join(sorted(splits))}")
@@ -189,7 +224,7 @@ def _class_directories(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     """
     found: dict[str, pathlib.Path] = {}
     for child in _subdirectories(directory):
-        _check_shown(child.name, f"class directory of {str(directory)!r}")
+        check_shown(child.name, f"class directory of {str(directory)!r}")
         name = unicodedata.normalize("NFC", child.name).strip()
         if name in found:
             raise UserError(
@@ -198,14 +233,6 @@ def _class_directories(directory: pathlib.Path) -> dict[str, pathlib.Path]:
             )
         found[name] = child
     return found
-
-
-def _check_shown(name: str, what: str) -> None:
-    """Raises UserError for a name that no figure, terminal or text file can hold."""
-    kinds = {unicodedata.category(char) for char in name}
-    if kinds & {"Cs", "Cc", "Zl", "Zp"} or not name.strip():
-        why = "is not UTF-8" if "Cs" in kinds else "has characters that cannot be shown"
-        raise UserError(f"the name of the {what} {why}: {name!a}: rename it")
 
 
 def _check_classes(
@@ -380,27 +407,6 @@ def _read(
         images[index] = fit_image(image_to_shape(image, (*found, shape[2])), shape[:2], fit)
     _raise_unreadable(problems)
     return Arrays(images, np.array([label for _, label in files], np.int32))
-
-
-def _content_numbers(files: Sequence[pathlib.Path]) -> np.ndarray:
-    """A number for each file, the same for files of the same bytes.
-
-    Only files of the same length are read.
-    """
-    try:
-        sizes = [os.path.getsize(file) for file in files]
-        is_shared = Counter(sizes)
-        numbers: dict[object, int] = {}
-        found = []
-        for file, size in zip(files, sizes, strict=True):
-            key: object = file
-            if is_shared[size] > 1:
-                with file.open("rb") as content:
-                    key = hashlib.file_digest(content, "sha256").digest()
-            found.append(numbers.setdefault(key, len(numbers)))
-    except OSError as error:
-        raise UserError(f"cannot read image {error.filename!r}: {error.strerror}") from None
-    return np.array(found, np.int64)
 
 
 def _raise_unreadable(problems: Sequence[str]) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from cnnjax.errors import UserError
+from cnnjax.rng import numpy_generator
 
+# A dataset without a test split is tested on this fraction of its training images.
+TEST_SHARE = 0.1
 _MAX_NAMED = 3
 
 
@@ -22,6 +29,106 @@ class Files(NamedTuple):
 
     names: Sequence[str]
     content: np.ndarray
+
+
+class Divided(NamedTuple):
+    """Which examples are trained, validated and tested on.
+
+    Attributes:
+      numbers: `train`, `validation` and `test` -> int64 `[examples]`, ascending, counted through
+        the stored splits in their order.
+      labels: int32 `[all examples]`: the new labels, -1 for those that are left out.
+      notes: what a person should know, a line each.
+    """
+
+    numbers: dict[str, np.ndarray]
+    labels: np.ndarray
+    notes: tuple[str, ...]
+
+
+def divide(
+    name: str,
+    class_names: Sequence[str],
+    stored: Mapping[str, np.ndarray],
+    *,
+    relabel: np.ndarray | None = None,
+    validation: float = 0.1,
+    seed: int = 0,
+    is_stratified: bool = False,
+    files: Files | None = None,
+    drop_duplicates: bool = False,
+) -> Divided:
+    """Makes three splits of one to three stored ones: see `cnnjax.data.dataset.make_dataset`.
+
+    Args:
+      name, class_names, relabel, validation, seed, is_stratified, files, drop_duplicates: as there.
+      stored: the labels of `train`, and of `validation` and `test` where they are stored.
+
+    Raises:
+      UserError: for empty splits and impossible shares.
+    """
+    check_validation(validation)
+    labels = np.concatenate([np.asarray(label, np.int32) for label in stored.values()])
+    if relabel is not None:
+        labels = relabel[labels].astype(np.int32)
+    numbers, start = {}, 0
+    for split, label in stored.items():
+        stop = start + len(label)
+        numbers[split] = np.flatnonzero(labels[start:stop] >= 0) + start
+        start = stop
+    if "test" not in numbers and "validation" in numbers:
+        numbers["test"] = numbers.pop("validation")
+    for split, amount, own_seed in (("test", TEST_SHARE, 0), ("validation", validation, seed)):
+        if split not in numbers:
+            generator = numpy_generator(own_seed, f"{split} split")
+            train = numbers["train"]
+            is_held = draw(labels[train], amount, generator, is_stratified=is_stratified)
+            numbers["train"], numbers[split] = train[~is_held], train[is_held]
+    notes: list[str] = []
+    if files is not None:
+        held = {split: numbers[split] for split in ("validation", "test")}
+        is_double, notes = duplicates(numbers["train"], held, files, are_dropped=drop_duplicates)
+        if drop_duplicates and notes:
+            if is_double.all():
+                raise UserError(
+                    f"drop_duplicates leaves no training image of {name}: all are held out too"
+                )
+            numbers["train"] = numbers["train"][~is_double]
+    for split in ("train", "test"):
+        if not len(numbers[split]):
+            raise UserError(f"the {split} split of {name} is empty: choose other splits or classes")
+    found = {split: labels[rows] for split, rows in sorted(numbers.items())}
+    return Divided(numbers, labels, (*notes, *absent_classes(found, class_names)))
+
+
+def check_validation(validation: float) -> None:
+    """Raises UserError unless `validation` is a share below 1 or a whole number of images."""
+    if not (0 <= validation < 1 or (validation >= 1 and float(validation).is_integer())):
+        raise UserError(
+            f"validation={validation}: give a fraction of the training images below 1, such as 0.1,"
+            " or a whole number of images, such as 5000"
+        )
+
+
+def content(files: Sequence[Path]) -> np.ndarray:
+    """A number for each file, the same for files of the same bytes.
+
+    Only files of the same length are read. Raises UserError for one that cannot be.
+    """
+    try:
+        sizes = [os.path.getsize(file) for file in files]
+        is_shared = Counter(sizes)
+        numbers: dict[object, int] = {}
+        found = []
+        for file, size in zip(files, sizes, strict=True):
+            key: object = file
+            if is_shared[size] > 1:
+                with file.open("rb") as opened:
+                    key = hashlib.file_digest(opened, "sha256").digest()
+            found.append(numbers.setdefault(key, len(numbers)))
+    except OSError as error:
+        raise UserError(f"cannot read image {error.filename!r}: {error.strerror}") from None
+    return np.array(found, np.int64)
 
 
 def held_count(count: int, amount: float) -> int:

@@ -7,12 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cnnjax.data import digits, mnist
+from cnnjax.data import digits, held_out, mnist
 from cnnjax.data.dataset import (
     Arrays,
     Dataset,
     Source,
-    check_validation,
     make_dataset,
     select_classes,
 )
@@ -75,7 +74,7 @@ def load(
     Raises:
       UserError: whatever is wrong, in one line.
     """
-    check_validation(validation)
+    held_out.check_validation(validation)
     parse_fit(fit)
     size = checked_size(image_size)
     source = _open(name, data_dir, size, fit)

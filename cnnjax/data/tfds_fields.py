@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cnnjax.data import held_out
-from cnnjax.data.dataset import TEST_SHARE, ArrayDataset, check_validation
+from cnnjax.data.dataset import ArrayDataset
 from cnnjax.data.fields import Boxes, ClassMap, Field, Image, Label, Scalar, Tokens, Waveform
 from cnnjax.data.image_files import resize_image
 from cnnjax.data.sources import MAX_BYTES, checked_size
@@ -67,7 +67,7 @@ def load_features(
     """
     import tensorflow_datasets as tfds
 
-    check_validation(validation)
+    held_out.check_validation(validation)
     spec = parse_spec(name.removeprefix("tfds:"))
     builder = find_builder(spec.name, data_dir)
     check_prepared(builder, spec.name)
@@ -83,7 +83,10 @@ def load_features(
             for number, example in enumerate(tfds.as_numpy(stored))
         )
         splits[split] = _stacked(examples, fields, f"{split} of {name}")
-    for split, amount, own_seed in (("test", TEST_SHARE, 0), ("validation", validation, seed)):
+    for split, amount, own_seed in (
+        ("test", held_out.TEST_SHARE, 0),
+        ("validation", validation, seed),
+    ):
         if split not in splits:
             generator = numpy_generator(own_seed, f"{split} split")
             splits["train"], splits[split] = _divided(splits["train"], amount, generator)

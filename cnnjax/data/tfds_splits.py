@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from cnnjax.data.dataset import TEST_SHARE
-from cnnjax.data.held_out import held_count
+from cnnjax.data.held_out import TEST_SHARE, check_validation, held_count
 from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
 
@@ -156,6 +155,7 @@ def completed(
     Raises:
       UserError: the dataset is stored in order, so that no slice of it is a fair sample.
     """
+    check_validation(validation)
     splits = dict(splits)
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")

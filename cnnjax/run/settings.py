@@ -70,7 +70,8 @@ class Input:
 
     pipeline: Literal["auto", "resident", "stream"] = "auto"
     """Where training data are: resident on the device, or read as they are needed (stream; tfds
-    datasets from disk, so that they may be larger than memory). auto is resident where they fit."""
+    datasets and folders from disk, so that they may be larger than memory). auto is resident where
+    they fit."""
 
 
 @dataclasses.dataclass(frozen=True)

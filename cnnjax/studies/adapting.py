@@ -17,8 +17,7 @@ import numpy as np
 
 from cnnjax import augment, models, plots
 from cnnjax.data.batches import evaluation_batches
-from cnnjax.data.dataset import Arrays, Dataset
-from cnnjax.data.few import few_labels
+from cnnjax.data.dataset import Arrays, Dataset, few_labels
 from cnnjax.devices import environment
 from cnnjax.errors import UserError
 from cnnjax.finetune import defaults

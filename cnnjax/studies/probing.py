@@ -16,8 +16,7 @@ import numpy as np
 
 from cnnjax import models
 from cnnjax.data.batches import evaluation_batches
-from cnnjax.data.dataset import Dataset
-from cnnjax.data.few import few_labels
+from cnnjax.data.dataset import Dataset, few_labels
 from cnnjax.evaluation.probe import linear_probe
 from cnnjax.finetune.base import Base
 from cnnjax.run.load import TrainedModel, computation

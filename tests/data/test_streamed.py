@@ -1,10 +1,12 @@
 """Datasets in memory and on disk through the same functions, and training from disk."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnnjax import checkpoint
 from cnnjax.commands import evaluate
@@ -139,9 +141,79 @@ def test_auto_streams_what_does_not_fit_in_memory(tfds_dir, monkeypatch):
         open_named(tfds_dir, "resident")
 
 
-def test_what_tfds_does_not_hold_is_loaded_whatever_the_pipeline(image_folder):
-    dataset = open_dataset(f"folder:{image_folder}", pipeline="stream", validation=0)
-    assert isinstance(dataset, Dataset)
+def test_what_is_no_file_is_loaded_whatever_the_pipeline():
+    assert isinstance(open_dataset("digits", pipeline="stream"), Dataset)
+
+
+FOLDER_OPTIONS = (
+    {},
+    {"validation": 0},
+    {"validation": 7, "seed": 3},
+    {"stratify": False},
+    {"image_size": 8, "fit": "resize"},
+    {"classes": "dog,cat"},
+)
+
+
+@pytest.mark.parametrize("options", FOLDER_OPTIONS, ids=str)
+def test_a_folder_on_disk_is_the_one_in_memory(image_folder, options):
+    name = f"folder:{image_folder}"
+    streamed, loaded = open_dataset(name, pipeline="stream", **options), load(name, **options)
+    assert isinstance(streamed, StreamedDataset) and isinstance(loaded, Dataset)
+    assert isinstance(open_dataset(name, **options), Dataset)
+    for attribute in ("name", "class_names", "image_shape", "mean", "std", "notes"):
+        assert getattr(streamed, attribute) == getattr(loaded, attribute)
+    for split in [each for each in SPLITS if split_size(loaded, each)]:
+        for found, expected in zip(examples(streamed, split), examples(loaded, split), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    found, expected = (training_pipeline(each, 6, seed=5).batches(3) for each in (streamed, loaded))
+    for _ in range(8):
+        one, other = next(found), next(expected)
+        for key in ("image", "label", "mask"):
+            np.testing.assert_array_equal(one[key], other[key])
+    found.close()
+
+
+def test_a_folder_on_disk_may_move_and_be_shortened(image_folder, tmp_path_factory):
+    moved = tmp_path_factory.mktemp("moved") / "folder"
+    shutil.copytree(image_folder, moved)
+    here, there = (
+        open_dataset(f"folder:{where}", pipeline="stream") for where in (image_folder, moved)
+    )
+    assert here.checksum == there.checksum
+    short = shorten(here, {"train": 5})
+    assert split_size(short, "train") == 5 and short.checksum != here.checksum
+    assert split_size(short, "test") == split_size(here, "test")
+    (moved / "cat" / "00.png").unlink()
+    assert open_dataset(f"folder:{moved}", pipeline="stream").checksum != here.checksum
+
+
+def test_a_folder_that_does_not_fit_in_memory_is_streamed(image_folder, monkeypatch):
+    name = f"folder:{image_folder}"
+    monkeypatch.setattr(sources, "MAX_BYTES", 1000)
+    assert isinstance(open_dataset(name, image_size=8), StreamedDataset)
+    with pytest.raises(UserError, match="pipeline 'stream'"):
+        open_dataset(name, image_size=8, pipeline="resident")
+    in_part = open_dataset(name, image_size=8, pipeline="stream", smallest_area=0.3)
+    batches = training_pipeline(in_part, 4, seed=0).batches(0)
+    assert next(batches)["image"].shape == (4, 8, 8, 1)
+    batches.close()
+
+
+def test_duplicates_on_disk_are_found_as_in_memory(image_folder):
+    pixels = (image_folder / "cat" / "00.png").read_bytes()
+    for number in range(20):
+        (image_folder / "dog" / f"{number:02}.png").write_bytes(pixels)
+    name, options = f"folder:{image_folder}", {"pipeline": "stream"}
+    assert open_dataset(name, **options).notes == load(name).notes != ()
+    without = open_dataset(name, drop_duplicates=True, **options)
+    assert split_size(without, "train") == len(load(name, drop_duplicates=True).train.label)
+
+
+def test_files_of_several_sizes_need_one(image_folder):
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(image_folder / "cat" / "large.png")
+    with pytest.raises(UserError, match=r"2 different sizes .* 5x4 and 9x9: give image_size"):
+        open_dataset(f"folder:{image_folder}", pipeline="stream")
 
 
 def test_splits_are_slices_where_the_dataset_has_none(shuffled_dir):
@@ -197,7 +269,7 @@ def test_checksum_depends_on_the_data_and_not_on_their_place(shuffled_dir, tmp_p
 def test_shuffle_buffer_is_bounded_in_bytes(shuffled_dir, monkeypatch):
     assert open_shuffled(shuffled_dir).shuffle_buffer == 50_000
     # Images of noise cannot be compressed: about 900 bytes each with label and frame.
-    monkeypatch.setattr("cnnjax.data.streamed.SHUFFLE_BYTES", 10_000)
+    monkeypatch.setattr("cnnjax.data.on_disk.SHUFFLE_BYTES", 10_000)
     assert 5 <= open_shuffled(shuffled_dir).shuffle_buffer <= 12
 
 
