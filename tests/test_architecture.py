@@ -43,6 +43,7 @@ ROOMS = (
     "finetune",
     "run",
     "studies",
+    "search",
     "commands",
     "__main__",
 )

@@ -37,10 +37,12 @@ COMMANDS = {
     "convert": "weights of PyTorch, timm or Keras into a run, or a run into such a file",
     "evaluate": "scores of a run, or of several as an ensemble; calibration; attacks",
     "explain": "which pixels a run's answers come from, and whether such maps can be believed",
+    "finish-search": "test what a search found, beside the defaults, over several seeds",
     "inspect-labels": "training images whose labels look wrong",
     "models": "list the networks, or print one network's layers",
     "predict": "classify image files with a trained run",
     "probe": "what few labels suffice for on a run's features, beside training from scratch",
+    "search": "choose an experiment's settings by many runs, on validation scores",
     "show-batch": "draw what a training step sees",
     "verify-resume": "kill and resume an experiment, and compare it with one that was not killed",
 }

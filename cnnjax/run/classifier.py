@@ -73,11 +73,13 @@ def read_data(config: Config):
         options = {"classes": config.classes, "image_size": size}
         dataset = made_instead(config.smoke, error, config.dataset, **options)
     tell_notes(dataset)
+    train_examples = config.train_examples
     if config.smoke:
         dataset = cnnjax.run.trainer.shrink(dataset)
+        train_examples = min(train_examples, cnnjax.data.split_size(dataset, "train"))
     return cnnjax.evaluation.label_quality.prepare(
         dataset,
-        train_examples=config.train_examples,
+        train_examples=train_examples,
         label_noise=config.label_noise,
         exclude=config.exclude,
         balance=config.balance,

@@ -26,7 +26,6 @@ def finish(
 ) -> None:
     """Tests the trained model, writes figures and summary, and says where they are."""
     recipe, directory, state = scoring.recipe, Path(config.run_dir), outcome.state
-    dataset = recipe.dataset
     best = outcome.best
     if config.patience and best.value is not None and best.step != int(state.step):
         state, _ = checkpoint.restore(directory / "checkpoints", state, step=best.step)
@@ -35,31 +34,33 @@ def finish(
     if recipe.recalibrate_batches:
         statistics = {"step": state.step, "batch_stats": variables["batch_stats"]}
         checkpoint.save(directory / load.RECALIBRATED, statistics, {})
-    test = scoring.of(variables, "test")
-    reported = scoring.report(variables, "test")
-    # The frozen ones first: the first convolution is the likeliest to be frozen.
-    params = processes.fetch((variables.get("frozen", {}).get("params", {}), variables["params"]))
+    monitor, _ = monitored(config, recipe)
+    steps_per_epoch = split_size(recipe.dataset, "train") // config.batch_size
+    test, text = {}, "The test set was left alone."
+    if config.test:
+        test = scoring.of(variables, "test")
+        reported = scoring.report(variables, "test")
+        # The frozen ones first: the first convolution is the likeliest to be frozen.
+        params = processes.fetch(
+            (variables.get("frozen", {}).get("params", {}), variables["params"])
+        )
     if not processes.is_first():
         return
-    with MetricsLog(directory, resume_step=int(outcome.state.step)) as log:
-        log.write(int(outcome.state.step), "test", test)
-    found = reported()
-    monitor, _ = monitored(config, recipe)
-    steps_per_epoch = split_size(dataset, "train") // config.batch_size
-    report.write_figures(
-        directory,
-        params,
-        found.figures,
-        score=monitor,
-        steps_per_epoch=steps_per_epoch,
-    )
+    if config.test:
+        with MetricsLog(directory, resume_step=int(outcome.state.step)) as log:
+            log.write(int(outcome.state.step), "test", test)
+        found = reported()
+        text = found.text
+        report.write_figures(
+            directory, params, found.figures, score=monitor, steps_per_epoch=steps_per_epoch
+        )
     summary = {
         "experiment": experiment,
         "model": files.read_json(directory / "model.json", f"{directory} is damaged")["model"],
-        "dataset": dataset.name,
+        "dataset": recipe.dataset.name,
         **{f"test_{name}": value for name, value in test.items()},
-        "test_examples": split_size(dataset, "test"),
-        "validation_examples": split_size(dataset, "validation"),
+        **({"test_examples": split_size(recipe.dataset, "test")} if test else {}),
+        "validation_examples": split_size(recipe.dataset, "validation"),
         "monitor": monitor,
         f"best_validation_{monitor}": best.value,
         "parameters": count_parameters(state.all_params),
@@ -71,9 +72,10 @@ def finish(
         "ended": outcome.reason,
         "devices": backend.describe(),
     }
-    report.write_summary(directory, summary, found.text)
-    print(
-        f"test         {'  '.join(f'{name} {value:.4f}' for name, value in test.items())}  "
-        f"({summary['test_examples']} examples, {summary['seconds']:.1f} s in all)\n"
-        f"see          {directory / 'summary.md'}"
-    )
+    report.write_summary(directory, summary, text)
+    if test:
+        print(
+            f"test         {'  '.join(f'{name} {value:.4f}' for name, value in test.items())}  "
+            f"({summary['test_examples']} examples, {summary['seconds']:.1f} s in all)"
+        )
+    print(f"see          {directory / 'summary.md'}")

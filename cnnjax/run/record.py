@@ -131,7 +131,10 @@ def _is_done_already(config: Any, experiment: str) -> bool:
     given = as_json(recorded_settings(config) | _filled_in(config, saved["settings"]))
     # Where it computes and lies, and what it keeps, makes no other run of it.
     compared = given.keys() - (CHANGEABLE_ON_RESUME - HOW_LONG - {"dataset"})
-    other = sorted(name for name in compared if saved["settings"].get(name) != given[name])
+    # Settings that its version had not got.
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    before = as_json({**defaults, **EARLIER, **saved["settings"]})
+    other = sorted(name for name in compared if before.get(name) != given[name])
     if saved["experiment"] != experiment or other:
         what = f"other settings ({', '.join(other)})" if other else saved["experiment"]
         raise UserError(f"{directory} holds a finished run with {what}: choose another --run-dir.")
@@ -284,13 +287,14 @@ def _refuse_changes(saved: Settings, given: Settings) -> None:
 def _finished(directory: Path) -> str:
     summary = read_json(directory / SUMMARY, f"{directory} is damaged")
     monitor = summary.get("monitor", "accuracy")
-    score = summary.get(f"test_{monitor}", "unknown")
-    score = f"{score:.4f}" if isinstance(score, float) else score
+    split = "test" if f"test_{monitor}" in summary else "validation"
+    score = summary.get(f"test_{monitor}", summary.get(f"best_validation_{monitor}"))
+    score = f"{score:.4f}" if isinstance(score, float) else "unknown"
     more = "More --epochs"
     if summary.get("ended") == "early stopping":
         more = "It was ended by --patience. A larger one"
     return (
-        f"{directory} is finished (test {monitor} {score}, see "
+        f"{directory} is finished ({split} {monitor} {score}, see "
         f"{directory / 'summary.md'}); nothing to do. {more} with --resume continues it."
     )
 

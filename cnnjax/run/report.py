@@ -52,8 +52,8 @@ def write_summary(directory: Path, summary: dict[str, Any], scores: str) -> None
 
     Args:
       directory: the run directory.
-      summary: at least `experiment`, `model`, `dataset`, `monitor` and the test's score of that
-        name, `parameters`, `seconds`, `seed` and `step`.
+      summary: at least `experiment`, `model`, `dataset`, `monitor` and, where it was tested, the
+        test's score of that name, `parameters`, `seconds`, `seed` and `step`.
       scores: the table of scores by class, as text.
     """
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in summary.items())
@@ -62,7 +62,7 @@ def write_summary(directory: Path, summary: dict[str, Any], scores: str) -> None
         for path in sorted((directory / "figures").glob("*.png"))
     )
     text = (
-        f"# {summary['experiment']}: {score_text(summary)} on the test set\n\n"
+        f"# {summary['experiment']}: {score_text(summary)}\n\n"
         f"| | |\n|---|---|\n{rows}\n\n```\n{scores}\n```\n\n{figures}\n"
     )
     (directory / "summary.md").write_text(text, encoding="utf-8")
@@ -70,10 +70,14 @@ def write_summary(directory: Path, summary: dict[str, Any], scores: str) -> None
 
 
 def score_text(summary: Mapping[str, Any]) -> str:
-    """Returns the score of a summary in words, such as 99.10% or mean_iou 0.9312."""
+    """Returns the score of a summary in words, such as `99.10% on the test set`."""
     name = summary.get("monitor", "accuracy")
-    score = summary[f"test_{name}"]
-    return f"{score:.2%}" if name == "accuracy" else f"{name} {score:.4f}"
+    tested = summary.get(f"test_{name}")
+    score = summary.get(f"best_validation_{name}") if tested is None else tested
+    if score is None:
+        return "not scored"
+    text = f"{score:.2%}" if name == "accuracy" else f"{name} {score:.4f}"
+    return f"{text} on the {'validation' if tested is None else 'test'} set"
 
 
 def _cell(value: Any) -> str:

@@ -57,6 +57,10 @@ class Run:
     """Stop after N validations without a better score (see --monitor), and keep the best weights;
     0 does not."""
 
+    test: bool = True
+    """Score the test set at the end, and draw what it shows; --no-test leaves it untouched, for
+    choices that are made on the validation scores."""
+
     smoke: bool = False
     """Shrink the run to seconds: one epoch over 1,024 images. Its scores mean nothing."""
 
