@@ -41,6 +41,7 @@ ROOMS = (
     "explain",
     "convert",
     "finetune",
+    "export",
     "run",
     "studies",
     "commands",
@@ -54,6 +55,9 @@ HEAVY = {
     "PIL",
     "tensorboardX",
     "sklearn",
+    "onnx",
+    "onnxruntime",
+    "ai_edge_litert",
 }
 
 
