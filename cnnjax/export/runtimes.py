@@ -8,7 +8,7 @@ Nothing of the network is taken from here: what a file computes is what its user
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from cnnjax.data.decoding import tensorflow
-from cnnjax.errors import UserError, unknown_name
-from cnnjax.export.packages import require
+from cnnjax.errors import unknown_name
+from cnnjax.export.packages import quiet, require
+from cnnjax.paths import read_text
 
 # images `[batch, ...]` -> logits `[batch, classes]`.
 Run = Callable[[np.ndarray], np.ndarray]
@@ -47,6 +48,18 @@ def opened(path: Path, kind: str, *, threads: int | None = None) -> Run:
     return openers[kind](path, threads)
 
 
+def about(path: Path, kind: str) -> dict[str, str]:
+    """Returns what an ONNX file says of itself, JSON where it is no text; of others `PATH.json`."""
+    if kind != "onnx":
+        from cnnjax.export.formats import beside
+
+        return json.loads(read_text(beside(path), "description of the file"))
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return dict(session.get_modelmeta().custom_metadata_map)
+
+
 def _open_onnx(path: Path, threads: int | None) -> Run:
     import onnxruntime
 
@@ -73,7 +86,7 @@ def _open_stablehlo(path: Path, threads: int | None) -> Run:
 def _open_tflite(path: Path, threads: int | None) -> Run:
     from ai_edge_litert.interpreter import Interpreter
 
-    with _quiet():
+    with quiet():
         reader = Interpreter(model_path=str(path), num_threads=threads or os.cpu_count())
     shape: list[int] = []
 
@@ -83,7 +96,7 @@ def _open_tflite(path: Path, threads: int | None) -> Run:
             shape[:] = images.shape
             if list(entry["shape"]) != shape:
                 reader.resize_tensor_input(entry["index"], shape)
-            with _quiet():
+            with quiet():
                 reader.allocate_tensors()
         reader.set_tensor(entry["index"], _quantized(images, entry))
         reader.invoke()
@@ -111,7 +124,8 @@ def _real(values: np.ndarray, result: Any) -> np.ndarray:
 
 def _open_saved_model(path: Path, threads: int | None) -> Run:
     tf = tensorflow()
-    loaded = tf.saved_model.load(str(path))
+    with quiet():
+        loaded = tf.saved_model.load(str(path))
     call = loaded.signatures["serving_default"]
     (name,) = call.structured_input_signature[1]
 
@@ -122,18 +136,3 @@ def _open_saved_model(path: Path, threads: int | None) -> Run:
     # The signature is a part of what was loaded, which must live on.
     run.loaded = loaded  # type: ignore[attr-defined]
     return run
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Keeps what a C++ library writes to standard error from the user."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    except ValueError as error:
-        raise UserError(f"the runtime cannot read the file: {error}") from None
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
