@@ -21,6 +21,7 @@ lazy.attach(
         "devices",
         "errors",
         "evaluation",
+        "export",
         "finetune",
         "losses",
         "metrics",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from cnnjax import devices as devices
     from cnnjax import errors as errors
     from cnnjax import evaluation as evaluation
+    from cnnjax import export as export
     from cnnjax import finetune as finetune
     from cnnjax import losses as losses
     from cnnjax import metrics as metrics

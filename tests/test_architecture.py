@@ -41,6 +41,7 @@ ROOMS = (
     "explain",
     "convert",
     "finetune",
+    "export",
     "run",
     "studies",
     "search",
@@ -55,6 +56,9 @@ HEAVY = {
     "PIL",
     "tensorboardX",
     "sklearn",
+    "onnx",
+    "onnxruntime",
+    "ai_edge_litert",
 }
 
 
