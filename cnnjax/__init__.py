@@ -22,6 +22,7 @@ lazy.attach(
         "distill",
         "errors",
         "evaluation",
+        "export",
         "finetune",
         "losses",
         "metrics",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from cnnjax import distill as distill
     from cnnjax import errors as errors
     from cnnjax import evaluation as evaluation
+    from cnnjax import export as export
     from cnnjax import finetune as finetune
     from cnnjax import losses as losses
     from cnnjax import metrics as metrics

@@ -42,6 +42,7 @@ ROOMS = (
     "convert",
     "finetune",
     "distill",
+    "export",
     "run",
     "studies",
     "commands",
@@ -55,6 +56,9 @@ HEAVY = {
     "PIL",
     "tensorboardX",
     "sklearn",
+    "onnx",
+    "onnxruntime",
+    "ai_edge_litert",
 }
 
 

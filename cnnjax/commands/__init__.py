@@ -37,6 +37,7 @@ COMMANDS = {
     "convert": "weights of PyTorch, timm or Keras into a run, or a run into such a file",
     "evaluate": "scores of a run, or of several as an ensemble; calibration; attacks",
     "explain": "which pixels a run's answers come from, and whether such maps can be believed",
+    "export": "a run as ONNX, StableHLO, LiteRT or SavedModel, compared with the network",
     "inspect-labels": "training images whose labels look wrong",
     "models": "list the networks, or print one network's layers",
     "predict": "classify image files with a trained run",

@@ -1,0 +1,70 @@
+"""A network as a LiteRT file (.tflite), for phones and small computers.
+
+`jax.experimental.jax2tf` makes a TensorFlow function of it, of which TensorFlow's converter makes
+the file: float32; float16 weights; or int8 weights per channel and int8 activations, whose ranges
+are measured on calibration images (Jacob et al. 2018, arXiv 1712.05877).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cnnjax.data.decoding import tensorflow
+from cnnjax.errors import UserError
+from cnnjax.export.program import Forward, Signature, Variables
+
+PRECISIONS = ("float32", "float16", "int8")
+
+
+def write(
+    path: Path,
+    forward: Forward,
+    variables: Variables,
+    signature: Signature,
+    *,
+    precision: str = "float32",
+    calibration: np.ndarray | None = None,
+) -> None:
+    """Writes a LiteRT file.
+
+    Args:
+      path: of the file.
+      forward: `forward(variables, image) -> logits`, such as `forward_of(model)`.
+      variables: its arrays.
+      signature: of the images.
+      precision: "float32", "float16" or "int8".
+      calibration: for int8, `[count, ...]` of images as the file takes them.
+
+    Raises:
+      UserError: int8 without calibration images, or with images of another shape or type.
+    """
+    from cnnjax.export import saved_model
+
+    tf = tensorflow()
+    if precision == "int8":
+        if calibration is None or not len(calibration):
+            raise UserError("int8 needs images to calibrate with: training images of the network.")
+        signature_of_one = Signature(signature.shape, signature.dtype)
+        signature_of_one.check(calibration, "the calibration images")
+    held = saved_model.module(forward, variables, signature)
+    concrete = held.serving_default.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], held)
+    if precision != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if precision == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if precision == "int8":
+
+        def examples() -> Iterator[list[np.ndarray]]:
+            for image in calibration if calibration is not None else ():
+                yield [np.repeat(image[None], signature.batch or 1, axis=0)]
+
+        converter.representative_dataset = examples
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        kind = tf.uint8 if signature.dtype == "uint8" else tf.float32
+        converter.inference_input_type = kind
+        converter.inference_output_type = tf.float32
+    path.write_bytes(converter.convert())

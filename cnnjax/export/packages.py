@@ -1,0 +1,44 @@
+"""What each format needs installed, told before any work begins."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from cnnjax.errors import UserError
+
+# Of each format: what writes it, and what runs it.
+WRITERS = {
+    "onnx": ("onnx",),
+    "stablehlo": ("flatbuffers",),
+    "saved_model": ("tensorflow",),
+    "tflite": ("tensorflow",),
+}
+RUNTIMES = {
+    "onnx": ("onnxruntime",),
+    "stablehlo": ("flatbuffers",),
+    "saved_model": ("tensorflow",),
+    "tflite": ("ai_edge_litert",),
+}
+
+
+def missing(kind: str, *, running: bool) -> list[str]:
+    """Returns the packages that a format needs and that are not installed."""
+    names = (RUNTIMES if running else WRITERS)[kind]
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def require(kind: str, *, running: bool = False) -> None:
+    """Raises a UserError that names what is not installed and how it is.
+
+    Args:
+      kind: of the format.
+      running: whether a file is run, rather than written.
+    """
+    if absent := missing(kind, running=running):
+        names = ", ".join(name.replace("_", "-") for name in absent)
+        purpose = "run" if running else "write"
+        remedy = " (--check 0 does without)" if running else ""
+        raise UserError(
+            f"to {purpose} {kind} the package {names} is needed{remedy}: "
+            "pip install 'cnnjax[export]'."
+        )
