@@ -19,6 +19,7 @@ lazy.attach(
         "convert",
         "data",
         "devices",
+        "distill",
         "errors",
         "evaluation",
         "export",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from cnnjax import convert as convert
     from cnnjax import data as data
     from cnnjax import devices as devices
+    from cnnjax import distill as distill
     from cnnjax import errors as errors
     from cnnjax import evaluation as evaluation
     from cnnjax import export as export

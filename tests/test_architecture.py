@@ -41,6 +41,7 @@ ROOMS = (
     "explain",
     "convert",
     "finetune",
+    "distill",
     "export",
     "run",
     "studies",

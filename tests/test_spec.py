@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnjax import finetune, losses, models, optim, robust, schedules, signatures, spec
+from cnnjax import distill, finetune, losses, models, optim, robust, schedules, signatures, spec
 from cnnjax.augment import change, filters, policy
 from cnnjax.data import dataset, image_files
 from cnnjax.devices import sharding
@@ -290,6 +290,7 @@ def test_help_lists_what_the_registries_have():
         "tta": spec.describe(ensemble.VIEWS, supplied=("views",)),
         "optimizer": ", ".join(optim.OPTIMIZERS),
         "loss": ", ".join(losses.LOSSES),
+        "losses": spec.describe(distill.LOSSES),
     } == help.LISTINGS
 
 

@@ -4,6 +4,7 @@
     cnnjax export --run RUN --out model.tflite --precision int8 --check 1000
     cnnjax export --run RUN --out model.stablehlo --platforms cpu tpu
     cnnjax export --run RUN --format saved_model --out model
+    cnnjax export --run RUN --format web --out page    # open page/index.html
 
 The file is run in its own runtime (ONNX Runtime, LiteRT, TensorFlow, jax.export) on test images of
 the run. What is printed: the largest difference of logits, how often both answer the same, both
@@ -24,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 import cnnjax
+from cnnjax.commands import predict
 from cnnjax.errors import UserError
 from cnnjax.run import files, load
 
@@ -39,10 +41,10 @@ class Config:
     """The run directory."""
 
     out: Path
-    """The file to write (.onnx, .stablehlo or .tflite), or the folder of a SavedModel."""
+    """The file to write (.onnx, .stablehlo or .tflite), or the folder of a SavedModel or page."""
 
-    format: Literal["", "onnx", "stablehlo", "tflite", "saved_model"] = ""
-    """By default what the suffix of --out says."""
+    format: Literal["", "onnx", "stablehlo", "tflite", "saved_model", "web"] = ""
+    """By default what the suffix of --out says. web: a page that runs the network in a browser."""
 
     check: int = 256
     """Test images on which the file is compared with the network; 0 for no check."""
@@ -74,6 +76,10 @@ class Config:
     agreement: float | None = None
     """Fraction of images that must be answered alike; by default 0.99 of int8, otherwise any."""
 
+    runtime: str = ""
+    """Of a page: ONNX Runtime Web, the archive or folder of its npm package; by default it is
+    fetched by npm, once."""
+
     threads: int = 0
     """Of the runtime while it is checked; 0 for as many as it takes."""
 
@@ -96,12 +102,14 @@ def main(config: Config) -> int:
         precision=config.precision,
         platforms=config.platforms,
         channels_first=config.channels_first,
+        runtime=config.runtime,
     )
     formats.check(kind, options)
     cnnjax.devices.backend.start(devices=1)
     if config.check and kind == "stablehlo":
         _check_runs_here(config.platforms)
-    trained = load.load_trained(config.run, base=config.base or None)
+    read = load.load_classifier if kind == "web" else load.load_trained
+    trained = read(config.run, base=config.base or None)
     reference = _reference(trained)
     model, variables = _plain(reference, trained.variables)
     files.make_directory(config.out.absolute().parent, "the folder of the file", "--out")
@@ -115,6 +123,9 @@ def main(config: Config) -> int:
     said = preprocessing.metadata(
         trained.card, made, run=Path(config.run).name, step=trained.step, precision=config.precision
     )
+    if kind == "web":
+        is_digit = trained.card.get("dataset") in predict.MNIST
+        said |= {"prepare": "digit" if is_digit else "image"}
     temporary = config.out.with_name(f".{config.out.stem}.unchecked{config.out.suffix}")
     _remove(temporary)
     try:
@@ -157,8 +168,10 @@ def _check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"--{name} {value}: give a number from 0 to 1.")
-    if config.out.is_dir() and config.format != "saved_model":
+    if config.out.is_dir() and config.format not in ("saved_model", "web"):
         raise UserError(f"--out {config.out} is a folder: name a file in it.")
+    if config.format == "web":
+        _check_page(config)
     if config.check:
         from cnnjax.export.packages import require
 
@@ -174,6 +187,16 @@ def _check_runs_here(platforms: tuple[str, ...]) -> None:
             f"--platforms {' '.join(platforms)}: the file could not be run here, on {here}: add "
             f"{here}, or leave the comparison to another machine by --check 0."
         )
+
+
+def _check_page(config: Config) -> None:
+    if config.preprocess != Config.preprocess:
+        raise UserError(
+            f"--preprocess {config.preprocess}: a page prepares images as the run's; leave it out."
+        )
+    out = config.out
+    if out.is_dir() and any(out.iterdir()) and not cnnjax.export.web.is_page(out):
+        raise UserError(f"--out {out} holds other files: name a new folder for the page.")
 
 
 def _reference(trained: load.TrainedModel) -> Any:

@@ -23,8 +23,11 @@ def tap(
     image: jax.Array,
     names: Iterable[str],
     offsets: Mapping[str, jax.Array] | None = None,
+    *,
+    train: bool = False,
+    **options: Any,
 ) -> tuple[Any, Arrays]:
-    """Returns a model's outputs and its named activations, in evaluation mode, of one pass.
+    """Returns a model's outputs and its named activations, of one pass.
 
     Args:
       model: a Linen module with the contract of `cnnjax.models`.
@@ -33,6 +36,7 @@ def tap(
       names: of stages (`models.stage_names`) or paths of layers such as `stage1/block2/conv1`.
       offsets: name -> what is added to that activation before the network goes on; the gradient
         of anything with respect to an offset is its gradient with respect to the activation.
+      train, **options: of `model.apply`, which is in evaluation mode where nobody says.
 
     Raises:
       UserError: a name that is neither a stage nor a layer that returns an array.
@@ -50,7 +54,7 @@ def tap(
         return found[name]
 
     with _changed_layers(change), changed_stages(change):
-        outputs = model.apply(variables, image, train=False)
+        outputs = model.apply(variables, image, train=train, **options)
     for name in wanted:
         if name not in found:
             raise unknown_name("stage or layer", name, seen)
@@ -99,13 +103,16 @@ def layer_shapes(model: nn.Module, variables: Any, image: jax.Array) -> dict[str
 
     Nothing is computed; `image` may be a `jax.ShapeDtypeStruct`.
     """
-    return _shapes(model, variables, image)[0]
+    return layers_and_stages(model, variables, image)[0]
 
 
-def _shapes(
-    model: nn.Module, variables: Any, image: jax.Array
+def layers_and_stages(
+    model: nn.Module, variables: Any, image: Any
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, None]]:
-    """Returns the shapes of all layers and stages, and the names of the stages."""
+    """Returns the shapes of all layers and stages, and the names of the stages.
+
+    Arguments as for `layer_shapes`; variables, too, may be `jax.ShapeDtypeStruct`s.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     stages: dict[str, None] = {}
 
@@ -118,7 +125,7 @@ def _shapes(
         return note(name, x)
 
     with _changed_layers(note), changed_stages(note_stage):
-        jax.eval_shape(lambda image: model.apply(variables, image, train=False), image)
+        jax.eval_shape(lambda *args: model.apply(*args, train=False), variables, image)
     return shapes, stages
 
 
@@ -130,7 +137,7 @@ def maps(model: nn.Module, variables: Any, image: jax.Array) -> list[str]:
     Raises:
       UserError: there is none; the network has no convolution.
     """
-    shapes, stages = _shapes(model, variables, image)
+    shapes, stages = layers_and_stages(model, variables, image)
     images = [name for name, shape in shapes.items() if len(shape) == 4 and shape[1] * shape[2] > 1]
     if not images:
         raise UserError(

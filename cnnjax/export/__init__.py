@@ -27,6 +27,7 @@ lazy.attach(
         "runtimes",
         "saved_model",
         "stablehlo",
+        "web",
     ),
     {
         "comparison": ("Comparison", "compare", "limits_for"),
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from cnnjax.export import runtimes as runtimes
     from cnnjax.export import saved_model as saved_model
     from cnnjax.export import stablehlo as stablehlo
+    from cnnjax.export import web as web
     from cnnjax.export.comparison import Comparison as Comparison
     from cnnjax.export.comparison import compare as compare
     from cnnjax.export.comparison import limits_for as limits_for

@@ -15,12 +15,19 @@ from cnnjax.export.packages import require
 from cnnjax.export.program import Forward, Signature, Variables
 
 # Suffix of the file; a SavedModel is a folder.
-SUFFIXES = {"onnx": ".onnx", "stablehlo": ".stablehlo", "tflite": ".tflite", "saved_model": ""}
+SUFFIXES = {
+    "onnx": ".onnx",
+    "stablehlo": ".stablehlo",
+    "tflite": ".tflite",
+    "saved_model": "",
+    "web": "",
+}
 PRECISIONS = {
     "onnx": ("float32",),
     "stablehlo": ("float32",),
     "tflite": ("float32", "float16", "int8"),
     "saved_model": ("float32",),
+    "web": ("float32",),
 }
 
 
@@ -33,12 +40,14 @@ class Options:
       calibration: images for int8, as the file takes them, `[count, height, width, channels]`.
       platforms: of `stablehlo`.
       channels_first: of `onnx`: whether it takes `[batch, channels, height, width]`.
+      runtime: of `web`: where ONNX Runtime Web is, see `web.find_runtime`.
     """
 
     precision: str = "float32"
     calibration: np.ndarray | None = None
     platforms: Sequence[str] = ("cpu", "cuda", "tpu")
     channels_first: bool = False
+    runtime: str = ""
 
 
 def kind_of(out: Path, kind: str = "") -> str:
@@ -55,7 +64,8 @@ def kind_of(out: Path, kind: str = "") -> str:
         if not told:
             raise UserError(
                 f"{out} has no suffix that tells the format: end it with "
-                f"{', '.join(suffixes)}, or give --format saved_model for a folder."
+                f"{', '.join(suffixes)}, or give --format "
+                "saved_model or web for a folder."
             )
         return told
     if SUFFIXES[kind] and out.suffix != SUFFIXES[kind]:
@@ -80,6 +90,12 @@ def check(kind: str, options: Options) -> None:
         )
     if options.channels_first and kind != "onnx":
         raise UserError(f"{kind} takes images with the channels last: only onnx has both orders.")
+    if kind == "web":
+        from cnnjax.export import web
+
+        web.find_runtime(options.runtime)
+    elif options.runtime:
+        raise UserError(f"--runtime {options.runtime}: {kind} is no page; leave it out.")
 
 
 def write(
@@ -118,6 +134,18 @@ def write(
             signature,
             metadata=metadata,
             channels_first=options.channels_first,
+        )
+        return
+    if kind == "web":
+        from cnnjax.export import web
+
+        web.write(
+            path,
+            forward,
+            variables,
+            signature,
+            metadata=metadata or {},
+            runtime=options.runtime,
         )
         return
     if kind == "stablehlo":

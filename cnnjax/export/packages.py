@@ -16,12 +16,14 @@ WRITERS = {
     "stablehlo": ("flatbuffers",),
     "saved_model": ("tensorflow",),
     "tflite": ("tensorflow",),
+    "web": ("onnx",),
 }
 RUNTIMES = {
     "onnx": ("onnxruntime",),
     "stablehlo": ("flatbuffers",),
     "saved_model": ("tensorflow",),
     "tflite": ("ai_edge_litert",),
+    "web": ("onnxruntime",),
 }
 
 

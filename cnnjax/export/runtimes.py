@@ -30,7 +30,7 @@ def opened(path: Path, kind: str, *, threads: int | None = None) -> Run:
 
     Args:
       path: of the file, or the folder of a SavedModel.
-      kind: "onnx", "stablehlo", "tflite" or "saved_model".
+      kind: "onnx", "stablehlo", "tflite", "saved_model" or "web".
       threads: of the runtime; None: as many as it takes. `stablehlo` runs with JAX's.
 
     Raises:
@@ -41,6 +41,7 @@ def opened(path: Path, kind: str, *, threads: int | None = None) -> Run:
         "stablehlo": _open_stablehlo,
         "tflite": _open_tflite,
         "saved_model": _open_saved_model,
+        "web": _open_web,
     }
     if kind not in openers:
         raise unknown_name("format", kind, openers)
@@ -60,7 +61,17 @@ def about(path: Path, kind: str) -> dict[str, str]:
     return dict(session.get_modelmeta().custom_metadata_map)
 
 
+def _open_web(path: Path, threads: int | None) -> Run:
+    from cnnjax.export import web
+
+    return _onnx_run(web.read_onnx(path), threads)
+
+
 def _open_onnx(path: Path, threads: int | None) -> Run:
+    return _onnx_run(str(path), threads)
+
+
+def _onnx_run(source: str | bytes, threads: int | None) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -69,7 +80,7 @@ def _open_onnx(path: Path, threads: int | None) -> Run:
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     return lambda images: session.run(None, {entry.name: images})[0]
 

@@ -35,7 +35,7 @@ class Base:
 def variables_checksum(variables: Variables) -> str:
     """Returns the SHA-256 over every leaf's collection, path, dtype, shape and values."""
     digest = hashlib.sha256()
-    for name in ("params", "batch_stats"):
+    for name in ("params", "batch_stats", "frozen"):
         for path, leaf in sorted(named_leaves(variables.get(name, {})).items()):
             leaf = np.asarray(leaf)
             values = manifest.array_digest(leaf)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cnnjax import checkpoint
+from cnnjax import checkpoint, distill
 from cnnjax.data.streamed import split_size
 from cnnjax.devices import backend, processes
 from cnnjax.run import files, load, report
@@ -54,17 +54,22 @@ def finish(
         report.write_figures(
             directory, params, found.figures, score=monitor, steps_per_epoch=steps_per_epoch
         )
+    card = files.read_json(directory / "model.json", f"{directory} is damaged")
+    trained = state.params
+    if "distill" in card:
+        # The network's own, without what projects it to its teacher.
+        trained = distill.student_variables({"params": trained})["params"]
     summary = {
         "experiment": experiment,
-        "model": files.read_json(directory / "model.json", f"{directory} is damaged")["model"],
+        "model": card["model"],
         "dataset": recipe.dataset.name,
         **{f"test_{name}": value for name, value in test.items()},
         **({"test_examples": split_size(recipe.dataset, "test")} if test else {}),
         "validation_examples": split_size(recipe.dataset, "validation"),
         "monitor": monitor,
         f"best_validation_{monitor}": best.value,
-        "parameters": count_parameters(state.all_params),
-        "trained_parameters": count_parameters(state.params),
+        "parameters": count_parameters({**state.all_params, "trained": trained}),
+        "trained_parameters": count_parameters(trained),
         "seconds": elapsed(),
         "seed": config.seed,
         "epochs": int(outcome.state.step) / steps_per_epoch,

@@ -38,6 +38,11 @@ LISTINGS = {
         "num_steps=20, restarts=1, step_size=None), noise(epsilon, tries=1)"
     ),
     "method": "full, head, last(stages), bitfit, norm, lora(rank), adapter(units)",
+    "losses": (
+        "logits(temperature=4.0, weight=0.9), features(weight=1.0, layers=''), "
+        "attention(weight=1000.0, layers='', power=2.0), rkd_distance(weight=25.0, layers=''), "
+        "rkd_angle(weight=50.0, layers='')"
+    ),
     "tta": "flip, shift(pixels)",
     "optimizer": "sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, lamb, lion, muon",
     "loss": (

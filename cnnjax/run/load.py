@@ -99,6 +99,11 @@ def load_trained(
     variables, step = load_variables(directory, step)
     if "part" in card:
         variables = {name: tree.get(card["part"], {}) for name, tree in variables.items()}
+    if "distill" in card:
+        from cnnjax import distill
+
+        # What projected its layers to the teacher's has done its work.
+        variables = distill.student_variables(variables)
     fields = computation(card["model"], card["arguments"], precision=card.get("precision"))
     model = models.create(card["model"], num_classes=card["num_outputs"], **fields)
     if "finetune" in card:

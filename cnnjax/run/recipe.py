@@ -46,6 +46,7 @@ class Recipe:
         the model; None initializes the model.
       base_checksum: digest of the weights that `variables` come from, without which no checkpoint
         of the run is read; "" where it starts from none.
+      teacher_checksum: likewise of the weights of a teacher (see `cnnjax.distill`).
       make_eval_step: `(axis_name, split=...)` -> evaluation step, where there is more to measure on
         `validation` or `test` than the task's metrics.
       init: `key -> variables`, where the model is not initialized by its first input alone.
@@ -67,6 +68,7 @@ class Recipe:
     precision: str = "float32"
     variables: PyTree | None = None
     base_checksum: str = ""
+    teacher_checksum: str = ""
     make_eval_step: Callable[..., EvalStep] | None = None
     init: Callable[[jax.Array], PyTree] | None = None
     make_state: Callable[[PyTree, jax.Array], TrainState] | None = None
@@ -74,7 +76,11 @@ class Recipe:
 
     def checksums(self) -> dict[str, str]:
         """Returns what a checkpoint must agree with to be resumed."""
-        return {"data_checksum": self.dataset.checksum, "base_checksum": self.base_checksum}
+        return {
+            "data_checksum": self.dataset.checksum,
+            "base_checksum": self.base_checksum,
+            "teacher_checksum": self.teacher_checksum,
+        }
 
 
 def make_recipe(

@@ -35,7 +35,17 @@ SUMMARY = "summary.json"
 EARLIER = {"stratify": False}
 # What a resumed run may change: how long it trains, where it computes and reads, what it keeps.
 HOW_LONG = {"epochs", "stop_after_epochs", "patience"}
-WHERE = {"resume", "run_dir", "dataset", "data_dir", "base", "devices", "mesh", "sharding"}
+WHERE = {
+    "resume",
+    "run_dir",
+    "dataset",
+    "data_dir",
+    "base",
+    "teacher",
+    "devices",
+    "mesh",
+    "sharding",
+}
 CHANGEABLE_ON_RESUME = HOW_LONG | WHERE | {"keep_last", "keep_best"}
 # What says how this process was started, not what the run is: kept in no record.
 LAUNCH_SETTINGS = (

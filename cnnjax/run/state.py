@@ -32,8 +32,8 @@ def start_or_resume(
     Args:
       directory: of the run.
       config: the settings.
-      checksums: `data_checksum` and `base_checksum`: of the dataset, and of the weights that the
-        run fine-tunes ("" where it trains from scratch).
+      checksums: `data_checksum`, `base_checksum` and `teacher_checksum`: of the dataset, of the
+        weights that the run fine-tunes, and of those of its teacher ("" where it has none).
       state: of step 0; its frozen arrays stay as they are.
 
     Raises:
@@ -74,8 +74,9 @@ def _check_same(notes: dict[str, Any], checksums: dict[str, str], directory: Pat
     for name, what, remedy in (
         ("data_checksum", "data are", "dataset and --data-dir"),
         ("base_checksum", "base's weights are", "--base"),
+        ("teacher_checksum", "teacher's weights are", "--teacher"),
     ):
-        saved, given = notes.get(name, ""), checksums[name]
+        saved, given = notes.get(name, ""), checksums.get(name, "")
         if saved != given:
             raise UserError(
                 f"the {what} not those of {directory} (checksum {given[:12]}, the run's "
