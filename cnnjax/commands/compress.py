@@ -73,7 +73,7 @@ def main(config: Config) -> int:
     if dataset is not None:
         images = quantized_runs.choose_images(dataset, scheme, config.seed, labeled=labeled)
     print(f"network      {trained.card['model']} of {run}, step {trained.step}")
-    print(f"quantizing   {cnnjax.compress.schemes.describe(scheme)}")
+    print(f"quantizing   {cnnjax.compress.quantization.schemes.describe(scheme)}")
     if settings is not None and images is not None:
         result = quantized_runs.trained_run(trained, scheme, images, settings)
         if isinstance(result, int):
@@ -85,7 +85,7 @@ def main(config: Config) -> int:
     report = {
         "quantize": config.quantize,
         "bytes": {"before": before, "after": after},
-        "layers": cnnjax.compress.quantize_report.as_json(result.rows),
+        "layers": cnnjax.compress.quantization.report.as_json(result.rows),
     }
     print(f"on disk      {before:,} bytes before, {after:,} after: {before / after:.2f} times less")
     if images is not None and images.test[0]:

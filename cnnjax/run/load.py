@@ -110,9 +110,9 @@ def load_trained(
             found = read_base(base or card["finetune"]["base"])
         model, variables = finetune.read_back(model, card, variables, found)
     if "quantize" in card:
-        from cnnjax.compress import quantize_card
+        from cnnjax.compress.quantization import card as quantized
 
-        model = quantize_card.read_back(model, card)
+        model = quantized.read_back(model, card)
     return TrainedModel(model, variables, card, step)
 
 

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import checkpoint, compress
-from cnnjax.compress import lsq, quantize_card, quantize_report
-from cnnjax.compress.quantize_network import Prepared, Quantization, finish
+from cnnjax.compress.quantization import card as cards
+from cnnjax.compress.quantization import lsq, mixed, report
+from cnnjax.compress.quantization.network import Prepared, Quantization, finish
 from cnnjax.data.dataset import Dataset
 from cnnjax.devices import environment, processes
 from cnnjax.errors import UserError
@@ -104,7 +105,7 @@ def check_shape(dataset: Any, card: dict[str, Any]) -> None:
 
 def prepared_run(
     trained: load.TrainedModel, scheme: compress.Scheme, images: Images | None
-) -> tuple[Prepared, compress.quantize_bits.Simulation | None]:
+) -> tuple[Prepared, mixed.Simulation | None]:
     """Folds, calibrates and plans; of mixed precision the plan is chosen by what it costs."""
     shape = trained.card["image_shape"]
     calibration = images.calibration if images else []
@@ -160,7 +161,7 @@ def trained_run(
     model = compress.FakeQuantized(
         prepared.model.model, prepared.model.folded, tuple(prepared.plans.items())
     )
-    settings = _begun(settings, directory, quantize_card.describe(model))
+    settings = _begun(settings, directory, cards.describe(model))
     if not (settings.resume and record.is_finished(settings)):
         scales = prepared.kernel_scales(scheme.clip)
         steps = lsq.with_steps(
@@ -179,13 +180,13 @@ def trained_run(
             return code
     learned = load.load_trained(directory)
     quantized, variables = learned.model.quantized(learned.variables)
-    noise = quantize_report.signal_to_noise(
+    noise = report.signal_to_noise(
         dataclasses.replace(prepared, variables=_floats(learned.variables)),
         variables,
         images.calibration,
         trained.normalize,
     )
-    rows = quantize_report.rows_of(prepared, variables, noise)
+    rows = report.rows_of(prepared, variables, noise)
     if simulation is not None and scheme.report and images.validation[0]:
         rows = _with_accuracies(rows, simulation, images)
     return Quantization(quantized, variables, rows, prepared)
@@ -277,7 +278,7 @@ def _begun(settings: Training, directory: Path, described: dict[str, Any]) -> Tr
             )
     if (directory / "model.json").exists():
         card = files.read_json(directory / "model.json", f"{directory} is damaged")
-        if card.get(quantize_card.CARD, {}).get("layers") != described["layers"]:
+        if card.get(cards.CARD, {}).get("layers") != described["layers"]:
             raise UserError(
                 f"calibration gives other zero points now than when {directory} was begun: "
                 "choose another --out."
@@ -289,7 +290,7 @@ def _card(card: dict[str, Any], source: str, model: Any) -> dict[str, Any]:
     """Returns what `model.json` records: the network's own metadata, and how it is quantized."""
     # What was fine-tuned or a part of another network stands in the variables now.
     kept = {name: value for name, value in card.items() if name not in ("finetune", "part")}
-    return {**kept, quantize_card.CARD: {"source": source, **quantize_card.describe(model)}}
+    return {**kept, cards.CARD: {"source": source, **cards.describe(model)}}
 
 
 def _floats(variables: dict[str, Any]) -> dict[str, Any]:
@@ -298,7 +299,7 @@ def _floats(variables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_accuracies(
-    rows: Sequence[Any], simulation: compress.quantize_bits.Simulation, images: Images
+    rows: Sequence[Any], simulation: mixed.Simulation, images: Images
 ) -> tuple[Any, ...]:
     processes.say(f"measuring    each of {len(simulation.prepared.plans)} layers alone")
     found = compress.one_at_a_time(simulation, *images.validation)

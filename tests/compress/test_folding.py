@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cnnjax import compress, models, ops
-from cnnjax.compress import traced
+from cnnjax.compress.quantization import traced
 from cnnjax.models.norms import norm_layer
 from cnnjax.trees import from_named_leaves, named_leaves
 from tests.tiny import BatchNormNet

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnjax.compress import integers, lsq
+from cnnjax.compress.quantization import integers, lsq
 from cnnjax.errors import UserError
 
 RNG = np.random.default_rng(0)

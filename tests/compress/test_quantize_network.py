@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cnnjax import compress, models, ops
-from cnnjax.compress import integers, quantize_card, quantized
-from cnnjax.compress.quantize_bits import divergences, mixtures
-from cnnjax.compress.quantized import LayerPlan
+from cnnjax.compress.quantization import integers, card, quantized
+from cnnjax.compress.quantization.mixed import divergences, mixtures
+from cnnjax.compress.quantization.quantized import LayerPlan
 from cnnjax.errors import UserError
 from cnnjax.trees import named_leaves
 from tests.tiny import BatchNormNet
@@ -219,10 +219,10 @@ def test_dequantized_weights_are_within_half_a_step():
 
 def test_the_card_builds_the_model_again():
     result = quantize("int8(symmetric=true, skip=conv1)")
-    again = quantize_card.read_back(tiny()[0], {"quantize": quantize_card.describe(result.model)})
+    again = card.read_back(tiny()[0], {"quantize": card.describe(result.model)})
     assert again == result.model
     with pytest.raises(UserError, match="does not say how"):
-        quantize_card.read_back(tiny()[0], {"quantize": {"layers": {}}})
+        card.read_back(tiny()[0], {"quantize": {"layers": {}}})
 
 
 def test_a_trained_form_computes_what_its_codes_do():
@@ -230,7 +230,7 @@ def test_a_trained_form_computes_what_its_codes_do():
     prepared = compress.prepare(
         model, variables, SHAPE, compress.read_scheme("int8"), images=[images]
     )
-    from cnnjax.compress import lsq
+    from cnnjax.compress.quantization import lsq
 
     steps = lsq.with_steps(prepared.variables["params"], prepared.plans, prepared.input_scales)
     fake = compress.FakeQuantized(model, prepared.model.folded, tuple(prepared.plans.items()))

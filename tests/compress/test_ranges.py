@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnjax.compress import calibration, integers
+from cnnjax.compress.quantization import calibration, integers
 from cnnjax.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import spec
-from cnnjax.compress import integers
+from cnnjax.compress.quantization import integers
 from cnnjax.errors import UserError
 from cnnjax.models.interceptors import intercept_methods
 

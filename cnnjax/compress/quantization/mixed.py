@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.compress import integers
-from cnnjax.compress.quantize_network import Prepared
-from cnnjax.compress.quantized import FLOATS, LayerPlan, stored_bytes
+from cnnjax.compress.quantization import integers
+from cnnjax.compress.quantization.network import Prepared
+from cnnjax.compress.quantization.quantized import FLOATS, LayerPlan, stored_bytes
 from cnnjax.errors import UserError
 from cnnjax.evaluation.ensemble import class_logits
 from cnnjax.models.interceptors import intercept_methods

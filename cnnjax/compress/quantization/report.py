@@ -11,12 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.compress.calibration import average_over, inputs_of
-from cnnjax.compress.quantized import leaves_of, linear_output
+from cnnjax.compress.quantization.calibration import average_over, inputs_of
+from cnnjax.compress.quantization.quantized import leaves_of, linear_output
 from cnnjax.trees import named_leaves
 
 if TYPE_CHECKING:
-    from cnnjax.compress.quantize_network import Prepared
+    from cnnjax.compress.quantization.network import Prepared
 
 Variables = dict[str, Any]
 Normalize = Callable[[Any], jax.Array]
@@ -61,7 +61,7 @@ def rows_of(
       prepared: the network before its weights became codes.
       variables: after that.
       noise: what `signal_to_noise` returned.
-      accuracies: what `quantize_bits.one_at_a_time` returned.
+      accuracies: what `mixed.one_at_a_time` returned.
     """
     before, after = (
         {path: int(jnp.dtype(leaf.dtype).itemsize * leaf.size) for path, leaf in tree.items()}

@@ -6,7 +6,7 @@ A quantized layer computes
     output      = s * t * accumulator                                                     float32
 
 `q` are the codes of its input (scale `s`, one zero point), `codes` those of its kernel (scale `t`
-for each output channel): see `cnnjax.compress.integers`. That is what LiteRT's and ONNX Runtime's
+for each output channel): see `cnnjax.compress.quantization.integers`. That is what LiteRT's and ONNX Runtime's
 integer kernels compute, up to what they do with the output. What lies between layers (pools,
 activations, sums) stays in float32.
 
@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from cnnjax import ops
-from cnnjax.compress import integers, lsq
-from cnnjax.compress.folding import Folded
+from cnnjax.compress.quantization import integers, lsq
+from cnnjax.compress.quantization.folding import Folded
 from cnnjax.models.interceptors import intercept_methods
 from cnnjax.trees import from_named_leaves, named_leaves
 
@@ -96,7 +96,7 @@ class FakeQuantized(Folded):
     """A model that is trained to be a `Quantized` one; `init` and `apply` are those of a module.
 
     Kernels and inputs are rounded to what their codes stand for, in float32, with derivatives by
-    `cnnjax.compress.lsq`. Its `params` are float32: of each planned layer the kernel as it is
+    `cnnjax.compress.quantization.lsq`. Its `params` are float32: of each planned layer the kernel as it is
     trained, `kernel_log_step [features]` and, where its input is quantized, `input_log_step []`.
 
     Attributes:

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import ops
-from cnnjax.compress import traced
-from cnnjax.compress.calibration import average_over, inputs_of
-from cnnjax.compress.quantized import Quantized, leaves_of, linear_output
+from cnnjax.compress.quantization import traced
+from cnnjax.compress.quantization.calibration import average_over, inputs_of
+from cnnjax.compress.quantization.quantized import Quantized, leaves_of, linear_output
 from cnnjax.trees import from_named_leaves, named_leaves
 
 if TYPE_CHECKING:
-    from cnnjax.compress.quantize_network import Prepared
+    from cnnjax.compress.quantization.network import Prepared
 
 Variables = dict[str, Any]
 Normalize = Callable[[Any], jax.Array]

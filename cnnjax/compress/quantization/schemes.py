@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cnnjax import spec
-from cnnjax.compress import integers
-from cnnjax.compress.calibration import make_calibration
+from cnnjax.compress.quantization import integers
+from cnnjax.compress.quantization.calibration import make_calibration
 from cnnjax.errors import UserError, unknown_name
 
 KIND = "quantization"
@@ -25,7 +25,7 @@ class Scheme:
     Attributes:
       weights: bits of the weights' codes (2 to 8), or `float16` or `bfloat16`.
       activations: bits of the codes of layers' inputs; 0 leaves activations in float32.
-      calibration: how their ranges are chosen, see `cnnjax.compress.calibration`.
+      calibration: how their ranges are chosen, see `cnnjax.compress.quantization.calibration`.
       samples: training images that they are chosen on.
       symmetric: whether zero points are 0.
       clip: `absmax` or `mse`: see `integers.weight_scale`.

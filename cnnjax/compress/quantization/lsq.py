@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from cnnjax.compress import integers
+from cnnjax.compress.quantization import integers
 from cnnjax.trees import from_named_leaves, named_leaves
 
 if TYPE_CHECKING:
-    from cnnjax.compress.quantized import LayerPlan
+    from cnnjax.compress.quantization.quantized import LayerPlan
 
 Array = jax.Array
 KERNEL_STEP, INPUT_STEP = "kernel_log_step", "input_log_step"

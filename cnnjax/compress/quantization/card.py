@@ -9,8 +9,8 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from cnnjax.compress import folding, integers
-from cnnjax.compress.quantized import (
+from cnnjax.compress.quantization import folding, integers
+from cnnjax.compress.quantization.quantized import (
     FakeQuantized,
     LayerPlan,
     Quantized,

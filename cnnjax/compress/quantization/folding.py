@@ -5,7 +5,7 @@
 
 for each output channel (Jacob et al. 2018, arXiv 1712.05877, section 3.2): in evaluation a
 BatchNorm is an affine function of each channel. Which norm follows which layer is read from the
-traced program (`cnnjax.compress.traced`), so every family is served as far as its norms can be
+traced program (`cnnjax.compress.quantization.traced`), so every family is served as far as its norms can be
 folded at all: one behind an addition or a concatenation, as in DenseNet and pre-activation ResNets,
 stays.
 """
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.compress import traced
+from cnnjax.compress.quantization import traced
 from cnnjax.errors import UserError
 from cnnjax.models.interceptors import intercept_methods
 from cnnjax.trees import from_named_leaves, named_leaves
