@@ -41,6 +41,7 @@ ROOMS = (
     "explain",
     "convert",
     "finetune",
+    "compress",
     "run",
     "studies",
     "commands",

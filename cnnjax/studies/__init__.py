@@ -4,10 +4,18 @@ from typing import TYPE_CHECKING
 
 from cnnjax import lazy
 
-lazy.attach(__name__, ("adapting", "few_label_study", "few_labels", "probing", "tables", "trials"))
+lazy.attach(
+    __name__,
+    (
+        *("adapting", "compressed", "compressing", "few_label_study", "few_labels", "probing"),
+        *("tables", "trials"),
+    ),
+)
 
 if TYPE_CHECKING:
     from cnnjax.studies import adapting as adapting
+    from cnnjax.studies import compressed as compressed
+    from cnnjax.studies import compressing as compressing
     from cnnjax.studies import few_label_study as few_label_study
     from cnnjax.studies import few_labels as few_labels
     from cnnjax.studies import probing as probing
