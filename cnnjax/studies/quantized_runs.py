@@ -29,7 +29,7 @@ from cnnjax.finetune import variables_checksum
 from cnnjax.rng import stream_key
 from cnnjax.run import classifier, files, load, record, trainer
 
-EXPERIMENT = "cnnjax.compress"
+EXPERIMENT = "cnnjax compress --quantize"
 BATCH = 256
 REPORT = "quantization.json"
 
@@ -207,7 +207,7 @@ def training_settings(
     kept = ("model", "model_arguments", "loss", "label_smoothing", "monitor", "augment")
     kept += ("dataset", "data_dir", "classes", "validation", "image_size", "fit", "crop_area")
     kept += ("stratify", "drop_duplicates", "train_examples", "label_noise", "exclude", "balance")
-    kept += ("preprocess", "pipeline", "batch_size", "seed", "data_seed")
+    kept += ("preprocess", "pipeline", "batch_size", "seed", "data_seed", "smoke")
     return Training(
         **{name: getattr(base, name) for name in kept},
         **others,
@@ -222,9 +222,16 @@ def training_settings(
 
 
 def write_run(
-    out: Path, trained: load.TrainedModel, run: Path, text: str, result: Quantization
-) -> tuple[int, int]:
-    """Writes a run directory; returns the bytes of its checkpoint, before and after.
+    out: Path,
+    trained: load.TrainedModel,
+    run: Path,
+    text: str,
+    result: Quantization,
+    others: dict[str, Any],
+) -> dict[str, int]:
+    """Writes a run directory; returns the bytes of its parameters on disk, `before` and `after`.
+
+    Both are stored in the same form, see `cnnjax.checkpoint.packed`.
 
     Args:
       out: the directory.
@@ -232,6 +239,7 @@ def write_run(
       run: its directory, whose settings are recorded.
       text: how it was quantized.
       result: the network after.
+      others: what else its record says.
     """
     saved = record.read_config(run)
     files.write_json(
@@ -242,7 +250,12 @@ def write_run(
             "command": sys.argv,
             "versions": environment.versions(),
             **{name: saved[name] for name in ("data_checksum",) if name in saved},
-            "compressed": {"run": str(run.absolute()), "step": trained.step, "quantize": text},
+            "compressed": {
+                "run": str(run.absolute()),
+                "step": trained.step,
+                "quantize": text,
+                **others,
+            },
         },
     )
     card = _card(trained.card, str(run.absolute()), result.model)
@@ -250,7 +263,7 @@ def write_run(
     after = _save(out / "checkpoints", trained.step, result.variables, str(run))
     with tempfile.TemporaryDirectory() as directory:
         before = _save(Path(directory), trained.step, trained.variables, str(run))
-    return before, after
+    return {"before": before, "after": after}
 
 
 def accuracy(model: Any, variables: Any, normalize: Any, data: tuple[Sequence, Sequence]) -> float:
@@ -310,8 +323,9 @@ def _save(directory: Path, step: int, variables: dict[str, Any], source: str) ->
     """Saves variables as a run keeps them, and returns the bytes of the files."""
     kept = {name: variables.get(name, {}) for name in ("params", "batch_stats")}
     state = {"step": np.int32(step), **jax.device_get(kept), "ema": None}
-    written = checkpoint.save(directory, state, {"source": source})
-    return sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
+    written = checkpoint.save(directory, state, {"source": source}, sparse=True)
+    folders = [written / name for name in kept]
+    return sum(path.stat().st_size for each in folders for path in each.rglob("*"))
 
 
 def _batches(array: np.ndarray) -> list[np.ndarray]:

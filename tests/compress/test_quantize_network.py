@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cnnjax import compress, models, ops
-from cnnjax.compress.quantization import integers, card, quantized
+from cnnjax.compress.quantization import card, integers, quantized
 from cnnjax.compress.quantization.mixed import divergences, mixtures
 from cnnjax.compress.quantization.quantized import LayerPlan
 from cnnjax.errors import UserError

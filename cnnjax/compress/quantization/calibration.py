@@ -265,8 +265,9 @@ def _magnitudes(histogram: Histogram) -> tuple[np.ndarray, float]:
     if largest == 0:
         return np.zeros(BINS), 0.0
     counts, _ = np.histogram(np.abs(histogram.centers), bins=edges, weights=histogram.counts)
-    # Zeros, most of what a ReLU gives, are exact in every range (page 36). A single other value that
-    # is as frequent, such as the paper of handwriting, would hide what a range does to the rest.
+    # Zeros, most of what a ReLU gives, are exact in every range (page 36). A single other value
+    # that is as frequent, such as the paper of handwriting, would hide what a range does to the
+    # rest.
     around = (np.roll(counts, 1) + np.roll(counts, -1)) / 2
     around[0], around[-1] = counts[1], counts[-2]
     single = (counts > SINGLE * counts.sum()) & (counts > TIMES_AROUND * around)

@@ -5,9 +5,8 @@
 
 for each output channel (Jacob et al. 2018, arXiv 1712.05877, section 3.2): in evaluation a
 BatchNorm is an affine function of each channel. Which norm follows which layer is read from the
-traced program (`cnnjax.compress.quantization.traced`), so every family is served as far as its norms can be
-folded at all: one behind an addition or a concatenation, as in DenseNet and pre-activation ResNets,
-stays.
+traced program (`traced`), so every family is served as far as its norms can be folded at all: one
+behind an addition or a concatenation, as in DenseNet and pre-activation ResNets, stays.
 """
 
 from __future__ import annotations

@@ -19,9 +19,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax.compress.quantization import calibration, equalization, folding, integers, schemes, traced
-from cnnjax.compress.quantization.report import Row, rows_of, signal_to_noise
+from cnnjax.compress.quantization import (
+    calibration,
+    equalization,
+    folding,
+    integers,
+    schemes,
+    traced,
+)
 from cnnjax.compress.quantization.quantized import LayerPlan, Quantized, leaves_of, store
+from cnnjax.compress.quantization.report import Row, rows_of, signal_to_noise
 from cnnjax.compress.quantization.schemes import Scheme
 from cnnjax.errors import UserError
 

@@ -6,9 +6,9 @@ A quantized layer computes
     output      = s * t * accumulator                                                     float32
 
 `q` are the codes of its input (scale `s`, one zero point), `codes` those of its kernel (scale `t`
-for each output channel): see `cnnjax.compress.quantization.integers`. That is what LiteRT's and ONNX Runtime's
-integer kernels compute, up to what they do with the output. What lies between layers (pools,
-activations, sums) stays in float32.
+for each output channel): see `integers`. That is what LiteRT's and ONNX Runtime's integer kernels
+compute, up to what they do with the output. What lies between layers (pools, activations, sums)
+stays in float32.
 
 The sums are exact. They are computed as float32 sums of whole numbers, in chunks of channels that
 stay below 2^24, where float32 holds every whole number; the chunks are added as int32.
@@ -96,8 +96,8 @@ class FakeQuantized(Folded):
     """A model that is trained to be a `Quantized` one; `init` and `apply` are those of a module.
 
     Kernels and inputs are rounded to what their codes stand for, in float32, with derivatives by
-    `cnnjax.compress.quantization.lsq`. Its `params` are float32: of each planned layer the kernel as it is
-    trained, `kernel_log_step [features]` and, where its input is quantized, `input_log_step []`.
+    `lsq`. Its `params` are float32: of each planned layer the kernel as it is trained,
+    `kernel_log_step [features]` and, where its input is quantized, `input_log_step []`.
 
     Attributes:
       layers: pairs (path, `LayerPlan`), of bits alone.
