@@ -110,9 +110,9 @@ def load_trained(
             found = read_base(base or card["finetune"]["base"])
         model, variables = finetune.read_back(model, card, variables, found)
     if "quantize" in card:
-        from cnnjax.compress.quantization import card as quantized
+        from cnnjax.compress.quantization.card import read_back
 
-        model = quantized.read_back(model, card)
+        return TrainedModel(read_back(model, card), variables, card, step)
     return TrainedModel(model, variables, card, step)
 
 

@@ -204,10 +204,12 @@ def training_settings(
       out: of the quantized run.
       **others: settings by name, such as `dataset`.
     """
-    kept = ("model", "model_arguments", "loss", "label_smoothing", "monitor", "augment")
-    kept += ("dataset", "data_dir", "classes", "validation", "image_size", "fit", "crop_area")
-    kept += ("stratify", "drop_duplicates", "train_examples", "label_noise", "exclude", "balance")
-    kept += ("preprocess", "pipeline", "batch_size", "seed", "data_seed", "smoke")
+    kept = (
+        *("model", "model_arguments", "loss", "label_smoothing", "monitor", "augment"),
+        *("dataset", "data_dir", "classes", "validation", "image_size", "fit", "crop_area"),
+        *("stratify", "drop_duplicates", "train_examples", "label_noise", "exclude", "balance"),
+        *("preprocess", "pipeline", "batch_size", "seed", "data_seed", "smoke"),
+    )
     return Training(
         **{name: getattr(base, name) for name in kept},
         **others,
@@ -260,9 +262,9 @@ def write_run(
     )
     card = _card(trained.card, str(run.absolute()), result.model)
     files.write_json(out / "model.json", card)
-    after = _save(out / "checkpoints", trained.step, result.variables, str(run))
+    after = save(out / "checkpoints", trained.step, result.variables, str(run))
     with tempfile.TemporaryDirectory() as directory:
-        before = _save(Path(directory), trained.step, trained.variables, str(run))
+        before = save(Path(directory), trained.step, trained.variables, str(run))
     return {"before": before, "after": after}
 
 
@@ -319,7 +321,7 @@ def _with_accuracies(
     return tuple(dataclasses.replace(row, accuracy=found.get(row.path)) for row in rows)
 
 
-def _save(directory: Path, step: int, variables: dict[str, Any], source: str) -> int:
+def save(directory: Path, step: int, variables: dict[str, Any], source: str) -> int:
     """Saves variables as a run keeps them, and returns the bytes of the files."""
     kept = {name: variables.get(name, {}) for name in ("params", "batch_stats")}
     state = {"step": np.int32(step), **jax.device_get(kept), "ema": None}

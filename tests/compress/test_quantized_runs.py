@@ -25,7 +25,7 @@ def run(tmp_path_factory):
 
 def compress(run, out, text, **options):
     return command.main(
-        command.Config(run=str(run), quantize=text, out=str(out), smoke=True, **options)
+        command.Config(**{"run": str(run), "quantize": text, "out": str(out), **options})
     )
 
 
@@ -63,10 +63,11 @@ def test_a_quantized_run_is_a_run_like_any_other(run, tmp_path, capsys):
         load.read_base(tmp_path / "int8")
     with pytest.raises(UserError, match="is quantized already"):
         compress(tmp_path / "int8", tmp_path / "again", "int8")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="nothing is written over"):
         compress(run, tmp_path / "int8", "int8")
     for argv in (
         ["evaluate", "--run", str(tmp_path / "int8"), "--smoke"],
+        ["compress", "--resume", str(tmp_path / "int8")],
         ["explain", "--run", str(tmp_path / "int8"), "--methods", "gradient", "--check", "16"],
     ):
         with pytest.raises(SystemExit) as stop:
@@ -80,9 +81,10 @@ def test_training_that_was_stopped_ends_with_the_same_bits(run, tmp_path):
     assert compress(run, tmp_path / "whole", text) == 0
     assert compress(run, tmp_path / "parts", text, stop_after_epochs=1) == 0
     assert not (tmp_path / "parts" / "model.json").exists()
-    with pytest.raises(UserError, match="was begun with quantize"):
-        compress(run, tmp_path / "parts", text.replace("64", "32"))
-    assert compress(run, tmp_path / "parts", text) == 0
+    again = {"run": "", "out": "", "resume": str(tmp_path / "parts")}
+    with pytest.raises(UserError, match="differs from the resumed run's"):
+        compress(run, "", text.replace("64", "32"), **again)
+    assert compress(run, "", "", **again) == 0
     for part in ("", "qat"):
         assert equal(leaves_of(tmp_path / "whole" / part), leaves_of(tmp_path / "parts" / part))
     # What was trained is not what it started from.
@@ -96,10 +98,10 @@ def test_training_that_was_stopped_ends_with_the_same_bits(run, tmp_path):
     [
         ("int8(calibration=entropi)", {}, "did you mean entropy"),
         ("int8(skip=hed)", {}, "did you mean head"),
-        ("int8", {"dataset": "synthetic"}, "dataset"),
+        ("int8", {"dataset": "folder:nowhere"}, "nowhere"),
+        ("int8", {"epochs": 3}, "qat=true, epochs=3"),
         ("float16(qat=true)", {}, "qat"),
         ("int8", {"stop_after_epochs": 1}, "add qat=true"),
-        ("", {}, "nothing to do"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(run, tmp_path, text, options, words):

@@ -188,7 +188,7 @@ def observe(
     totals = [jax.device_get(counted(variables, normalize(batch), edges)) for batch in batches]
     return {
         path: Histogram(
-            *edges[path], np.sum([each[path] for each in totals], axis=0, dtype=np.float64)
+            *edges[path], np.asarray(sum(each[path].astype(np.float64) for each in totals))
         )
         for path in wanted
     }

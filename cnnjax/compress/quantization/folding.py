@@ -47,7 +47,7 @@ class Folded:
 
     def init(self, key: Any, image: jax.Array, *, train: bool = False) -> Variables:
         """Initializes the model, and folds what it has drawn."""
-        variables = self.model.init(key, image, train=train)
+        variables: Any = self.model.init(key, image, train=train)
         return fold(variables, self.folded, _epsilons(self.model, variables, image.shape[1:]))
 
     def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -282,7 +282,7 @@ def accumulate(module: nn.Module, q: Array, codes: Array, bias: Array | None, pl
 
     def sums(q: Array) -> Array:
         parts = range(0, codes.shape[-2], chunk)
-        total = sum(
+        total: Any = sum(
             linear(_channels(q, groups, start, chunk), codes[..., start : start + chunk, :]).astype(
                 jnp.int32
             )
@@ -320,7 +320,8 @@ def linear_function(module: nn.Module) -> Callable[[Array, Array], Array]:
             bare = module.clone(
                 parent=None, name=None, use_bias=False, dtype=None, precision=precision
             )
-            return bare.apply({"params": {"kernel": kernel}}, x)
+            result: Any = bare.apply({"params": {"kernel": kernel}}, x)
+            return result
 
     return linear
 
