@@ -117,6 +117,7 @@ def tiny():
     return model, {**variables, "batch_stats": statistics}, images
 
 
+@functools.cache
 def quantize(text, images=True):
     model, variables, batch = tiny()
     scheme = compress.read_scheme(text)
@@ -134,10 +135,10 @@ def test_eight_bits_change_little_and_four_more():
     model, variables, _ = tiny()
     plain = logits(model, variables)
     errors = []
-    for text in ("int8", "int8(equalize=true, correct_bias=true)", "integer(4, 4)"):
+    for text in ("int8", "integer(4, 4)"):
         result = quantize(text)
         errors.append(np.abs(logits(result.model, result.variables) - plain).max())
-    assert max(errors[:2]) < 0.03 * np.abs(plain).max() < errors[2]
+    assert errors[0] < 0.03 * np.abs(plain).max() < errors[1]
 
 
 def test_the_report_names_every_layer():
@@ -167,6 +168,7 @@ def test_weights_alone_need_no_images_and_take_a_quarter_or_less():
         assert error < (0.3 if text == "int4" else 0.03) * largest
 
 
+@pytest.mark.slow
 def test_a_corrected_bias_has_no_mean_error_left():
     text = "integer(3, 8, layers=head, clip=absmax, calibration=minmax)"
     plain, corrected = quantize(text), quantize(text.replace(")", ", correct_bias=true)"))
@@ -183,8 +185,10 @@ def test_derivatives_of_a_quantized_network_are_those_of_the_network():
     def of_logit(model, variables, image):
         return model.apply(variables, image, train=False)[:, 3].sum()
 
-    plain = jax.grad(of_logit, argnums=2)(model, variables, images[:8])
-    codes = jax.grad(of_logit, argnums=2)(result.model, result.variables, images[:8])
+    def gradient(model, variables):
+        return jax.jit(jax.grad(lambda image: of_logit(model, variables, image)))(images[:8])
+
+    plain, codes = gradient(model, variables), gradient(result.model, result.variables)
     correlation = np.corrcoef(np.ravel(plain), np.ravel(codes))[0, 1]
     assert correlation > 0.9
 
@@ -244,6 +248,7 @@ def test_a_trained_form_computes_what_its_codes_do():
     assert forms == {path: leaf.shape for path, leaf in named_leaves(trained).items()}
 
 
+@pytest.mark.slow
 def test_mixtures_get_smaller_one_layer_at_a_time_and_keep_their_bound():
     model, variables, images = tiny()
     scheme = compress.read_scheme("mixed(max_size=0.2)")
@@ -312,6 +317,43 @@ def test_codes_agree_with_qwix():
     apart = np.abs(np.asarray(again, int) - np.asarray(theirs.qvalue, int))
     # They multiply by the inverse of the scale.
     assert apart.max() <= 1 and apart.mean() < 0.02
+
+
+@pytest.mark.slow
+def test_sums_are_those_of_onnx_runtime():
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    zero, groups = -37, 2
+    codes = RNG.integers(-128, 128, size=(2, 9, 9, 6))
+    kernel = RNG.integers(-127, 128, size=(3, 3, 3, 8))
+    node = onnx.helper.make_node(
+        "ConvInteger", ["x", "w", "x_zero"], ["y"], group=groups, pads=[1, 1, 1, 1], strides=[2, 2]
+    )
+    constants = {
+        "w": kernel.transpose(3, 2, 0, 1).astype(np.int8),
+        "x_zero": np.asarray(zero + 128, np.uint8),
+    }
+    types = onnx.TensorProto
+    graph = onnx.helper.make_graph(
+        [node],
+        "sums",
+        [onnx.helper.make_tensor_value_info("x", types.UINT8, (2, 6, 9, 9))],
+        [onnx.helper.make_tensor_value_info("y", types.INT32, None)],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opset = [onnx.helper.make_opsetid("", 13)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    session = runtime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    shifted = (codes + 128).transpose(0, 3, 1, 2).astype(np.uint8)
+    theirs = session.run(None, {"x": shifted})[0].transpose(0, 2, 3, 1)
+    module = ops.Conv(
+        8, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)), feature_group_count=groups
+    )
+    q = jnp.asarray(codes - zero, jnp.float32)
+    ours = quantized.accumulate(module, q, jnp.asarray(kernel, jnp.float32), None, LayerPlan(8, 8))
+    assert np.array_equal(np.asarray(ours), theirs)
 
 
 @pytest.mark.slow
