@@ -21,6 +21,7 @@ from cnnjax import checkpoint, compress
 from cnnjax.compress.quantization import card as cards
 from cnnjax.compress.quantization import lsq, mixed, report
 from cnnjax.compress.quantization.network import Prepared, Quantization, finish
+from cnnjax.data import few_labels
 from cnnjax.data.dataset import Dataset
 from cnnjax.devices import environment, processes
 from cnnjax.errors import UserError
@@ -169,7 +170,7 @@ def trained_run(
         )
         recipe = classifier.make_recipe(
             settings,
-            classifier.read_data(settings),
+            _training_data(settings),
             model,  # type: ignore[arg-type]
             _card(trained.card, settings.base, model),
             variables=jax.device_get({**prepared.variables, "params": steps}),
@@ -275,6 +276,13 @@ def accuracy(model: Any, variables: Any, normalize: Any, data: tuple[Sequence, S
     for image, label in zip(*data, strict=True):
         right += int(np.sum(np.asarray(predict(variables, normalize(image))) == label))
     return right / sum(map(len, data[0]))
+
+
+def _training_data(settings: Training) -> Any:
+    """Returns the images of the run, of which a fine-tuned one may have had few."""
+    dataset = classifier.read_data(settings)
+    few = record.read_config(Path(settings.base))["settings"].get("labels_per_class")
+    return few_labels(dataset, few, seed=settings.seed) if few else dataset
 
 
 def _begun(settings: Training, directory: Path, described: dict[str, Any]) -> Training:

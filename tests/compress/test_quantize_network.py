@@ -263,6 +263,9 @@ def test_mixtures_get_smaller_one_layer_at_a_time_and_keep_their_bound():
     bound = sizes[3] / whole
     plans = compress.mixed_precision(simulation, [images], max_size=bound)
     assert plans == found[3]
+    result = compress.quantize(model, variables, SHAPE, scheme, images=[images], plans=plans)
+    bits = {row.path: row.weights for row in result.rows}
+    assert bits == {path: f"int{plan.weights}" for path, plan in plans.items()}
     with pytest.raises(UserError, match="the smallest mixture"):
         compress.mixed_precision(simulation, [images], max_size=0.01)
     labels = [simulation.of({}, images).argmax(-1)]
