@@ -16,6 +16,7 @@ lazy.attach(
     (
         "augment",
         "checkpoint",
+        "compress",
         "convert",
         "data",
         "devices",
@@ -47,6 +48,7 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from cnnjax import augment as augment
     from cnnjax import checkpoint as checkpoint
+    from cnnjax import compress as compress
     from cnnjax import convert as convert
     from cnnjax import data as data
     from cnnjax import devices as devices

@@ -41,6 +41,7 @@ ROOMS = (
     "explain",
     "convert",
     "finetune",
+    "compress",
     "distill",
     "export",
     "run",

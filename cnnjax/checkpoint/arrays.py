@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.checkpoint import manifest
+from cnnjax.checkpoint import manifest, packed
 from cnnjax.checkpoint.manifest import Damaged
 from cnnjax.devices import processes
 from cnnjax.errors import UserError
@@ -105,13 +105,16 @@ def copy_to_host(state: PyTree) -> HostState:
     return HostState(step, {name: (copies[name], tables[name]) for name in items})
 
 
-def write_items(directory: Path | None, state: HostState) -> dict[str, Table | None]:
+def write_items(
+    directory: Path | None, state: HostState, *, sparse: bool = False
+) -> dict[str, Table | None]:
     """Writes each item of a state to an Orbax directory of its own.
 
     Args:
       directory: where; where arrays are spread over processes all call this, process 0 says where
         (None: it cannot), and each writes the parts that it holds.
       state: what `copy_to_host` returned.
+      sparse: write items as `cnnjax.checkpoint.packed` does, not by Orbax.
 
     Returns:
       The tables, with a digest a leaf: of the array as `sha256`, or of each of its `parts`.
@@ -127,7 +130,11 @@ def write_items(directory: Path | None, state: HostState) -> dict[str, Table | N
     problem = None
     try:
         for name, (tree, table) in state.contents.items():
-            items[name] = None if table is None else write_item(directory / name, tree, table)
+            if table is not None:
+                write = _write_packed if sparse and not is_spread else write_item
+                items[name] = write(directory / name, tree, table)
+            else:
+                items[name] = None
     except Exception as error:
         if not is_spread:
             raise
@@ -156,6 +163,16 @@ def write_item(directory: Path, tree: PyTree, table: Table) -> Table:
         for path, leaf in leaves.items()
     }
     return {path: {**row, **digests[path]} for path, row in table.items()}
+
+
+def _write_packed(directory: Path, tree: PyTree, table: Table) -> Table:
+    leaves = named_leaves(tree)
+    if leaves and processes.is_first():
+        directory.mkdir(parents=True)
+        packed.write(directory / packed.NAME, leaves)
+    return {
+        path: {**row, "sha256": manifest.array_digest(leaves[path])} for path, row in table.items()
+    }
 
 
 def _digests_of_parts(leaf: jax.Array) -> list[dict[str, Any]]:
@@ -223,7 +240,10 @@ def read_item(step_directory: Path, content: dict[str, Any], name: str) -> PyTre
     manifest.check_files(step_directory, content, [name])
     empty = {path: row for path, row in table.items() if 0 in row["shape"]}
     tree: dict[str, Any] = {}
-    if len(empty) < len(table):
+    if (file := step_directory / name / packed.NAME).exists():
+        for path, leaf in packed.read(file, table).items():
+            _insert(tree, path.split("/"), leaf)
+    elif len(empty) < len(table):
         try:
             with contextlib.closing(_checkpointer()) as reader:
                 tree = reader.restore((step_directory / name).absolute())

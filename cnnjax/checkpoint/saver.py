@@ -45,7 +45,9 @@ Warn = Callable[[str], None]
 Result = TypeVar("Result")
 
 
-def save(directory: str | Path, state: PyTree, meta: Mapping[str, Any]) -> Path:
+def save(
+    directory: str | Path, state: PyTree, meta: Mapping[str, Any], *, sparse: bool = False
+) -> Path:
     """Saves a state and returns when it is on the disk.
 
     Args:
@@ -53,6 +55,8 @@ def save(directory: str | Path, state: PyTree, meta: Mapping[str, Any]) -> Path:
       state: a dataclass or mapping of trees of arrays (any dtype; typed keys; one device or many)
         with an integer scalar `step`. Steps saved before under the same number are replaced.
       meta: what JSON can hold: read back as it is, but for tuples, which become lists.
+      sparse: store of arrays that are mostly zero the other values and their places: see
+        `cnnjax.checkpoint.packed`. They are read as all others.
 
     Returns:
       The directory of the step.
@@ -61,7 +65,8 @@ def save(directory: str | Path, state: PyTree, meta: Mapping[str, Any]) -> Path:
       UserError: `state` or `meta` cannot be saved, or the disk is full or not writable. Steps saved
         earlier are untouched.
     """
-    return _write_step(Path(directory), storage.copy_to_host(state), _meta_text(meta))
+    copied = storage.copy_to_host(state)
+    return _write_step(Path(directory), copied, _meta_text(meta), sparse=sparse)
 
 
 class Saver:
@@ -331,13 +336,13 @@ def state_bytes(state: PyTree) -> int:
     return 2**20 + sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _write_step(directory: Path, state: HostState, meta: str) -> Path:
+def _write_step(directory: Path, state: HostState, meta: str, *, sparse: bool = False) -> Path:
     begun = []
 
     def fill(unfinished: Path) -> dict[str, Any]:
         storage.check_room(unfinished, state)
         begun.append(unfinished)
-        items = storage.write_items(unfinished, state)
+        items = storage.write_items(unfinished, state, sparse=sparse)
         (unfinished / "meta.json").write_text(meta + "\n")
         return {"environment": environment.describe(), "items": items}
 

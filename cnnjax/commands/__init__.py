@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 COMMANDS = {
+    "compress": "prune, factor or quantize a run's network, and leave a smaller run",
     "convert": "weights of PyTorch, timm or Keras into a run, or a run into such a file",
     "evaluate": "scores of a run, or of several as an ensemble; calibration; attacks",
     "explain": "which pixels a run's answers come from, and whether such maps can be believed",

@@ -233,6 +233,11 @@ def export_run(config: Config) -> int:
             f"{config.source} is a model with adapters, for which no other framework has a place."
         )
     card = trained.card
+    if "quantize" in card:
+        raise UserError(
+            f"{config.source} is quantized, and its codes have no names elsewhere: convert what it "
+            f"was made from, {card['quantize']['source']}."
+        )
     framework = _framework_for(config, trained.model)
     config = dataclasses.replace(config, framework=framework)
     arrays = convert.from_cnnjax(

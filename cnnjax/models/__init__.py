@@ -35,6 +35,7 @@ from cnnjax.models.elsewhere import Meaning
 from cnnjax.models.features import features, stage_names
 from cnnjax.models.fields import build, fields, with_fields
 from cnnjax.models.layers import Layers
+from cnnjax.models.reshaped import ARGUMENT, reshaped
 from cnnjax.models.rows import Row, module_rows, package_rows, row
 from cnnjax.models.stages import changed_stages, stage_output
 from cnnjax.models.summary import Summary, format_summary, summary
@@ -80,7 +81,8 @@ def create(name: str, *, num_classes: int | None, **overrides: Any) -> nn.Module
         that library's; or `MODULE:NAME` for a row of another module's `ROWS`. Perhaps with fields,
         such as `lenet5(activation=tanh)`.
       num_classes: the logits (1 for a binary classifier), or None for the features before them.
-      **overrides: `model_fields(name)` that differ from their defaults, such as `dtype`.
+      **overrides: `model_fields(name)` that differ from their defaults, such as `dtype`; also
+        `layer_changes`, a table of narrower, skipped or factored layers: see `reshaped`.
 
     Raises:
       UserError: unknown model or field, a value of another kind than the field's default, or
@@ -90,9 +92,11 @@ def create(name: str, *, num_classes: int | None, **overrides: Any) -> nn.Module
         raise UserError(f"num_classes must be a whole number from 1 on or None, got {num_classes}.")
     if num_classes is not None and num_classes > MOST_CLASSES:
         raise UserError(f"num_classes is {num_classes:,}: at most {MOST_CLASSES:,} fit a network.")
+    changes = overrides.pop(ARGUMENT, {})
     name, overrides = read_model(name, overrides)
     found = find(name).row
-    return build(found.network, num_classes=num_classes, **{**found.arguments, **overrides})
+    network = build(found.network, num_classes=num_classes, **{**found.arguments, **overrides})
+    return reshaped(network, changes) if changes else network
 
 
 def read_model(

@@ -16,6 +16,7 @@ from flax import linen as nn
 from cnnjax.models import blocks
 from cnnjax.models.images import require_image
 from cnnjax.models.layers import Array, Factories, Factory, Layers
+from cnnjax.models.reshaped import input_width
 from cnnjax.models.rows import row
 
 
@@ -43,7 +44,7 @@ class BagNetBlock(nn.Module):
             conv = layers.conv(features, kernel_size, strides, valid=True, name=f"conv{number}")
             y = layers.norm(name=f"norm{number}")(conv(y))
             y = y if number == 3 else layers.activation(y)
-        if self.strides != 1 or x.shape[-1] != self.features:
+        if self.strides != 1 or input_width(x) != self.features:
             x = blocks.ConvNorm(
                 self.features, 1, layers, self.strides, linear=True, name="downsample"
             )(x)

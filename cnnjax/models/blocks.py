@@ -17,6 +17,7 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models.layers import Activation, Array, Factories, Factory
+from cnnjax.models.reshaped import input_width
 from cnnjax.models.stages import stage_output
 
 # PyTorch's initializer of dense kernels: uniform within 1 / sqrt(fan-in) on either side.
@@ -153,7 +154,7 @@ class InvertedResidual(nn.Module):
         conv_norm = functools.partial(ConvNorm, layers=layers)
         expanded = self.expanded_features
         y = x
-        if expanded != x.shape[-1]:
+        if expanded != input_width(x):
             y = conv_norm(expanded, 1, name="expand")(y)
         y = conv_norm(
             expanded, self.kernel_size, strides=self.strides, groups=expanded, name="depthwise"
@@ -163,7 +164,7 @@ class InvertedResidual(nn.Module):
                 self.se_features, layers.conv, self.se_activation, self.se_gate, name="se"
             )(y)
         y = conv_norm(self.features, 1, linear=True, name="project")(y)
-        if self.strides == 1 and x.shape[-1] == self.features:
+        if self.strides == 1 and input_width(x) == self.features:
             y = x + drop_branch(self, y)
         return y
 
@@ -188,12 +189,12 @@ class FusedInvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         conv_norm = functools.partial(ConvNorm, layers=self.layers)
-        widened = self.expanded_features != x.shape[-1]
+        widened = self.expanded_features != input_width(x)
         width = self.expanded_features if widened else self.features
         y = conv_norm(width, self.kernel_size, strides=self.strides, name="expand")(x)
         if widened:
             y = conv_norm(self.features, 1, linear=True, name="project")(y)
-        if self.strides == 1 and x.shape[-1] == self.features:
+        if self.strides == 1 and input_width(x) == self.features:
             y = x + drop_branch(self, y)
         return y
 

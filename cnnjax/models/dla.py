@@ -21,6 +21,7 @@ from cnnjax import ops
 from cnnjax.models import blocks
 from cnnjax.models.images import max_pool_ceil, require_image, strides_for
 from cnnjax.models.layers import Array, Factories, Layers, check_name
+from cnnjax.models.reshaped import input_width
 from cnnjax.models.resnet import BLOCKS, Branch, basic_branch
 from cnnjax.models.rows import TIMM, Row, row
 
@@ -101,7 +102,7 @@ class Tree(nn.Module):
             )
             first = tree(strides=self.strides, name="tree1")(x)
             return tree(strides=1, name="tree2")(first, (*children, first))
-        if x.shape[-1] != features:
+        if input_width(x) != features:
             bottom = blocks.ConvNorm(features, 1, layers, linear=True, name="project")(bottom)
         first = Node(self.branch(features, self.strides), layers, name="tree1")(x, bottom)
         first = ops.computed_once_both_ways(first)

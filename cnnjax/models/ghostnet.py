@@ -26,6 +26,7 @@ from cnnjax import ops
 from cnnjax.models import blocks
 from cnnjax.models.images import require_image, strides_for
 from cnnjax.models.layers import Array, Factories, Layers
+from cnnjax.models.reshaped import input_width
 from cnnjax.models.rows import TIMM, row
 
 # (kernel size, expanded features, features, squeeze-and-excite) of each block.
@@ -135,7 +136,7 @@ class GhostBottleneck(nn.Module):
                 reduced, self.layers.conv, self.layers.activation, nn.hard_sigmoid, name="se"
             )(y)
         y = GhostModule(self.features, self.layers, linear=True, name="ghost2")(y)
-        if self.strides > 1 or channels != self.features:
+        if self.strides > 1 or input_width(x) != self.features:
             x = linear(
                 channels,
                 self.kernel_size,

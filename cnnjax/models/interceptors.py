@@ -27,3 +27,15 @@ def intercept_methods(interceptor: Interceptor) -> Iterator[None]:
     finally:
         while len(stack) > depth:
             stack.pop()
+
+
+@contextlib.contextmanager
+def not_intercepted() -> Iterator[None]:
+    """Within the context, no interceptor is called but those that are added in it."""
+    stack = linen._global_interceptor_stack
+    outer = [stack.pop() for _ in range(len(stack))]
+    try:
+        yield
+    finally:
+        while outer:
+            stack.push(outer.pop())

@@ -32,6 +32,7 @@ from cnnjax.models.attention import (
 )
 from cnnjax.models.images import require_image, strides_for
 from cnnjax.models.layers import Array, Factories, Layers
+from cnnjax.models.reshaped import input_width
 from cnnjax.models.rows import row
 
 FEATURES_OF_A_HEAD = 32
@@ -58,7 +59,7 @@ class ConvBranch(nn.Module):
         y = biased(self.features, 1, name="project")(y)
         if self.strides == 2:
             x = ops.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        if self.strides == 2 or x.shape[-1] != self.features:
+        if self.strides == 2 or input_width(x) != self.features:
             x = biased(self.features, 1, name="shortcut")(x)
         return x + blocks.drop_branch(self, y)
 

@@ -21,6 +21,7 @@ from flax import linen as nn
 from cnnjax.models import blocks
 from cnnjax.models.images import require_image, strides_for
 from cnnjax.models.layers import Array, Factories, Factory, Layers
+from cnnjax.models.reshaped import input_width
 from cnnjax.models.rows import TIMM, row
 
 # A block: ("conv", kernel size, features), ("fused", kernel size, expansion, features), or
@@ -114,7 +115,7 @@ class UniversalBottleneck(nn.Module):
                 expanded, self.middle_size, strides=self.strides, groups=expanded, name="depthwise"
             )(y)
         y = conv_norm(self.features, 1, linear=True, name="project")(y)
-        if self.strides == 1 and channels == self.features:
+        if self.strides == 1 and input_width(x) == self.features:
             y = x + blocks.drop_branch(self, y)
         return y
 

@@ -25,6 +25,7 @@ from cnnjax.models import blocks
 from cnnjax.models.images import require_image, strides_for
 from cnnjax.models.layers import Activation, Array, Factories, Factory, check_name, conv_layer
 from cnnjax.models.norms import norm_layer
+from cnnjax.models.reshaped import input_width
 from cnnjax.models.rows import TIMM, row
 
 # Activation and the factor that gives it unit variance on standard normal input: the authors' own
@@ -115,7 +116,7 @@ class NFBlock(nn.Module):
         groups = max(1, self.features // 2 // self.group_width)
         width = self.features // 2 // groups * groups
         y = activation(x) * self.beta
-        if self.strides != 1 or x.shape[-1] != self.features:
+        if self.strides != 1 or input_width(x) != self.features:
             x = y
             if self.strides == 2:
                 x = ops.avg_pool(y, (2, 2), (2, 2), "SAME", count_include_pad=False)

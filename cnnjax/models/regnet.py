@@ -19,6 +19,7 @@ from flax import linen as nn
 from cnnjax.models import blocks
 from cnnjax.models.images import require_image, strides_for
 from cnnjax.models.layers import Array, Factories, Layers
+from cnnjax.models.reshaped import input_width
 from cnnjax.models.rows import TORCHVISION, Row, also_called, row
 
 STEM_FEATURES = 32
@@ -66,7 +67,7 @@ class RegNetBlock(nn.Module):
             gate = blocks.SqueezeExcite(width, self.layers.conv, self.layers.activation, name="se")
             y = gate(y)
         y = conv_norm(1, linear=True, name="conv3")(y)
-        if self.strides != 1 or x.shape[-1] != self.features:
+        if self.strides != 1 or input_width(x) != self.features:
             x = conv_norm(1, strides=self.strides, linear=True, name="downsample")(x)
         return self.layers.activation(x + blocks.drop_branch(self, y))
 

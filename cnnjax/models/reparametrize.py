@@ -25,6 +25,7 @@ from cnnjax.errors import UserError
 from cnnjax.models import blocks
 from cnnjax.models.fields import fields, with_fields
 from cnnjax.models.layers import Array, Factories
+from cnnjax.models.reshaped import input_width
 
 Tree = Mapping[str, Any]
 BRANCHES = r"branch\d+|identity"
@@ -69,7 +70,7 @@ class BranchedConv(nn.Module):
             branch(size, name=f"branch{number}")(x)
             for number, size in enumerate(self.kernel_sizes, 1)
         ]
-        if self.strides == 1 and x.shape[-1] == self.features:
+        if self.strides == 1 and input_width(x) == self.features:
             branches.append(self.layers.norm(name="identity")(x))
         return sum(branches[1:], start=branches[0])
 

@@ -42,6 +42,7 @@ from cnnjax.models import blocks
 from cnnjax.models.gates import ATTENTIONS, BottleneckAttention, gate_branch
 from cnnjax.models.images import require_image, require_stem
 from cnnjax.models.layers import Array, Factories, Factory, Layers, check_name
+from cnnjax.models.reshaped import input_width
 from cnnjax.models.standardized_conv import StandardizedConv
 
 # A residual branch as data: (features, kernel size, strides, groups) of each convolution.
@@ -92,7 +93,7 @@ def shortcut(x: Array, features: int, strides: int, layers: Factories, kind: str
       layers: of the projection.
       kind: `"projection"`; `"average"`, which projects `mean_pixels` (ResNet-D); `"pad"`.
     """
-    if strides == 1 and x.shape[-1] == features:
+    if strides == 1 and input_width(x) == features:
         return x
     if kind == "pad":
         return pad_shortcut(x, features, strides)
@@ -164,8 +165,8 @@ class PreActivationBlock(nn.Module):
         strides = max(strides for _, _, strides, _ in self.branch)
         last_conv = functools.partial(layers.conv, use_bias=True) if self.slim else layers.conv
         y = layers.activation(layers.norm(name="norm1")(x))
-        if strides != 1 or x.shape[-1] != features:
-            if self.shortcut == "pad" or (self.slim and x.shape[-1] == features):
+        if strides != 1 or input_width(x) != features:
+            if self.shortcut == "pad" or (self.slim and input_width(x) == features):
                 x = pad_shortcut(x, features, strides)
             elif self.shortcut == "average":
                 x = last_conv(features, 1, 1, name="downsample")(mean_pixels(y, strides))

@@ -52,3 +52,13 @@ def changed_stages(change: StageFunction) -> Iterator[None]:
         yield
     finally:
         _change.reset(token)
+
+
+@contextlib.contextmanager
+def unchanged_stages() -> Iterator[None]:
+    """Within the context, no `changed_stages` around it counts."""
+    token = _change.set(None)
+    try:
+        yield
+    finally:
+        _change.reset(token)

@@ -24,6 +24,7 @@ from flax import linen as nn
 from cnnjax.models import blocks
 from cnnjax.models.images import max_pool_ceil, require_image, strides_for
 from cnnjax.models.layers import Array, Factories, Layers
+from cnnjax.models.reshaped import input_width
 from cnnjax.models.rows import TIMM, row
 
 
@@ -72,7 +73,7 @@ class AggregationBlock(nn.Module):
         if self.pools:
             x = max_pool_ceil(x, 3, 2)
         gathered, y = [x], x
-        if self.depthwise and x.shape[-1] != hidden:
+        if self.depthwise and input_width(x) != hidden:
             y = conv_norm(hidden, 1, name="reduce")(x)
         for number in range(1, self.depth + 1):
             if self.depthwise:

@@ -19,6 +19,7 @@ from cnnjax import ops
 from cnnjax.models import blocks
 from cnnjax.models.images import require_image
 from cnnjax.models.layers import Array, Factories, Factory, Layers
+from cnnjax.models.reshaped import input_width
 from cnnjax.models.rows import TIMM, row
 
 
@@ -61,7 +62,7 @@ class XceptionBlock(nn.Module):
             y = layers.norm(name=f"norm{number}")(y)
         if self.strides != 1:
             y = ops.max_pool(y, (3, 3), (self.strides, self.strides), ((1, 1), (1, 1)))
-        if self.strides != 1 or x.shape[-1] != features:
+        if self.strides != 1 or input_width(x) != features:
             conv_norm = functools.partial(blocks.ConvNorm, linear=True, name="downsample")
             x = conv_norm(features, 1, layers, self.strides)(x)
         return x + blocks.drop_branch(self, y)

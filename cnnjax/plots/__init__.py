@@ -10,6 +10,7 @@ from cnnjax.plots.embedding import embedding
 from cnnjax.plots.images import filters, image_grid, image_sheet, prediction, worst_classified
 from cnnjax.plots.overlays import class_maps
 from cnnjax.plots.scores import confusion_matrix, reliability_diagram, roc_curves
+from cnnjax.plots.sensitivity import sensitivity
 
 __all__ = [
     "accuracy_by_labels",
@@ -25,5 +26,6 @@ __all__ = [
     "prediction",
     "reliability_diagram",
     "roc_curves",
+    "sensitivity",
     "worst_classified",
 ]

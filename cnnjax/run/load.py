@@ -25,7 +25,8 @@ class TrainedModel:
     """A model read back from a run, ready to be applied.
 
     Attributes:
-      model: the Linen module; of a run fine-tuned with adapters a `cnnjax.finetune.FineTuned`.
+      model: the Linen module; of a run fine-tuned with adapters a `cnnjax.finetune.FineTuned`, of a
+        quantized one a `cnnjax.compress.Quantized`.
       variables: `params` (averaged ones where the run kept an average) and `batch_stats`.
       card: the content of `model.json`.
       step: the step of the checkpoint that was read.
@@ -113,6 +114,10 @@ def load_trained(
         if finetune.needs_base(card):
             found = read_base(base or card["finetune"]["base"])
         model, variables = finetune.read_back(model, card, variables, found)
+    if "quantize" in card:
+        from cnnjax.compress.quantization.card import read_back
+
+        return TrainedModel(read_back(model, card), variables, card, step)
     return TrainedModel(model, variables, card, step)
 
 
@@ -227,6 +232,11 @@ def read_base(source: str | Path) -> "Base":
             raise UserError(
                 f"{directory} is a model with adapters: fine-tune from the base of its own, "
                 f"{trained.card['finetune']['base']}."
+            )
+        if "quantize" in trained.card:
+            raise UserError(
+                f"{directory} is a quantized model, whose codes cannot be trained: start from what "
+                f"it was made from, {trained.card['quantize']['source']}."
             )
         variables, card = trained.variables, trained.card
     elif directories.listed(directory):

@@ -4,12 +4,22 @@ from typing import TYPE_CHECKING
 
 from cnnjax import lazy
 
-lazy.attach(__name__, ("adapting", "few_label_study", "few_labels", "probing", "tables", "trials"))
+lazy.attach(
+    __name__,
+    (
+        *("adapting", "compressed", "compressing", "few_label_study", "few_labels", "probing"),
+        *("quantized_runs", "quantizing", "tables", "trials"),
+    ),
+)
 
 if TYPE_CHECKING:
     from cnnjax.studies import adapting as adapting
+    from cnnjax.studies import compressed as compressed
+    from cnnjax.studies import compressing as compressing
     from cnnjax.studies import few_label_study as few_label_study
     from cnnjax.studies import few_labels as few_labels
     from cnnjax.studies import probing as probing
+    from cnnjax.studies import quantized_runs as quantized_runs
+    from cnnjax.studies import quantizing as quantizing
     from cnnjax.studies import tables as tables
     from cnnjax.studies import trials as trials
