@@ -4,12 +4,26 @@ from typing import TYPE_CHECKING
 
 from cnnjax import lazy
 
-lazy.attach(__name__, ("adapting", "few_label_study", "few_labels", "probing", "tables", "trials"))
+lazy.attach(
+    __name__,
+    (
+        "adapting",
+        "evaluated",
+        "few_label_study",
+        "few_labels",
+        "full_scores",
+        "probing",
+        "tables",
+        "trials",
+    ),
+)
 
 if TYPE_CHECKING:
     from cnnjax.studies import adapting as adapting
+    from cnnjax.studies import evaluated as evaluated
     from cnnjax.studies import few_label_study as few_label_study
     from cnnjax.studies import few_labels as few_labels
+    from cnnjax.studies import full_scores as full_scores
     from cnnjax.studies import probing as probing
     from cnnjax.studies import tables as tables
     from cnnjax.studies import trials as trials
