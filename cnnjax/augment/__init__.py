@@ -10,8 +10,12 @@ lazy.attach(
         "change",
         "color",
         "corrupt",
+        "corruption_blurs",
+        "corruption_weather",
+        "corruptions",
         "filters",
         "geometry",
+        "jpeg",
         "mixup",
         "pixels",
         "policy",
@@ -20,6 +24,7 @@ lazy.attach(
         "views",
     ),
     {
+        "corruptions": ("corruption",),
         "change": ("Geometric", "Move", "apply_per_image", "compose"),
         "geometry": ("affine_move", "random_affine", "random_flip", "sampled_move"),
         "pixels": ("normalize",),
@@ -33,8 +38,12 @@ if TYPE_CHECKING:
     from cnnjax.augment import change as change
     from cnnjax.augment import color as color
     from cnnjax.augment import corrupt as corrupt
+    from cnnjax.augment import corruption_blurs as corruption_blurs
+    from cnnjax.augment import corruption_weather as corruption_weather
+    from cnnjax.augment import corruptions as corruptions
     from cnnjax.augment import filters as filters
     from cnnjax.augment import geometry as geometry
+    from cnnjax.augment import jpeg as jpeg
     from cnnjax.augment import mixup as mixup
     from cnnjax.augment import pixels as pixels
     from cnnjax.augment import policy as policy
@@ -45,6 +54,7 @@ if TYPE_CHECKING:
     from cnnjax.augment.change import Move as Move
     from cnnjax.augment.change import apply_per_image as apply_per_image
     from cnnjax.augment.change import compose as compose
+    from cnnjax.augment.corruptions import corruption as corruption
     from cnnjax.augment.filters import make_filter as make_filter
     from cnnjax.augment.geometry import affine_move as affine_move
     from cnnjax.augment.geometry import random_affine as random_affine

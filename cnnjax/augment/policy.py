@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from cnnjax import spec
-from cnnjax.augment import color, corrupt, geometry, mixup, randaugment
+from cnnjax.augment import color, corrupt, corruptions, geometry, mixup, randaugment
 from cnnjax.augment.change import Augment, apply_by_kind, check_kinds, compose
 from cnnjax.data.fields import Field, Image, Label
 from cnnjax.errors import UserError
@@ -70,6 +70,7 @@ CHANGES: dict[str, Callable[..., Augment]] = {
     "median": corrupt.random_median,
     "erase": corrupt.random_erase,
     "cutout": corrupt.cutout,
+    "corruption": corruptions.corruption,
     "randaugment": randaugment.rand_augment,
     "trivialaugment": randaugment.trivial_augment,
     "augmix": randaugment.augmix,

@@ -3,6 +3,7 @@
     cnnjax evaluate --run runs/mnist_lenet-20250101-120000
     cnnjax evaluate --run runs/a runs/b runs/c --tta shift:1 --calibrate
     cnnjax evaluate --run runs/a --attack fgsm:0.3 pgd:0.3:20:5 --check-masking
+    cnnjax evaluate --run runs/a --full --reference runs/lenet5
 
     cnnjax evaluate --weights FILE --model NAME --dataset tfds:imagenet2012
 
@@ -11,6 +12,9 @@ a variant of it as published: images are scaled and cut as the weights' own tran
 top 1, top 5 and the loss are told. See docs/weights.md.
 
 A run of another task than classification is scored and reported as at its own end.
+
+--full is one table of everything: accuracy, the 19 corruptions of ImageNet-C at five severities,
+FGSM and calibration. See docs/robust.md.
 
 Attacks are written NAME:EPSILON:STEPS:RESTARTS, or in full such as `pgd(0.3, num_steps=20)`. Each
 is first tried on a linear model, on which the best attack is known: one that falls short there is
@@ -25,16 +29,14 @@ import numpy as np
 
 import cnnjax
 from cnnjax import spec
-from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
 from cnnjax.run import files, load
 from cnnjax.run.help import listed
 
-BATCH_SIZE = 500
 # Flags that change a classifier's logits, images or data.
 OF_CLASSIFIERS = (
     *("dataset", "data_dir", "base", "average", "tta", "corrupt", "preprocess"),
-    *("calibrate", "attack", "attack_examples", "check_masking"),
+    *("calibrate", "attack", "attack_examples", "check_masking", "full", "reference", "seed"),
 )
 # Small enough for the gradients of small networks to stay in a CPU's cache.
 ATTACK_BATCH_SIZE = 128
@@ -96,6 +98,17 @@ class Config:
     check_masking: bool = False
     """Look for signs that gradients mislead the attacks: see robust.signs_of_masking."""
 
+    full: bool = False
+    """Also the error under 19 corruptions at five severities, accuracy under FGSM, and calibration
+    with a temperature, in one table."""
+
+    reference: str = ""
+    """Of --full: a run whose errors under corruptions are divided by, such as a LeNet-5; by
+    default AlexNet's published ones where the classes are ImageNet's 1000."""
+
+    seed: int = 0
+    """Of --full and --corrupt: what is drawn."""
+
     smoke: bool = False
     """Evaluate as many images as a smoke run has. Scores mean little."""
 
@@ -114,14 +127,25 @@ def main(config: Config) -> None:
         raise UserError(f"--attack-examples {config.attack_examples}: give 0 (all) or more.")
     if config.check_masking and not attacks:
         raise UserError("--check-masking needs an attack to check: add --attack pgd:0.3:20.")
+    if config.reference and not config.full:
+        raise UserError("--reference is for --full: add it, or leave the reference out.")
+    if config.full and config.corrupt:
+        raise UserError("--full corrupts the images itself: leave --corrupt out.")
     cnnjax.devices.backend.start(devices=1)
     if config.weights:
         return _evaluate_weights(config)
     if len(config.run) == 1 and load.task_of(_at_step(config.run[0])[0]) != "classification":
         return _evaluate_task(config)
+    _evaluate_classifiers(config, attacks, views)
+
+
+def _evaluate_classifiers(config, attacks, views):
+    """Scores one classifier, or several as one."""
     members = [load.load_classifier(*_at_step(run), base=config.base or None) for run in config.run]
     directories = [_at_step(run)[0] for run in config.run]
-    dataset = _dataset(config, directories, [member.card for member in members])
+    evaluated = cnnjax.studies.evaluated
+    dataset = evaluated.open_data(config, directories, [member.card for member in members])
+    reference = _reference(config, members[0].card) if config.full else None
     out = _out(config, directories)
     files.make_directory(out, "the directory of scores", "--out")
     for attack in attacks:
@@ -135,13 +159,24 @@ def main(config: Config) -> None:
         logits_of = [ensemble.with_views(each, views) for each in logits_of]
     variables = [member.variables for member in members]
 
-    each, labels = _predict(logits_of, variables, dataset, config.split)
+    each, labels = evaluated.predict(logits_of, variables, dataset, config.split)
     logits = np.asarray(ensemble.mean_logits(each, config.average))
     probabilities = cnnjax.evaluation.calibration.apply_temperature(logits, 1.0)
     shown = cnnjax.data.example_inputs(dataset, config.split)
     found = cnnjax.tasks.classification.report(
         probabilities, {"label": labels, **shown}, class_names=dataset.class_names
     )
+    if len(members) == 1:
+        from cnnjax.explain.worst import with_worst_explained
+
+        found = with_worst_explained(
+            found,
+            members[0].model,
+            variables[0],
+            evaluated.filtered(members[0].normalize, image_filter),
+            probabilities,
+            {"label": labels, **shown},
+        )
     report = found.scores
     print(
         f"{_describe(config.run, members)}, on {len(labels):,} {config.split} images of "
@@ -150,15 +185,56 @@ def main(config: Config) -> None:
     print(found.text)
     if len(members) > 1:
         report["ensemble"] = _compare(config.run, each, labels)
-    if config.calibrate:
-        held, held_labels = _predict(logits_of, variables, dataset, "validation")
-        held = np.asarray(ensemble.mean_logits(held, config.average))
-        report["calibration"] = _calibrate(held, held_labels, logits, labels)
+    held = None
+    if config.calibrate or (config.full and cnnjax.data.split_size(dataset, "validation")):
+        each, held_labels = evaluated.predict(logits_of, variables, dataset, "validation")
+        held = np.asarray(ensemble.mean_logits(each, config.average)), held_labels
+    if config.calibrate and held:
+        report["calibration"] = _calibrate(*held, logits, labels)
+    combined = ensemble.ensemble_logits(logits_of, average=config.average)
     if attacks:
-        combined = ensemble.ensemble_logits(logits_of, average=config.average)
         report["robustness"] = _attack(config, attacks, combined, variables, dataset)
 
-    _write(out, report, found.figures)
+    figures = found.figures
+    if config.full:
+        full_scores = cnnjax.studies.full_scores
+        rows = full_scores.batch_size(dataset.image_shape)
+        full = full_scores.full(
+            full_scores.Subject(combined, variables),
+            lambda: cnnjax.data.split_batches(dataset, config.split, rows),
+            logits,
+            labels,
+            held=held,
+            reference=reference,
+            seed=config.seed,
+        )
+        title = f"{_describe(config.run, members)}, {config.split} images of {dataset.name}"
+        report["full"], drawn = full_scores.tell(full, out, title, config.reference)
+        figures = {**figures, **drawn}
+    _write(out, report, figures)
+
+
+def _reference(config, card):
+    """Returns what errors under corruptions are divided by; checks what --full needs."""
+    from cnnjax.data.packaged import imagenet
+    from cnnjax.evaluation import corruption_error, ensemble
+
+    shape, names = card["image_shape"], card["class_names"]
+    if shape[-1] not in (1, 3):
+        raise UserError(f"--full corrupts images of 1 or 3 channels, not of {shape[-1]}.")
+    if not config.reference:
+        of_imagenet = len(names) == 1000 and set(names) == set(imagenet.wordnet_numbers())
+        return corruption_error.published_reference() if of_imagenet else None
+    directory, step = _at_step(config.reference)
+    trained = load.load_classifier(directory, step, base=config.base or None)
+    for what, key in (("classes", "class_names"), ("images", "image_shape")):
+        if list(trained.card[key]) != list(card[key]):
+            raise UserError(
+                f"--reference {config.reference} has other {what}: choose a run of the same data."
+            )
+    return cnnjax.studies.full_scores.Subject(
+        ensemble.model_logits(trained.model, trained.normalize), trained.variables
+    )
 
 
 def _out(config, directories):
@@ -202,19 +278,21 @@ def _evaluate_weights(config):
     from cnnjax.data.packaged import imagenet
 
     allowed = {"weights", "model", "framework", "dataset", "data_dir", "split", "out", "base"}
+    allowed |= {"full", "seed"}
     for field in dataclasses.fields(config):
         if field.name not in allowed and getattr(config, field.name) != field.default:
             raise UserError(f"--{field.name.replace('_', '-')} is for --run, not for --weights.")
     if not config.dataset:
         raise UserError("no images given: name them, such as --dataset tfds:imagenet2012.")
+    data_dir = config.data_dir or None
+    # Reading the weights takes longest.
+    imagenet.check_images(config.dataset, split=config.split, data_dir=data_dir)
+    if config.out:
+        files.make_directory(Path(config.out), "the directory of scores", "--out")
     trained = _published(config)
     shape, fit = trained.card["image_shape"], trained.card.get("fit", "pad")
     images = imagenet.open_images(
-        config.dataset,
-        tuple(shape[:2]),
-        fit=fit,
-        split=config.split,
-        data_dir=config.data_dir or None,
+        config.dataset, tuple(shape[:2]), fit=fit, split=config.split, data_dir=data_dir
     )
     print(f"{trained.card['model']}, {images.count:,} images of {images.name}, {fit} to {shape[0]}")
     found = cnnjax.evaluation.imagenet.evaluate(
@@ -222,9 +300,14 @@ def _evaluate_weights(config):
     )
     among = "" if found["classes"] == 1000 else f", among {found['classes']} classes"
     print(f"top 1 {found['top1']:.2%}  top 5 {found['top5']:.2%}  loss {found['loss']:.4f}{among}")
+    figures = {}
+    if config.full:
+        full_scores, out = cnnjax.studies.full_scores, Path(config.out) if config.out else None
+        full = full_scores.of_published(trained, images, seed=config.seed)
+        title = f"{trained.card['model']}, {images.name}"
+        found["full"], figures = full_scores.tell(full, out, title)
     if config.out:
-        files.make_directory(Path(config.out), "the directory of scores", "--out")
-        _write(Path(config.out), {"dataset": images.name, "fit": fit, **found}, {})
+        _write(Path(config.out), {"dataset": images.name, "fit": fit, **found}, figures)
 
 
 def _published(config):
@@ -249,75 +332,6 @@ def _write(out, report, figures):
     print(f"wrote {out / 'evaluation.json'} and {len(drawn)} figures in {out / 'figures'}")
 
 
-def _dataset(config, directories, cards):
-    """Opens the first run's dataset, or the one asked for; all members must fit it."""
-    from cnnjax.run import again, classifier
-
-    if not directories:
-        raise UserError("no run given: name one, such as --run runs/mine, or give --weights.")
-    if not config.dataset:
-        again.check_data_known(directories[0])
-    settings = [again.settings_of_run(directory) for directory in directories]
-    first = settings[0]
-    dataset = cnnjax.data.open_dataset(
-        config.dataset or first.dataset,
-        pipeline=first.pipeline,
-        data_dir=config.data_dir or first.data_dir or None,
-        classes=first.classes,
-        validation=first.validation,
-        seed=classifier.data_seed(first),
-        image_size=tuple(cards[0]["image_shape"][:2]),
-        fit=first.fit,
-        stratify=first.stratify,
-        drop_duplicates=first.drop_duplicates and not config.dataset,
-    )
-    classifier.tell_notes(dataset)
-    for directory, card in zip(directories, cards, strict=True):
-        if list(dataset.class_names) != card["class_names"]:
-            raise UserError(
-                f"{dataset.name} has the classes {', '.join(dataset.class_names)}, but {directory} "
-                f"was trained on {', '.join(card['class_names'])}: choose a dataset with the same "
-                "ones."
-            )
-        if list(dataset.image_shape) != card["image_shape"]:
-            raise UserError(
-                f"{dataset.name} has images of {dataset.image_shape}, but {directory} takes "
-                f"{tuple(card['image_shape'])}: choose a dataset with images of that shape."
-            )
-    held_out = {
-        (each.dataset, each.validation, each.stratify, classifier.data_seed(each))
-        for each in settings
-    }
-    if len(held_out) > 1 and (config.calibrate or config.split == "validation"):
-        raise UserError(
-            "these runs hold out different validation images, so that one was trained on what "
-            "another is validated on: train them with the same --data-seed, or leave out "
-            "--calibrate and use --split test."
-        )
-    if config.smoke:
-        dataset = cnnjax.run.trainer.shrink(dataset)
-    return _corrupted(dataset, config)
-
-
-def _corrupted(dataset, config):
-    """Changes the images of the split that is evaluated, each by its own draw."""
-    if not config.corrupt:
-        return dataset
-    change = cnnjax.augment.make_augment(config.corrupt, num_classes=dataset.num_classes)
-    if cnnjax.augment.policy.parse_policy(config.corrupt).mixing:
-        raise UserError(f"--corrupt {config.corrupt}: mixed images have no label to evaluate.")
-    if isinstance(dataset, cnnjax.data.StreamedDataset):
-        raise UserError(f"--corrupt: {dataset.name} is streamed; use a dataset that fits memory.")
-    image, label = getattr(dataset, config.split)
-    key = cnnjax.rng.stream_key(0, "corrupt", 0)
-    changed = np.empty_like(image)
-    for start in range(0, len(image), BATCH_SIZE):
-        rows = slice(start, start + BATCH_SIZE)
-        batch = change(key, {"image": image[rows] / np.float32(255)}, start)
-        changed[rows] = np.round(255 * np.clip(batch["image"], 0, 1))
-    return dataclasses.replace(dataset, **{config.split: Arrays(changed, label)})
-
-
 def _of_filtered(logits_of, image_filter):
     from cnnjax.augment.filters import filter_images
 
@@ -336,20 +350,6 @@ def _describe(names, members):
     if len(members) == 1:
         return f"{names[0]}, step {members[0].step}"
     return f"ensemble of {len(members)}: {', '.join(names)}"
-
-
-def _predict(logits_of, variables, dataset, split):
-    """Returns log probabilities `[members, examples, classes]` and the labels."""
-    mesh = cnnjax.devices.sharding.make_mesh(1)
-    each = []
-    for function, own in zip(logits_of, variables, strict=True):
-        predict = cnnjax.train.evaluate.compile_predict(
-            cnnjax.evaluation.ensemble.log_probabilities(function), mesh
-        )
-        batches = cnnjax.data.split_batches(dataset, split, BATCH_SIZE)
-        logits, kept = cnnjax.train.evaluate.predict_all(predict, own, batches)
-        each.append(logits)
-    return np.stack(each), kept["label"]
 
 
 def _compare(names, each, labels):

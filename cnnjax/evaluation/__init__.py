@@ -8,6 +8,7 @@ lazy.attach(
     __name__,
     (
         "calibration",
+        "corruption_error",
         "ensemble",
         "imagenet",
         "label_quality",
@@ -17,6 +18,7 @@ lazy.attach(
 
 if TYPE_CHECKING:
     from cnnjax.evaluation import calibration as calibration
+    from cnnjax.evaluation import corruption_error as corruption_error
     from cnnjax.evaluation import ensemble as ensemble
     from cnnjax.evaluation import imagenet as imagenet
     from cnnjax.evaluation import label_quality as label_quality

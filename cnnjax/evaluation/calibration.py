@@ -70,6 +70,20 @@ def negative_log_likelihood(logits: Any, labels: Any, temperature: float = 1.0) 
     return float(-np.mean(logs[np.arange(len(labels)), labels]))
 
 
+def brier_score(probabilities: Any, labels: Any) -> float:
+    """Returns the mean squared distance of the probabilities from the answer, in [0, 2].
+
+    Brier 1950, "Verification of Forecasts Expressed in Terms of Probability", equation 2.
+
+    Args:
+      probabilities: `[examples, classes]`.
+      labels: integers `[examples]`.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    of_label = probabilities[np.arange(len(labels)), labels]
+    return float(np.mean(np.sum(np.square(probabilities), axis=1) - 2 * of_label + 1))
+
+
 def _checked(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:

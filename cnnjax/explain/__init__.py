@@ -21,7 +21,7 @@ lazy.attach(
     __name__,
     (
         *("belief", "cam", "checks", "gradients", "named", "page", "perturbation", "rectifiers"),
-        *("taps", "targets"),
+        *("taps", "targets", "worst"),
     ),
     {
         "cam": ("grad_cam", "grad_cam_plus_plus", "layer_cam", "score_cam"),
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from cnnjax.explain import rectifiers as rectifiers
     from cnnjax.explain import taps as taps
     from cnnjax.explain import targets as targets
+    from cnnjax.explain import worst as worst
     from cnnjax.explain.cam import grad_cam as grad_cam
     from cnnjax.explain.cam import grad_cam_plus_plus as grad_cam_plus_plus
     from cnnjax.explain.cam import layer_cam as layer_cam

@@ -4,10 +4,18 @@
 """
 
 from cnnjax.plots.canvas import attempt
-from cnnjax.plots.comparison import accuracy_by_labels
+from cnnjax.plots.comparison import accuracy_by_labels, corruption_errors
 from cnnjax.plots.curves import interval_chart, learning_curves
 from cnnjax.plots.embedding import embedding
-from cnnjax.plots.images import filters, image_grid, image_sheet, prediction, worst_classified
+from cnnjax.plots.images import (
+    filters,
+    image_grid,
+    image_sheet,
+    prediction,
+    worst_classified,
+    worst_explained,
+    worst_indices,
+)
 from cnnjax.plots.overlays import class_maps
 from cnnjax.plots.scores import confusion_matrix, reliability_diagram, roc_curves
 from cnnjax.plots.sensitivity import sensitivity
@@ -17,6 +25,7 @@ __all__ = [
     "attempt",
     "class_maps",
     "confusion_matrix",
+    "corruption_errors",
     "embedding",
     "filters",
     "image_grid",
@@ -28,4 +37,6 @@ __all__ = [
     "roc_curves",
     "sensitivity",
     "worst_classified",
+    "worst_explained",
+    "worst_indices",
 ]

@@ -1,10 +1,13 @@
-"""Accuracy of fine-tuning methods against the number of labels."""
+"""Figures that compare: fine-tuning methods by number of labels, corruptions by severity."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from cnnjax.errors import UserError
 from cnnjax.plots.canvas import PALETTE, new_figure, plain, save, tidy
@@ -58,4 +61,41 @@ def accuracy_by_labels(
     axes.set_ylabel("test accuracy")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     tidy(axes)
+    return save(figure, path)
+
+
+def corruption_errors(
+    errors: Any, names: Sequence[str], clean: float, counted: int, path: Path | str
+) -> Path:
+    """Draws the error under each corruption (row) at each severity (column), and its mean.
+
+    Args:
+      errors: `[corruptions, severities]`, in [0, 1].
+      names: of the corruptions.
+      clean: the error on images as they are.
+      counted: how many of the first corruptions count in the mean; a line is under them.
+      path: where the PNG goes.
+    """
+    errors = np.asarray(errors)
+    shown = np.concatenate([errors, errors.mean(1, keepdims=True)], 1)
+    figure = new_figure(6.4, 0.27 * len(names) + 1.3)
+    axes = figure.add_subplot()
+    image = axes.imshow(shown, cmap="magma_r", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(shown):
+        text = f"{value:.1%}" if value < 0.1 else f"{value:.0%}"
+        color = "white" if value > 0.5 else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
+    severities = range(1, errors.shape[1] + 1)
+    axes.set_xticks(range(shown.shape[1]), [*map(str, severities), "mean"])
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=9)
+    axes.axvline(errors.shape[1] - 0.5, color="black", linewidth=1)
+    if counted < len(names):
+        axes.axhline(counted - 0.5, color="black", linewidth=1)
+    axes.set_xlabel("severity")
+    axes.set_title(
+        f"error under corruptions: mean of the first {counted} {errors[:counted].mean():.2%}, "
+        f"clean {clean:.2%}",
+        fontsize=10,
+    )
+    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, label="error")
     return save(figure, path)

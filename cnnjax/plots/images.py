@@ -78,7 +78,7 @@ def worst_classified(
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     names = short_names(class_names, probabilities.shape[1])
     of_label = probabilities[np.arange(len(labels)), labels]
-    worst = np.argsort(of_label, kind="stable")[:count]
+    worst = worst_indices(labels, probabilities, count)
     titles, colors = [], []
     for index in worst:
         label, predicted = labels[index], probabilities[index].argmax()
@@ -95,6 +95,65 @@ def worst_classified(
     heading = f"highest loss of {len(labels):,} images, {wrong:,} of them wrong"
     shown = _displayable(np.asarray(images)[worst])
     return save(_grid_of_images(shown, titles, colors, heading), path)
+
+
+def worst_indices(labels: Any, probabilities: Any, count: int) -> np.ndarray:
+    """Returns the numbers of the examples with the highest cross-entropy, the worst first.
+
+    Args:
+      labels: integers `[examples]`.
+      probabilities: `[examples, classes]`.
+      count: how many at most.
+    """
+    of_label = np.asarray(probabilities)[np.arange(len(labels)), np.asarray(labels)]
+    return np.argsort(of_label, kind="stable")[:count]
+
+
+def worst_explained(
+    images: Any,
+    maps: Sequence[Sequence[Any]],
+    labels: Any,
+    others: Any,
+    probabilities: Any,
+    class_names: Sequence[str],
+    path: Path | str,
+) -> Path:
+    """Draws images, and beside each what speaks for its likeliest class and for another one.
+
+    Args:
+      images: `[examples, height, width, channels]`, as for `image_grid`.
+      maps: for each of the two classes pictures uint8 `[height, width, 3]`, one an example.
+      labels: integers `[examples]`, the true classes.
+      others: integers `[examples]`, the class of the second map.
+      probabilities: `[examples, classes]`.
+      class_names: one per class.
+      path: where the PNG goes.
+    """
+    labels, others, probabilities = map(np.asarray, (labels, others, probabilities))
+    names = short_names(class_names, probabilities.shape[1])
+    shown = _displayable(np.asarray(images))
+    colored = shown if shown.ndim == 4 else np.repeat(shown[..., None], 3, -1)
+    gap = np.ones((shown.shape[1], max(1, shown.shape[2] // 20), 3))
+    strips, titles, colors = [], [], []
+    for index, label in enumerate(labels):
+        tiles = (colored[index, ..., :3], *(np.asarray(each[index]) / 255 for each in maps))
+        strips.append(np.concatenate([tiles[0], gap, tiles[1], gap, tiles[2]], 1))
+        predicted = probabilities[index].argmax()
+        told = [
+            f"{names[number]}: {percent(probabilities[index, number])}"
+            for number in (predicted, others[index])
+        ]
+        right = label == predicted
+        titles.append(
+            f"right, {told[0]}\nnot {told[1]}" if right else f"predicted {told[0]}\ntrue {told[1]}"
+        )
+        colors.append(GREEN if right else "black")
+    heading = "highest loss: image, and Grad-CAM for the two classes named above it"
+    columns = min(3, len(strips))
+    figure = _grid_of_images(
+        np.stack(strips), titles, colors, heading, columns=columns, smallest_tile=2.6
+    )
+    return save(figure, path)
 
 
 def prediction(
@@ -208,13 +267,19 @@ def _displayable(images: np.ndarray) -> np.ndarray:
 
 
 def _grid_of_images(
-    images: np.ndarray, titles: Sequence[str], colors: Sequence[str] = (), heading: str = ""
+    images: np.ndarray,
+    titles: Sequence[str],
+    colors: Sequence[str] = (),
+    heading: str = "",
+    *,
+    columns: int = 0,
+    smallest_tile: float = 1.0,
 ) -> Figure:
-    columns = math.ceil(math.sqrt(len(images)))
+    columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     title_lines = max((title.count("\n") + 1 for title in titles), default=0)
     longest = max((len(line) for title in titles for line in title.split("\n")), default=0)
-    tile_inches = max(1.0, 0.068 * longest + 0.1)
+    tile_inches = max(smallest_tile, 0.068 * longest + 0.1)
     aspect = images.shape[1] / images.shape[2]
     figure = new_figure(
         max(4.0, columns * tile_inches + 0.2),

@@ -19,6 +19,7 @@ from cnnjax.data.streamed import example_inputs, split_batches
 from cnnjax.devices import processes
 from cnnjax.devices.sharding import batch_sharding
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.explain.worst import with_worst_explained
 from cnnjax.run.recipe import Recipe
 from cnnjax.run.settings import Run
 from cnnjax.tasks.task import Report
@@ -65,7 +66,18 @@ class Scoring:
         predictions, examples = evaluate.predict_all(
             predict, variables, self.batches(split), keep=targets
         )
-        return lambda: recipe.task.report(predictions, examples | example_inputs(dataset, split))
+        local = processes.fetch(variables) if recipe.task.name == "classification" else None
+
+        def reported() -> Report:
+            shown = examples | example_inputs(dataset, split)
+            report = recipe.task.report(predictions, shown)
+            if local is None:
+                return report
+            return with_worst_explained(
+                report, recipe.model, local, recipe.normalize, predictions, shown
+            )
+
+        return reported
 
     def batches(self, split: str) -> Iterator[Batch]:
         """Yields the batches of a split."""

@@ -127,6 +127,19 @@ def open_images(
     )
 
 
+def check_images(
+    name: str, *, split: str = "test", data_dir: str | os.PathLike | None = None
+) -> None:
+    """Raises what `open_images` raises, without opening an image; arguments as there."""
+    kind, _, rest = name.partition(":")
+    if kind == "folder" and rest:
+        logit_rows(folder.labeled_files(rest, split)[0])
+    elif kind == "tfds" and rest:
+        logit_rows(image_features(prepared_builder(parse_spec(rest).name, data_dir)).class_names)
+    else:
+        raise UserError(f"unknown dataset {name!r}: give tfds:NAME or folder:PATH")
+
+
 def _open_folder(
     name: str, path: str, image_size: tuple[int, int], fit: str, split: str
 ) -> TestImages:
