@@ -20,8 +20,8 @@ from cnnjax import lazy
 lazy.attach(
     __name__,
     (
-        *("belief", "cam", "checks", "gradients", "named", "page", "perturbation", "rectifiers"),
-        *("taps", "targets"),
+        *("belief", "cam", "checks", "gradients", "layers_of_program", "named", "page"),
+        *("perturbation", "rectifiers", "relevance", "taps", "targets"),
     ),
     {
         "cam": ("grad_cam", "grad_cam_plus_plus", "layer_cam", "score_cam"),
@@ -42,6 +42,7 @@ lazy.attach(
             "smooth_grad",
         ),
         "perturbation": ("occlusion", "rise"),
+        "relevance": ("lrp",),
         "taps": ("activations_and_gradients", "layer_shapes", "tap"),
         "targets": (
             "Target",
@@ -59,10 +60,12 @@ if TYPE_CHECKING:
     from cnnjax.explain import cam as cam
     from cnnjax.explain import checks as checks
     from cnnjax.explain import gradients as gradients
+    from cnnjax.explain import layers_of_program as layers_of_program
     from cnnjax.explain import named as named
     from cnnjax.explain import page as page
     from cnnjax.explain import perturbation as perturbation
     from cnnjax.explain import rectifiers as rectifiers
+    from cnnjax.explain import relevance as relevance
     from cnnjax.explain import taps as taps
     from cnnjax.explain import targets as targets
     from cnnjax.explain.cam import grad_cam as grad_cam
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
     from cnnjax.explain.gradients import smooth_grad as smooth_grad
     from cnnjax.explain.perturbation import occlusion as occlusion
     from cnnjax.explain.perturbation import rise as rise
+    from cnnjax.explain.relevance import lrp as lrp
     from cnnjax.explain.taps import activations_and_gradients as activations_and_gradients
     from cnnjax.explain.taps import layer_shapes as layer_shapes
     from cnnjax.explain.taps import tap as tap
