@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 COMMANDS = {
+    "concepts": "whether concepts that you show in images speak for a run's classes",
     "convert": "weights of PyTorch, timm or Keras into a run, or a run into such a file",
     "evaluate": "scores of a run, or of several as an ensemble; calibration; attacks",
     "explain": "which pixels a run's answers come from, and whether such maps can be believed",

@@ -20,7 +20,7 @@ from cnnjax import lazy
 lazy.attach(
     __name__,
     (
-        *("belief", "cam", "checks", "gradients", "layers_of_program", "named", "page"),
+        *("belief", "cam", "checks", "concepts", "gradients", "layers_of_program", "named", "page"),
         *("perturbation", "rectifiers", "relevance", "taps", "targets"),
     ),
     {
@@ -30,8 +30,10 @@ lazy.attach(
             "deletion_curve",
             "infidelity",
             "insertion_curve",
+            "pointing_game",
             "rank_correlation",
             "reinitialized_from_the_top",
+            "sensitivity_n",
         ),
         "gradients": (
             "expected_gradients",
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from cnnjax.explain import belief as belief
     from cnnjax.explain import cam as cam
     from cnnjax.explain import checks as checks
+    from cnnjax.explain import concepts as concepts
     from cnnjax.explain import gradients as gradients
     from cnnjax.explain import layers_of_program as layers_of_program
     from cnnjax.explain import named as named
@@ -76,8 +79,10 @@ if TYPE_CHECKING:
     from cnnjax.explain.checks import deletion_curve as deletion_curve
     from cnnjax.explain.checks import infidelity as infidelity
     from cnnjax.explain.checks import insertion_curve as insertion_curve
+    from cnnjax.explain.checks import pointing_game as pointing_game
     from cnnjax.explain.checks import rank_correlation as rank_correlation
     from cnnjax.explain.checks import reinitialized_from_the_top as reinitialized_from_the_top
+    from cnnjax.explain.checks import sensitivity_n as sensitivity_n
     from cnnjax.explain.gradients import expected_gradients as expected_gradients
     from cnnjax.explain.gradients import gradient as gradient
     from cnnjax.explain.gradients import gradient_times_input as gradient_times_input

@@ -161,6 +161,7 @@ def expected_gradients(
             f"{tuple(image.shape)}."
         )
     of_image = _gradient(model, variables, target)
+    references = jnp.asarray(references, image.dtype)
 
     def sample(key: jax.Array) -> jax.Array:
         which, where = jax.random.split(key)

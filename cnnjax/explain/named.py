@@ -32,6 +32,8 @@ REGISTRY: Mapping[str, Callable[..., Any]] = {
 }
 # They change the derivative of ReLUs, and so need some.
 OF_RELUS = ("guided_backpropagation",)
+# They have rules for some layers, and none for others.
+OF_RULES = ("lrp",)
 OF_LAYERS = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "score_cam")
 DRAWN = ("smooth_grad", "expected_gradients", "rise")
 # They compare with other images, such as those of training.
@@ -54,6 +56,11 @@ class Method(NamedTuple):
     text: str
     name: str
     function: Callable[..., jax.Array]
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The arguments that were written."""
+        return getattr(self.function, "keywords", {})
 
     @property
     def of_layer(self) -> bool:
@@ -99,7 +106,7 @@ def read(text: str) -> list[Method]:
     items = spec.parse(text, "method")
     if not items:
         raise UserError(f"no method given: name some of {', '.join(REGISTRY)}.")
-    return [
+    methods = [
         Method(
             item.text or item.name,
             item.name,
@@ -107,3 +114,11 @@ def read(text: str) -> list[Method]:
         )
         for item in {str(item): item for item in items}.values()
     ]
+    for method in methods:
+        for option, needed in (("channels", ("sum", "max")), ("resize", (True,))):
+            if method.options.get(option, needed[0]) not in needed:
+                raise UserError(
+                    f"method {method.text!r}: a map is of the image's pixels: give {option} as "
+                    f"{' or '.join(map(str, needed))}, or call the function from Python."
+                )
+    return methods

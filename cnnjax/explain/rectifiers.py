@@ -59,8 +59,8 @@ def with_rule(
     return changed
 
 
-def has_relus(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> bool:
-    """Whether `function` calls `flax.linen.relu`; nothing is computed."""
+def has_relus(function: Callable[[jax.Array], jax.Array], x: Any) -> bool:
+    """Whether `function` calls `flax.linen.relu`; nothing is computed, `x` may be a shape."""
 
     def within(jaxpr: Jaxpr) -> bool:
         inner = (_grouped(equation) for equation in jaxpr.eqns)

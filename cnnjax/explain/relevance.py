@@ -91,7 +91,7 @@ def lrp(
         raise unknown_name("channels", channels, CHANNELS)
 
     def forward(image: jax.Array) -> Any:
-        return model.apply(variables, image, train=False)
+        return taps.outputs_of(model, variables, image)
 
     # The program with convolutions and pools as such, not in a form that computes several as one.
     with ops.lowering("lax"):
@@ -105,8 +105,11 @@ def lrp(
     return reduced(tape.propagated(result, leaves, given, divide), channels)
 
 
-def check_network(model: nn.Module, variables: Any, image: jax.Array) -> None:
-    """Raises the UserError that `lrp` would, for any class; nothing is computed."""
+def check_network(model: nn.Module, variables: Any, image: Any) -> None:
+    """Raises the UserError that `lrp` would, for any class; nothing is computed.
+
+    Arguments as for `lrp`; `image` may be a `jax.ShapeDtypeStruct`.
+    """
 
     def target(outputs: Any) -> jax.Array:
         totals = [jnp.sum(leaf.reshape(len(leaf), -1), 1) for leaf in jax.tree.leaves(outputs)]
