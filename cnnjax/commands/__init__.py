@@ -35,11 +35,12 @@ class Parser(argparse.ArgumentParser):
 
 COMMANDS = {
     "compress": "prune, factor or quantize a run's network, and leave a smaller run",
+    "concepts": "whether concepts that you show in images speak for a run's classes",
     "convert": "weights of PyTorch, timm or Keras into a run, or a run into such a file",
     "evaluate": "scores of a run, or of several as an ensemble; calibration; attacks",
     "explain": "which pixels a run's answers come from, and whether such maps can be believed",
-    "finish-search": "test what a search found, beside the defaults, over several seeds",
     "export": "a run as ONNX, StableHLO, LiteRT or SavedModel, compared with the network",
+    "finish-search": "test what a search found, beside the defaults, over several seeds",
     "inspect-labels": "training images whose labels look wrong",
     "models": "list the networks, or print one network's layers",
     "predict": "classify image files with a trained run",

@@ -5,7 +5,11 @@
 
 Writes RUN/explain/index.html, which opens without a server or network: each image, its likeliest
 classes and layers to click through, and a map for each method. Under it, and printed, stands what
-the checks say of each method on the run's test images: see `cnnjax.explain.belief`.
+the checks say of each method on the run's test images: see `cnnjax.explain.belief`. Two more are
+asked for:
+
+    cnnjax explain --run runs/mine --randomized-labels runs/same_network_on_permuted_labels
+    cnnjax explain --run runs/mine --independent
 """
 
 import dataclasses
@@ -22,6 +26,8 @@ from cnnjax.run import files, load
 
 # Fewer images tell nothing of a method.
 FEW = 16
+# Training images that expected gradients compare with.
+REFERENCES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +47,10 @@ class Config:
         "occlusion"
     )
     """Methods, separated by commas, with options such as "occlusion(window=4)": also
-    gradient_times_input, grad_cam_plus_plus, score_cam, rise."""
+    gradient_times_input, expected_gradients, lrp, grad_cam_plus_plus, score_cam, rise."""
+
+    classes: tuple[str, ...] = ()
+    """Classes that are explained, by name or number; by default the likeliest of each image."""
 
     layers: tuple[str, ...] = ()
     """Stages or layers for the class activation maps; by default all stages that are images."""
@@ -54,6 +63,13 @@ class Config:
 
     check: int = 64
     """Test images for the checks; 0 for no checks."""
+
+    randomized_labels: str = ""
+    """A run of the same network trained on permuted labels (of ten classes --label-noise 0.9): a
+    column says how alike its maps are."""
+
+    independent: bool = False
+    """Also compare maps where one layer alone has random weights, layer by layer."""
 
     dataset: str = ""
     """Where the run's data are now, such as folder:NEW; by default where they were."""
@@ -75,73 +91,131 @@ def main(config: Config) -> None:
     """Explains the images, checks the methods, and writes the page."""
     import jax
 
-    from cnnjax.explain import belief, named, page, taps
+    from cnnjax.explain import belief, named, page, targets
 
     _check(config)
     methods = named.read(config.methods)
-    files_read = [cnnjax.data.read_image(path) for path in config.images]
     cnnjax.devices.backend.start(devices=1)
     trained = load.load_classifier(config.run, base=config.base or None)
+    classes = targets.read_classes(config.classes, trained.card["class_names"])
+    permuted = _permuted(config, trained)
+    # Of shapes alone, before anything is read.
+    methods, layers = _fitting(config, methods, trained)
+    files_read = [cnnjax.data.read_image(path) for path in config.images]
     prepare, _ = predict.preparation(trained, config.prepare)
     given = [prepare(image) for image in files_read]
     titles = [path.name for path in config.images]
-    tested, labels = _test_images(config, needed=not given)
+    dataset = _dataset(config, methods, trained)
+    tested = _test_images(config, dataset)
     if not given:
-        given = list(tested[: config.count])
-        names = trained.card["class_names"]
+        given = list(tested.image[: config.count])
         titles = [
-            f"test image {number}: {names[label]}"
-            for number, label in enumerate(labels[: config.count])
+            f"test image {number}: {dataset.class_names[label]}"
+            for number, label in enumerate(tested.label[: config.count])
         ]
+    if dataset is not None:
+        methods = named.with_references(methods, _references(config, dataset, methods, trained))
     stored = np.stack(given)
-    image = trained.normalize(stored)
-    methods = _applicable(methods, trained, image, asked=config.methods != Config.methods)
-    layers = config.layers or taps.maps(trained.model, trained.variables, image)
-    for layer in config.layers:
-        cnnjax.explain.tap(trained.model, trained.variables, image[:1], [layer])
     out = Path(config.out or Path(config.run) / "explain")
     files.make_directory(out, "the directory of the page", "--out")
 
     key = jax.random.key(config.seed)
-    pictures = _explained(key, trained, methods, layers, stored, titles, config.top)
+    pictures = _explained(key, trained, methods, layers, stored, titles, classes or config.top)
+    complete = [
+        belief.completeness(method, trained.model, trained.variables, trained.normalize(stored))
+        for method in methods
+        if method.name == "integrated_gradients"
+    ]
     beliefs, count = [], 0
     if config.check:
-        shown = tested[: config.check] if len(tested) else stored
+        shown = tested.image[: config.check] if len(tested.image) else stored
         count = len(shown)
         beliefs = belief.examine(
-            key, trained.model, trained.variables, trained.normalize(shown), methods
+            *(key, trained.model, trained.variables, trained.normalize(shown), methods),
+            permuted=permuted,
+            independent=config.independent,
         )
         print(belief.table(beliefs, count))
+        if config.independent:
+            print(belief.layer_table(beliefs))
         if count < FEW:
             print(f"{count} of {FEW} images or more: the numbers say little of the methods")
+    for each in complete:
+        print(each.text)
     page.write_pictures(pictures, out)
+    colors = "Red speaks for the class, blue against it; each map has its own scale."
     written = page.write_page(
         out / "index.html",
         pictures,
         heading=f"{Path(config.run).name}: {trained.card['model']}",
-        facts=["Red speaks for the class, blue against it; each map has its own scale."],
-        rows=[{"method": e.method, **e.cells(), "verdict": e.verdict} for e in beliefs],
-        meaning=f"Over {count} images. {belief.MEANING}",
+        facts=[colors, *(each.text for each in complete)],
+        tables=_tables(beliefs, count) if beliefs else [],
     )
     print(f"{len(pictures)} images, {len(methods)} methods, see {written}")
 
 
-def _applicable(methods: Any, trained: load.TrainedModel, image: Any, *, asked: bool) -> list[Any]:
-    """Returns the methods that the network allows; without some, if nobody asked for them."""
-    from cnnjax.explain import named, rectifiers
+def _tables(beliefs: Any, count: int) -> list[Any]:
+    """Returns the tables of the page."""
+    from cnnjax.explain import belief, page
 
-    has_relus = rectifiers.has_relus(
-        lambda image: trained.model.apply(trained.variables, image, train=False), image[:1]
-    )
-    unfit = [method.text for method in methods if method.name in named.OF_RELUS and not has_relus]
-    if unfit and asked:
-        raise UserError(
-            f"--methods: {', '.join(unfit)} changes the derivative of ReLUs, and "
-            f"{trained.card['model']} has none: leave it out."
-        )
-    if unfit:
-        print(f"without {', '.join(unfit)}: {trained.card['model']} has no ReLU")
-    return [method for method in methods if method.text not in unfit]
+    rows = [{"method": each.method, **each.cells(), "verdict": each.verdict} for each in beliefs]
+    meaning = f"Over {count} images. {belief.meaning(beliefs)}"
+    tables = [page.Table("Can they be believed?", meaning, rows)]
+    if by_layer := belief.layer_rows(beliefs):
+        tables += [page.Table("Layer by layer", belief.LAYERS_MEANING, by_layer)]
+    return tables
+
+
+def _permuted(config: Config, trained: load.TrainedModel) -> Any:
+    """Returns the variables of the run of permuted labels, which must be of the same network."""
+    from cnnjax.explain import belief
+
+    if not config.randomized_labels:
+        return None
+    other = load.load_classifier(config.randomized_labels)
+    for name in ("model", "num_outputs", "image_shape"):
+        if other.card[name] != trained.card[name]:
+            raise UserError(
+                f"--randomized-labels {config.randomized_labels} is of another network ({name} "
+                f"{other.card[name]}, not {trained.card[name]}): train the same one on permuted "
+                "labels, of ten classes by --label-noise 0.9."
+            )
+    belief.check_same_network(trained.variables, other.variables)
+    return other.variables
+
+
+def _fitting(config: Config, methods: Any, trained: load.TrainedModel) -> tuple[Any, Any]:
+    """Returns the methods and layers that the network allows; nothing is computed.
+
+    Of methods that nobody asked for, those that do not fit are left out with a line.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from cnnjax.explain import named, rectifiers, relevance, taps
+
+    model, variables, name = trained.model, trained.variables, trained.card["model"]
+    image = jax.ShapeDtypeStruct((1, *trained.card["image_shape"]), jnp.float32)
+    layers = taps.image_layers(model, variables, image, config.layers)
+    unfit: dict[str, str] = {}
+    for method in methods:
+        if method.name in named.OF_RELUS and not rectifiers.has_relus(
+            lambda image: model.apply(variables, image, train=False), image
+        ):
+            unfit[method.text] = f"{name} has no ReLU, whose derivative it changes"
+        if method.of_layer and not layers:
+            unfit[method.text] = f"{name} has no layer whose output is an image"
+        if method.name in named.OF_RULES:
+            try:
+                relevance.check_network(model, variables, image)
+            except UserError as error:
+                unfit[method.text] = str(error).partition(". ")[0]
+    if unfit and config.methods != Config.methods:
+        text = "; ".join(f"{method}: {why}" for method, why in unfit.items())
+        raise UserError(f"--methods: {text}. Leave it out.")
+    for method, why in unfit.items():
+        print(f"without {method}: {why}")
+    return [method for method in methods if method.text not in unfit], layers
 
 
 def _check(config: Config) -> None:
@@ -150,27 +224,57 @@ def _check(config: Config) -> None:
             raise UserError(f"--{name} {getattr(config, name)}: give at least {least}.")
 
 
-def _test_images(config: Config, *, needed: bool) -> tuple[Any, Any]:
-    """Returns stored test images and labels; none where image files are given and data are not."""
+def _dataset(config: Config, methods: Any, trained: load.TrainedModel) -> Any:
+    """Returns the run's data; None where nothing needs them, or only the checks of given images."""
+    from cnnjax.explain import named
     from cnnjax.run import again
 
-    count = max(config.check, 0 if config.images else config.count)
-    if not count:
-        return np.zeros(0), np.zeros(0)
+    compared = [method.text for method in methods if method.name in named.OF_REFERENCES]
+    if config.images and not config.check and not compared:
+        return None
     try:
         dataset = again.data_of_run(Path(config.run), dataset=config.dataset)
-        if isinstance(dataset, cnnjax.data.StreamedDataset):
-            raise UserError(
-                f"{dataset.name} is streamed: give image files, or a --dataset that fits memory."
-            )
     except UserError as error:
         if config.dataset:
             raise
-        if needed:
+        if compared:
+            raise UserError(
+                f"{compared[0]} compares with training images: {error} Or leave it out."
+            ) from None
+        if not config.images:
             raise UserError(f"{error} Or give image files.") from None
         print(f"checks are made on the given images: {error}")
-        return np.zeros(0), np.zeros(0)
-    return dataset.test.image[:count], dataset.test.label[:count]
+        return None
+    if list(dataset.image_shape) != list(trained.card["image_shape"]):
+        raise UserError(
+            f"{dataset.name} has images of {tuple(dataset.image_shape)}, and {config.run} takes "
+            f"{tuple(trained.card['image_shape'])}: name a dataset of such images by --dataset."
+        )
+    return dataset
+
+
+def _test_images(config: Config, dataset: Any) -> Any:
+    """Returns as many stored test images and labels as are shown or checked."""
+    count = max(config.check, 0 if config.images else config.count)
+    if dataset is None or not count:
+        return cnnjax.data.dataset.Arrays(np.zeros(0, np.uint8), np.zeros(0, np.int32))
+    found = cnnjax.data.streamed.first_examples(dataset, "test", count)
+    if not len(found.image) and not config.images:
+        raise UserError(f"{dataset.name} has no test images: give image files.")
+    return found
+
+
+def _references(config: Config, dataset: Any, methods: Any, trained: load.TrainedModel) -> Any:
+    """Returns training images, as the model expects them, where a method compares with some."""
+    from cnnjax.explain import named
+
+    if not any(method.name in named.OF_REFERENCES for method in methods):
+        return None
+    generator = np.random.default_rng(config.seed)
+    # Of folders the first images are all of one class.
+    found = cnnjax.data.streamed.first_examples(dataset, "train").image
+    chosen = generator.permutation(len(found))[:REFERENCES]
+    return trained.normalize(found[np.sort(chosen)])
 
 
 def _explained(
@@ -180,9 +284,9 @@ def _explained(
     layers: Any,
     stored: np.ndarray,
     titles: list[str],
-    top: int,
+    shown: list[int] | int,
 ) -> list[Any]:
-    """Returns a `page.Picture` for each image."""
+    """Returns a `page.Picture` for each image, of these classes or of so many likeliest ones."""
     import jax
     import jax.numpy as jnp
 
@@ -192,17 +296,31 @@ def _explained(
     image, names = trained.normalize(stored), trained.card["class_names"]
     logits = jax.jit(trained.model.apply)(trained.variables, image)
     probabilities = np.asarray(cnnjax.metrics.probabilities(logits))
-    order = (-probabilities).argsort(-1, kind="stable")[:, :top]
+    order = (-probabilities).argsort(-1, kind="stable")
+    if isinstance(shown, int):
+        order = order[:, :shown]
+    else:
+        order = np.broadcast_to(np.array(shown), (len(stored), len(shown)))
     maps: dict[tuple[str, str, int], np.ndarray] = {}
     for method in methods:
         for layer in layers if method.of_layer else [""]:
 
-            def of_class(label: Any, method: Any = method, layer: str = layer) -> Any:
-                target = explain.class_score(label)
-                return method(key, trained.model, trained.variables, image, target, layer)
+            def of_classes(
+                variables: Any,
+                image: Any,
+                labels: Any,
+                method: Any = method,
+                layer: str = layer,
+            ) -> Any:
+                def of_class(label: Any) -> Any:
+                    target = explain.class_score(label)
+                    return method(key, trained.model, variables, image, target, layer)
 
-            # One forward pass for all classes, where the method needs no more.
-            together = np.asarray(jax.jit(jax.vmap(of_class))(jnp.asarray(order.T)))
+                # One forward pass for all classes, where the method needs no more.
+                return jax.vmap(of_class)(labels)
+
+            labels = jnp.asarray(order.T)
+            together = np.asarray(jax.jit(of_classes)(trained.variables, image, labels))
             for place, of_place in enumerate(together):
                 maps[method.text, layer, place] = of_place
     return [

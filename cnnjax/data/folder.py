@@ -330,6 +330,22 @@ def _images(directory: pathlib.Path) -> list[pathlib.Path]:
     return [child for child in _listed(directory)[1] if child.suffix.lower() in IMAGE_SUFFIXES]
 
 
+def image_files(path: str | os.PathLike, what: str = "directory") -> list[pathlib.Path]:
+    """Returns all image files below a directory, at any depth, by name.
+
+    Args:
+      path: the directory; `~` is the home directory.
+      what: it is called in the error.
+
+    Raises:
+      UserError: there is no such directory, or it cannot be read.
+    """
+    directory = pathlib.Path(expand(path))
+    if not directory.is_dir():
+        raise UserError(f"{what}: there is no directory {str(directory)!r}: give one of images.")
+    return _image_files(directory)
+
+
 def _image_files(directory: pathlib.Path) -> list[pathlib.Path]:
     """All image files of a class, by name; each real directory once, however it is linked."""
     parent = os.path.realpath(directory.parent)

@@ -20,8 +20,8 @@ from cnnjax import lazy
 lazy.attach(
     __name__,
     (
-        *("belief", "cam", "checks", "gradients", "named", "page", "perturbation", "rectifiers"),
-        *("taps", "targets", "worst"),
+        *("belief", "cam", "checks", "concepts", "gradients", "layers_of_program", "named", "page"),
+        *("perturbation", "rectifiers", "relevance", "taps", "targets", "worst"),
     ),
     {
         "cam": ("grad_cam", "grad_cam_plus_plus", "layer_cam", "score_cam"),
@@ -30,8 +30,10 @@ lazy.attach(
             "deletion_curve",
             "infidelity",
             "insertion_curve",
+            "pointing_game",
             "rank_correlation",
             "reinitialized_from_the_top",
+            "sensitivity_n",
         ),
         "gradients": (
             "expected_gradients",
@@ -42,6 +44,7 @@ lazy.attach(
             "smooth_grad",
         ),
         "perturbation": ("occlusion", "rise"),
+        "relevance": ("lrp",),
         "taps": ("activations_and_gradients", "layer_shapes", "tap"),
         "targets": (
             "Target",
@@ -58,11 +61,14 @@ if TYPE_CHECKING:
     from cnnjax.explain import belief as belief
     from cnnjax.explain import cam as cam
     from cnnjax.explain import checks as checks
+    from cnnjax.explain import concepts as concepts
     from cnnjax.explain import gradients as gradients
+    from cnnjax.explain import layers_of_program as layers_of_program
     from cnnjax.explain import named as named
     from cnnjax.explain import page as page
     from cnnjax.explain import perturbation as perturbation
     from cnnjax.explain import rectifiers as rectifiers
+    from cnnjax.explain import relevance as relevance
     from cnnjax.explain import taps as taps
     from cnnjax.explain import targets as targets
     from cnnjax.explain import worst as worst
@@ -74,8 +80,10 @@ if TYPE_CHECKING:
     from cnnjax.explain.checks import deletion_curve as deletion_curve
     from cnnjax.explain.checks import infidelity as infidelity
     from cnnjax.explain.checks import insertion_curve as insertion_curve
+    from cnnjax.explain.checks import pointing_game as pointing_game
     from cnnjax.explain.checks import rank_correlation as rank_correlation
     from cnnjax.explain.checks import reinitialized_from_the_top as reinitialized_from_the_top
+    from cnnjax.explain.checks import sensitivity_n as sensitivity_n
     from cnnjax.explain.gradients import expected_gradients as expected_gradients
     from cnnjax.explain.gradients import gradient as gradient
     from cnnjax.explain.gradients import gradient_times_input as gradient_times_input
@@ -84,6 +92,7 @@ if TYPE_CHECKING:
     from cnnjax.explain.gradients import smooth_grad as smooth_grad
     from cnnjax.explain.perturbation import occlusion as occlusion
     from cnnjax.explain.perturbation import rise as rise
+    from cnnjax.explain.relevance import lrp as lrp
     from cnnjax.explain.taps import activations_and_gradients as activations_and_gradients
     from cnnjax.explain.taps import layer_shapes as layer_shapes
     from cnnjax.explain.taps import tap as tap

@@ -104,10 +104,7 @@ def _curve(
 ) -> jax.Array:
     if steps < 1:
         raise UserError(f"steps must be at least 1, got {steps}.")
-    if map_.shape != image.shape[:3]:
-        raise UserError(
-            f"a map of shape {tuple(map_.shape)} does not fit images of {tuple(image.shape)}."
-        )
+    _check_map(map_, image.shape)
     flat = map_.reshape(len(map_), -1)
     order = jnp.argsort(-flat, axis=-1)
     # The place of each pixel in that order, from 0 for the highest.
@@ -119,6 +116,13 @@ def _curve(
 
     counts = jnp.round(jnp.linspace(0, flat.shape[1], steps + 1)).astype(jnp.int32)
     return jax.lax.map(score, counts)
+
+
+def _check_map(map_: jax.Array, image_shape: tuple[int, ...]) -> None:
+    if map_.shape != image_shape[:3]:
+        raise UserError(
+            f"a map of shape {tuple(map_.shape)} does not fit images of {tuple(image_shape)}."
+        )
 
 
 def infidelity(
@@ -164,6 +168,86 @@ def infidelity(
     return total / samples
 
 
+def sensitivity_n(
+    key: jax.Array,
+    model: nn.Module,
+    variables: Any,
+    image: jax.Array,
+    target: Target,
+    map_: jax.Array,
+    *,
+    fraction: float = 0.1,
+    subsets: int = 32,
+    baseline: jax.Array | float = 0.0,
+) -> jax.Array:
+    """How well sums of a map over random pixels foretell what hiding these pixels takes away.
+
+    Ancona et al. 2018 (arXiv 1711.06104), section 3.3: the correlation (Pearson's) over random
+    subsets of n pixels between the map's sum and the fall of the target.
+
+    Args:
+      key: of the subsets, which all images share.
+      model, variables, image, target: as for the method.
+      map_: `[batch, height, width]`.
+      fraction: n, as a fraction of the pixels.
+      subsets: their number, one after another.
+      baseline: what hides a pixel: a number or an image.
+
+    Returns:
+      `[batch]`; 1 for the contributions of a linear model; 0 where one of both is constant.
+
+    Raises:
+      UserError: fewer than two subsets, a fraction outside (0, 1), or a map that does not fit.
+    """
+    if subsets < 2 or not 0 < fraction < 1:
+        raise UserError(
+            f"subsets={subsets} must be 2 or more, and fraction={fraction} between 0 and 1."
+        )
+    _check_map(map_, image.shape)
+    height, width = image.shape[1:3]
+    count = max(1, round(fraction * height * width))
+    whole = taps.score(model, variables, image, target)
+
+    def sample(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        hidden = (jax.random.permutation(key, height * width) < count).reshape(height, width)
+        seen = jnp.where(hidden[..., None], jnp.asarray(baseline, image.dtype), image)
+        fall = whole - taps.score(model, variables, seen, target)
+        return jnp.sum(map_ * hidden, (1, 2)), fall
+
+    sums, falls = jax.lax.map(sample, jax.random.split(key, subsets))
+    return _correlation(sums.T, falls.T)
+
+
+def pointing_game(map_: jax.Array, mask: jax.Array, *, tolerance: int = 15) -> jax.Array:
+    """Whether the largest value of a map lies in, or close to, what it should point at.
+
+    Zhang et al. 2016 (arXiv 1608.00507), section 4.1; the accuracy is the mean over images.
+
+    Args:
+      map_: `[batch, height, width]`; of equal largest values the first counts.
+      mask: bool `[batch, height, width]`, the object, such as `class_map == 3` of a segmentation
+        dataset. An image without an object counts as missed.
+      tolerance: distance in pixels that still counts, as published.
+
+    Returns:
+      bool `[batch]`.
+
+    Raises:
+      UserError: a mask of another shape, or a negative tolerance.
+    """
+    if map_.shape != mask.shape or map_.ndim != 3 or tolerance < 0:
+        raise UserError(
+            f"the pointing game needs maps and masks of one shape [batch, height, width] and a "
+            f"tolerance of 0 or more, not {tuple(map_.shape)}, {tuple(mask.shape)}, {tolerance}."
+        )
+    flat = jnp.argmax(map_.reshape(len(map_), -1), -1)
+    row, column = (each[:, None, None] for each in jnp.divmod(flat, map_.shape[2]))
+    down = jnp.arange(map_.shape[1])[:, None] - row
+    right = jnp.arange(map_.shape[2]) - column
+    is_near = jnp.square(down) + jnp.square(right) <= tolerance**2
+    return jnp.any(is_near & (mask != 0), (1, 2))
+
+
 def reinitialized_from_the_top(
     key: jax.Array, model: nn.Module, variables: Any, image: jax.Array, *, cascade: bool = True
 ) -> Iterator[tuple[str, Any]]:
@@ -205,8 +289,12 @@ def _like(tree: Any, leaves: dict[str, Any]) -> Any:
 def rank_correlation(first: jax.Array, second: jax.Array) -> jax.Array:
     """Spearman's correlation of two maps `[batch, height, width]`, for each image; equal values
     share their mean rank."""
-    ranks = [_ranks(map_.reshape(len(map_), -1)) for map_ in (first, second)]
-    one, two = (each - jnp.mean(each, -1, keepdims=True) for each in ranks)
+    return _correlation(*(_ranks(map_.reshape(len(map_), -1)) for map_ in (first, second)))
+
+
+def _correlation(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Pearson's, of each row; 0 of a constant one."""
+    one, two = (each - jnp.mean(each, -1, keepdims=True) for each in (first, second))
     norms = jnp.sqrt(jnp.sum(jnp.square(one), -1) * jnp.sum(jnp.square(two), -1))
     return jnp.sum(one * two, -1) / jnp.where(norms == 0, 1, norms)
 

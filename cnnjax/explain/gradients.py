@@ -41,7 +41,7 @@ def gradient(
     Raises:
       UserError: an image of another shape or dtype, an unknown `channels`, or the target refuses.
     """
-    return _reduced(_gradient(model, variables, target)(image), channels)
+    return reduced(_gradient(model, variables, target)(image), channels)
 
 
 def gradient_times_input(
@@ -52,7 +52,7 @@ def gradient_times_input(
     Shrikumar et al. 2016 (arXiv 1605.01713), section 2. Arguments, result and errors as for
     `gradient`.
     """
-    return _reduced(image * _gradient(model, variables, target)(image), channels)
+    return reduced(image * _gradient(model, variables, target)(image), channels)
 
 
 def smooth_grad(
@@ -87,7 +87,7 @@ def smooth_grad(
     def sample(key: jax.Array) -> jax.Array:
         return of_image(image + spread * jax.random.normal(key, image.shape, image.dtype))
 
-    return _reduced(_mean(sample, jax.random.split(key, samples), image), channels)
+    return reduced(_mean(sample, jax.random.split(key, samples), image), channels)
 
 
 def integrated_gradients(
@@ -126,7 +126,7 @@ def integrated_gradients(
         jnp.asarray((places + 1) / 2, image.dtype),
         jnp.asarray(weights * (steps / 2), image.dtype),
     )
-    return _reduced((image - start) * _mean(point, points, image), channels)
+    return reduced((image - start) * _mean(point, points, image), channels)
 
 
 def expected_gradients(
@@ -161,6 +161,7 @@ def expected_gradients(
             f"{tuple(image.shape)}."
         )
     of_image = _gradient(model, variables, target)
+    references = jnp.asarray(references, image.dtype)
 
     def sample(key: jax.Array) -> jax.Array:
         which, where = jax.random.split(key)
@@ -168,7 +169,7 @@ def expected_gradients(
         place = jax.random.uniform(where, (len(image), 1, 1, 1), image.dtype)
         return (image - start) * of_image(start + place * (image - start))
 
-    return _reduced(_mean(sample, jax.random.split(key, samples), image), channels)
+    return reduced(_mean(sample, jax.random.split(key, samples), image), channels)
 
 
 def guided_backpropagation(
@@ -186,7 +187,7 @@ def guided_backpropagation(
     taps.check_image(image)
     total = _total(model, variables, target)
     guided = jax.grad(rectifiers.with_rule(total, rectifiers.guided_relu))
-    return _reduced(guided(image), channels)
+    return reduced(guided(image), channels)
 
 
 def _gradient(model: nn.Module, variables: Any, target: Target) -> Callable[..., jax.Array]:
@@ -211,7 +212,8 @@ def _mean(function: Callable[..., jax.Array], items: Any, image: jax.Array) -> j
     return total / count
 
 
-def _reduced(attributions: jax.Array, channels: str) -> jax.Array:
+def reduced(attributions: jax.Array, channels: str) -> jax.Array:
+    """Returns `[batch, height, width]` of attributions of each channel: see this module."""
     if channels not in CHANNELS:
         raise unknown_name("channels", channels, CHANNELS)
     if channels == "sum":

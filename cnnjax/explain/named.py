@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,16 +11,18 @@ from flax import linen as nn
 
 from cnnjax import spec
 from cnnjax.errors import UserError
-from cnnjax.explain import cam, gradients, perturbation
+from cnnjax.explain import cam, gradients, perturbation, relevance
 from cnnjax.explain.targets import Target
 
-SUPPLIED = ("key", "model", "variables", "image", "target", "layer")
+SUPPLIED = ("key", "model", "variables", "image", "target", "layer", "references")
 REGISTRY: Mapping[str, Callable[..., Any]] = {
     "gradient": gradients.gradient,
     "gradient_times_input": gradients.gradient_times_input,
     "smooth_grad": gradients.smooth_grad,
     "integrated_gradients": gradients.integrated_gradients,
+    "expected_gradients": gradients.expected_gradients,
     "guided_backpropagation": gradients.guided_backpropagation,
+    "lrp": relevance.lrp,
     "grad_cam": cam.grad_cam,
     "grad_cam_plus_plus": cam.grad_cam_plus_plus,
     "layer_cam": cam.layer_cam,
@@ -30,8 +32,12 @@ REGISTRY: Mapping[str, Callable[..., Any]] = {
 }
 # They change the derivative of ReLUs, and so need some.
 OF_RELUS = ("guided_backpropagation",)
+# They have rules for some layers, and none for others.
+OF_RULES = ("lrp",)
 OF_LAYERS = ("grad_cam", "grad_cam_plus_plus", "layer_cam", "score_cam")
-DRAWN = ("smooth_grad", "rise")
+DRAWN = ("smooth_grad", "expected_gradients", "rise")
+# They compare with other images, such as those of training.
+OF_REFERENCES = ("expected_gradients",)
 DEFAULT = (
     *("gradient", "smooth_grad", "integrated_gradients", "guided_backpropagation"),
     *("grad_cam", "layer_cam", "occlusion"),
@@ -50,6 +56,11 @@ class Method(NamedTuple):
     text: str
     name: str
     function: Callable[..., jax.Array]
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The arguments that were written."""
+        return getattr(self.function, "keywords", {})
 
     @property
     def of_layer(self) -> bool:
@@ -71,6 +82,21 @@ class Method(NamedTuple):
         return self.function(*first, model, variables, image, target, **options)
 
 
+def with_references(methods: Sequence[Method], references: Any) -> list[Method]:
+    """Returns the methods, of which those that compare with other images have these.
+
+    Args:
+      methods: of `read`.
+      references: `[number, height, width, channels]`, as the model expects them.
+    """
+    return [
+        method._replace(function=functools.partial(method.function, references=references))
+        if method.name in OF_REFERENCES
+        else method
+        for method in methods
+    ]
+
+
 def read(text: str) -> list[Method]:
     """Returns the methods that a text such as `grad_cam,occlusion(window=4)` names.
 
@@ -80,7 +106,7 @@ def read(text: str) -> list[Method]:
     items = spec.parse(text, "method")
     if not items:
         raise UserError(f"no method given: name some of {', '.join(REGISTRY)}.")
-    return [
+    methods = [
         Method(
             item.text or item.name,
             item.name,
@@ -88,3 +114,11 @@ def read(text: str) -> list[Method]:
         )
         for item in {str(item): item for item in items}.values()
     ]
+    for method in methods:
+        for option, needed in (("channels", ("sum", "max")), ("resize", (True,))):
+            if method.options.get(option, needed[0]) not in needed:
+                raise UserError(
+                    f"method {method.text!r}: a map is of the image's pixels: give {option} as "
+                    f"{' or '.join(map(str, needed))}, or call the function from Python."
+                )
+    return methods

@@ -34,6 +34,20 @@ class Picture(NamedTuple):
     maps: dict[tuple[str, str, int], np.ndarray]
 
 
+class Table(NamedTuple):
+    """A table under the pictures.
+
+    Attributes:
+      heading: its title.
+      meaning: what it says.
+      rows: name -> text; a `verdict` that is not empty marks a row.
+    """
+
+    heading: str
+    meaning: str
+    rows: Sequence[dict[str, Any]]
+
+
 def painted(image: np.ndarray, map_: np.ndarray) -> np.ndarray:
     """Returns uint8 `[height, width, 3]`: the image in gray, red where the map speaks for, blue
     against; each map has its own scale."""
@@ -91,8 +105,7 @@ def write_page(
     *,
     heading: str,
     facts: Sequence[str] = (),
-    rows: Sequence[dict[str, Any]] = (),
-    meaning: str = "",
+    tables: Sequence[Table] = (),
 ) -> Path:
     """Writes the page.
 
@@ -101,8 +114,7 @@ def write_page(
       pictures: all with the same methods and layers.
       heading: the title.
       facts: lines under it.
-      rows: of the table of checks: name -> text; a `verdict` that is not empty marks a row.
-      meaning: what the table means.
+      tables: such as that of the checks.
     """
     methods = list(dict.fromkeys(method for method, _, _ in pictures[0].maps))
     layers = list(dict.fromkeys(layer for _, layer, _ in pictures[0].maps if layer))
@@ -126,7 +138,7 @@ def write_page(
     for name, value in {
         "TITLE": html.escape(heading),
         "FACTS": "".join(f"<p>{html.escape(line)}</p>" for line in facts),
-        "TABLE": _table(rows, meaning),
+        "TABLE": "".join(map(_table, tables)),
         "LAYERS": buttons,
         "FIGURES": content,
         "METHODS": json.dumps(methods).replace("<", "\\u003c"),
@@ -158,18 +170,16 @@ def _figure(number: int, picture: Picture) -> str:
     )
 
 
-def _table(rows: Sequence[dict[str, Any]], meaning: str) -> str:
-    if not rows:
-        return ""
-    names = [name for name in rows[0] if name != "verdict"]
+def _table(table: Table) -> str:
+    names = [name for name in table.rows[0] if name != "verdict"]
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in (*names, ""))
     body = "".join(
-        f"<tr{' class=fails' if row['verdict'] else ''}>"
-        + "".join(f"<td>{html.escape(str(row[name]))}</td>" for name in (*names, "verdict"))
+        f"<tr{' class=fails' if row.get('verdict') else ''}>"
+        + "".join(f"<td>{html.escape(str(row.get(name, '')))}</td>" for name in (*names, "verdict"))
         + "</tr>"
-        for row in rows
+        for row in table.rows
     )
-    text = f"<h2>Can they be believed?</h2><p>{html.escape(meaning)}</p>"
+    text = f"<h2>{html.escape(table.heading)}</h2><p>{html.escape(table.meaning)}</p>"
     return f"{text}<table><tr>{head}</tr>{body}</table>"
 
 

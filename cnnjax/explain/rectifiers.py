@@ -12,6 +12,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from cnnjax import ops
 from cnnjax.errors import UserError
 
+CALLS = {
+    *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+}
+
 
 @jax.custom_vjp
 def guided_relu(x: jax.Array) -> jax.Array:
@@ -54,8 +59,8 @@ def with_rule(
     return changed
 
 
-def has_relus(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> bool:
-    """Whether `function` calls `flax.linen.relu`; nothing is computed."""
+def has_relus(function: Callable[[jax.Array], jax.Array], x: Any) -> bool:
+    """Whether `function` calls `flax.linen.relu`; nothing is computed, `x` may be a shape."""
 
     def within(jaxpr: Jaxpr) -> bool:
         inner = (_grouped(equation) for equation in jaxpr.eqns)
@@ -84,7 +89,7 @@ def _evaluate(
         elif inner is not None:
             outputs = _evaluate(inner, inputs, relu, found)
         else:
-            outputs = _bound(equation, inputs)
+            outputs = bound(equation, inputs)
         values |= dict(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -101,7 +106,18 @@ def _grouped(equation: Any) -> ClosedJaxpr | None:
     return equation.params["jaxpr"] if equation.primitive.name in ("jit", "pjit") else None
 
 
-def _bound(equation: Any, inputs: list[Any]) -> list[Any]:
+def inner_program(equation: Any) -> ClosedJaxpr | None:
+    """Returns the program of a call, whatever the call is for: `jit`, remat, a derivative."""
+    if equation.primitive.name not in CALLS:
+        return None
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if (inner := equation.params.get(name)) is not None:
+            return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+    return None
+
+
+def bound(equation: Any, inputs: list[Any]) -> list[Any]:
+    """Returns what a step of a traced program makes of its inputs."""
     parameters = equation.primitive.get_bind_params(equation.params)
     # Some versions of JAX give the functions among the parameters for themselves.
     functions, parameters = parameters if isinstance(parameters, tuple) else ((), parameters)

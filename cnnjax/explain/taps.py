@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import flax.errors
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -54,7 +55,7 @@ def tap(
         return found[name]
 
     with _changed_layers(change), changed_stages(change):
-        outputs = model.apply(variables, image, train=train, **options)
+        outputs = outputs_of(model, variables, image, train=train, **options)
     for name in wanted:
         if name not in found:
             raise unknown_name("stage or layer", name, seen)
@@ -125,7 +126,7 @@ def layers_and_stages(
         return note(name, x)
 
     with _changed_layers(note), changed_stages(note_stage):
-        jax.eval_shape(lambda *args: model.apply(*args, train=False), variables, image)
+        jax.eval_shape(lambda *args: outputs_of(model, *args), variables, image)
     return shapes, stages
 
 
@@ -147,9 +148,59 @@ def maps(model: nn.Module, variables: Any, image: jax.Array) -> list[str]:
     return [name for name in images if name in stages] or images[-1:]
 
 
+def image_layers(
+    model: nn.Module, variables: Any, image: Any, names: Iterable[str] = ()
+) -> list[str]:
+    """Returns the named layers or, without names, those of `maps`; none of a network without any.
+
+    Nothing is computed; `image` may be a `jax.ShapeDtypeStruct`.
+
+    Raises:
+      UserError: a name that is no stage or layer, or whose output is no image.
+    """
+    names = list(dict.fromkeys(names))
+    shapes = layer_shapes(model, variables, image)
+    for name in names:
+        if name not in shapes:
+            raise unknown_name("stage or layer", name, shapes)
+        if len(shapes[name]) != 4:
+            raise UserError(
+                f"the output of {name} is no image but of shape {shapes[name]}: choose a layer "
+                "before the features are pooled or flattened."
+            )
+    if names or not any(len(shape) == 4 for shape in shapes.values()):
+        return names
+    try:
+        return maps(model, variables, image)
+    except UserError:
+        return []
+
+
 def score(model: nn.Module, variables: Any, image: jax.Array, target: Target) -> jax.Array:
     """Returns what a target says of each image in evaluation mode, `[batch]`: see `scores`."""
-    return scores(target, model.apply(variables, image, train=False), image)
+    return scores(target, outputs_of(model, variables, image), image)
+
+
+def outputs_of(
+    model: nn.Module, variables: Any, image: jax.Array, *, train: bool = False, **options: Any
+) -> Any:
+    """Returns a model's outputs, in evaluation mode where nobody says.
+
+    Arguments as for `model.apply`.
+
+    Raises:
+      UserError: an image of a size or number of channels that the model was not made for.
+    """
+    try:
+        return model.apply(variables, image, train=train, **options)
+    except flax.errors.ScopeParamShapeError as error:
+        layer = str(error).partition(' in "/')[2].partition('"')[0]
+        size = " x ".join(map(str, image.shape[1:]))
+        raise UserError(
+            f"{type(model).__name__} does not take images of {size}: its layer "
+            f"{layer or 'parameters'} is of another size. Bring them to the height, width and "
+            "channels that the network was trained on."
+        ) from None
 
 
 def scores(target: Target, outputs: Any, image: jax.Array) -> jax.Array:

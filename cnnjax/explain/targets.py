@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnnjax import metrics
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, unknown_name
 
 Target = Callable[[Any], jax.Array]
 Label = int | jax.Array
@@ -86,16 +86,43 @@ def _of_class(logits: jax.Array, label: Label) -> jax.Array:
         )
     if logits.shape[-1] == 1:
         logits = jnp.concatenate([-logits, logits], -1)
-    _check_range(label, logits.shape[-1])
+    _check_labels(label, *logits.shape)
     labels = jnp.broadcast_to(jnp.asarray(label), logits.shape[:1])
     return jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
 
 
-def _check_range(label: Label, num_classes: int) -> None:
-    try:
-        number = operator.index(label)  # type: ignore[arg-type]
-    except TypeError:
-        # An array; or traced, and not known yet.
+def _check_labels(label: Label, batch: int, num_classes: int) -> None:
+    labels = jnp.asarray(label)
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape not in ((), (1,), (batch,)):
+        raise UserError(
+            f"a class is a whole number, or one for each of {batch} images, not {labels.dtype} of "
+            f"shape {labels.shape}."
+        )
+    if isinstance(label, jax.core.Tracer):
+        # Not known yet.
         return
-    if not 0 <= number < num_classes:
-        raise UserError(f"there is no class {number}: the network has 0 to {num_classes - 1}.")
+    for number in np.unique(np.asarray(label)):
+        if not 0 <= number < num_classes:
+            raise UserError(f"there is no class {number}: the network has 0 to {num_classes - 1}.")
+
+
+def read_classes(words: Iterable[str], class_names: Sequence[str]) -> list[int]:
+    """Returns the numbers of classes that are given by name or number.
+
+    A name counts before a number: of the classes `1`, `3`, `7` the word 3 is the second.
+
+    Raises:
+      UserError: there is no such class.
+    """
+    names = [str(name) for name in class_names]
+    found: dict[int, None] = {}
+    for word in words:
+        if word in names:
+            found[names.index(word)] = None
+        elif word.isdecimal() and int(word) < len(names):
+            found[int(word)] = None
+        elif word.lstrip("-").isdecimal():
+            raise UserError(f"there is no class {word}: the network has 0 to {len(names) - 1}.")
+        else:
+            raise unknown_name("class", word, names)
+    return list(found)

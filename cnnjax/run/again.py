@@ -10,6 +10,7 @@ import cnnjax
 from cnnjax.data.streamed import LabeledDataset
 from cnnjax.errors import UserError
 from cnnjax.run import classifier, load, record
+from cnnjax.run.files import read_json
 from cnnjax.run.recipe import Recipe
 
 
@@ -44,6 +45,9 @@ def data_of_run(directory: Path, *, dataset: str = "", data_dir: str = "") -> La
     if not dataset:
         check_data_known(directory)
     settings = settings_of_run(directory)
+    recorded = record.read_config(directory)
+    if "dataset" not in recorded["settings"]:
+        return _data_of_converted(directory, dataset, data_dir)
     found = classifier.read_data(
         dataclasses.replace(
             settings,
@@ -51,7 +55,6 @@ def data_of_run(directory: Path, *, dataset: str = "", data_dir: str = "") -> La
             data_dir=data_dir or settings.data_dir,
         )
     )
-    recorded = record.read_config(directory)
     saved, same = recorded.get("data_checksum"), found
     if few := recorded["settings"].get("labels_per_class"):
         same = cnnjax.data.few_labels(found, few, seed=settings.seed)  # type: ignore[arg-type]
@@ -62,6 +65,24 @@ def data_of_run(directory: Path, *, dataset: str = "", data_dir: str = "") -> La
             f"the data of {dataset or settings.dataset} are not those of {directory} (checksum "
             f"{same.checksum[:12]}, the run's {saved[:12]}): name where the run's own are now."
         )
+    return found
+
+
+def _data_of_converted(directory: Path, dataset: str, data_dir: str) -> LabeledDataset:
+    """Opens images for a run whose settings do not prepare any, such as a converted one: they get
+    the size of its network, as its metadata say."""
+    card = read_json(directory / "model.json", f"{directory} has not trained a model yet")
+    defaults = classifier.Config()
+    found = cnnjax.data.open_dataset(
+        dataset,
+        pipeline=defaults.pipeline,
+        data_dir=data_dir or None,
+        validation=0,
+        seed=defaults.seed,
+        image_size=tuple(card["image_shape"][:2]),
+        fit=card.get("fit", "pad"),
+    )
+    classifier.tell_notes(found)
     return found
 
 

@@ -64,6 +64,40 @@ def test_infidelity_of_a_linear_model():
     np.testing.assert_allclose(wrong, 0.01 * jnp.sum(right**2, (1, 2, 3)), rtol=0.15)
 
 
+def test_sensitivity_n_of_a_linear_model_is_1_of_its_contributions():
+    arguments = LINEAR, LINEAR_VARIABLES, IMAGE, TARGET
+    right = explain.gradient_times_input(*arguments)
+    for fraction in (0.05, 0.5):
+        found = explain.sensitivity_n(KEY, *arguments, right, fraction=fraction)
+        np.testing.assert_allclose(found, 1, atol=1e-3)
+    np.testing.assert_allclose(explain.sensitivity_n(KEY, *arguments, -right), -1, atol=1e-3)
+    shifted = explain.integrated_gradients(*arguments, baseline=0.7)
+    found = explain.sensitivity_n(KEY, *arguments, shifted, baseline=0.7)
+    np.testing.assert_allclose(found, 1, atol=1e-3)
+    other = jax.random.normal(KEY, right.shape)
+    assert np.abs(explain.sensitivity_n(KEY, *arguments, other, subsets=500)).max() < 0.6
+    np.testing.assert_array_equal(explain.sensitivity_n(KEY, *arguments, 0 * right), 0)
+
+
+def test_the_pointing_game_by_hand():
+    map_ = jnp.zeros((4, 8, 9)).at[:, 2, 3].set(1.0)
+    mask = np.zeros((4, 8, 9), bool)
+    mask[0, 2, 3] = True  # Hit.
+    mask[1, 2, 6] = True  # Three to the right.
+    mask[2, 5, 7] = True  # Five off, on the diagonal of 3 and 4.
+    found = {
+        tolerance: explain.pointing_game(map_, jnp.asarray(mask), tolerance=tolerance).tolist()
+        for tolerance in (0, 2, 3, 4, 5)
+    }
+    assert found == {
+        0: [True, False, False, False],
+        2: [True, False, False, False],
+        3: [True, True, False, False],
+        4: [True, True, False, False],
+        5: [True, True, True, False],
+    }
+
+
 def test_rank_correlation_is_scipys():
     one, two = jax.random.normal(KEY, (2, 3, 4, 5))
     # Ties, and a constant map.
@@ -103,6 +137,12 @@ def test_a_map_that_does_not_fit_is_refused():
         explain.deletion_curve(*arguments, jnp.zeros((2, 6, 6)))
     with pytest.raises(UserError, match="keep"):
         explain.infidelity(KEY, *arguments, jnp.zeros((2, 6, 5)))
+    with pytest.raises(UserError, match="does not fit"):
+        explain.sensitivity_n(KEY, *arguments, jnp.zeros((2, 6, 6)))
+    with pytest.raises(UserError, match="between 0 and 1"):
+        explain.sensitivity_n(KEY, *arguments, jnp.zeros((2, 6, 5)), fraction=1.0)
+    with pytest.raises(UserError, match="one shape"):
+        explain.pointing_game(jnp.zeros((2, 6, 5)), jnp.zeros((2, 6, 6)))
     with pytest.raises(UserError, match="steps"):
         explain.deletion_curve(*arguments, jnp.zeros((2, 6, 5)), steps=0)
 

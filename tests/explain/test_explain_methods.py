@@ -215,6 +215,25 @@ def test_an_image_is_explained_alone(name):
         (lambda: explain.grad_cam(MODEL, VARIABLES, IMAGE, TARGET, layer="head"), "no image"),
         (lambda: explain.grad_cam(LINEAR, LINEAR_VARIABLES, IMAGE, TARGET), "convolutions"),
         (lambda: explain.gradient(MODEL, VARIABLES, IMAGE, explain.class_score(3)), "no class 3"),
+        (
+            lambda: explain.gradient(
+                MODEL, VARIABLES, IMAGE, explain.class_score(jnp.array([0, 7]))
+            ),
+            "no class 7: the network has 0 to 2",
+        ),
+        (
+            lambda: explain.gradient(MODEL, VARIABLES, IMAGE, explain.class_score(jnp.arange(3))),
+            "one for each of 2 images",
+        ),
+        (lambda: explain.gradient(MODEL, VARIABLES, IMAGE, explain.class_score(1.0)), "whole"),
+        (
+            lambda: explain.gradient(LINEAR, LINEAR_VARIABLES, IMAGE[:, 1:], TARGET),
+            "does not take images of 5 x 5 x 3: its layer head",
+        ),
+        (
+            lambda: explain.grad_cam(MODEL, VARIABLES, IMAGE[..., :1], TARGET),
+            "does not take images of 6 x 5 x 1: its layer conv",
+        ),
         (lambda: explain.gradient(MODEL, VARIABLES, IMAGE, lambda x: x), "one number"),
         (lambda: explain.gradient(MODEL, VARIABLES, IMAGE[0], TARGET), "batch, height"),
         (
@@ -237,6 +256,26 @@ def test_an_image_is_explained_alone(name):
 def test_bad_input_is_one_clear_error(call, text):
     with pytest.raises(UserError, match=text):
         call()
+
+
+def test_classes_are_read_by_name_or_number():
+    names = ["1", "3", "cat"]
+    assert explain.targets.read_classes(["3", "cat", "0", "cat"], names) == [1, 2, 0]
+    for word, text in (("7", "no class 7"), ("-1", "no class -1"), ("cot", "did you mean cat")):
+        with pytest.raises(UserError, match=text):
+            explain.targets.read_classes([word], names)
+
+
+def test_references_may_be_numpys_and_any_number():
+    references = np.asarray(jax.random.normal(KEY, (5, *IMAGE.shape[1:])), np.float64)
+
+    @jax.jit
+    def run(image):
+        arguments = LINEAR, LINEAR_VARIABLES, image, TARGET
+        return explain.expected_gradients(KEY, *arguments, references=references, samples=2000)
+
+    expected = ((IMAGE - references.mean(0)) * of_classes()).sum(-1)
+    np.testing.assert_allclose(run(IMAGE), expected, atol=0.15)
 
 
 def test_targets():

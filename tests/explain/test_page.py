@@ -41,6 +41,7 @@ def test_a_run_is_explained_on_one_page(run, capsys, tmp_path):
     out = said(capsys, "--run", run, "--methods", METHODS, "--count", 2, "--check", 4, "--top", 2)
     for method in (*named.read(METHODS), belief.RANDOM):
         assert re.search(rf"^{re.escape(getattr(method, 'text', method))} .*±", out, re.M)
+    assert "sensitivity-n" in out
     text = (run / "explain" / "index.html").read_text()
     # Self-contained: nothing is fetched.
     assert not re.search(r"(src|href)=.(https?:)?//", text)
@@ -64,6 +65,15 @@ def test_a_run_is_explained_on_one_page(run, capsys, tmp_path):
         (("--layers", "head"), "no image"),
         (("--top", "0"), "--top"),
         (("--methods", ""), "no method"),
+        (("--methods", "lrp(rule=epsilom)"), "did you mean epsilon"),
+        (("--methods", "gradient(channels=keep)"), "sum or max"),
+        (("--methods", "lrp,gradient(channels=sun)"), "did you mean sum"),
+        (("--classes", "10"), "no class 10: the network has 0 to 9"),
+        (("--classes", "cat"), "unknown class 'cat'"),
+        (("--layers", "stage9", "missing.png"), "stage9"),
+        (("--dataset", "folder:nowhere"), "nowhere"),
+        (("--dataset", "digits"), "checksum"),
+        (("--randomized-labels", "nowhere"), "nowhere"),
         (("--run", "nowhere"), "nowhere"),
         (("missing.png",), "missing.png"),
     ],
