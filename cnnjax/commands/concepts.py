@@ -132,7 +132,7 @@ def _folders(config: Config) -> dict[str, list[Path]]:
     found = {}
     for name, folder in given.items():
         flag = f"--concept {name}={folder}" if name else f"--random {folder}"
-        paths = cnnjax.data.folder.image_files(folder, flag)
+        paths = cnnjax.data.directories.image_files(folder, flag)
         if len(paths) < 6:
             raise UserError(f"{flag} has {len(paths)} images: give 6 or more, better 50.")
         generator = np.random.default_rng(config.seed)

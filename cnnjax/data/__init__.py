@@ -15,6 +15,7 @@ lazy.attach(
         "batches",
         "dataset",
         "decoding",
+        "directories",
         "fields",
         "file_stream",
         "folder",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from cnnjax.data import batches as batches
     from cnnjax.data import dataset as dataset
     from cnnjax.data import decoding as decoding
+    from cnnjax.data import directories as directories
     from cnnjax.data import fields as fields
     from cnnjax.data import file_stream as file_stream
     from cnnjax.data import folder as folder

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cnnjax.data.dataset import Arrays, Source
+from cnnjax.data.directories import IMAGE_SUFFIXES, files_below, images, subdirectories
 from cnnjax.data.held_out import Files, content
 from cnnjax.data.image_files import (
     fit_image,
@@ -26,10 +27,6 @@ from cnnjax.data.image_files import (
 from cnnjax.errors import UserError
 from cnnjax.paths import check_shown, expand
 
-IMAGE_SUFFIXES = (
-    *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png"),
-    *(".ppm", ".tif", ".tiff", ".webp"),
-)
 _SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "validate", "dev", "devel", "eval", "evaluation"),
@@ -38,12 +35,6 @@ _SPLIT_WORDS = {
 _SPLIT_OF_WORD = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
 # What may follow such a word: train_set, Test Images, val-data.
 _OF_A_SPLIT = re.compile(r"(sets?|splits?|data|images?|imgs?|examples|samples)$")
-# What archives, systems and network disks leave beside the files of users.
-_SYSTEM_NAMES = {
-    *("__macosx", "__pycache__", "@eadir", "#recycle", "#snapshot", "lost+found"),
-    *("$recycle.bin", "recycler", "recycled", "system volume information"),
-    *("network trash folder", "temporary items"),
-}
 _MAX_NAMED = 5
 
 
@@ -92,7 +83,7 @@ def find_files(path: str | os.PathLike) -> Found:
             (file, label)
             for label, name in enumerate(class_names)
             if name in found
-            for file in _image_files(found[name])
+            for file in files_below(found[name])
         ]
         for split, found in classes.items()
     }
@@ -165,13 +156,13 @@ def labeled_files(
     if not root.is_dir():
         raise UserError(f"no directory {str(root)!r}: give folder:PATH of a directory of classes")
     splits = {"test": root}
-    inner = _subdirectories(root)
-    if any(_split_of(child.name) and _subdirectories(child) for child in inner):
+    inner = subdirectories(root)
+    if any(_split_of(child.name) and subdirectories(child) for child in inner):
         splits = {word: child for child in inner if (word := _split_of(child.name))}
     where = splits.get(split) or (splits.get("validation") if split == "test" else None)
     if where is None:
         raise UserError(f"{str(root)!r} has no {split} split, but {', '.join(sorted(splits))}")
-    found = {name: _image_files(each) for name, each in _class_directories(where).items()}
+    found = {name: files_below(each) for name, each in _class_directories(where).items()}
     if not any(found.values()):
         raise UserError(f"no image files in the class directories of {str(where)!r}")
     labels = [label for label, name in enumerate(sorted(found)) for _ in found[name]]
@@ -181,11 +172,11 @@ def labeled_files(
 
 def _split_directories(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """Split name -> its directory; `root` itself where there are no splits."""
-    children = _subdirectories(root)
+    children = subdirectories(root)
     named = [child for child in children if _split_of(child.name)]
     others = [child for child in children if not _split_of(child.name)]
     # A directory without directories is a class, whatever its name.
-    if not named or (others and not any(map(_subdirectories, named))):
+    if not named or (others and not any(map(subdirectories, named))):
         return {"train": root}
     if others:
         raise UserError(
@@ -223,7 +214,7 @@ def _class_directories(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     space around it.
     """
     found: dict[str, pathlib.Path] = {}
-    for child in _subdirectories(directory):
+    for child in subdirectories(directory):
         check_shown(child.name, f"class directory of {str(directory)!r}")
         name = unicodedata.normalize("NFC", child.name).strip()
         if name in found:
@@ -241,22 +232,22 @@ def _check_classes(
     """Raises UserError unless the directories of training are classes, and the only ones."""
     train = classes["train"]
     if len(train) < 2:
-        inner = [str(each) for each in train.values() if _subdirectories(each)]
+        inner = [str(each) for each in train.values() if subdirectories(each)]
         raise UserError(
             f"{str(splits['train'])!r} has {len(train)} sub-directories: one per class is needed, "
             f"two at least{f'; is it {inner[0]!r} that you mean?' if inner else ''}"
         )
     for child in train.values():
-        if _split_of(child.name) and _subdirectories(child):
+        if _split_of(child.name) and subdirectories(child):
             raise UserError(
                 f"{str(child)!r} is named as a split, but stands where classes are: move it up, or "
                 "rename it"
             )
     inside = [
-        frozenset(each.name.casefold() for each in _subdirectories(child))
+        frozenset(each.name.casefold() for each in subdirectories(child))
         for child in train.values()
     ]
-    if len(inside[0]) > 1 and len(set(inside)) == 1 and not any(map(_images, train.values())):
+    if len(inside[0]) > 1 and len(set(inside)) == 1 and not any(map(images, train.values())):
         first, second = sorted(train)[:2]
         raise UserError(
             f"{first!r} and {second!r} in {str(splits['train'])!r} hold the same sub-directories "
@@ -293,81 +284,6 @@ def _check_images(
             f"no image files in the class directories of {str(directory)!r}: {expected}, in one "
             "sub-directory per class; remove the directory if it is not used"
         )
-
-
-def _listed(directory: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """(sub-directories, other entries) by name, but for hidden ones and those that systems leave.
-
-    A link is what it links to.
-    """
-    try:
-        with os.scandir(directory) as entries:
-            shown = sorted(
-                (each.name, os.path.isdir(each.path) if each.is_symlink() else each.is_dir())
-                for each in entries
-                if not each.name.startswith(".") and each.name.casefold() not in _SYSTEM_NAMES
-            )
-    except OSError as error:
-        raise UserError(f"cannot read the directory {str(directory)!r}: {error.strerror}") from None
-    return (
-        [directory / name for name, is_directory in shown if is_directory],
-        [directory / name for name, is_directory in shown if not is_directory],
-    )
-
-
-def _subdirectories(directory: pathlib.Path) -> list[pathlib.Path]:
-    found, others = _listed(directory)
-    for child in others:
-        if not child.suffix and os.path.islink(child) and not os.path.exists(child):
-            raise UserError(
-                f"{str(child)!r} is a broken link to {os.readlink(child)!r}: mend or remove it"
-            )
-    return found
-
-
-def _images(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The image files of a directory itself; links whether broken or not."""
-    return [child for child in _listed(directory)[1] if child.suffix.lower() in IMAGE_SUFFIXES]
-
-
-def image_files(path: str | os.PathLike, what: str = "directory") -> list[pathlib.Path]:
-    """Returns all image files below a directory, at any depth, by name.
-
-    Args:
-      path: the directory; `~` is the home directory.
-      what: it is called in the error.
-
-    Raises:
-      UserError: there is no such directory, or it cannot be read.
-    """
-    directory = pathlib.Path(expand(path))
-    if not directory.is_dir():
-        raise UserError(f"{what}: there is no directory {str(directory)!r}: give one of images.")
-    return _image_files(directory)
-
-
-def _image_files(directory: pathlib.Path) -> list[pathlib.Path]:
-    """All image files of a class, by name; each real directory once, however it is linked."""
-    parent = os.path.realpath(directory.parent)
-    seen: set[str] = set()
-    found: list[pathlib.Path] = []
-    # A directory that is linked too is known by where it is.
-    waiting, links = [directory], list[pathlib.Path]()
-    while waiting or links:
-        here = waiting.pop() if waiting else links.pop()
-        real = os.path.realpath(here)
-        if os.path.join(parent, "").startswith(os.path.join(real, "")):
-            raise UserError(
-                f"{str(here)!r} links to {real!r}, which holds the other classes too: remove the "
-                "link"
-            )
-        if real in seen:
-            continue
-        seen.add(real)
-        found += _images(here)
-        for child in _subdirectories(here):
-            (links if child.is_symlink() else waiting).append(child)
-    return sorted(found)
 
 
 def _common_shape(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cnnjax.data import digits, held_out, mnist
+from cnnjax.data import held_out, mnist
 from cnnjax.data.dataset import (
     Arrays,
     Dataset,
@@ -16,6 +16,7 @@ from cnnjax.data.dataset import (
     select_classes,
 )
 from cnnjax.data.image_files import fit_image, pad_to, parse_fit, shrunk_size
+from cnnjax.data.packaged import digits
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.paths import expand
 
