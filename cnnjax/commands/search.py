@@ -171,7 +171,7 @@ def _search(options: argparse.Namespace, argv: Sequence[str]) -> Any:
     spec.check(options.sampler, studies.SAMPLERS, "sampler", supplied=("seed", "space"))
     spec.check(options.prune, studies.PRUNERS, "pruner", supplied=("epochs",))
     studies.optuna_module()
-    module = _module(options.experiment)
+    module = experiment_module(options.experiment)
     config = cli.parse(module.Config, list(argv))
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} | {
         "seed": options.seed
@@ -214,7 +214,8 @@ def _search(options: argparse.Namespace, argv: Sequence[str]) -> Any:
     return dataclasses.replace(search, argv=full, objectives=tuple(objectives))
 
 
-def _module(name: str) -> Any:
+def experiment_module(name: str) -> Any:
+    """Returns the module of an experiment; a UserError for what is none."""
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -190,6 +190,7 @@ def make_dataset(
     *,
     relabel: np.ndarray | None = None,
     validation: float = 0.1,
+    fold: str = "",
     seed: int = 0,
     is_stratified: bool = False,
     files: Files | None = None,
@@ -206,6 +207,7 @@ def make_dataset(
       relabel: int32 `[old classes]`, the new label of each old one, -1 to leave the class out.
       validation: a fraction of the training images below 1, or their number; used where the dataset
         has no validation split left. 0 trains on all images and leaves `validation` empty.
+      fold: such as `2/5`: validation is the second of five parts of the training images instead.
       seed: chooses the validation images.
       is_stratified: whether the splits that are drawn have each class in proportion.
       files: what each example was read from, in the order of `splits`, to find duplicates by.
@@ -223,6 +225,7 @@ def make_dataset(
         {split: arrays.label for split, arrays in splits.items()},
         relabel=relabel,
         validation=validation,
+        fold=fold,
         seed=seed,
         is_stratified=is_stratified,
         files=files,

@@ -53,6 +53,7 @@ def divide(
     *,
     relabel: np.ndarray | None = None,
     validation: float = 0.1,
+    fold: str = "",
     seed: int = 0,
     is_stratified: bool = False,
     files: Files | None = None,
@@ -61,13 +62,17 @@ def divide(
     """Makes three splits of one to three stored ones: see `cnnjax.data.dataset.make_dataset`.
 
     Args:
-      name, class_names, relabel, validation, seed, is_stratified, files, drop_duplicates: as there.
+      name, class_names, relabel, validation, fold, seed, is_stratified, files, drop_duplicates: as
+        there.
       stored: the labels of `train`, and of `validation` and `test` where they are stored.
 
     Raises:
       UserError: for empty splits and impossible shares.
     """
     check_validation(validation)
+    check_fold(fold)
+    if fold and "validation" in stored and "test" in stored:
+        raise UserError(f"fold {fold}: {name} has a validation split of its own; leave it out")
     labels = np.concatenate([np.asarray(label, np.int32) for label in stored.values()])
     if relabel is not None:
         labels = relabel[labels].astype(np.int32)
@@ -82,7 +87,10 @@ def divide(
         if split not in numbers:
             generator = numpy_generator(own_seed, f"{split} split")
             train = numbers["train"]
-            is_held = draw(labels[train], amount, generator, is_stratified=is_stratified)
+            if split == "validation" and fold:
+                is_held = draw_fold(labels[train], fold, seed, is_stratified=is_stratified)
+            else:
+                is_held = draw(labels[train], amount, generator, is_stratified=is_stratified)
             numbers["train"], numbers[split] = train[~is_held], train[is_held]
     notes: list[str] = []
     if files is not None:
@@ -129,6 +137,49 @@ def content(files: Sequence[Path]) -> np.ndarray:
     except OSError as error:
         raise UserError(f"cannot read image {error.filename!r}: {error.strerror}") from None
     return np.array(found, np.int64)
+
+
+def check_fold(fold: str) -> tuple[int, int]:
+    """Returns (number, count) of a fold such as `2/5`, the second of five; (0, 0) of none.
+
+    Raises:
+      UserError: it is no such thing.
+    """
+    if not fold:
+        return 0, 0
+    number, slash, count = fold.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"fold {fold!r}: write it as 2/5, the second of five")
+    if int(count) < 2:
+        raise UserError(f"fold {fold!r}: of two folds or more")
+    return int(number), int(count)
+
+
+def draw_fold(labels: np.ndarray, fold: str, seed: int, *, is_stratified: bool) -> np.ndarray:
+    """Returns which examples are in a fold, bool `[examples]`.
+
+    Each example is in one of them; their sizes differ by one at most, and so do those of a class
+    where they are stratified.
+
+    Args:
+      labels: integers `[examples]`.
+      fold: such as `2/5`, the second of five.
+      seed: draws the folds: those of one seed belong together.
+      is_stratified: whether each class is divided evenly.
+
+    Raises:
+      UserError: there are fewer examples than folds.
+    """
+    number, count = check_fold(fold)
+    if len(labels) < count:
+        raise UserError(f"fold {fold!r}: there are {len(labels)} training images only")
+    order = numpy_generator(seed, "folds").permutation(len(labels))
+    if is_stratified:
+        # One class behind the other, dealt out in turn.
+        order = order[np.argsort(labels[order], kind="stable")]
+    is_held = np.zeros(len(labels), bool)
+    is_held[order[number - 1 :: count]] = True
+    return is_held
 
 
 def held_count(count: int, amount: float) -> int:

@@ -269,6 +269,7 @@ def tfds(
     data_dir: str | os.PathLike | None,
     classes: str,
     validation: float,
+    fold: str,
     seed: int,
     image_size: tuple[int, int] | None,
     fit: str,
@@ -286,6 +287,11 @@ def tfds(
     if only_large and tfds_source.memory_bytes(builder, stored, shape) <= sources.MAX_BYTES:
         return None
     sources.check_duplicates(name, has_files=False, drop_duplicates=drop_duplicates)
+    if fold:
+        raise UserError(
+            f"fold {fold}: {name!r} is streamed, and its images are not divided one by one; use "
+            "the pipeline 'resident'"
+        )
     if classes != "all":
         raise UserError(
             f"classes={classes!r}: {name!r} is streamed, and then all classes are used; "
@@ -317,6 +323,7 @@ def folder(
     only_large: bool,
     classes: str,
     validation: float,
+    fold: str,
     seed: int,
     image_size: tuple[int, int] | None,
     fit: str,
@@ -329,6 +336,7 @@ def folder(
     one that can be held in memory, or whose size nobody said.
     """
     held_out.check_validation(validation)
+    held_out.check_fold(fold)
     parse_fit(fit)
     found = find_files(name.partition(":")[2])
     if only_large:
@@ -349,6 +357,7 @@ def folder(
         stored,
         relabel=relabel,
         validation=validation,
+        fold=fold,
         seed=seed,
         is_stratified=stratify,
         files=found.compared() if is_compared else None,

@@ -30,6 +30,7 @@ def load(
     data_dir: str | os.PathLike | None = None,
     classes: str = "all",
     validation: float = 0.1,
+    fold: str = "",
     seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
     fit: str = "pad",
@@ -57,6 +58,8 @@ def load(
         `"even-odd"`, the label's parity.
       validation: the share (below 1) or the number of training images held out for validation, for
         a dataset without a validation split. 0 holds out none: `validation` is then empty.
+      fold: such as `2/5`: the validation images are the second of five parts of the training images
+        instead, for cross-validation.
       seed: chooses which images those are.
       image_size: side of the square images wanted, or (height, width); needed where files differ.
       fit: `"pad"` centers an image on black, made smaller first where it does not fit; `"resize"`
@@ -76,6 +79,7 @@ def load(
       UserError: whatever is wrong, in one line.
     """
     held_out.check_validation(validation)
+    held_out.check_fold(fold)
     parse_fit(fit)
     size = checked_size(image_size)
     source = _open(name, data_dir, size, fit)
@@ -93,6 +97,7 @@ def load(
         source.read(),
         relabel=relabel,
         validation=validation,
+        fold=fold,
         seed=seed,
         is_stratified=stratify and source.is_stratified,
         files=source.files() if source.files else None,

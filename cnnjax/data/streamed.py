@@ -39,6 +39,7 @@ def open_dataset(
     data_dir: str | os.PathLike | None = None,
     classes: str = "all",
     validation: float = 0.1,
+    fold: str = "",
     seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
     fit: str = "pad",
@@ -52,8 +53,9 @@ def open_dataset(
       name: see `cnnjax.data.load`.
       pipeline: `"resident"` loads it into memory; `"stream"` leaves a tfds dataset or a folder on
         disk, and loads the others; `"auto"` leaves those on disk that are too large to be loaded.
-      data_dir, classes, image_size, fit, drop_duplicates: see `cnnjax.data.load`. A tfds dataset on
-        disk keeps all its classes: how many images some have is known only after reading all.
+      data_dir, classes, fold, image_size, fit, drop_duplicates: see `cnnjax.data.load`. A tfds
+        dataset on disk keeps all its classes: how many images some have is known only after reading
+        all; and it has no folds.
       validation: see `cnnjax.data.load`. Of a tfds dataset on disk the validation split is not
         drawn image by image: it is a slice of `train` as stored, which tfds shuffles when it
         prepares. Likewise the last tenth of `train` is the test split of one that has nothing else.
@@ -83,6 +85,7 @@ def open_dataset(
                 data_dir=data_dir,
                 classes=classes,
                 validation=validation,
+                fold=fold,
                 seed=seed,
                 image_size=size,
                 fit=fit,
@@ -94,6 +97,7 @@ def open_dataset(
                 only_large=pipeline == "auto",
                 classes=classes,
                 validation=validation,
+                fold=fold,
                 seed=seed,
                 image_size=size,
                 fit=fit,
@@ -113,6 +117,7 @@ def open_dataset(
         data_dir=data_dir,
         classes=classes,
         validation=validation,
+        fold=fold,
         seed=seed,
         image_size=image_size,
         fit=fit,

@@ -57,6 +57,37 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     return Paired(mean, half, p_value, seeds_needed(mean, spread))
 
 
+def resampled(
+    first: Sequence[float], second: Sequence[float] | None = None, *, held_share: float
+) -> Paired:
+    """The mean over the folds of a cross-validation, or the difference of two settings over them.
+
+    Folds share training examples, so that their scores are not independent: the variance is that of
+    Nadeau & Bengio 2003 (Machine Learning 52), `(1 / folds + held / trained) s^2`, for one round of
+    folds or several.
+
+    Args:
+      first: a score for each fold.
+      second: of another setting on the same folds; None gives the mean of `first` itself.
+      held_share: of the examples, those that are validated on: 1 / folds.
+
+    Raises:
+      UserError: fewer than two folds, or numbers that differ.
+    """
+    if second is None:
+        first, second = [0.0] * len(first), first
+    if len(first) != len(second) or len(first) < 2:
+        raise UserError(f"{len(first)} and {len(second)} scores: give the same two folds or more")
+    from scipy import stats
+
+    differences = [other - one for one, other in zip(first, second, strict=True)]
+    count, mean = len(differences), statistics.fmean(differences)
+    error = statistics.stdev(differences) * math.sqrt(1 / count + held_share / (1 - held_share))
+    half = float(stats.t.ppf(0.975, count - 1)) * error
+    p_value = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error else float(mean == 0)
+    return Paired(mean, half, p_value, None)
+
+
 def seeds_needed(difference: float, spread: float, *, most: int = 100_000) -> int | None:
     """Returns how many pairs a paired t-test needs to find a difference.
 

@@ -62,6 +62,7 @@ def read_data(config: Config):
             data_dir=config.data_dir or None,
             classes=config.classes,
             validation=config.validation,
+            fold=config.fold,
             seed=data_seed(config),
             image_size=size,
             fit=config.fit,

@@ -35,6 +35,10 @@ class LabeledImages:
     """Fraction of the training images held out to validate on, or their number; data that have a
     validation split keep it."""
 
+    fold: str = ""
+    """Validate on a part of the training images instead, such as 2/5: the second of five. See
+    cnnjax cross-validate."""
+
     stratify: bool = True
     """Hold out of each class in proportion (folders, and tfds datasets in memory)."""
 

@@ -46,6 +46,7 @@ def open_data(config: Any, directories: Sequence[str], cards: Sequence[Mapping[s
         seed=classifier.data_seed(first),
         image_size=tuple(cards[0]["image_shape"][:2]),
         fit=first.fit,
+        fold=first.fold,
         stratify=first.stratify,
         drop_duplicates=first.drop_duplicates and not config.dataset,
     )

@@ -1,10 +1,13 @@
 """Which examples are held out: proportions by class, and what is said of classes and copies."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cnnjax.data import held_out, load
 from cnnjax.data.held_out import absent_classes, draw, held_per_class
+from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
 
 
@@ -55,3 +58,42 @@ def test_absent_classes_are_named():
         "no test images of 'a', 'd', 'e' and 2 more classes: the test scores say nothing about "
         "them",
     ]
+
+
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=7, max_size=60),
+    count=st.integers(2, 7),
+    seed=st.integers(0, 3),
+    is_stratified=st.booleans(),
+)
+def test_folds_hold_each_example_once_and_each_class_evenly(labels, count, seed, is_stratified):
+    labels = np.array(labels)
+    folds = np.array(
+        [
+            held_out.draw_fold(labels, f"{number}/{count}", seed, is_stratified=is_stratified)
+            for number in range(1, count + 1)
+        ]
+    )
+    assert (folds.sum(0) == 1).all()
+    assert np.ptp(folds.sum(1)) <= 1
+    if is_stratified:
+        for label in range(4):
+            assert np.ptp(folds[:, labels == label].sum(1)) <= 1
+
+
+def test_a_fold_is_the_validation_split_and_leaves_the_test_split_alone():
+    folds = [load("digits", fold=f"{number}/4", seed=1) for number in (1, 2, 3, 4)]
+    whole = load("digits", validation=0)
+    assert all((each.test.image == whole.test.image).all() for each in folds)
+    sizes = [len(each.validation.label) for each in folds]
+    assert sum(sizes) == len(whole.train.label) and max(sizes) - min(sizes) <= 1
+    assert all(
+        len(each.train.label) + size == len(whole.train.label)
+        for each, size in zip(folds, sizes, strict=True)
+    )
+
+
+@pytest.mark.parametrize("fold", ["5", "0/5", "6/5", "1/1", "a/b"])
+def test_what_is_no_fold(fold):
+    with pytest.raises(UserError, match="fold"):
+        load("digits", fold=fold)

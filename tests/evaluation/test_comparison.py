@@ -52,3 +52,16 @@ def test_bootstrap_is_the_normal_interval_of_many_examples(many):
     assert (low + high) / 2 == pytest.approx(values.mean(), abs=half / 10)
     assert (high - low) / 2 == pytest.approx(half, rel=0.08)
     assert comparison.bootstrap_interval(values) == comparison.bootstrap_interval(values)
+
+
+def test_folds_share_examples_and_so_scatter_less_than_they_should():
+    first, second = [0.91, 0.93, 0.92, 0.90, 0.94], [0.93, 0.94, 0.95, 0.92, 0.95]
+    naive = comparison.paired(first, second)
+    result = comparison.resampled(first, second, held_share=1 / 5)
+    # Nadeau & Bengio 2003: 1/5 + 1/4 in the place of 1/5.
+    assert result.half_interval == pytest.approx(naive.half_interval * math.sqrt(2.25))
+    assert result.difference == pytest.approx(naive.difference)
+    assert result.p_value > naive.p_value
+    alone = comparison.resampled(first, held_share=1 / 5)
+    assert alone.difference == pytest.approx(0.92)
+    assert comparison.resampled(first, first, held_share=1 / 5).difference == 0

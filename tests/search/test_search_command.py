@@ -107,3 +107,32 @@ def test_an_objective_that_is_never_reported_is_refused(tmp_path):
     assert found.returncode == 2
     assert "unknown --objective 'acuracy': did you mean accuracy" in found.stderr
     assert not (tmp_path / "s" / "search.json").exists()
+
+
+@pytest.mark.slow
+def test_cross_validation_compares_two_settings_on_the_same_folds(tmp_path):
+    argv = ["cross-validate", "experiments.digits_mlp", "--folds", "2", "--epochs", "4"]
+    found = cnnjax(*argv, "--against", "--learning-rate 1e-6", "--out", str(tmp_path / "folds"))
+    assert found.returncode == 0, found.stderr
+    assert "Second minus first, on the same folds: -" in found.stdout
+    scores = json.loads((tmp_path / "folds" / "folds.json").read_text())["scores"]
+    assert min(scores[""]) > 0.7 > 0.3 > max(scores["against"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["experiments.digits_mlp", "--folds", "1"], "--folds 1: give at least 2"),
+        (["experiments.digits_mlp", "--fold", "1/5"], "--fold is set by cross-validate"),
+        (["experiments.dcgan_mnist"], "has no --fold"),
+        (["experiments.digits_mlp", "--against", "--epoch 3"], "--epoch"),
+    ],
+)
+def test_what_cannot_be_cross_validated(argv, message, capsys, tmp_path, monkeypatch):
+    from cnnjax import commands
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        commands.main(["cross-validate", *argv])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
