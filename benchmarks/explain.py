@@ -2,11 +2,14 @@
 
     python benchmarks/explain.py
     python benchmarks/explain.py --network resnet18 --side 224 --images 8
+    python benchmarks/explain.py --network lenet5 --images 500 --classes 10
 
-Weights are drawn at random on both sides, once and the same. Grad-CAM of all classes comes first:
-one forward pass and one backward pass a class. A call is measured alone, after one that compiles;
-each row is the fastest of several rounds in which both sides take turns. Without captum
-(`pip install --no-deps captum`, with torch and torchvision) ours are measured alone.
+Weights are drawn at random on both sides. Grad-CAM of all classes of LeNet-5 comes first. With
+`--classes N` the maps of the first N classes are computed for each image: here by `vmap`, with one
+forward pass, by captum one class after another. A call is measured alone, after one that compiles;
+each row is the fastest of several rounds in which both sides take turns. On a busy machine,
+`OMP_NUM_THREADS=1 taskset -c 0 python ...` measures one core. Without captum (`pip install
+--no-deps captum`, with torch and torchvision) ours are measured alone.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import peer_torch
 from cnnjax import convert, explain, models
 from cnnjax.explain import named
 
+ALL_CLASSES = ("gradient", "integrated_gradients(steps=20)", "grad_cam")
 METHODS = (
     "gradient",
     "gradient_times_input",
@@ -41,9 +45,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--network", default="resnet18", help="one of torchvision's with ReLU (resnet18)")
+    add("--network", default="resnet18", help="lenet5, or one of torchvision's with ReLU")
     add("--side", type=int, default=64, help="pixels along a side of the images (64)")
     add("--images", type=int, default=32, help="images in a call (32)")
+    add("--classes", type=int, default=0, help="maps of so many classes of each image (0: of one)")
+    add("--methods", nargs="*", help="instead of all")
     add("--rounds", type=int, default=5, help="rounds, of which the fastest counts (5)")
     options = parser.parse_args()
     digits(options.rounds)
@@ -70,61 +76,83 @@ def digits(rounds: int) -> None:
 def compare(options: argparse.Namespace) -> None:
     """Prints a row for each method."""
     model = models.create(options.network, num_classes=10)
-    shape = (options.side, options.side, 3)
+    shape = (28, 28, 1) if options.network == "lenet5" else (options.side, options.side, 3)
     pixels = np.random.default_rng(0).normal(size=(options.images, *shape)).astype(np.float32)
     image, label = jnp.asarray(pixels), jnp.arange(options.images) % 10
     variables = model.init(jax.random.key(0), image[:1])
-    peers = captum_methods(options.network, model, variables, pixels, np.asarray(label))
-    print(f"{options.network}, {options.images} images of {options.side} x {options.side}")
+    peers = captum_methods(options.network, model, variables, pixels)
+    wanted = f"{options.classes} classes" if options.classes else "one class"
+    print(f"{options.network}, {options.images} images of {shape[0]} x {shape[1]}, {wanted} each")
     print("| method | images/s | captum, images/s | times as fast |\n|---|---|---|---|")
-    for method in named.read(",".join(METHODS)):
+    methods = options.methods or (ALL_CLASSES if options.classes else METHODS)
+    for method in named.read(",".join(methods)):
 
         @jax.jit
         def ours(variables: Any, image: jax.Array, method: Any = method) -> jax.Array:
-            target = explain.class_score(label)
-            return method(jax.random.key(0), model, variables, image, target)
+            def of_class(label: jax.Array) -> jax.Array:
+                target = explain.class_score(label)
+                return method(jax.random.key(0), model, variables, image, target)
+
+            if options.classes:
+                return jax.vmap(of_class)(jnp.arange(options.classes))
+            return of_class(label)
 
         calls: dict[str, Callable[[], Any]] = {"ours": functools.partial(ours, variables, image)}
         if method.name in peers:
-            calls["captum"] = peers[method.name]
+            theirs = peers[method.name]
+            classes = [np.full_like(label, each) for each in range(options.classes)] or [label]
+            calls["captum"] = functools.partial(one_by_one, theirs, classes)
         seconds = fastest(calls, options.rounds)
         speed = options.images / seconds["ours"]
         row = f"| {method.text} | {speed:.1f} |"
         if "captum" in seconds:
-            theirs = options.images / seconds["captum"]
-            row += f" {theirs:.1f} | {speed / theirs:.2f} |"
+            peer = options.images / seconds["captum"]
+            row += f" {peer:.1f} | {speed / peer:.2f} |"
         print(row, flush=True)
 
 
+def one_by_one(method: Callable[[Any], Any], classes: list[Any]) -> list[Any]:
+    """Calls captum's method for each class (or labels `[images]`)."""
+    import torch
+
+    return [method(torch.from_numpy(np.array(each)).long()) for each in classes]
+
+
 def captum_methods(
-    network: str, model: Any, variables: Any, pixels: np.ndarray, label: np.ndarray
-) -> dict[str, Callable[[], Any]]:
-    """Returns captum's methods on torchvision's network with our weights, by our names."""
+    network: str, model: Any, variables: Any, pixels: np.ndarray
+) -> dict[str, Callable[[Any], Any]]:
+    """Returns captum's methods, `labels -> maps`, by our names.
+
+    They are of torchvision's network with our weights; of LeNet-5 with other random ones.
+    """
     if not all(map(importlib.util.find_spec, ("torch", "torchvision", "captum"))):
         return {}
     import torch
     from captum import attr
 
-    module = peer_torch.torchvision_model(network, 10).eval()
+    small = network == "lenet5"
+    make = peer_torch.torch_model if small else peer_torch.torchvision_model
+    module = make(network, 10).eval()
     for part in module.modules():
         if hasattr(part, "inplace"):
             part.inplace = False
-    arrays = convert.from_cnnjax(variables, model, pixels.shape[1:], framework="torchvision")
-    module.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in arrays.items()})
+    if not small:
+        arrays = convert.from_cnnjax(variables, model, pixels.shape[1:], framework="torchvision")
+        module.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in arrays.items()})
     image = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
-    target = torch.from_numpy(np.array(label)).long()
+    window = (pixels.shape[-1], 8, 8), (pixels.shape[-1], 4, 4)
     last = [part for part in module.modules() if isinstance(part, torch.nn.Conv2d)][-1]
     return {
-        "gradient": lambda: attr.Saliency(module).attribute(image, target),
-        "gradient_times_input": lambda: attr.InputXGradient(module).attribute(image, target),
-        "integrated_gradients": lambda: attr.IntegratedGradients(module).attribute(
+        "gradient": lambda target: attr.Saliency(module).attribute(image, target),
+        "gradient_times_input": lambda target: attr.InputXGradient(module).attribute(image, target),
+        "integrated_gradients": lambda target: attr.IntegratedGradients(module).attribute(
             image, target=target, n_steps=20, internal_batch_size=len(image)
         ),
-        "guided_backpropagation": lambda: attr.GuidedBackprop(module).attribute(image, target),
-        "grad_cam": lambda: attr.LayerGradCam(module, last).attribute(image, target),
-        "occlusion": lambda: attr.Occlusion(module).attribute(
-            image, (3, 8, 8), (3, 4, 4), target=target
+        "guided_backpropagation": lambda target: attr.GuidedBackprop(module).attribute(
+            image, target
         ),
+        "grad_cam": lambda target: attr.LayerGradCam(module, last).attribute(image, target),
+        "occlusion": lambda target: attr.Occlusion(module).attribute(image, *window, target=target),
     }
 
 

@@ -3,12 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from PIL import Image
 
-from cnnjax import explain, models
+from cnnjax import explain
 from cnnjax.explain import worst
-from cnnjax.models.summary import abstract_variables
 from cnnjax.tasks import classification
 from tests.explain.test_explain_methods import IMAGE, LINEAR, LINEAR_VARIABLES, MODEL, VARIABLES
 
@@ -57,26 +55,3 @@ def test_maps_are_those_of_grad_cam():
         target = explain.class_score(labels)
         expected = explain.grad_cam(MODEL, VARIABLES, normalize(STORED), target)
         np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-6)
-
-
-def last_stage_maps(name):
-    """Returns the shapes of Grad-CAM at the last stage of a network, and of its image."""
-    model = models.create(name, num_classes=models.canonical_classes(name))
-    image = jax.ShapeDtypeStruct((2, *models.input_shape(name)), jnp.float32)
-    variables = abstract_variables(model, image.shape[1:])
-    shape = jax.eval_shape(
-        lambda variables, image: explain.grad_cam(model, variables, image, explain.class_score(1)),
-        variables,
-        image,
-    )
-    return shape.shape, image.shape[:3]
-
-
-# A plain, a residual, a dense, an inverted, a transformer, a pooling and a gated network.
-FEW = ("lenet5", "cifar_resnet20", "squeezenet1_1")
-
-
-@pytest.mark.parametrize("name", FEW)
-def test_grad_cam_of_the_last_stage_is_traced(name):
-    found, expected = last_stage_maps(name)
-    assert found == expected
