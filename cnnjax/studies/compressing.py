@@ -98,6 +98,11 @@ def check_source(source: load.TrainedModel, directory: str) -> None:
             f"{directory} is a model with adapters, which are no layers of the network: compress "
             f"its base, {source.card['finetune']['base']}, and fine-tune that."
         )
+    if "quantize" in source.card:
+        raise UserError(
+            f"{directory} is quantized: compress what it was made from, "
+            f"{source.card['quantize']['source']}, and give --quantize too."
+        )
 
 
 def check_patterns(source: load.TrainedModel, steps: list[named.Step]) -> None:
