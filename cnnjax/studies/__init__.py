@@ -7,13 +7,22 @@ from cnnjax import lazy
 lazy.attach(
     __name__,
     (
-        *("adapting", "compressed", "compressing", "few_label_study", "few_labels", "probing"),
+        *(
+            "adapting",
+            "compress_rounds",
+            "compressed",
+            "compressing",
+            "few_label_study",
+            "few_labels",
+            "probing",
+        ),
         *("quantized_runs", "quantizing", "tables", "trials"),
     ),
 )
 
 if TYPE_CHECKING:
     from cnnjax.studies import adapting as adapting
+    from cnnjax.studies import compress_rounds as compress_rounds
     from cnnjax.studies import compressed as compressed
     from cnnjax.studies import compressing as compressing
     from cnnjax.studies import few_label_study as few_label_study

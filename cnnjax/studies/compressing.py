@@ -28,6 +28,7 @@ from cnnjax.trees import mask_by_path, named_leaves
 
 PyTree = Any
 ROUNDS = "rounds"
+SPLITS = ("validation", "test")
 TAYLOR_BATCHES, TAYLOR_BATCH = 16, 64
 
 
