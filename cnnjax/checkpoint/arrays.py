@@ -130,11 +130,8 @@ def write_items(
     problem = None
     try:
         for name, (tree, table) in state.contents.items():
-            if table is not None:
-                write = _write_packed if sparse and not is_spread else write_item
-                items[name] = write(directory / name, tree, table)
-            else:
-                items[name] = None
+            where = directory / name
+            items[name] = None if table is None else write_item(where, tree, table, sparse=sparse)
     except Exception as error:
         if not is_spread:
             raise
@@ -142,14 +139,17 @@ def write_items(
     return _with_parts_of_all(items, problem) if is_spread else items
 
 
-def write_item(directory: Path, tree: PyTree, table: Table) -> Table:
+def write_item(directory: Path, tree: PyTree, table: Table, *, sparse: bool = False) -> Table:
     """Writes what this process has of an item; returns its table with the digests of that."""
     import orbax.checkpoint as ocp
 
     leaves = named_leaves(tree)
     stored = _without_empty(tree)
     together = any(map(_is_spread, leaves.values()))
-    if stored and (together or processes.is_first()):
+    if sparse and leaves and not together:
+        if processes.is_first():
+            packed.write(directory, leaves)
+    elif stored and (together or processes.is_first()):
         logging.getLogger("absl").addFilter(_is_not_raised_too)
         with contextlib.closing(_checkpointer(together=together)) as writer:
             writer.save(directory.absolute(), args=ocp.args.StandardSave(stored))
@@ -163,16 +163,6 @@ def write_item(directory: Path, tree: PyTree, table: Table) -> Table:
         for path, leaf in leaves.items()
     }
     return {path: {**row, **digests[path]} for path, row in table.items()}
-
-
-def _write_packed(directory: Path, tree: PyTree, table: Table) -> Table:
-    leaves = named_leaves(tree)
-    if leaves and processes.is_first():
-        directory.mkdir(parents=True)
-        packed.write(directory / packed.NAME, leaves)
-    return {
-        path: {**row, "sha256": manifest.array_digest(leaves[path])} for path, row in table.items()
-    }
 
 
 def _digests_of_parts(leaf: jax.Array) -> list[dict[str, Any]]:
@@ -241,8 +231,8 @@ def read_item(step_directory: Path, content: dict[str, Any], name: str) -> PyTre
     empty = {path: row for path, row in table.items() if 0 in row["shape"]}
     tree: dict[str, Any] = {}
     if (file := step_directory / name / packed.NAME).exists():
-        for path, leaf in packed.read(file, table).items():
-            _insert(tree, path.split("/"), leaf)
+        for path, array in packed.read(file, table).items():
+            _insert(tree, path.split("/"), array)
     elif len(empty) < len(table):
         try:
             with contextlib.closing(_checkpointer()) as reader:

@@ -23,12 +23,13 @@ NAME = "packed.npz"
 VALUES, BITS, GAPS = "|values", "|bits", "|gaps"
 
 
-def write(path: Path, leaves: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays by path into one file."""
+def write(directory: Path, leaves: Mapping[str, np.ndarray]) -> None:
+    """Makes a directory, and writes arrays by path into one file in it."""
+    directory.mkdir(parents=True, exist_ok=True)
     parts: dict[str, np.ndarray] = {}
     for name, leaf in leaves.items():
         parts |= packed(name, np.asarray(leaf))
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with zipfile.ZipFile(directory / NAME, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, part in parts.items():
             # A fixed time, so that the same arrays are the same bytes.
             entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
@@ -40,7 +41,7 @@ def write(path: Path, leaves: Mapping[str, np.ndarray]) -> None:
 def packed(name: str, leaf: np.ndarray) -> dict[str, np.ndarray]:
     """Returns what stands for an array in the file."""
     flat = _as_bytes(leaf)
-    there = flat.any(axis=1) if flat.size else np.zeros(0, bool)
+    there = flat.any(axis=1)
     places = np.flatnonzero(there)
     gaps = np.diff(places, prepend=-1) - 1
     gaps = gaps.astype(np.min_scalar_type(int(gaps.max(initial=0))))
@@ -79,14 +80,14 @@ def _unpacked(name: str, found: Mapping[str, np.ndarray], row: Mapping[str, Any]
         places = np.flatnonzero(np.unpackbits(found[name + BITS], count=len(flat)))
     else:
         places = np.cumsum(found[name + GAPS].astype(np.int64) + 1) - 1
-    flat[places] = _as_bytes(found[name + VALUES]).reshape(len(places), -1)
+    flat[places] = _as_bytes(found[name + VALUES]).reshape(len(places), dtype.itemsize)
     return flat.view(dtype).reshape(shape)
 
 
 def _as_bytes(leaf: np.ndarray) -> np.ndarray:
     """Returns the bytes of each value: `[values, bytes]`."""
     flat = np.ascontiguousarray(leaf).reshape(-1)
-    return flat.view(np.uint8).reshape(flat.size, -1) if flat.size else np.zeros((0, 1), np.uint8)
+    return flat.view(np.uint8).reshape(flat.size, leaf.dtype.itemsize)
 
 
 def _is_foreign(dtype: Any) -> bool:

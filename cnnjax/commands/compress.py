@@ -8,9 +8,9 @@
     cnnjax compress --run RUN --sensitivity --out runs/scan
 
 What it leaves is a run: predict, evaluate, explain, fine-tuning and export take it. With --epochs
-it is trained again with the settings of the run, at a third of its learning rate; single weights
-are then removed little by little. model.json and summary.md say what was done. See
-docs/compress.md.
+it is trained again with the settings of the run (its learning rate too: Renda et al. 2020, arXiv
+2003.02389), and single weights are then removed little by little. model.json and summary.md say
+what was done. See docs/compress.md.
 """
 
 import dataclasses
@@ -20,9 +20,8 @@ from typing import Any
 import cnnjax
 from cnnjax import spec
 from cnnjax.errors import UserError
-from cnnjax.run import files, load, record
+from cnnjax.run import load, record
 
-RATE = 1 / 3
 LOW_RANK = ("energy", "layers")
 
 
@@ -54,7 +53,7 @@ class Config:
     """Train again for N epochs, of each round; 0 does not."""
 
     learning_rate: float = 0.0
-    """The peak of the schedule; 0: a third of the run's."""
+    """The peak of the schedule; 0: the run's."""
 
     batch_size: int = 0
     """Examples per step; 0: as the run."""
@@ -97,7 +96,7 @@ class Config:
 def main(config: Config) -> int:
     """Compresses a run; returns the exit code."""
     from cnnjax.compress import named
-    from cnnjax.studies import compressing, quantizing
+    from cnnjax.studies import compress_rounds, compressing, quantizing
 
     if config.quantize or quantizing.is_begun(config.resume):
         return quantizing.run(config, main)
@@ -137,8 +136,11 @@ def main(config: Config) -> int:
     compressing.check_patterns(source, steps)
     if not config.resume:
         settings = _filled_in(settings, source, config)
-    dataset = _images(settings, needed=_needs_images(settings, steps) or config.sensitivity)
-    return _compress(config, settings, source, dataset, steps, low_rank)
+    needed = _needs_images(settings, steps) or config.sensitivity
+    dataset = compress_rounds.open_images(settings, needed=needed)
+    return compress_rounds.compress(
+        settings, source, dataset, steps, low_rank, scan=config.sensitivity
+    )
 
 
 def _check(config: Config) -> None:
@@ -199,13 +201,15 @@ def _filled_in(settings: Any, source: load.TrainedModel, config: Config) -> Any:
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
     }
-    kept = ("source", "run_dir", "prune", "low_rank", "rounds", "rewind", "dense", "base")
-    kept += ("seed", "devices", "epochs", "stop_after_epochs")
+    kept = (
+        *("source", "run_dir", "prune", "low_rank", "rounds", "rewind", "dense", "base"),
+        *("seed", "devices", "epochs", "stop_after_epochs"),
+    )
     values = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
     values |= {name: getattr(settings, name) for name in kept}
     # The images that are held out stay those of the run.
     values["data_seed"] = own.seed if own.data_seed < 0 else own.data_seed
-    values["learning_rate"] = own.learning_rate * RATE
+    values["learning_rate"] = own.learning_rate
     for name in ("resume", "plan", "mesh", "sharding", "smoke", "patience", "swa_from_epoch"):
         values[name] = getattr(compressing.Config, name)
     values["warmup_epochs"] = min(own.warmup_epochs, config.epochs / 5)
@@ -219,208 +223,9 @@ def _needs_images(settings: Any, steps: list[Any]) -> bool:
     return bool(settings.epochs) or taylor or scanned
 
 
-def _images(settings: Any, *, needed: bool) -> Any:
-    """Returns the run's data; None where they are not known and not needed."""
-    from cnnjax.run import again, classifier
-
-    try:
-        if not settings.dataset:
-            raise UserError(f"{settings.source} does not say what it was trained on.")
-        saved = record.read_config(Path(settings.source))["settings"].get("dataset")
-        if saved == settings.dataset or (saved and "data_checksum" in saved):
-            return again.data_of_run(
-                Path(settings.source), dataset=settings.dataset, data_dir=settings.data_dir
-            )
-        return classifier.read_data(settings)
-    except UserError as error:
-        if needed:
-            raise UserError(f"{error} Name the images with --dataset.") from None
-        print(f"note         no scores: {error}")
-        return None
-
-
-def _compress(
-    config: Config,
-    settings: Any,
-    source: load.TrainedModel,
-    dataset: Any,
-    steps: list[Any],
-    low_rank: dict[str, Any],
-) -> int:
-    """Makes the rounds of a compression; returns the exit code."""
-    from cnnjax.compress import named
-    from cnnjax.studies import compressing
-
-    if dataset is not None and list(dataset.image_shape) != list(source.card["image_shape"]):
-        raise UserError(
-            f"{dataset.name} has images of {tuple(dataset.image_shape)}, but {settings.source} "
-            f"takes {tuple(source.card['image_shape'])}: name its own with --dataset."
-        )
-    out = Path(settings.run_dir)
-    recipe = None
-    if dataset is not None:
-        recipe = compressing.make_recipe(settings, dataset, source.model, source.card)
-    start = None
-    if settings.rewind:
-        start = compressing.rewound(settings.source, source, recipe, settings.rewind)
-    scan = None
-    if config.sensitivity or any(getattr(step, "by_sensitivity", False) for step in steps):
-        scan = _scan(source, recipe, steps, out)
-    if not (steps or low_rank):
-        return 0
-    before = {} if recipe is None else _scored(recipe, source.variables, "before")
-    now = source
-    for number in range(1, settings.rounds + 1):
-        last = number == settings.rounds
-        directory = out if last else out / compressing.ROUNDS / str(number)
-        if (directory / "summary.json").exists() and "compression" in now.card | _card(directory):
-            now = load.load_classifier(directory)
-            continue
-        own = [named.of_round(step, number, settings.rounds) for step in steps]
-        resumed = str(directory) if (directory / "config.json").exists() else ""
-        of_round = dataclasses.replace(settings, run_dir=str(directory), resume=resumed)
-        code = _round(
-            of_round,
-            (source, now),
-            dataset,
-            own,
-            low_rank if number == 1 else {},
-            start,
-            scan,
-            before,
-        )
-        if code or not (directory / "summary.json").exists():
-            return code
-        now = load.load_classifier(directory)
-    return 0
-
-
-def _card(directory: Path) -> dict[str, Any]:
-    return files.read_json(directory / "model.json", f"{directory} is damaged")
-
-
-def _round(
-    settings: Any,
-    networks: tuple[load.TrainedModel, load.TrainedModel],
-    dataset: Any,
-    steps: list[Any],
-    low_rank: dict[str, Any],
-    start: Any,
-    scan: Any,
-    before: dict[str, Any],
-) -> int:
-    """Makes one round; returns the exit code."""
-    from cnnjax.studies import compressed, compressing
-
-    source, current = networks
-    directory = Path(settings.run_dir)
-
-    def recipe_of(model: Any) -> Any:
-        return compressing.make_recipe(settings, dataset, model, current.card)
-
-    smaller = compressing.reshape(
-        current,
-        steps,
-        low_rank,
-        recipe_of if dataset is not None else None,
-        seed=settings.seed,
-        scan=scan,
-    )
-    if start is not None:
-        if smaller.model != source.model or smaller.weights is None:
-            raise UserError("--rewind is for single weights alone: give magnitude(...) only.")
-        smaller = dataclasses.replace(smaller, rewound=start)
-    card = compressing.new_card(current, smaller.model)
-    if settings.epochs:
-        print(f"compressed   {settings.prune} {settings.low_rank}".rstrip())
-        code = compressing.train(settings, dataset, smaller, card, compressing.checksum_of(current))
-        if code or not (directory / "summary.json").exists():
-            return code
-        variables, step = load.load_variables(directory)
-    else:
-        variables, step = compressing.pruned_at_once(smaller), source.step
-        _begin_run(settings, card)
-    compressing.seal(directory, step, variables, sparse=not settings.dense)
-    after = (
-        {}
-        if dataset is None
-        else compressing.scores_of(recipe_of(smaller.model), variables, ("validation", "test"))
-    )
-    height, width, depth = source.card["image_shape"]
-    found = compressed.facts(
-        (source.model, source.variables),
-        (smaller.model, variables),
-        (height, width, depth),
-        done={
-            "source": str(Path(settings.source).absolute()),
-            **{name: getattr(settings, name) for name in ("prune", "low_rank", "rounds", "rewind")},
-            "epochs": settings.epochs,
-        },
-        sizes=(
-            compressing.bytes_of(Path(settings.source), source.step),
-            compressing.bytes_of(directory, step),
-        ),
-        scores=(before, after),
-        now=smaller,
-    )
-    if not settings.epochs:
-        facts = {"experiment": settings.experiment, "model": card["model"], "seed": settings.seed}
-        compressed.write_summary(
-            directory, found, {**facts, "dataset": settings.dataset, "step": step}
-        )
-    compressed.write(directory, found, list(source.card.get("compression", [])))
-    print(compressed.text(found))
-    if smaller.factored:
-        print(cnnjax.compress.low_rank.table(list(smaller.factored)))
-    print(f"see          {directory / 'summary.md'}")
-    return 0
-
-
-def _begin_run(settings: Any, card: dict[str, Any]) -> None:
-    """Writes the records of a run that is not trained."""
-    directory = Path(settings.run_dir)
-    files.make_directory(directory, flag="--out")
-    saved = record.read_config(Path(settings.source))
-    checksum = {name: saved[name] for name in ("data_checksum",) if name in saved}
-    record.write_config(settings, settings.experiment, **checksum)
-    files.write_json(directory / "model.json", card)
-
-
-def _scored(recipe: Any, variables: Any, what: str) -> dict[str, Any]:
-    from cnnjax.studies import compressing
-
-    scores = compressing.scores_of(recipe, variables, ("validation", "test"))
-    numbers = "  ".join(f"{split} {found['accuracy']:.2%}" for split, found in scores.items())
-    print(f"{what:12} accuracy {numbers}")
-    return scores
-
-
-def _scan(source: load.TrainedModel, recipe: Any, steps: list[Any], out: Path) -> Any:
-    """Scans the layers, prints and draws what they bear, and returns it."""
-    from cnnjax.compress import sensitivity
-    from cnnjax.run import report
-    from cnnjax.studies import compressing
-
-    layers = next((step.pruning.layers for step in steps if hasattr(step, "pruning")), ".*kernel")
-    found = compressing.scan_layers(recipe, source.variables, layers)
-    sparsities = (0.0, *sensitivity.SPARSITIES)
-    width = max(map(len, found))
-    print(f"{'sparsity':{width}}  " + "  ".join(f"{sparsity:6.0%}" for sparsity in sparsities))
-    for path, row in found.items():
-        print(f"{path:{width}}  " + "  ".join(f"{value:6.2%}" for value in row))
-    files.make_directory(out, flag="--out")
-    files.write_json(
-        out / "sensitivity.json", {"sparsities": list(sparsities), "layers": dict(found)}
-    )
-    draw = {"sensitivity": lambda path: cnnjax.plots.sensitivity(found, sparsities, path)}
-    for path in report.draw_figures(out / "figures", draw):
-        print(f"see          {path}")
-    return found
-
-
 def _resumed(config: Config) -> Any:
     """Returns the settings of the compression to go on with; None where it is finished."""
-    from cnnjax.studies import compressing
+    from cnnjax.studies import compress_rounds, compressing
 
     out = Path(config.resume)
     if config.run or config.prune or config.low_rank or config.out:
@@ -428,7 +233,7 @@ def _resumed(config: Config) -> Any:
     begun = [out, *sorted((out / compressing.ROUNDS).glob("*"))]
     known = next((each for each in begun if (each / "config.json").exists()), out)
     saved = record.saved_config(compressing.Config, compressing.Config.experiment, known)
-    if (out / "summary.json").exists() and "compression" in _card(out):
+    if (out / "summary.json").exists() and "compression" in compress_rounds.card_of(out):
         print(f"{out} is finished (see {out / 'summary.md'}); nothing to do.")
         return None
     return dataclasses.replace(

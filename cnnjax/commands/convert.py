@@ -228,16 +228,10 @@ def export_run(config: Config) -> int:
     if config.out.exists():
         raise UserError(f"{config.out} exists: choose another --out, or delete it.")
     trained = load.load_trained(config.source)
-    if "frozen" in trained.variables:
-        raise UserError(
-            f"{config.source} is a model with adapters, for which no other framework has a place."
-        )
+    if "frozen" in trained.variables or "quantize" in trained.card:
+        what = "quantized" if "quantize" in trained.card else "a model with adapters"
+        raise UserError(f"{config.source} is {what}, for which no other framework has a place.")
     card = trained.card
-    if "quantize" in card:
-        raise UserError(
-            f"{config.source} is quantized, and its codes have no names elsewhere: convert what it "
-            f"was made from, {card['quantize']['source']}."
-        )
     framework = _framework_for(config, trained.model)
     config = dataclasses.replace(config, framework=framework)
     arrays = convert.from_cnnjax(

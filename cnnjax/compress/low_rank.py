@@ -195,7 +195,7 @@ def _smallest(
         why = f"ranks {', '.join(map(str, ranks))} would compute more"
         return {}, Factored(path, (), 0.0, macs, macs, why)
     whole = product(best).reshape(kernel.shape)
-    error = float(np.linalg.norm(whole - kernel) / max(np.linalg.norm(kernel), 1e-30))
+    error = float(np.linalg.norm(whole - kernel)) / max(float(np.linalg.norm(kernel)), 1e-30)
     return best, Factored(path, ranks, error, macs, cost(best))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 from cnnjax import spec
@@ -108,7 +109,7 @@ def blocks(count: int = 0, macs: float = 0.0) -> Step:
     return Blocks(count, macs)
 
 
-PRUNINGS = {
+PRUNINGS: dict[str, Callable[..., Step]] = {
     "magnitude": magnitude,
     "movement": movement,
     "random": random,

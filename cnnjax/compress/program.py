@@ -72,7 +72,7 @@ def _outputs(equation: Any, values: list[Labels], classes: Classes) -> list[Labe
 
 def _inner_program(params: dict[str, Any]) -> ClosedJaxpr | None:
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        inner = params.get(name)
+        inner: Any = params.get(name)
         if isinstance(inner, ClosedJaxpr):
             return inner
         if hasattr(inner, "eqns"):
@@ -104,9 +104,9 @@ def _slice(equation: Any, values: list[Labels], classes: Classes) -> list[Labels
 
 def _split(equation: Any, values: list[Labels], classes: Classes) -> list[Labels]:
     axis, ends = equation.params["axis"], np.cumsum(equation.params["sizes"]).tolist()
-    pieces = []
+    pieces: list[Labels] = []
     for start, stop in zip([0, *ends], ends, strict=False):
-        labels = dict(values[0])
+        labels = {**values[0]}
         if axis in labels:
             labels[axis] = names.part(classes, labels[axis], start, stop)
         pieces.append(labels)
@@ -153,7 +153,7 @@ def _dot(equation: Any, values: list[Labels], classes: Classes) -> list[Labels]:
     for place, (one, other) in enumerate(zip(left_batch, right_batch, strict=True)):
         couple(classes, left.get(one), right.get(other))
         if one in left or other in right:
-            result[place] = left.get(one, right.get(other))
+            result[place] = left[one] if one in left else right[other]
     place = len(left_batch)
     for side, atom, used in (
         (left, equation.invars[0], {*left_axes, *left_batch}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.compress import masks as masking
@@ -40,7 +41,7 @@ def scan(
     for path, leaf in masking.prunable(variables["params"], layers).items():
         row = [whole]
         for sparsity in sparsities:
-            masks = masking.keep_highest({path: abs(np.asarray(leaf))}, sparsity)
+            masks = masking.keep_highest({path: jnp.abs(leaf)}, sparsity)
             params = masking.apply(variables["params"], masks)
             row.append(score({**variables, "params": params}))
         found[path] = tuple(row)

@@ -130,7 +130,8 @@ def input_width(x: jax.Array) -> int:
     if found is None:
         return x.shape[-1]
     first, widths = found
-    return widths.get(linen._context.module_stack[-1].path[first:], x.shape[-1])
+    calling: Any = linen._context.module_stack[-1]
+    return widths.get(calling.path[first:], x.shape[-1])
 
 
 @functools.lru_cache(maxsize=32)
@@ -180,7 +181,7 @@ def factored(layer: nn.Module, x: jax.Array, ranks: Sequence[int]) -> jax.Array:
         return dense(layer.features, use_bias=layer.use_bias, name=EXPAND)(hidden)
     if not isinstance(layer, nn.Conv | ops.ConvPool) or _groups(layer) > 1:
         raise UserError(f"{'/'.join(layer.path)} is no layer that can be factored: leave it whole.")
-    kernel_size, options = tuple(layer.kernel_size), _window(layer)
+    kernel_size, options = layer.kernel_size, _window(layer)
     plain = functools.partial(ops.Conv, dtype=layer.dtype, use_bias=False)
     if len(ranks) == 1:
         # The stride may as well come first: fewer positions.
@@ -205,9 +206,7 @@ def _window(layer: Any) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in ("strides", "padding", "kernel_dilation")}
 
 
-def _last(
-    layer: Any, kernel_size: tuple[int, ...], options: dict[str, Any], name: str
-) -> nn.Module:
+def _last(layer: Any, kernel_size: Any, options: dict[str, Any], name: str) -> nn.Module:
     """Returns the factor that ends a layer: with its bias, and with its activation and pool."""
     shared = {"use_bias": layer.use_bias, "dtype": layer.dtype, "name": name}
     if isinstance(layer, ops.ConvPool):

@@ -8,6 +8,7 @@ lazy.attach(
     __name__,
     (
         "adapting",
+        "compress_rounds",
         "compressed",
         "compressing",
         "evaluated",
@@ -24,6 +25,7 @@ lazy.attach(
 
 if TYPE_CHECKING:
     from cnnjax.studies import adapting as adapting
+    from cnnjax.studies import compress_rounds as compress_rounds
     from cnnjax.studies import compressed as compressed
     from cnnjax.studies import compressing as compressing
     from cnnjax.studies import evaluated as evaluated

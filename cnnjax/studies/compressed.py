@@ -11,6 +11,7 @@ import numpy as np
 
 from cnnjax.compress import speed
 from cnnjax.models.summary import summary
+from cnnjax.paths import read_text
 from cnnjax.run import files, report
 from cnnjax.studies.compressing import Smaller
 from cnnjax.trees import count_parameters, named_leaves
@@ -53,7 +54,7 @@ def facts(
         "milliseconds": {
             str(batch): speed.milliseconds(networks, image_shape, batch) for batch in BATCHES
         },
-        "layers": _layers(*forms, after[1]["params"]),
+        "layers": _layers(forms[0], forms[1], after[1]["params"]),
         "low_rank_layers": [dataclasses.asdict(row) for row in now.factored],
     }
 
@@ -123,7 +124,7 @@ def write(directory: Path, found: Mapping[str, Any], earlier: list[Any]) -> None
     card |= {"compression": [*earlier, dict(found)], "parameters_averaged": False}
     files.write_json(directory / "model.json", card)
     path = directory / "summary.md"
-    whole = path.read_text(encoding="utf-8").partition(HEADING)[0].rstrip()
+    whole = read_text(path, "summary").partition(HEADING)[0].rstrip()
     figures = "".join(
         f"\n![{name}](figures/{name}.png)\n"
         for name in ("sensitivity",)

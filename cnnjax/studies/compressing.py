@@ -28,6 +28,7 @@ from cnnjax.trees import mask_by_path, named_leaves
 
 PyTree = Any
 ROUNDS = "rounds"
+SPLITS = ("validation", "test")
 TAYLOR_BATCHES, TAYLOR_BATCH = 16, 64
 
 
@@ -97,6 +98,11 @@ def check_source(source: load.TrainedModel, directory: str) -> None:
         raise UserError(
             f"{directory} is a model with adapters, which are no layers of the network: compress "
             f"its base, {source.card['finetune']['base']}, and fine-tune that."
+        )
+    if "quantize" in source.card:
+        raise UserError(
+            f"{directory} is quantized: compress what it was made from, "
+            f"{source.card['quantize']['source']}, and give --quantize too."
         )
 
 

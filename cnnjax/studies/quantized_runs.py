@@ -32,6 +32,8 @@ from cnnjax.run import classifier, files, load, record, trainer
 
 EXPERIMENT = "cnnjax compress --quantize"
 BATCH = 256
+# Validation images on which a bound on accuracy must hold.
+FOR_BOUND = 5000
 REPORT = "quantization.json"
 
 
@@ -82,9 +84,11 @@ def choose_images(dataset: Dataset, scheme: compress.Scheme, seed: int, *, label
     )
     calibration = np.sort(drawn[: scheme.samples])
     held = dataset.validation
-    validation: tuple[Any, Any] = (held.image[: scheme.report], held.label[: scheme.report])
+    # A tenth of a point is an image of a thousand.
+    count = max(scheme.report, FOR_BOUND if scheme.max_drop else 0)
+    validation: tuple[Any, Any] = (held.image[:count], held.label[:count])
     if not len(held.label):
-        chosen = np.sort(drawn[::-1][: scheme.report])
+        chosen = np.sort(drawn[::-1][:count])
         validation = dataset.train.image[chosen], dataset.train.label[chosen]
     nothing: tuple[list, list] = ([], [])
     return Images(
@@ -212,7 +216,7 @@ def training_settings(
         *("preprocess", "pipeline", "batch_size", "seed", "data_seed", "smoke"),
     )
     return Training(
-        **{name: getattr(base, name) for name in kept},
+        **{name: _value(getattr(base, name)) for name in kept},
         **others,
         base=str(Path(run).absolute()),
         quantize=text,
@@ -222,6 +226,11 @@ def training_settings(
         warmup_epochs=0.0,
         run_dir=str(out / "qat"),
     )
+
+
+def _value(value: Any) -> Any:
+    """Returns a setting as it was before a file without tuples held it."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def write_run(
