@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,10 @@ def kind_of(out: Path, kind: str = "") -> str:
 
 def check(kind: str, options: Options) -> None:
     """Raises a UserError unless the format is installed and knows the options."""
+    from cnnjax.export.stablehlo import check_platforms
+
     require(kind)
+    check_platforms(options.platforms)
     if options.precision not in PRECISIONS[kind]:
         raise UserError(
             f"{kind} is written in {' or '.join(PRECISIONS[kind])}, not in "
@@ -101,7 +105,7 @@ def write(
     variables: Variables,
     signature: Signature,
     *,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     options: Options | None = None,
 ) -> None:
     """Writes a network in a format, and what it says of itself into or beside the file.
@@ -112,7 +116,7 @@ def write(
       forward: `forward(variables, image) -> logits`.
       variables: its arrays.
       signature: of the images.
-      metadata: text by name; in an ONNX file its `metadata_props`, else `PATH.json`.
+      metadata: what the file says of itself: of ONNX in its `metadata_props`, else in `PATH.json`.
       options: see `Options`.
 
     Raises:

@@ -14,6 +14,7 @@ import numpy as np
 
 from cnnjax.data.decoding import tensorflow
 from cnnjax.errors import UserError
+from cnnjax.export.packages import quiet
 from cnnjax.export.program import Forward, Signature, Variables
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -43,14 +44,16 @@ def write(
     """
     from cnnjax.export import saved_model
 
-    tf = tensorflow()
     if precision == "int8":
         if calibration is None or not len(calibration):
             raise UserError("int8 needs images to calibrate with: training images of the network.")
         signature_of_one = Signature(signature.shape, signature.dtype)
         signature_of_one.check(calibration, "the calibration images")
+    with quiet():
+        tf = tensorflow()
     held = saved_model.module(forward, variables, signature)
-    concrete = held.serving_default.get_concrete_function()
+    with quiet():
+        concrete = held.serving_default.get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], held)
     if precision != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -67,4 +70,6 @@ def write(
         kind = tf.uint8 if signature.dtype == "uint8" else tf.float32
         converter.inference_input_type = kind
         converter.inference_output_type = tf.float32
-    path.write_bytes(converter.convert())
+    with quiet():
+        content = converter.convert()
+    path.write_bytes(content)

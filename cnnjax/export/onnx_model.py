@@ -8,6 +8,7 @@ Runtime reads since 1.12; nothing of JAX or TensorFlow is in the file. ONNX: htt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def write(
     variables: Variables,
     signature: Signature,
     *,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     channels_first: bool = False,
 ) -> None:
     """Writes a network as an ONNX file, checked by `onnx.checker` with shape inference.
@@ -43,7 +44,7 @@ def write(
       forward: `forward(variables, image) -> logits`, such as `forward_of(model)`.
       variables: its arrays.
       signature: of the images.
-      metadata: text by name, for the file's `metadata_props`.
+      metadata: for the file's `metadata_props`: text as it is, anything else as JSON.
       channels_first: whether the file takes `[batch, channels, height, width]`, as PyTorch does.
 
     Raises:
@@ -60,7 +61,7 @@ def make(
     variables: Variables,
     signature: Signature,
     *,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     channels_first: bool = False,
 ) -> Any:
     """Returns the `onnx.ModelProto` that `write` writes; arguments and errors as there."""
@@ -101,7 +102,13 @@ def make(
         producer_name="cnnjax",
         producer_version=cnnjax.__version__,
     )
-    helper.set_model_props(model, dict(metadata or {}))
+    helper.set_model_props(
+        model,
+        {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in (metadata or {}).items()
+        },
+    )
     onnx.checker.check_model(model, full_check=True)
     return model
 

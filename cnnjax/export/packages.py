@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+import sys
+from collections.abc import Iterator
 
 from cnnjax.errors import UserError
 
@@ -44,3 +48,20 @@ def require(kind: str, *, running: bool = False) -> None:
             f"to {purpose} {kind} the package {names} is needed{remedy}: "
             "pip install 'cnnjax[export]'."
         )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what C++ libraries write to standard error of themselves from the user.
+
+    Errors are exceptions, and are raised as they are.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -8,7 +8,6 @@ the file) and `resize:HEIGHTxWIDTH` (uint8 images of that size, scaled to the ne
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -119,8 +118,8 @@ def triangles(length: int, wanted: int) -> np.ndarray:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def metadata(card: Mapping[str, Any], preprocessing: Preprocessing, **more: Any) -> dict[str, str]:
-    """Returns what a file says of itself, each value as text or JSON.
+def metadata(card: Mapping[str, Any], preprocessing: Preprocessing, **more: Any) -> dict[str, Any]:
+    """Returns what a file says of itself, as text, numbers and lists.
 
     Args:
       card: of the run, `model.json`.
@@ -132,7 +131,7 @@ def metadata(card: Mapping[str, Any], preprocessing: Preprocessing, **more: Any)
     if card.get("preprocess"):
         said["filter"] = card["preprocess"]
     signature = preprocessing.signature
-    said |= {
+    return said | {
         "preprocess": preprocessing.text,
         "input": _input(card, preprocessing),
         "input_shape": ["batch" if signature.batch is None else signature.batch, *signature.shape],
@@ -140,10 +139,6 @@ def metadata(card: Mapping[str, Any], preprocessing: Preprocessing, **more: Any)
         "output": "logits; softmax gives probabilities, of one logit the sigmoid",
         "cnnjax_version": cnnjax.__version__,
         **more,
-    }
-    return {
-        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for name, value in said.items()
     }
 
 

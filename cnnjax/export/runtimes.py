@@ -8,7 +8,7 @@ Nothing of the network is taken from here: what a file computes is what its user
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from cnnjax.data.decoding import tensorflow
-from cnnjax.errors import UserError, unknown_name
-from cnnjax.export.packages import require
+from cnnjax.errors import unknown_name
+from cnnjax.export.packages import quiet, require
+from cnnjax.paths import read_text
 
 # images `[batch, ...]` -> logits `[batch, classes]`.
 Run = Callable[[np.ndarray], np.ndarray]
@@ -46,6 +47,21 @@ def opened(path: Path, kind: str, *, threads: int | None = None) -> Run:
         raise unknown_name("format", kind, openers)
     require(kind, running=True)
     return openers[kind](path, threads)
+
+
+def about(path: Path, kind: str) -> dict[str, str]:
+    """Returns what an ONNX file says of itself, JSON where it is no text; of others `PATH.json`."""
+    if kind not in ("onnx", "web"):
+        from cnnjax.export.formats import beside
+
+        return json.loads(read_text(beside(path), "description of the file"))
+    import onnxruntime
+
+    from cnnjax.export import web
+
+    source = web.read_onnx(path) if kind == "web" else str(path)
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    return dict(session.get_modelmeta().custom_metadata_map)
 
 
 def _open_web(path: Path, threads: int | None) -> Run:
@@ -84,7 +100,7 @@ def _open_stablehlo(path: Path, threads: int | None) -> Run:
 def _open_tflite(path: Path, threads: int | None) -> Run:
     from ai_edge_litert.interpreter import Interpreter
 
-    with _quiet():
+    with quiet():
         reader = Interpreter(model_path=str(path), num_threads=threads or os.cpu_count())
     shape: list[int] = []
 
@@ -94,7 +110,7 @@ def _open_tflite(path: Path, threads: int | None) -> Run:
             shape[:] = images.shape
             if list(entry["shape"]) != shape:
                 reader.resize_tensor_input(entry["index"], shape)
-            with _quiet():
+            with quiet():
                 reader.allocate_tensors()
         reader.set_tensor(entry["index"], _quantized(images, entry))
         reader.invoke()
@@ -122,7 +138,8 @@ def _real(values: np.ndarray, result: Any) -> np.ndarray:
 
 def _open_saved_model(path: Path, threads: int | None) -> Run:
     tf = tensorflow()
-    loaded = tf.saved_model.load(str(path))
+    with quiet():
+        loaded = tf.saved_model.load(str(path))
     call = loaded.signatures["serving_default"]
     (name,) = call.structured_input_signature[1]
 
@@ -133,18 +150,3 @@ def _open_saved_model(path: Path, threads: int | None) -> Run:
     # The signature is a part of what was loaded, which must live on.
     run.loaded = loaded  # type: ignore[attr-defined]
     return run
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Keeps what a C++ library writes to standard error from the user."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    except ValueError as error:
-        raise UserError(f"the runtime cannot read the file: {error}") from None
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

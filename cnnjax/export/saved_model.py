@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cnnjax.data.decoding import tensorflow
+from cnnjax.export.elementary import rewritten
+from cnnjax.export.packages import quiet
 from cnnjax.export.program import BATCH, INPUT, OUTPUT, Forward, Signature, Variables, portable
 
 
@@ -29,7 +31,7 @@ def module(forward: Forward, variables: Variables, signature: Signature) -> Any:
     def of_image(image: Any) -> Any:
         # TensorFlow traces when it likes to.
         with portable():
-            return forward(variables, image)
+            return rewritten(lambda image: forward(variables, image))(image)
 
     call = jax2tf.convert(
         of_image,
@@ -55,5 +57,6 @@ def write(path: Path, forward: Forward, variables: Variables, signature: Signatu
       signature: of the images.
     """
     tf, held = tensorflow(), module(forward, variables, signature)
-    concrete = held.serving_default.get_concrete_function()
-    tf.saved_model.save(held, str(path), signatures={"serving_default": concrete})
+    with quiet():
+        concrete = held.serving_default.get_concrete_function()
+        tf.saved_model.save(held, str(path), signatures={"serving_default": concrete})

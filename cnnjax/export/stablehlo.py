@@ -23,6 +23,15 @@ from cnnjax.export.program import Forward, Signature, Variables, portable
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
+def check_platforms(platforms: Sequence[str]) -> None:
+    """Raises a UserError unless these are names of platforms, at least one."""
+    for platform in platforms:
+        if platform not in PLATFORMS:
+            raise unknown_name("platform", platform, PLATFORMS)
+    if not platforms:
+        raise UserError(f"no platforms: give some of {', '.join(PLATFORMS)}.")
+
+
 def make(
     forward: Forward,
     variables: Variables,
@@ -43,11 +52,7 @@ def make(
     """
     from jax import export
 
-    for platform in platforms:
-        if platform not in PLATFORMS:
-            raise unknown_name("platform", platform, PLATFORMS)
-    if not platforms:
-        raise UserError(f"no platforms: give some of {', '.join(PLATFORMS)}.")
+    check_platforms(platforms)
 
     def of_image(image: jax.Array) -> jax.Array:
         return forward(variables, image)
