@@ -178,6 +178,18 @@ def _check(config: Config) -> None:
         require(cnnjax.export.formats.kind_of(config.out, config.format), running=True)
 
 
+def _check_page(config: Config) -> None:
+    if config.preprocess != Config.preprocess:
+        raise UserError(
+            f"--preprocess {config.preprocess}: a page prepares images as the run's; leave it out."
+        )
+    if (config.batch or 1) != 1:
+        raise UserError(f"--batch {config.batch}: a page has one image at a time; leave it out.")
+    out = config.out
+    if out.is_dir() and any(out.iterdir()) and not cnnjax.export.web.is_page(out):
+        raise UserError(f"--out {out} holds other files: name a new folder for the page.")
+
+
 def _check_runs_here(platforms: tuple[str, ...]) -> None:
     import jax
 
@@ -187,16 +199,6 @@ def _check_runs_here(platforms: tuple[str, ...]) -> None:
             f"--platforms {' '.join(platforms)}: the file could not be run here, on {here}: add "
             f"{here}, or leave the comparison to another machine by --check 0."
         )
-
-
-def _check_page(config: Config) -> None:
-    if config.preprocess != Config.preprocess:
-        raise UserError(
-            f"--preprocess {config.preprocess}: a page prepares images as the run's; leave it out."
-        )
-    out = config.out
-    if out.is_dir() and any(out.iterdir()) and not cnnjax.export.web.is_page(out):
-        raise UserError(f"--out {out} holds other files: name a new folder for the page.")
 
 
 def _reference(trained: load.TrainedModel) -> Any:

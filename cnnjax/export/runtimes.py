@@ -51,13 +51,16 @@ def opened(path: Path, kind: str, *, threads: int | None = None) -> Run:
 
 def about(path: Path, kind: str) -> dict[str, str]:
     """Returns what an ONNX file says of itself, JSON where it is no text; of others `PATH.json`."""
-    if kind != "onnx":
+    if kind not in ("onnx", "web"):
         from cnnjax.export.formats import beside
 
         return json.loads(read_text(beside(path), "description of the file"))
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    from cnnjax.export import web
+
+    source = web.read_onnx(path) if kind == "web" else str(path)
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
     return dict(session.get_modelmeta().custom_metadata_map)
 
 

@@ -172,6 +172,7 @@ def test_a_page_holds_all_that_it_names_and_fetches_nothing(stand_in, tmp_path):
     run = export.opened(page, "web")
     images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
     np.testing.assert_allclose(run(images), forward(variables, images), rtol=1e-4, atol=1e-4)
+    assert json.loads(export.runtimes.about(page, "web")["class_names"])[9] == "class 9"
     assert web.is_page(page) and not web.is_page(stand_in)
     written(page, runtime=stand_in)
 
@@ -224,6 +225,8 @@ def test_a_folder_of_other_files_and_other_images_are_refused(tmp_path):
         command.main(command.Config(**flags))
     with pytest.raises(UserError, match="--preprocess none: a page prepares images"):
         command.main(command.Config(**flags, preprocess="none"))
+    with pytest.raises(UserError, match="--batch 4: a page has one image at a time"):
+        command.main(command.Config(**flags, batch=4))
     with pytest.raises(UserError, match=r"model\.js"):
         web.read_onnx(tmp_path)
 
