@@ -71,7 +71,7 @@ def _quantize(config: Any, scheme: compress.Scheme, source: Path, out: Path) -> 
     _check_layers(trained, scheme)
     _begin(config, out)
     print(f"network      {trained.card['model']} of {source}, step {trained.step}")
-    print(f"quantizing   {config.quantize}: {schemes.describe(scheme) or 'int8'}")
+    print(f"quantizing   {config.quantize}")
     if settings is not None and images is not None:
         result = quantized_runs.trained_run(trained, scheme, images, settings)
         if isinstance(result, int):

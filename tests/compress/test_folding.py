@@ -169,6 +169,7 @@ class Depthwise(nn.Module):
         return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_groups_are_equalized_channel_by_channel():
     model = Depthwise()
     variables, image = drawn(model, (8, 8, 1))

@@ -153,6 +153,7 @@ def test_the_report_names_every_layer():
     assert "2 of 3 layers with parameters are quantized" in table and "conv1_norm folded" in table
 
 
+@pytest.mark.slow
 def test_weights_alone_need_no_images_and_take_a_quarter_or_less():
     model, variables, _ = tiny()
     kernels = sum(
@@ -229,6 +230,7 @@ def test_the_card_builds_the_model_again():
         card.read_back(tiny()[0], {"quantize": {"layers": {}}})
 
 
+@pytest.mark.slow
 def test_a_trained_form_computes_what_its_codes_do():
     model, variables, images = tiny()
     prepared = compress.prepare(

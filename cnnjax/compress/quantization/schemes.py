@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -201,17 +200,6 @@ def read_scheme(text: str) -> Scheme:
     return spec.call(dataclasses.replace(item, keyword=keyword), SCHEMES, KIND)
 
 
-def describe(scheme: Scheme) -> str:
-    """Returns the fields that differ from the defaults, on one line."""
-    default = Scheme()
-    shown = {
-        field.name: getattr(scheme, field.name)
-        for field in dataclasses.fields(scheme)
-        if getattr(scheme, field.name) != getattr(default, field.name)
-    }
-    return ", ".join(f"{name}={value}" for name, value in shown.items())
-
-
 def selected(paths: Iterable[str], layers: Patterns, skip: Patterns) -> tuple[set[str], set[str]]:
     """Returns the paths that are chosen, and those that are skipped of them.
 
@@ -236,13 +224,3 @@ def _matching(paths: list[str], patterns: Patterns) -> set[str]:
             raise unknown_name("layer pattern (it matches nothing)", pattern, paths)
         found |= matches
     return found
-
-
-def arguments_of(name: str) -> list[str]:
-    """Returns the names of a scheme's arguments."""
-    return list(inspect.signature(SCHEMES[name]).parameters)
-
-
-def as_json(scheme: Scheme) -> dict[str, Any]:
-    """Returns the fields of a scheme, as a file holds them."""
-    return dataclasses.asdict(scheme)

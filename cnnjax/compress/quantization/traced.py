@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -247,12 +246,3 @@ def _evaluate(
         debug_info=jaxpr.debug_info.with_unknown_names(),
     )
     return jax.core.eval_jaxpr(part, [], value, *constants.values())[0]
-
-
-def macs(layer: Layer, kernel_shape: Sequence[int]) -> int:
-    """Returns the multiply-accumulates of a layer with a kernel, for one image."""
-    positions = layer.output_shape[1:-1]
-    if isinstance(layer.module, ops.ConvTranspose | nn.ConvTranspose):
-        positions = layer.input_shape[1:-1]
-    pooled = 4 if isinstance(layer.module, ops.ConvPool) else 1
-    return math.prod(positions) * pooled * math.prod(kernel_shape)
