@@ -6,7 +6,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from cnnjax import spec
 from cnnjax.compress.quantization import integers
