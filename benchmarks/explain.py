@@ -100,7 +100,8 @@ def compare(options: argparse.Namespace) -> None:
         calls: dict[str, Callable[[], Any]] = {"ours": functools.partial(ours, variables, image)}
         if method.name in peers:
             theirs = peers[method.name]
-            classes = [np.full_like(label, each) for each in range(options.classes)] or [label]
+            classes: list[Any] = [np.full_like(label, each) for each in range(options.classes)]
+            classes = classes or [label]
             calls["captum"] = functools.partial(one_by_one, theirs, classes)
         seconds = fastest(calls, options.rounds)
         speed = options.images / seconds["ours"]

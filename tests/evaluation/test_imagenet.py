@@ -80,11 +80,12 @@ def test_a_folder_of_some_classes_is_evaluated_among_them(weights, tmp_path, cap
         commands.main(
             [
                 *("evaluate", "--weights", str(run), "--dataset", f"folder:{tmp_path / 'images'}"),
-                *("--out", str(tmp_path / "out")),
+                *("--out", str(tmp_path / "out"), "--full"),
             ]
         )
     assert not stop.value.code, capsys.readouterr().err
-    assert "among 4 classes" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "among 4 classes" in printed and "CE against AlexNet as published" in printed
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     opened = images.open_images(f"folder:{tmp_path / 'images'}", (32, 32), fit="resize")
     batch = next(opened.batches(12))
@@ -94,6 +95,11 @@ def test_a_folder_of_some_classes_is_evaluated_among_them(weights, tmp_path, cap
     assert found["top1"] == expected["top1"]
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
     assert (found["examples"], found["classes"]) == (12, 4)
+    full = json.loads((tmp_path / "out" / "full.json").read_text())
+    values = {row["name"]: row["value"] for row in full["rows"]}
+    assert values["accuracy"] == pytest.approx(expected["top1"])
+    assert values["negative log-likelihood"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert (tmp_path / "out" / "figures" / "corruptions.png").exists()
 
 
 def test_the_images_of_a_split_are_found(tmp_path):
@@ -147,7 +153,9 @@ def test_tfds_imagenet_is_tested_on_its_validation_split(tmp_path):
     ("flags", "message"),
     [
         (["--weights", "none.pth"], "no images given"),
-        (["--weights", "none.pth", "--dataset", "tfds:imagenet2012"], "there is no none.pth"),
+        # The images are looked for before the weights.
+        (["--weights", "none.pth", "--dataset", "mnist"], "unknown dataset 'mnist'"),
+        (["--weights", "none.pth", "--dataset", "folder:nowhere"], "no directory nowhere"),
         (["--weights", "none.pth", "--tta", "flip"], "--tta is for --run, not for --weights"),
     ],
 )
