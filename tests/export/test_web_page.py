@@ -178,6 +178,7 @@ def test_a_page_holds_all_that_it_names_and_fetches_nothing(stand_in, tmp_path):
     written(page, runtime=stand_in)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_of_a_run(stand_in, tmp_path, capsys):
     lenet = models.create("lenet5", num_classes=10)
     table = convert.entries(lenet, (28, 28, 1), convert.find_names(lenet, "pytorch"))
