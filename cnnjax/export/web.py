@@ -51,7 +51,7 @@ def write(
     variables: Variables,
     signature: Signature,
     *,
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, Any],
     runtime: str = "",
 ) -> None:
     """Writes the page of a classifier: `index.html`, and all that it needs beside it.
@@ -173,7 +173,7 @@ def _verified(found: dict[str, bytes], place: Path) -> dict[str, bytes]:
     return found
 
 
-def _described(metadata: Mapping[str, str], signature: Signature) -> dict[str, Any]:
+def _described(metadata: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
     """Returns what the page knows of the network besides its file."""
     from cnnjax.data.image_files import parse_fit
 
@@ -186,7 +186,7 @@ def _described(metadata: Mapping[str, str], signature: Signature) -> dict[str, A
     return {
         "title": f"{metadata.get('run', 'A network')}: {model}",
         "facts": f"Written by cnnjax; run by ONNX Runtime Web {VERSION} (MIT license, Microsoft).",
-        "class_names": json.loads(metadata["class_names"]),
+        "class_names": list(metadata["class_names"]),
         "image_shape": list(signature.shape),
         "prepare": prepare,
         "fit": fit,

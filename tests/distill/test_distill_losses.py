@@ -34,6 +34,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_transforms(case):
     check_transforms(case)
@@ -77,6 +78,7 @@ def test_one_logit_counts_for_two_classes():
     np.testing.assert_allclose(one, two, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_where_they_agree_every_loss_is_0_and_so_is_its_gradient():
     for loss, x in (
         (lambda s, t: losses.softened_divergence(s, t, temperature=4.0), STUDENT),
@@ -159,6 +161,7 @@ def test_angles_by_loops():
     np.testing.assert_allclose(losses.angle_loss(STUDENT, TEACHER), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [losses.distance_loss, losses.angle_loss])
 def test_padding_is_nobodys_other(loss):
     counts = jnp.array([True] * 4 + [False] * 2)

@@ -14,6 +14,7 @@ from cnnjax.devices.sharding import batch_sharding, make_mesh, replicated
 from cnnjax.distill import layers
 from cnnjax.distill.losses import distance_loss, softened_divergence
 from cnnjax.errors import UserError
+from cnnjax.models.summary import abstract_variables
 from cnnjax.tasks.classification import classification
 from cnnjax.tasks.segmentation import segmentation
 from cnnjax.train.compile import compile_train
@@ -38,14 +39,20 @@ def init(model, seed, shape=SHAPE):
     return model.init(jax.random.key(seed), jnp.zeros((1, *shape)), train=False)
 
 
-def pair(text=ALL, student=None, teacher=None, shape=SHAPE):
-    """Returns a distilled model and its variables."""
+def made(text=ALL, student=None, teacher=None, shape=SHAPE):
+    """Returns a distilled model; nothing is computed."""
     teacher = teacher or network(6, 8, norm="batch")
     student = student or network(2, 3, norm="batch")
-    variables = init(teacher, 1, shape)
-    model = distill.make(
+    variables = abstract_variables(teacher, shape)
+    return distill.make(
         student, distill.Teacher(teacher, NAMES, shape), variables, distill.read(text)
     )
+
+
+def pair(text=ALL, student=None, teacher=None, shape=SHAPE):
+    """Returns a distilled model and its variables."""
+    model = made(text, student, teacher, shape)
+    variables = init(model.teacher.model, 1, shape)
     return model, model.start(jax.random.key(2), variables)
 
 
@@ -56,6 +63,7 @@ def step_of(model, variables, axis_name=None, optimizer=None, **options):
     return state, make_step(model, optimizer, task, schedule=lambda step: 0.1, axis_name=axis_name)
 
 
+@pytest.mark.slow
 def test_the_students_own_start_and_answers_are_those_without_a_teacher():
     model, variables = pair()
     alone = init(model.student, 2)
@@ -147,7 +155,7 @@ def test_four_devices_make_the_step_of_one(way):
 
 
 def test_a_relation_needs_the_whole_batch():
-    model, _ = pair("rkd_distance")
+    model = made("rkd_distance")
     task = distill.distillation(classification(4), model.terms)
     with pytest.raises(UserError, match="accumulate 2: the loss of this task needs all examples"):
         make_step(model, optax.sgd(0.1), task, schedule=lambda step: 0.1, accumulate=2)
@@ -156,13 +164,13 @@ def test_a_relation_needs_the_whole_batch():
 
 def test_layers_are_chosen_by_the_size_of_their_images():
     sizes = models.create("cnn_32_64", num_classes=4, widths=(2, 3, 4))
-    model, _ = pair("attention, features", sizes, network(6, 8), (28, 28, 1))
+    model = made("attention, features", sizes, network(6, 8), (28, 28, 1))
     assert [term.pairs for term in model.terms] == [
         (("stage1", "stage1"), ("stage2", "stage2")),
         (("stage2", "stage2"),),
     ]
     # A network without images is compared where its head begins.
-    model, _ = pair("features", models.create("mlp", num_classes=4, dense_widths=(5,)))
+    model = made("features", models.create("mlp", num_classes=4, dense_widths=(5,)))
     assert model.terms[0].pairs == (("before_head", "before_head"),)
 
 
@@ -215,7 +223,7 @@ def test_pixels_are_distilled_too():
 )
 def test_bad_losses_are_one_line(text, message):
     with pytest.raises(UserError) as error:
-        pair(text)
+        made(text)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -231,12 +239,12 @@ def test_a_teacher_that_does_not_fit_is_one_line():
     distill.check_data(teacher, distill.read("attention"), SHAPE, ("a", "c"))
     student = models.create("cnn_32_64", num_classes=3, widths=(2,))
     with pytest.raises(UserError, match=r"student's outputs are \[3\], the teacher's \[4\]"):
-        pair("logits", student)
+        made("logits", student)
     with pytest.raises(UserError, match="no stage of MLP is one"):
-        pair("attention", models.create("mlp", num_classes=4, dense_widths=(5,)))
+        made("attention", models.create("mlp", num_classes=4, dense_widths=(5,)))
     blocks = models.create("resnet18", num_classes=4, stem="cifar", remat=True)
     with pytest.raises(UserError, match="--remat"):
-        pair("attention", blocks)
+        made("attention", blocks)
 
 
 @pytest.mark.slow

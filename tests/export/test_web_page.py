@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from cnnjax import data, export, models
+from cnnjax import convert, data, export, models
+from cnnjax.commands import convert as convert_command
 from cnnjax.commands import export as command
 from cnnjax.data import image_to_shape
 from cnnjax.data.image_files import parse_fit
@@ -139,7 +140,7 @@ def written(folder, shape=(28, 28, 1), num_classes=10, runtime="", **said):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     forward, variables, signature = network(shape, num_classes)
-    names = json.dumps([f"class {number}" for number in range(max(2, num_classes))])
+    names = [f"class {number}" for number in range(max(2, num_classes))]
     metadata = {"run": "a <run>", "model": "cnn", "class_names": names, "fit": "pad"} | said
     web.write(folder, forward, variables, signature, metadata=metadata, runtime=str(runtime))
     return forward, variables
@@ -175,6 +176,26 @@ def test_a_page_holds_all_that_it_names_and_fetches_nothing(stand_in, tmp_path):
     assert json.loads(export.runtimes.about(page, "web")["class_names"])[9] == "class 9"
     assert web.is_page(page) and not web.is_page(stand_in)
     written(page, runtime=stand_in)
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_page_of_a_run(stand_in, tmp_path, capsys):
+    lenet = models.create("lenet5", num_classes=10)
+    table = convert.entries(lenet, (28, 28, 1), convert.find_names(lenet, "pytorch"))
+    draw = np.random.default_rng(0).normal
+    arrays = {entry.name: 0.1 * draw(size=entry.their_shape).astype("f") for entry in table}
+    convert.write(tmp_path / "weights.npz", arrays)
+    run, page = tmp_path / "lenet", tmp_path / "page"
+    convert_command.main(convert_command.Config(tmp_path / "weights.npz", run, model="lenet5"))
+    card = json.loads((run / "model.json").read_text())
+    for dataset, prepare in ((None, "image"), ("mnist", "digit")):
+        (run / "model.json").write_text(json.dumps(card | {"dataset": dataset}))
+        flags = {"run": str(run), "out": page, "format": "web", "runtime": str(stand_in)}
+        assert command.main(command.Config(**flags, check=8)) == 0
+        said = json.loads((page / "model.js").read_text().partition(" = ")[2].rstrip(";\n"))
+        assert (said["title"], said["prepare"]) == ("lenet: lenet5", prepare)
+        assert (len(said["class_names"]), said["image_shape"]) == (10, [28, 28, 1])
+    assert f"written   {page}" in capsys.readouterr().out
 
 
 def test_the_runtime_is_read_of_archives_and_folders_and_verified(stand_in, tmp_path, monkeypatch):
