@@ -21,7 +21,7 @@ lazy.attach(
     __name__,
     (
         *("belief", "cam", "checks", "gradients", "named", "page", "perturbation", "rectifiers"),
-        *("taps", "targets"),
+        *("inside", "markup", "taps", "targets"),
     ),
     {
         "cam": ("grad_cam", "grad_cam_plus_plus", "layer_cam", "score_cam"),
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from cnnjax.explain import cam as cam
     from cnnjax.explain import checks as checks
     from cnnjax.explain import gradients as gradients
+    from cnnjax.explain import inside as inside
+    from cnnjax.explain import markup as markup
     from cnnjax.explain import named as named
     from cnnjax.explain import page as page
     from cnnjax.explain import perturbation as perturbation
