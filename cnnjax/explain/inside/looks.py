@@ -192,7 +192,7 @@ def points(
       class_names: of the dataset; where they are not the network's, no answer is wrong.
 
     Returns:
-      The points; None, which is said, if there are too few images.
+      The points; None, which is said, if there are too few images or no finite features.
     """
     if len(images) < embedding.FEWEST:
         print(f"no points: {len(images)} test images, {embedding.FEWEST} are needed")
@@ -204,6 +204,9 @@ def points(
         _batches(network, images),
         normalize=network.normalize,
     )
+    if not np.isfinite(features).all():
+        print("no points: what enters the head is not finite")
+        return None
     maps = {
         title: embedding.embed(features, method, seed=network.options.seed)
         for title, method in ARRANGEMENTS.items()

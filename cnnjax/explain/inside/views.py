@@ -164,7 +164,7 @@ def crops(
     found = []
     values, places = (np.asarray(each[channel]) for each in (best.value, best.position))
     for value, image, place in zip(values, np.asarray(best.image[channel]), places, strict=True):
-        if np.isfinite(value):
+        if not np.isneginf(value):
             row, column = divmod(int(place), width)
             found.append(maximal.crop(images[int(image)], field, row, column))
     return found
