@@ -20,8 +20,9 @@ from cnnjax import lazy
 lazy.attach(
     __name__,
     (
-        *("belief", "cam", "checks", "concepts", "gradients", "layers_of_program", "named", "page"),
-        *("perturbation", "rectifiers", "relevance", "taps", "targets", "worst"),
+        *("belief", "cam", "checks", "concepts", "gradients", "inside", "layers_of_program"),
+        *("markup", "named", "page", "perturbation", "rectifiers", "relevance", "taps", "targets"),
+        "worst",
     ),
     {
         "cam": ("grad_cam", "grad_cam_plus_plus", "layer_cam", "score_cam"),
@@ -63,7 +64,9 @@ if TYPE_CHECKING:
     from cnnjax.explain import checks as checks
     from cnnjax.explain import concepts as concepts
     from cnnjax.explain import gradients as gradients
+    from cnnjax.explain import inside as inside
     from cnnjax.explain import layers_of_program as layers_of_program
+    from cnnjax.explain import markup as markup
     from cnnjax.explain import named as named
     from cnnjax.explain import page as page
     from cnnjax.explain import perturbation as perturbation

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from cnnjax.explain.markup import STYLE, filled, png, uri
 
 # Values above this quantile of a map's absolute values have the full color.
 QUANTILE = 0.995
@@ -60,21 +60,6 @@ def painted(image: np.ndarray, map_: np.ndarray) -> np.ndarray:
     color = np.where(strength > 0, RED, BLUE)
     mixed = pale * (1 - np.abs(strength)) + color * np.abs(strength)
     return np.round(255 * mixed).astype(np.uint8)
-
-
-def png(pixels: np.ndarray, side: int = 0) -> bytes:
-    """Returns a PNG file of uint8 pixels; enlarged without smoothing to about `side` pixels."""
-    from PIL import Image
-
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    factor = max(1, side // max(picture.size))
-    if factor > 1:
-        picture = picture.resize(
-            (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
-        )
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return file.getvalue()
 
 
 def write_pictures(pictures: Sequence[Picture], directory: Path) -> list[Path]:
@@ -127,16 +112,16 @@ def write_page(
         )
     data = [
         {
-            f"{methods.index(method)},{layers.index(layer) if layer else -1},{place}": _uri(
+            f"{methods.index(method)},{layers.index(layer) if layer else -1},{place}": uri(
                 png(painted(picture.image, map_), 160)
             )
             for (method, layer, place), map_ in picture.maps.items()
         }
         for picture in pictures
     ]
-    text = _PAGE
-    for name, value in {
+    values = {
         "TITLE": html.escape(heading),
+        "STYLE": STYLE,
         "FACTS": "".join(f"<p>{html.escape(line)}</p>" for line in facts),
         "TABLE": "".join(map(_table, tables)),
         "LAYERS": buttons,
@@ -144,9 +129,8 @@ def write_page(
         "METHODS": json.dumps(methods).replace("<", "\\u003c"),
         "DATA": json.dumps(data),
         "LAYER": str(len(layers) - 1),
-    }.items():
-        text = text.replace(f"@{name}@", value)
-    path.write_text(text, encoding="utf-8")
+    }
+    path.write_text(filled(_PAGE, values), encoding="utf-8")
     return path
 
 
@@ -161,7 +145,7 @@ def _figure(number: int, picture: Picture) -> str:
         f"<figcaption>{html.escape(method)}</figcaption></figure>"
         for place, method in enumerate(methods)
     )
-    whole = f'<img alt="image" src="{_uri(png(picture.image, 160))}">'
+    whole = f'<img alt="image" src="{uri(png(picture.image, 160))}">'
     title = html.escape(picture.title)
     return (
         f'<section data-picture="{number}"><h2>{title}</h2><p class="classes">{classes}</p>'
@@ -183,24 +167,14 @@ def _table(table: Table) -> str:
     return f"{text}<table><tr>{head}</tr>{body}</table>"
 
 
-def _uri(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>@TITLE@</title>
 <style>
-:root { color-scheme: light dark; }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 80rem; }
-body { margin: 1.5rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin: 1.6rem 0 .3rem; }
-button { font: inherit; margin: 0 .3rem .3rem 0; padding: .1rem .6rem; cursor: pointer; }
-button.on { background: #0072b2; color: white; border-color: #0072b2; }
+@STYLE@
 .maps { display: flex; flex-wrap: wrap; gap: .6rem; }
 figure { margin: 0; } figcaption { font-size: .8rem; max-width: 140px; overflow-wrap: anywhere; }
 img { width: 140px; height: auto; image-rendering: pixelated; display: block; }
-table { border-collapse: collapse; } th, td { text-align: right; padding: .15rem .7rem; }
 td:first-child, td:last-child { text-align: left; } tr.fails { color: #d55e00; }
 </style></head><body>
 <h1>@TITLE@</h1>@FACTS@@LAYERS@

@@ -76,6 +76,22 @@ def _changed_layers(change: Callable[[str, jax.Array], jax.Array]) -> Any:
     return intercept_methods(record)
 
 
+def all_layers(model: nn.Module, variables: Any, image: jax.Array) -> Arrays:
+    """Returns the activations of all stages and layers, in the order of computation.
+
+    Arguments as for `tap`; where a layer is called more than once it is its first activation.
+    """
+    found: Arrays = {}
+
+    def note(name: str, x: jax.Array) -> jax.Array:
+        found.setdefault(name, x)
+        return x
+
+    with _changed_layers(note), changed_stages(note):
+        model.apply(variables, image, train=False)
+    return found
+
+
 def activations_and_gradients(
     model: nn.Module, variables: Any, image: jax.Array, target: Target, names: Iterable[str]
 ) -> tuple[Arrays, Arrays]:

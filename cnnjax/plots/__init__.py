@@ -6,7 +6,8 @@
 from cnnjax.plots.canvas import attempt
 from cnnjax.plots.comparison import accuracy_by_labels, corruption_errors
 from cnnjax.plots.curves import interval_chart, learning_curves
-from cnnjax.plots.embedding import embedding
+from cnnjax.plots.embedding import embedding, point_maps
+from cnnjax.plots.fields import effective_fields
 from cnnjax.plots.images import (
     filters,
     image_grid,
@@ -26,12 +27,14 @@ __all__ = [
     "class_maps",
     "confusion_matrix",
     "corruption_errors",
+    "effective_fields",
     "embedding",
     "filters",
     "image_grid",
     "image_sheet",
     "interval_chart",
     "learning_curves",
+    "point_maps",
     "prediction",
     "reliability_diagram",
     "roc_curves",

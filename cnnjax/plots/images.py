@@ -41,7 +41,7 @@ def image_sheet(images: Any, path: Path | str, *, columns: int = 8, heading: str
       heading: of the figure, if any.
     """
     images = _displayable(np.asarray(images))
-    sheet = _mosaic(images, min(columns, len(images)))
+    sheet = mosaic(images, min(columns, len(images)))
     inches_per_pixel = 6.0 / sheet.shape[1]
     figure = new_figure(6.0, sheet.shape[0] * inches_per_pixel + (0.35 if heading else 0.0))
     if heading:
@@ -202,16 +202,27 @@ def prediction(
     return save(figure, path)
 
 
-def filters(kernel: Any, path: Path | str, *, max_out: int = 64, max_in: int = 16) -> Path:
+def filters(
+    kernel: Any,
+    path: Path | str,
+    *,
+    groups: int = 1,
+    in_color: bool | None = None,
+    max_out: int = 64,
+    max_in: int = 16,
+) -> Path:
     """Draws the kernel of a convolution.
 
     Three input channels are drawn as colors, each filter stretched to its own range. Otherwise a
-    tile is one slice, blue below and red above zero on one scale; with a single input channel the
-    filters fill a grid, with more a row is an input channel and a column a filter.
+    tile is one slice, blue below and red above zero on one scale; with a single input channel (a
+    depthwise convolution has one for each filter) the filters fill a grid, with more a row is an
+    input channel and a column a filter.
 
     Args:
-      kernel: `[height, width, channels_in, channels_out]`.
+      kernel: `[height, width, channels_in, channels_out]`, the channels of one group.
       path: where the PNG goes.
+      groups: of channels and filters, each for itself.
+      in_color: whether the input channels are red, green and blue; None: if they are three.
       max_out: draw at most this many filters.
       max_in: draw at most this many input channels.
     """
@@ -222,28 +233,31 @@ def filters(kernel: Any, path: Path | str, *, max_out: int = 64, max_in: int = 1
         )
     height, width, channels_in, channels_out = kernel.shape
     out, into = min(channels_out, max_out), min(channels_in, max_in)
-    if channels_in == 3:
+    in_color = channels_in == 3 and groups == 1 if in_color is None else in_color
+    if in_color:
         low, high = kernel.min(axis=(0, 1, 2)), kernel.max(axis=(0, 1, 2))
         tiles = np.moveaxis((kernel - low) / np.maximum(high - low, 1e-12), -1, 0)[:out]
         into = channels_in
     else:
         tiles = kernel[:, :, :into, :out].transpose(2, 3, 0, 1).reshape(-1, height, width)
-    mosaic = _mosaic(tiles, _full_columns(out) if channels_in in (1, 3) else out)
-    inches_per_pixel = min(0.9 / width, 11.0 / mosaic.shape[1])
+    sheet = mosaic(tiles, _full_columns(out) if in_color or into == 1 else out)
+    inches_per_pixel = min(0.9 / width, 11.0 / sheet.shape[1])
     figure = new_figure(
-        max(4.6, mosaic.shape[1] * inches_per_pixel + 1.0), mosaic.shape[0] * inches_per_pixel + 0.6
+        max(4.6, sheet.shape[1] * inches_per_pixel + 1.0), sheet.shape[0] * inches_per_pixel + 0.6
     )
     axes = figure.add_subplot()
     axes.axis("off")
     limit = float(np.nanmax(np.abs(kernel), initial=0.0)) or 1.0
-    image = axes.imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    if channels_in != 3:
+    image = axes.imshow(sheet, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    if not in_color:
         # The map is white at zero: tiles are told apart by a gray pixel between them.
         image.set_cmap(image.get_cmap().with_extremes(bad="#BDBDBD"))
         figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
     title = f"{channels_out} filter{'s' * (channels_out > 1)} of {height}x{width}"
     if out < channels_out:
         title = f"{out} of {title}"
+    if groups > 1:
+        title += f", {groups} groups"
     if channels_in > 1:
         title += f", {channels_in} input channels" + (
             f" ({into} shown)" if into < channels_in else ""
@@ -307,7 +321,7 @@ def _full_columns(count: int) -> int:
     return min(candidates, key=lambda columns: (-count % columns, abs(columns - ideal)))
 
 
-def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
+def mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
     """Sets tiles `[tiles, height, width, ...]` into rows, a pixel apart: NaN, white if colored."""
     rows = math.ceil(len(tiles) / columns)
     _, height, width, *channels = tiles.shape
