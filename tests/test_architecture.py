@@ -21,6 +21,7 @@ ROOMS = (
     "lazy",
     "trees",
     "rng",
+    "traced",
     "signatures",
     "spec",
     "losses",

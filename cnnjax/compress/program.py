@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from cnnjax.compress import labels as names
 from cnnjax.compress.labels import Classes, Labels
+from cnnjax.traced import inner_program
 
 # Of JAX, but for the last, which is `ops.computed_once`.
 _ENTRY_BY_ENTRY = """
@@ -54,7 +55,7 @@ def _of_constant(value: Any) -> Labels:
 
 def _outputs(equation: Any, values: list[Labels], classes: Classes) -> list[Labels]:
     name, params = equation.primitive.name, equation.params
-    inner = _inner_program(params)
+    inner = inner_program(equation)
     if inner is not None and len(inner.jaxpr.invars) == len(values):
         return follow(inner, values, classes)
     if name in ELEMENTWISE:
@@ -68,16 +69,6 @@ def _outputs(equation: Any, values: list[Labels], classes: Classes) -> list[Labe
         return rule(equation, values, classes)
     names.fix_all(classes, values)
     return [names.fixed(getattr(out.aval, "shape", ())) for out in equation.outvars]
-
-
-def _inner_program(params: dict[str, Any]) -> ClosedJaxpr | None:
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        inner: Any = params.get(name)
-        if isinstance(inner, ClosedJaxpr):
-            return inner
-        if hasattr(inner, "eqns"):
-            return ClosedJaxpr(inner, ())
-    return None
 
 
 def _broadcast(equation: Any, values: list[Labels], classes: Classes) -> list[Labels]:

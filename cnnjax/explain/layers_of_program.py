@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
 from cnnjax.errors import UserError
-from cnnjax.explain.rectifiers import bound, inner_program
+from cnnjax.traced import bound, inner_program
 
 MOVES = {
     *("reshape", "transpose", "squeeze", "expand_dims", "slice", "concatenate", "rev", "pad"),

@@ -11,11 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-
-CALLS = {
-    *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"),
-    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
-}
+from cnnjax.traced import bound
 
 
 @jax.custom_vjp
@@ -104,22 +100,3 @@ def _is_relu(equation: Any) -> bool:
 def _grouped(equation: Any) -> ClosedJaxpr | None:
     """Returns the program of a call that only groups operations."""
     return equation.params["jaxpr"] if equation.primitive.name in ("jit", "pjit") else None
-
-
-def inner_program(equation: Any) -> ClosedJaxpr | None:
-    """Returns the program of a call, whatever the call is for: `jit`, remat, a derivative."""
-    if equation.primitive.name not in CALLS:
-        return None
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if (inner := equation.params.get(name)) is not None:
-            return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-    return None
-
-
-def bound(equation: Any, inputs: list[Any]) -> list[Any]:
-    """Returns what a step of a traced program makes of its inputs."""
-    parameters = equation.primitive.get_bind_params(equation.params)
-    # Some versions of JAX give the functions among the parameters for themselves.
-    functions, parameters = parameters if isinstance(parameters, tuple) else ((), parameters)
-    outputs = equation.primitive.bind(*functions, *inputs, **parameters)
-    return list(outputs) if equation.primitive.multiple_results else [outputs]

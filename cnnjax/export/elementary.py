@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.export.lowering import CALLS
+from cnnjax.traced import bound, inner_program
 
 # Eigen, `generic_fast_erf_float`; XLA's `ErfImpl32`. Beyond the bound erf is 1 in float32.
 _BOUND = 3.832506856900711
@@ -70,15 +70,12 @@ def _run(jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any]) -> list[An
 
     for equation in jaxpr.eqns:
         values = [read(atom) for atom in equation.invars]
-        name = equation.primitive.name
+        name, inner = equation.primitive.name, inner_program(equation)
         if name in SUBSTITUTES and values[0].dtype == np.float32:
             results = [SUBSTITUTES[name](*values)]
-        elif name in CALLS:
-            inner = equation.params[CALLS[name]]
-            closed = hasattr(inner, "jaxpr")
-            results = _run(inner.jaxpr if closed else inner, inner.consts if closed else (), values)
+        elif inner is not None:
+            results = _run(inner.jaxpr, inner.consts, values)
         else:
-            result = equation.primitive.bind(*values, **equation.params)
-            results = result if equation.primitive.multiple_results else [result]
+            results = bound(equation, values)
         known |= dict(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]

@@ -18,21 +18,10 @@ from cnnjax.errors import UserError
 from cnnjax.export.graph import Graph
 from cnnjax.export.program import INPUT, Program
 from cnnjax.export.values import Constant, Tensor, Value, is_symbolic
+from cnnjax.traced import inner_program
 
 Rule = Callable[..., Value | list[Value]]
 RULES: dict[str, Rule] = {}
-# Primitives that hold a program of their own, and under what name.
-CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +129,9 @@ def _within(graph: Graph, path: str) -> Iterator[None]:
 
 def _equation(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     name, params = equation.primitive.name, equation.params
-    if name in CALLS:
-        inner = params[CALLS[name]]
-        closed = inner if hasattr(inner, "jaxpr") else None
-        constants = [as_constant(each) for each in closed.consts] if closed else []
-        return _run(graph, closed.jaxpr if closed else inner, constants, values)
+    inner = inner_program(equation)
+    if inner is not None:
+        return _run(graph, inner.jaxpr, [as_constant(each) for each in inner.consts], values)
     if name == "cond" and isinstance(values[0], Constant):
         branch = params["branches"][int(values[0].array)]
         return _run(graph, branch.jaxpr, [as_constant(c) for c in branch.consts], values[1:])

@@ -24,6 +24,7 @@ from cnnjax.errors import UserError
 from cnnjax.explain import taps
 from cnnjax.explain.inside import program, reach
 from cnnjax.ops.choice import RESULT
+from cnnjax.traced import inner_program
 
 Array = jax.Array
 
@@ -99,9 +100,9 @@ def _marked(jaxpr: Jaxpr, arguments: Sequence[Mark], wanted: Sequence[int] | Non
         marks = [read(atom) for atom in equation.invars]
         if all(mark is None for mark in marks):
             continue
-        inner = program.grouped(equation)
+        inner = inner_program(equation)
         if inner is not None:
-            results = _marked(inner, marks, None)
+            results = _marked(inner.jaxpr, marks, None)
         elif equation.primitive.name == "cond":
             of_branches = [
                 _marked(branch.jaxpr, marks[1:], None) for branch in equation.params["branches"]

@@ -8,25 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr
 
 from cnnjax import ops
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.explain import taps
-
-# Calls that only group operations, and the parameter that holds theirs.
-GROUPS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-}
 
 
 class Program(NamedTuple):
@@ -62,13 +48,6 @@ def trace(model: nn.Module, variables: Any, image_shape: Sequence[int]) -> Progr
     with ops.lowering("lax"):
         closed = jax.make_jaxpr(activations)(variables, image)
     return Program(closed.jaxpr, shapes)
-
-
-def grouped(equation: Any) -> Jaxpr | None:
-    """Returns the program of a call that only groups operations, else None."""
-    name = GROUPS.get(equation.primitive.name)
-    inner = equation.params.get(name) if name else None
-    return inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
 
 
 def place(equation: Any, outer: str = "") -> str:

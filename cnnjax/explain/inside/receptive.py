@@ -20,6 +20,7 @@ from jax.extend.core import Jaxpr, Literal
 from cnnjax.explain.inside import program
 from cnnjax.explain.inside.program import Program
 from cnnjax.explain.inside.reach import NOTHING, RULES, Reach, Seen, everything, union
+from cnnjax.traced import inner_program
 
 # Along rows and along columns.
 Both = tuple[Seen, Seen]
@@ -134,10 +135,10 @@ def _followed(jaxpr: Jaxpr, arguments: Sequence[Both], outer: str = "") -> list[
         seen = [read(atom) for atom in equation.invars]
         if all(each == NEITHER for each in seen):
             continue
-        inner = program.grouped(equation)
+        inner = inner_program(equation)
         where = program.place(equation, outer)
         if inner is not None:
-            results = _followed(inner, seen, f"{outer}/{equation.source_info.name_stack}")
+            results = _followed(inner.jaxpr, seen, f"{outer}/{equation.source_info.name_stack}")
         elif equation.primitive.name == "cond":
             of_branches = [
                 _followed(branch.jaxpr, seen[1:], outer) for branch in equation.params["branches"]

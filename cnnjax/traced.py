@@ -1,0 +1,43 @@
+"""Programs as JAX traces them: what is common to those who read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr
+
+# Calls that only group operations, and the parameter that holds their program.
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+
+
+def inner_program(equation: Any) -> ClosedJaxpr | None:
+    """Returns the program of a call, whatever it is for (`jit`, remat, a derivative of one's own);
+    None for an operation."""
+    name = equation.primitive.name
+    if name not in CALLS:
+        return None
+    # Their names differ from version to version of JAX.
+    for parameter in (CALLS[name], "jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if (inner := equation.params.get(parameter)) is not None:
+            return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+    return None
+
+
+def bound(equation: Any, inputs: list[Any]) -> list[Any]:
+    """Returns what a step of a traced program makes of its inputs."""
+    parameters = equation.primitive.get_bind_params(equation.params)
+    # Some versions of JAX give the functions among the parameters for themselves.
+    functions, parameters = parameters if isinstance(parameters, tuple) else ((), parameters)
+    outputs = equation.primitive.bind(*functions, *inputs, **parameters)
+    return list(outputs) if equation.primitive.multiple_results else [outputs]
