@@ -155,7 +155,7 @@ def test_tfds_imagenet_is_tested_on_its_validation_split(tmp_path):
         (["--weights", "none.pth"], "no images given"),
         # The images are looked for before the weights.
         (["--weights", "none.pth", "--dataset", "mnist"], "unknown dataset 'mnist'"),
-        (["--weights", "none.pth", "--dataset", "folder:nowhere"], "no directory nowhere"),
+        (["--weights", "none.pth", "--dataset", "folder:nowhere"], "no directory 'nowhere'"),
         (["--weights", "none.pth", "--tta", "flip"], "--tta is for --run, not for --weights"),
     ],
 )
