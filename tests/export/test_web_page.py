@@ -321,6 +321,10 @@ def test_an_image_is_read_and_answered_as_in_python(tmp_path, num_classes, chann
         assert tab.value("document.querySelectorAll('#bars li').length") == min(
             10, max(2, num_classes)
         )
+        starts = (
+            "[...document.querySelectorAll('.track')].map((e) => e.getBoundingClientRect().left)"
+        )
+        assert len(set(tab.value(starts))) == 1
         tab.call("DOM.setFileInputFiles", files=[str(tmp_path / "notes.txt")], nodeId=file)
         tab.wait("document.querySelector('#answer.bad')")
         assert "notes.txt is no image" in tab.value("find('answer').textContent")
