@@ -194,6 +194,7 @@ figure { margin: 0; } figcaption { font-size: .8rem; max-width: 30rem; overflow-
 img { display: block; max-width: 100%; }
 img.whole { max-height: 24rem; }
 img.made, img.crops { height: 7.5rem; image-rendering: pixelated; }
+img.crops { object-fit: contain; object-position: left; }
 .channels { display: flex; flex-wrap: wrap; gap: .8rem 1.6rem; }
 .channel p { margin: .2rem 0; font-size: .85rem; }
 td:first-child { text-align: left; }
