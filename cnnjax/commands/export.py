@@ -110,8 +110,7 @@ def main(config: Config) -> int:
         _check_runs_here(config.platforms)
     read = load.load_classifier if kind == "web" else load.load_trained
     trained = read(config.run, base=config.base or None)
-    reference = _reference(trained)
-    model, variables = _plain(reference, trained.variables)
+    model = _in_float32(trained)
     files.make_directory(config.out.absolute().parent, "the folder of the file", "--out")
     made = preprocessing.make(
         config.preprocess, trained.normalize, _image_shape(trained), batch=config.batch or None
@@ -130,12 +129,17 @@ def main(config: Config) -> int:
     _remove(temporary)
     try:
         formats.write(
-            temporary, kind, forward, variables, made.signature, metadata=said, options=options
+            temporary,
+            kind,
+            forward,
+            trained.variables,
+            made.signature,
+            metadata=said,
+            options=options,
         )
         good = True
         if tested is not None and config.check:
-            answer = cnnjax.export.forward_of(reference, made.change)
-            logits = _logits(answer, trained.variables, tested.images)
+            logits = _logits(forward, trained.variables, tested.images)
             good = _compared(config, kind, temporary, tested, logits)
         out = config.out if good else rejected(config.out)
         _put(temporary, out)
@@ -201,28 +205,18 @@ def _check_runs_here(platforms: tuple[str, ...]) -> None:
         )
 
 
-def _reference(trained: load.TrainedModel) -> Any:
+def _in_float32(trained: load.TrainedModel) -> Any:
     """Returns the network as it was trained, but computing in float32."""
     from cnnjax import finetune, models
 
     model = trained.model
+    # Factors of low rank are merged where a run is read back.
+    if trained.card.get("finetune", {}).get("method", {}).get("lora_ranks"):
+        print("LoRA      merged into the kernels")
     if isinstance(model, finetune.FineTuned):
+        print("adapters  stay, as layers of their own")
         return dataclasses.replace(model, model=models.with_fields(model.model, dtype=None))
     return models.with_fields(model, dtype=None) if "dtype" in models.fields(model) else model
-
-
-def _plain(model: Any, variables: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Returns a network without factors of low rank: they are merged into its kernels."""
-    from cnnjax import finetune
-
-    if not isinstance(model, finetune.FineTuned):
-        return model, variables
-    if finetune.adapters.NAME in variables["params"]:
-        print("adapters  stay, as layers of their own")
-        return model, variables
-    if model.method.lora_ranks:
-        print("LoRA      merged into the kernels")
-    return model.model, model.merge(variables)
 
 
 def _image_shape(trained: load.TrainedModel) -> tuple[int, int, int]:
@@ -286,7 +280,9 @@ def _splits(config: Config) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray
         )
         return test, train
     dataset = again.recipe_of_run(config.run).dataset
-    parts = [dict(dataset.splits[name]) for name in ("test", "train")]
+    if not isinstance(dataset, cnnjax.data.ArrayDataset):
+        raise UserError(f"{dataset.name} is streamed: give a --dataset that fits memory.")
+    parts = [dataset.test, dataset.train]
     if any("image" not in part for part in parts):
         raise UserError("the run's data have no images called image.")
     # What is not one label an image is no answer to compare with here.

@@ -1,7 +1,7 @@
 """A program without the operations that TensorFlow's converter does not know.
 
 JAX writes erf and erfc as composites of a newer StableHLO than TensorFlow reads. Here they are
-polynomials in float32, as XLA and Eigen compute them.
+polynomials in float32, as XLA and Eigen compute them. LiteRT has no maximum and minimum of bytes.
 """
 
 from __future__ import annotations
@@ -44,9 +44,21 @@ def _polynomial(x: jax.Array, coefficients: Sequence[float]) -> jax.Array:
     return result
 
 
-SUBSTITUTES: dict[str, Callable[..., jax.Array]] = {
-    "erf": erf,
-    "erfc": lambda x: 1 - erf(x),
+def _in_int32(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Computes a function of bytes in numbers that LiteRT has it for."""
+
+    def of_bytes(*values: jax.Array) -> jax.Array:
+        wide = [value.astype(jnp.int32) for value in values]
+        return function(*wide).astype(values[0].dtype)
+
+    return of_bytes
+
+
+SUBSTITUTES: dict[tuple[str, str], Callable[..., jax.Array]] = {
+    ("erf", "float32"): erf,
+    ("erfc", "float32"): lambda x: 1 - erf(x),
+    ("max", "uint8"): _in_int32(jnp.maximum),
+    ("min", "uint8"): _in_int32(jnp.minimum),
 }
 
 
@@ -70,9 +82,10 @@ def _run(jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any]) -> list[An
 
     for equation in jaxpr.eqns:
         values = [read(atom) for atom in equation.invars]
-        name, inner = equation.primitive.name, inner_program(equation)
-        if name in SUBSTITUTES and values[0].dtype == np.float32:
-            results = [SUBSTITUTES[name](*values)]
+        inner = inner_program(equation)
+        kind = equation.primitive.name, str(np.result_type(values[0])) if values else ""
+        if kind in SUBSTITUTES:
+            results = [SUBSTITUTES[kind](*values)]
         elif inner is not None:
             results = _run(inner.jaxpr, inner.consts, values)
         else:

@@ -7,6 +7,7 @@ are measured on calibration images (Jacob et al. 2018, arXiv 1712.05877).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def write(
         kind = tf.uint8 if signature.dtype == "uint8" else tf.float32
         converter.inference_input_type = kind
         converter.inference_output_type = tf.float32
-    with quiet():
-        content = converter.convert()
+    try:
+        with quiet():
+            content = converter.convert()
+    except Exception as error:  # Of several types; some are the converter's, some Python's own.
+        lacking = re.search(r"operation '([\w.]+)'|'([\w.]+)' op is neither", str(error))
+        what = f"the operation {lacking[1] or lacking[2]}" if lacking else str(error)[:200]
+        raise UserError(
+            f"TensorFlow's converter cannot write this network as .tflite in {precision}: "
+            f"{' '.join(what.split())}. Export it as onnx, or in float32."
+        ) from None
     path.write_bytes(content)

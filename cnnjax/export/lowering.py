@@ -136,6 +136,9 @@ def _equation(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
         branch = params["branches"][int(values[0].array)]
         return _run(graph, branch.jaxpr, [as_constant(c) for c in branch.consts], values[1:])
     shapes = [variable.aval.shape for variable in equation.outvars]
+    if all(any(_is_zero(dim) for dim in shape) for shape in shapes):
+        # Such as padding by no rows. ONNX reads a length of 0 as "the same as before".
+        return [_empty(variable.aval) for variable in equation.outvars]
     if all(isinstance(value, Constant) for value in values):
         folded = _folded(equation, values)
         if folded is not None:
@@ -146,6 +149,15 @@ def _equation(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     context = Context(graph, name, params, shapes[0], dtype)
     results = RULES[name](context, *values)
     return results if isinstance(results, list) else [results]
+
+
+def _is_zero(dim: Any) -> bool:
+    return not is_symbolic(dim) and int(dim) == 0
+
+
+def _empty(aval: Any) -> Constant:
+    sizes = [1 if is_symbolic(dim) else int(dim) for dim in aval.shape]
+    return Constant(np.zeros(sizes, aval.dtype), aval.shape)
 
 
 def _folded(equation: Any, values: Sequence[Value]) -> list[Value] | None:

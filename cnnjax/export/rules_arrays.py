@@ -272,6 +272,9 @@ def _taken(context: Context, value: Tensor, axis: int, places: np.ndarray) -> Te
 @rule("concatenate")
 def _concatenate(context: Context, *values: Value) -> Value:
     graph, along = context.graph, context.params["dimension"]
+    values = tuple(v for v in values if is_symbolic(v.shape[along]) or v.shape[along] != 0)
+    if len(values) == 1:
+        return values[0]
     tensors = [graph.whole(value) for value in values]
     lead = max(
         (whole for whole, value in zip(tensors, values, strict=True) if isinstance(value, Tensor)),

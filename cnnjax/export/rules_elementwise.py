@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,13 @@ def _bound(context: Context, one: Value, other: Value) -> Value:
         limit = context.graph.constant(np.asarray(number, value.dtype))
         inputs = ["", limit] if context.primitive == "min" else [limit]
         return _clipped(context, value, inputs)
-    return elementwise(context, "Max" if context.primitive == "max" else "Min", one, other)
+    op = "Max" if context.primitive == "max" else "Min"
+    if context.dtype.itemsize >= 4:
+        return elementwise(context, op, one, other)
+    # ONNX Runtime has none of bytes, such as those of a median filter.
+    wide = dataclasses.replace(context, dtype=np.dtype(np.int32))
+    result = elementwise(wide, op, _cast(wide, one), _cast(wide, other))
+    return _cast(context, result)
 
 
 def _clipped(context: Context, value: Value, limits: list[str]) -> Tensor:
@@ -178,6 +185,13 @@ def _round(context: Context, value: Value) -> Value:
 
 @rule("convert_element_type")
 def _convert(context: Context, value: Value) -> Value:
+    return _cast(context, value)
+
+
+def _cast(context: Context, value: Value) -> Value:
+    """Returns the value in the type of the context."""
+    if isinstance(value, Constant):
+        return Constant(value.array.astype(context.dtype), value.shape)
     if value.dtype == context.dtype:
         return value
     from onnx import helper

@@ -148,6 +148,8 @@ def test_files_with_channels_first_take_what_pytorch_takes():
         (lambda x: x[:, ::-1, :, ::-1], "Slice"),
         (lambda x: jnp.concatenate([x, jnp.ones((x.shape[0], 2, 10, 6))], 1), "Expand"),
         (lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 3)), constant_values=2.0), "Pad"),
+        (lambda x: jnp.pad(x, ((0, 0), (1, 1), (2, 0), (0, 0)), mode="edge"), "Concat"),
+        (lambda x: jnp.maximum((x * 9).astype(jnp.int8), 3).astype(jnp.float32), "Max"),
         (lambda x: jnp.einsum("bhwc,bkwc->bhkw", x, x[:, :4]), "MatMul"),
         (lambda x: jax.image.resize(x, (x.shape[0], 16, 20, 6), "bilinear"), "MatMul"),
         (lambda x: jnp.argmax(x, -1).astype(jnp.float32), "ArgMax"),
