@@ -137,7 +137,7 @@ def for_cpu(form: Form, image: Shaped, kernel: Shaped, *, own_kernels: bool) -> 
         return "onednn"
     if taps_fits(image, geometry):
         return "taps"
-    if form.lowering == "once":
+    if form.lowering == "once" and not callable_here and window_fits(image, kernel, geometry):
         return "lax"
     positions = image.shape[0] * math.prod(geometry.output_size(image, kernel))
     enough = min(kernel.shape[2:]) >= WINOGRAD_CHANNELS and positions >= WINOGRAD_POSITIONS
@@ -159,6 +159,15 @@ def products_are_faster(form: Form, image: Shaped, kernel: Shaped) -> bool:
         return taps_first(image, kernel, geometry)
     enough = channels >= 256 and (batch >= 32 or form.of == IMAGE)
     return winograd_fits(kernel, geometry) and enough
+
+
+def window_fits(image: Shaped, kernel: Shaped, geometry: Geometry) -> bool:
+    """Whether the window is no larger than the image: else XLA:CPU computes a hundredth as fast."""
+    extents = [
+        (size - 1) * dilation + 1
+        for size, dilation in zip(kernel.shape[:2], geometry.kernel_dilation, strict=True)
+    ]
+    return extents[0] <= image.shape[1] and extents[1] <= image.shape[2]
 
 
 def winograd_fits(kernel: Shaped, geometry: Geometry) -> bool:

@@ -86,7 +86,9 @@ def conv2d_activation_max_pool(
 
     def in_turn(image: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         # Once and forward, with many features XLA's own are fastest.
-        form = "lax" if name == "once" and kernel.shape[3] >= choice.ONCE_FEATURES else name
+        many = kernel.shape[3] >= choice.ONCE_FEATURES
+        is_lax = name == "once" and many and choice.window_fits(image, kernel, geometry)
+        form = "lax" if is_lax else name
         result = conv2d(
             image, kernel, padding=padding, bias=bias, precision=precision, lowering=form
         )
