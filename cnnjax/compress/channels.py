@@ -288,7 +288,7 @@ def _widths(model: nn.Module, smaller: PyTree, image_shape: tuple[int, int, int]
             return changes
         for path, shape in wanted.items():
             layer = coupled.layer_of(path)
-            if path.endswith("/kernel") and shape != found.get(path):
+            if path.endswith("/kernel") and shape[-1:] != found.get(path, ())[-1:]:
                 changes[layer] = _width(layers[layer].module, shape, layer)
     try:
         form = abstract_variables(reshaped(model, changes), image_shape)

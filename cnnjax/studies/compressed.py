@@ -140,9 +140,13 @@ def write_summary(directory: Path, found: Mapping[str, Any], summary_of: dict[st
     content = {
         **summary_of,
         **test,
-        "test_accuracy": test.get("test_accuracy", float("nan")),
         "monitor": "accuracy",
         "parameters": found["parameters"][1],
         "ended": "compressed",
     }
-    report.write_summary(directory, content, "Compressed, and not trained again.")
+    if test:
+        report.write_summary(directory, content, "Compressed, and not trained again.")
+        return
+    heading = f"# {content['experiment']}: not scored, because its images are not known\n"
+    (directory / "summary.md").write_text(heading, encoding="utf-8")
+    files.write_json(directory / "summary.json", content)

@@ -160,6 +160,12 @@ def test_a_smaller_network_is_pruned_again_and_built_from_its_table():
     wanted = logits_of(smaller.model, again.masked, image)
     found = logits_of(built, again.variables, image)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    # A head for other classes is as wide as they are many.
+    assert "head" not in changes
+    other = models.create("lenet5", num_classes=3, layer_changes=changes)
+    assert jax.eval_shape(lambda x: other.init(jax.random.key(0), x), image)["params"]["head"][
+        "kernel"
+    ].shape == (changes["dense2"]["features"], 3)
     features = models.with_fields(built, num_classes=None).apply(again.variables, image)
     assert features.shape == (2, changes["dense2"]["features"])
 
