@@ -114,6 +114,8 @@ def main(config: Config) -> int:
     said = preprocessing.metadata(
         trained.card, made, run=Path(config.run).name, step=trained.step, precision=config.precision
     )
+    if config.channels_first:
+        said = preprocessing.with_channels_first(said)
     temporary = config.out.with_name(f".{config.out.stem}.unchecked{config.out.suffix}")
     _remove(temporary)
     try:
@@ -134,10 +136,8 @@ def main(config: Config) -> int:
         _put(temporary, out)
     finally:
         _remove(temporary)
-    taken = f"{made.signature.dtype} [{config.batch or 'batch'}, " + ", ".join(
-        map(str, made.signature.shape)
-    )
-    print(f"takes     {taken}], preprocessing {config.preprocess}")
+    lengths = ", ".join(map(str, said["input_shape"]))
+    print(f"takes     {said['input_dtype']} [{lengths}], preprocessing {config.preprocess}")
     if good:
         print(f"written   {out}" + ("" if config.check else ", not checked"))
         return 0
