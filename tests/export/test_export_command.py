@@ -176,7 +176,8 @@ def test_a_trained_run_in_every_format(trained, tmp_path, capsys):
         ("model.stablehlo", "--platforms", "cpu"),
         ("saved", "--format", "saved_model"),
         ("model.tflite", "--precision", "float16", "--batch", "0"),
-        ("model.tflite", "--precision", "int8"),
+        # So little trained that many answers are close.
+        ("model.tflite", "--precision", "int8", "--agreement", "0.9"),
     ):
         out = tmp_path / name
         code, text = called(capsys, "--run", trained, "--out", out, *flags)
