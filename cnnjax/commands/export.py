@@ -125,6 +125,8 @@ def main(config: Config) -> int:
     if kind == "web":
         is_digit = trained.card.get("dataset") in predict.MNIST
         said |= {"prepare": "digit" if is_digit else "image"}
+    if config.channels_first:
+        said = preprocessing.with_channels_first(said)
     temporary = config.out.with_name(f".{config.out.stem}.unchecked{config.out.suffix}")
     _remove(temporary)
     try:
@@ -145,10 +147,8 @@ def main(config: Config) -> int:
         _put(temporary, out)
     finally:
         _remove(temporary)
-    taken = f"{made.signature.dtype} [{config.batch or 'batch'}, " + ", ".join(
-        map(str, made.signature.shape)
-    )
-    print(f"takes     {taken}], preprocessing {config.preprocess}")
+    lengths = ", ".join(map(str, said["input_shape"]))
+    print(f"takes     {said['input_dtype']} [{lengths}], preprocessing {config.preprocess}")
     if good:
         print(f"written   {out}" + ("" if config.check else ", not checked"))
         return 0

@@ -142,6 +142,17 @@ def metadata(card: Mapping[str, Any], preprocessing: Preprocessing, **more: Any)
     }
 
 
+def with_channels_first(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `metadata` returned for a file that takes `[batch, channels, height, width]`."""
+    batch, height, width, channels = said["input_shape"]
+    order, other = "[batch, height, width, channels]", "[batch, channels, height, width]"
+    return {
+        **said,
+        "input": said["input"].replace(order, other),
+        "input_shape": [batch, channels, height, width],
+    }
+
+
 def _input(card: Mapping[str, Any], preprocessing: Preprocessing) -> str:
     colors = "gray" if preprocessing.signature.shape[-1] == 1 else "RGB"
     if preprocessing.text != "none":
