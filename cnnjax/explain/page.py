@@ -201,7 +201,8 @@ button.on { background: #0072b2; color: white; border-color: #0072b2; }
 figure { margin: 0; } figcaption { font-size: .8rem; max-width: 140px; overflow-wrap: anywhere; }
 img { width: 140px; height: auto; image-rendering: pixelated; display: block; }
 table { border-collapse: collapse; } th, td { text-align: right; padding: .15rem .7rem; }
-td:first-child, td:last-child { text-align: left; } tr.fails { color: #d55e00; }
+td:first-child, td:last-child { text-align: left; }
+td { white-space: nowrap; } tr.fails { color: #d55e00; }
 </style></head><body>
 <h1>@TITLE@</h1>@FACTS@@LAYERS@
 @FIGURES@
