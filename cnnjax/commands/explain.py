@@ -203,6 +203,8 @@ def _fitting(config: Config, methods: Any, trained: load.TrainedModel) -> tuple[
             lambda image: model.apply(variables, image, train=False), image
         ):
             unfit[method.text] = f"{name} has no ReLU, whose derivative it changes"
+        if own := method.options.get("layer"):
+            taps.image_layers(model, variables, image, [own])
         if method.of_layer and not layers:
             unfit[method.text] = f"{name} has no layer whose output is an image"
         if method.name in named.OF_RULES:

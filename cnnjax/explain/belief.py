@@ -135,11 +135,11 @@ def examine(
         layers = dict(one_by_one)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def draw(method: Method, variables: Any) -> jax.Array:
+    def draw(method: Method, variables: Any, image: jax.Array) -> jax.Array:
         return method(of_methods, model, variables, image, targets.class_score(label))
 
     @jax.jit
-    def measured(map_: jax.Array) -> dict[str, jax.Array]:
+    def measured(map_: jax.Array, image: jax.Array) -> dict[str, jax.Array]:
         arguments = model, variables, image, targets.class_probability(label), map_
         options: dict[str, Any] = {"steps": steps, "baseline": baseline}
         scored = model, variables, image, targets.class_score(label), map_
@@ -159,10 +159,12 @@ def examine(
         if method is None:
             maps = dict(zip([*networks, *layers], random(len(networks) + len(layers)), strict=True))
         else:
-            maps = {name: draw(method, each) for name, each in (networks | layers).items()}
+            maps = {name: draw(method, each, image) for name, each in (networks | layers).items()}
         own = maps.pop("own")
         alike = {name: checks.rank_correlation(own, other) for name, other in maps.items()}
-        scores = measured(own) | {name: each for name, each in alike.items() if name in networks}
+        scores = measured(own, image) | {
+            name: each for name, each in alike.items() if name in networks
+        }
         found.append(
             Belief(
                 method.text if method else RANDOM,
@@ -286,13 +288,15 @@ def completeness(
     label = metrics.predicted_label(jax.jit(model.apply)(variables, image))
 
     @functools.partial(jax.jit, static_argnums=0)
-    def compared(steps: int, variables: Any) -> tuple[jax.Array, jax.Array]:
+    def compared(steps: int, variables: Any, image: jax.Array) -> tuple[jax.Array, jax.Array]:
         arguments = model, variables, image, targets.class_score(label)
         map_ = gradients.integrated_gradients(*arguments, steps=steps, **options)
         return checks.completeness(*arguments, map_, baseline=options.get("baseline", 0.0))
 
     def errors(steps: int) -> tuple[float, float]:
-        total, difference = (np.asarray(each, np.float64) for each in compared(steps, variables))
+        total, difference = (
+            np.asarray(each, np.float64) for each in compared(steps, variables, image)
+        )
         wrong, right = np.abs(total - difference), np.maximum(np.abs(difference), 1e-12)
         return float(wrong.sum() / right.sum()), float((wrong / right).max())
 

@@ -9,6 +9,7 @@ set of images, also a random one: a score counts only against the scores of rand
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -163,11 +164,10 @@ def _slope_reader(model: nn.Module, layer: str) -> Any:
 
 def _in_batches(read: Any, variables: Any, image: jax.Array, *others: Any) -> np.ndarray:
     """Returns what `read` says of all images, in batches of one size: it is compiled once."""
-    image = np.asarray(image)
-    parts = []
-    for start in range(0, len(image), BATCH_SIZE):
-        part = image[start : start + BATCH_SIZE]
-        padding = [(0, BATCH_SIZE - len(part))] + [(0, 0)] * (image.ndim - 1)
+    pixels, parts = np.asarray(image), []
+    for start in range(0, len(pixels), BATCH_SIZE):
+        part = pixels[start : start + BATCH_SIZE]
+        padding = [(0, BATCH_SIZE - len(part))] + [(0, 0)] * (pixels.ndim - 1)
         found = read(variables, np.pad(part, padding), *others)
         parts.append(np.asarray(found[: len(part)], np.float32))
     return np.concatenate(parts)
@@ -196,7 +196,10 @@ def p_value(scores: Sequence[float], random_scores: Sequence[float], tests: int 
         raise UserError("a t-test needs two scores or more on each side: more repeats.")
     if not (np.std(scores) or np.std(random_scores)):
         return float(np.mean(scores) == np.mean(random_scores))
-    found = scipy.stats.ttest_ind(scores, random_scores, equal_var=False)
+    with warnings.catch_warnings():
+        # Scores that are all 1 have no variance, which is no loss of precision.
+        warnings.filterwarnings("ignore", message="Precision loss")
+        found = scipy.stats.ttest_ind(scores, random_scores, equal_var=False)
     return min(1.0, float(found.pvalue) * tests)
 
 

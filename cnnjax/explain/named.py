@@ -14,7 +14,7 @@ from cnnjax.errors import UserError
 from cnnjax.explain import cam, gradients, perturbation, relevance
 from cnnjax.explain.targets import Target
 
-SUPPLIED = ("key", "model", "variables", "image", "target", "layer", "references")
+SUPPLIED = ("key", "model", "variables", "image", "target", "references")
 REGISTRY: Mapping[str, Callable[..., Any]] = {
     "gradient": gradients.gradient,
     "gradient_times_input": gradients.gradient_times_input,
@@ -64,8 +64,8 @@ class Method(NamedTuple):
 
     @property
     def of_layer(self) -> bool:
-        """Whether it is of a layer that can be chosen."""
-        return self.name in OF_LAYERS
+        """Whether it is of a layer that can be chosen, and none was written."""
+        return self.name in OF_LAYERS and not self.options.get("layer")
 
     def __call__(
         self,

@@ -175,7 +175,8 @@ _PAGE = """<!doctype html>
 .maps { display: flex; flex-wrap: wrap; gap: .6rem; }
 figure { margin: 0; } figcaption { font-size: .8rem; max-width: 140px; overflow-wrap: anywhere; }
 img { width: 140px; height: auto; image-rendering: pixelated; display: block; }
-td:first-child, td:last-child { text-align: left; } tr.fails { color: #d55e00; }
+td:first-child, td:last-child { text-align: left; }
+td { white-space: nowrap; } tr.fails { color: #d55e00; }
 </style></head><body>
 <h1>@TITLE@</h1>@FACTS@@LAYERS@
 @FIGURES@

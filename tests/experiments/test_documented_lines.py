@@ -33,6 +33,7 @@ LONG = {
     "experiments.segment_digits": 0.90,
     "experiments.mnist_adversarial": 0.98,
     "experiments.mnist_ensemble": 0.99,
+    "experiments.planted_fault": 0.99,
     "experiments.mnist_finetune": 0.9,
     "experiments.mnist_finetune --task digits": 0.9,
 }

@@ -67,7 +67,7 @@ def test_a_run_is_explained_on_one_page(run, capsys, tmp_path):
         (("--methods", ""), "no method"),
         (("--methods", "lrp(rule=epsilom)"), "did you mean epsilon"),
         (("--methods", "gradient(channels=keep)"), "sum or max"),
-        (("--methods", "lrp,gradient(channels=sun)"), "did you mean sum"),
+        (("--methods", "lrp,gradient(channels=sun)"), "sum or max"),
         (("--classes", "10"), "no class 10: the network has 0 to 9"),
         (("--classes", "cat"), "unknown class 'cat'"),
         (("--layers", "stage9", "missing.png"), "stage9"),
