@@ -29,6 +29,20 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         return super().parse_known_args(paths.expand_flags(args), namespace)
 
+    def parse_both(
+        self, argv: Sequence[str] | None, taken: Sequence[str]
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Returns the options, and the words that are left: the flags of an experiment.
+
+        Raises:
+          UserError: one of those is in `taken`, which the command gives the experiment itself.
+        """
+        options, rest = self.parse_known_args(argv)
+        for word in rest:
+            if word.partition("=")[0] in taken:
+                raise UserError(f"{word} is set by {self.prog}: drop it.")
+        return options, rest
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 

@@ -66,13 +66,11 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--repeats", type=int, default=1, help="divisions into parts (1)")
     parser.add_argument("--against", default="", help="further flags of a second setting")
     parser.add_argument("--out", default="", help="directory (runs/cross-validate-EXPERIMENT)")
-    options, rest = parser.parse_known_args(argv)
+    options, rest = parser.parse_both(argv, OWN_FLAGS)
+    parser.parse_both([options.experiment, *shlex.split(options.against)], OWN_FLAGS)
     for name, least in (("folds", 2), ("repeats", 1)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} {getattr(options, name)}: give at least {least}.")
-    for flag in (*rest, *shlex.split(options.against)):
-        if flag.partition("=")[0] in OWN_FLAGS:
-            raise UserError(f"{flag} is set by cross-validate: drop it.")
     return options, rest
 
 

@@ -65,10 +65,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--search", required=True, help="the directory of the search")
     parser.add_argument("--trial", type=int, help="its settings instead of the best trial's")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    options, rest = parser.parse_known_args(argv)
-    for flag in rest:
-        if flag.partition("=")[0] in OWN_FLAGS:
-            raise UserError(f"{flag} is set by finish-search: drop it.")
+    options, rest = parser.parse_both(argv, OWN_FLAGS)
     if len(set(options.seeds)) < len(options.seeds):
         raise UserError("--seeds names a seed twice: drop one")
     return options, rest

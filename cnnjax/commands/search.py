@@ -123,10 +123,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--out", default="", help="directory (runs/search-EXPERIMENT-DATE-TIME)")
     add("--resume", default="", help="go on with the search in this directory")
     add("--seed", type=int, default=0, help="of the sampler, and of each trial's run (0)")
-    options, rest = parser.parse_known_args(argv)
-    for flag in rest:
-        if flag.partition("=")[0] in OWN_FLAGS:
-            raise UserError(f"{flag} is set by the search: drop it.")
+    options, rest = parser.parse_both(argv, OWN_FLAGS)
     options.given = argv if argv is not None else []
     return options, rest
 

@@ -58,10 +58,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--kills", type=int, default=1, help="kills in a row (1)")
     parser.add_argument("--kill-seed", type=int, default=0, help="draws the moments (0)")
     parser.add_argument("--directory", help="keep both runs there (a temporary directory)")
-    options, rest = parser.parse_known_args(argv)
+    options, rest = parser.parse_both(argv, OWN_FLAGS)
     if options.kills < 1:
         raise UserError(f"--kills {options.kills}: use 1 or more.")
-    for flag in rest:
-        if flag.partition("=")[0] in OWN_FLAGS:
-            raise UserError(f"{flag} is set by verify-resume: drop it.")
     return options, rest

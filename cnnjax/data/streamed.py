@@ -78,32 +78,20 @@ def open_dataset(
     if text and pipeline != "resident":
         size = sources.checked_size(image_size)
         found: StreamedDataset | None = None
+        options: dict[str, Any] = {
+            "only_large": pipeline == "auto",
+            "classes": classes,
+            "validation": validation,
+            "fold": fold,
+            "seed": seed,
+            "image_size": size,
+            "fit": fit,
+            "drop_duplicates": drop_duplicates,
+        }
         if kind == "tfds":
-            found = on_disk.tfds(
-                name,
-                only_large=pipeline == "auto",
-                data_dir=data_dir,
-                classes=classes,
-                validation=validation,
-                fold=fold,
-                seed=seed,
-                image_size=size,
-                fit=fit,
-                drop_duplicates=drop_duplicates,
-            )
+            found = on_disk.tfds(name, data_dir=data_dir, **options)
         elif kind == "folder":
-            found = on_disk.folder(
-                name,
-                only_large=pipeline == "auto",
-                classes=classes,
-                validation=validation,
-                fold=fold,
-                seed=seed,
-                image_size=size,
-                fit=fit,
-                stratify=stratify,
-                drop_duplicates=drop_duplicates,
-            )
+            found = on_disk.folder(name, stratify=stratify, **options)
         if found is not None:
             return replace(found, smallest_area=smallest_area)
     if smallest_area:

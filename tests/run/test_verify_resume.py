@@ -125,8 +125,8 @@ def test_what_is_no_run_is_said(a_run, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["experiments.mnist_lenet", "--resume", "x"], "--resume is set by verify-resume"),
-        (["experiments.mnist_lenet", "--run-dir=x"], "--run-dir=x is set by verify-resume"),
+        (["experiments.mnist_lenet", "--resume", "x"], "--resume is set by cnnjax verify-resume"),
+        (["experiments.mnist_lenet", "--run-dir=x"], "--run-dir=x is set by cnnjax verify-resume"),
         (["experiments.mnist_lenet", "--kills", "0"], "--kills 0: use 1 or more"),
         (["experiments.mnist_lenet", "--directory", "/"], "--directory / is not empty"),
         (["experiments.nothing"], "experiments.nothing .* ended with exit status 1: .*No module"),

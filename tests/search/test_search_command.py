@@ -82,7 +82,7 @@ def test_a_killed_search_goes_on_with_its_trials(tmp_path):
         (["experiments.digits_mlp", *SPACE, "--sampler", "tpee"], "did you mean tpe"),
         (["experiments.digits_mlp", *SPACE, "--prune", "asha(fctor=2)"], "fctor"),
         (["experiments.digits_mlp", *SPACE, "--value", "frist"], "unknown --value"),
-        (["experiments.digits_mlp", *SPACE, "--run-dir", "x"], "--run-dir is set by the search"),
+        (["experiments.digits_mlp", *SPACE, "--run-dir", "x"], "--run-dir is set by cnnjax search"),
         (["experiments.digits_mlp", *SPACE, "--epoch", "3"], "--epoch"),
     ],
 )
@@ -123,7 +123,7 @@ def test_cross_validation_compares_two_settings_on_the_same_folds(tmp_path):
     ("argv", "message"),
     [
         (["experiments.digits_mlp", "--folds", "1"], "--folds 1: give at least 2"),
-        (["experiments.digits_mlp", "--fold", "1/5"], "--fold is set by cross-validate"),
+        (["experiments.digits_mlp", "--fold", "1/5"], "--fold is set by cnnjax cross-validate"),
         (["experiments.dcgan_mnist"], "has no --fold"),
         (["experiments.digits_mlp", "--against", "--epoch 3"], "--epoch"),
     ],
