@@ -17,7 +17,8 @@ LISTINGS = {
         "saturation(strength), hue(max_turns), noise(deviation), salt_and_pepper(probability), "
         "blur(max_deviation), median(probability, size=3), erase(probability, largest_area=0.4, "
         "smallest_area=0.02, aspect=3.3333333333333335), cutout(size, fill=None), "
-        "randaugment(num_operations=2, magnitude=9.0), trivialaugment(max_magnitude=30.0), "
+        "corruption(name, severity=3), randaugment(num_operations=2, magnitude=9.0), "
+        "trivialaugment(max_magnitude=30.0), "
         "augmix(severity=3.0, width=3, depth=3), rotate(degrees), scale(change), "
         "translate(pixels), shear(degrees), mixup(alpha), cutmix(alpha)"
     ),

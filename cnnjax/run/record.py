@@ -297,14 +297,15 @@ def _refuse_changes(saved: Settings, given: Settings) -> None:
 def _finished(directory: Path) -> str:
     summary = read_json(directory / SUMMARY, f"{directory} is damaged")
     monitor = summary.get("monitor", "accuracy")
-    split = "test" if f"test_{monitor}" in summary else "validation"
-    score = summary.get(f"test_{monitor}", summary.get(f"best_validation_{monitor}"))
+    scores = {split: summary.get(f"{split}_{monitor}") for split in ("test", "best_validation")}
+    split = "best_validation" if scores["test"] is None and scores["best_validation"] else "test"
+    score = scores[split]
     score = f"{score:.4f}" if isinstance(score, float) else "unknown"
     more = "More --epochs"
     if summary.get("ended") == "early stopping":
         more = "It was ended by --patience. A larger one"
     return (
-        f"{directory} is finished ({split} {monitor} {score}, see "
+        f"{directory} is finished ({split.replace('_', ' ')} {monitor} {score}, see "
         f"{directory / 'summary.md'}); nothing to do. {more} with --resume continues it."
     )
 

@@ -85,8 +85,9 @@ def check_bytes(texts):
 
 
 def test_every_name_is_tried():
-    names = {**policy.CHANGES, **policy.AFFINE}
-    assert {**ZERO_AND_STRONG, **AUTOMATIC}.keys() == names.keys()
+    # Corruptions have severities from 1, and tests of their own.
+    names = {**policy.CHANGES, **policy.AFFINE}.keys() - {"corruption"}
+    assert {**ZERO_AND_STRONG, **AUTOMATIC}.keys() == names
 
 
 def zero_and_strong(table):

@@ -483,7 +483,7 @@ def test_the_copy_is_made_before_save_returns(tmp_path, monkeypatch):
     """The next step may reuse the buffers, and the loop may change its meta."""
     go = threading.Event()
     write_item = arrays.write_item
-    monkeypatch.setattr(arrays, "write_item", lambda *a: go.wait(10) and write_item(*a))
+    monkeypatch.setattr(arrays, "write_item", lambda *a, **k: go.wait(10) and write_item(*a, **k))
     host = np.arange(3)
     state = {"step": jnp.int32(1), "params": {"a": jnp.arange(1e5)}, "position": {"order": host}}
     meta = {"position": [1]}
@@ -502,7 +502,7 @@ def test_the_copy_is_made_before_save_returns(tmp_path, monkeypatch):
 
 
 def test_background_errors_are_raised_by_the_next_call(tmp_path, monkeypatch):
-    def broken(*_):
+    def broken(*_, **options):
         raise RuntimeError("the writer broke")
 
     saver = checkpoint.Saver(tmp_path)

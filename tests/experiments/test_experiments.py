@@ -149,7 +149,7 @@ def test_evaluate_agrees_with_the_run(finished_run, tmp_path, capsys):
     ):
         assert word in printed
     assert json.loads((tmp_path / "evaluation.json").read_text())["examples"] == 10_000
-    assert len(list((tmp_path / "figures").glob("*.png"))) == 4
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 5
 
 
 def test_predict_classifies_files_of_any_size_and_color(finished_run, tmp_path, capsys):

@@ -34,7 +34,7 @@ def test_a_run_without_figures_is_finished(tmp_path, monkeypatch, capsys):
     dataset = Dataset("made", NAMES, train_, validation, test, mean=(0.5,), std=(0.3,))
     assert train(monkeypatch, tmp_path / "run", dataset) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert len(lines) == 6 and all("(RecursionError: no end)" in line for line in lines)
+    assert len(lines) == 7 and all("(RecursionError: no end)" in line for line in lines)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert 0 <= summary["test_accuracy"] <= 1
     assert (tmp_path / "run" / "summary.md").exists()
