@@ -114,7 +114,7 @@ def main(config: Config) -> None:
             for number, label in enumerate(tested.label[: config.count])
         ]
     if dataset is not None:
-        methods = named.with_references(methods, _references(config, dataset, methods, trained))
+        methods = named.with_references(methods, _references(dataset, methods, trained))
     stored = np.stack(given)
     out = Path(config.out or Path(config.run) / "explain")
     files.make_directory(out, "the directory of the page", "--out")
@@ -266,17 +266,14 @@ def _test_images(config: Config, dataset: Any) -> Any:
     return found
 
 
-def _references(config: Config, dataset: Any, methods: Any, trained: load.TrainedModel) -> Any:
+def _references(dataset: Any, methods: Any, trained: load.TrainedModel) -> Any:
     """Returns training images, as the model expects them, where a method compares with some."""
     from cnnjax.explain import named
 
     if not any(method.name in named.OF_REFERENCES for method in methods):
         return None
-    generator = np.random.default_rng(config.seed)
-    # Of folders the first images are all of one class.
-    found = cnnjax.data.streamed.first_examples(dataset, "train").image
-    chosen = generator.permutation(len(found))[:REFERENCES]
-    return trained.normalize(found[np.sort(chosen)])
+    found = cnnjax.data.streamed.spread_examples(dataset, "train", REFERENCES)
+    return trained.normalize(found.image)
 
 
 def _explained(

@@ -273,12 +273,9 @@ def _splits(config: Config) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray
 
     if load.task_of(config.run) == "classification":
         dataset: Any = again.data_of_run(Path(config.run), dataset=config.dataset)
-        if isinstance(dataset, cnnjax.data.StreamedDataset):
-            raise UserError(f"{dataset.name} is streamed: give a --dataset that fits memory.")
-        test, train = (
-            {"image": part.image, "label": part.label} for part in (dataset.test, dataset.train)
-        )
-        return test, train
+        spread = cnnjax.data.streamed.spread_examples
+        test = spread(dataset, "test", config.check)._asdict()
+        return test, spread(dataset, "train", config.calibration)._asdict()
     dataset = again.recipe_of_run(config.run).dataset
     if not isinstance(dataset, cnnjax.data.ArrayDataset):
         raise UserError(f"{dataset.name} is streamed: give a --dataset that fits memory.")

@@ -97,9 +97,9 @@ class StreamedDataset(abc.ABC):
     def _cut(self, split: str, count: int) -> Any:
         """What the first `count` examples of a split, or all, consist of."""
 
-    def moment_images(self) -> np.ndarray:
-        """The training images that `mean` and `std` are of."""
-        return self.first("train", min(MOMENT_EXAMPLES, self.split_size("train"))).image
+    def spread(self, split: str, count: int) -> Arrays:
+        """About `count` examples from all over a split, or as many as there are."""
+        return self.first(split, min(count, self.split_size(split)))
 
     def shortened(self, sizes: Mapping[str, int]) -> StreamedDataset:
         """The dataset with only the first `sizes[split]` examples of each split named."""
@@ -133,7 +133,7 @@ class StreamedDataset(abc.ABC):
 
     @functools.cached_property
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return channel_moments(self.moment_images())
+        return channel_moments(self.spread("train", MOMENT_EXAMPLES).image)
 
 
 @dataclass(frozen=True)
@@ -249,17 +249,21 @@ class FilesOnDisk(StreamedDataset):
     def _cut(self, split: str, count: int) -> Files:
         return self.splits[split].chosen(np.arange(min(count, self.split_size(split))))
 
-    def moment_images(self) -> np.ndarray:
+    def spread(self, split: str, count: int) -> Arrays:
         # Files are in the order of their classes: the first would be of few of them.
-        files = self.splits["train"]
-        count = len(files.names)
-        return self._read(files.chosen(np.arange(0, count, max(1, -(-count // MOMENT_EXAMPLES)))))
+        files = self.splits[split].chosen(spread_rows(self.split_size(split), count))
+        return Arrays(self._read(files), files.labels)
 
     def _read(self, files: Files) -> np.ndarray:
         images = [
             image_to_shape(read_image(name), self.image_shape, fit=self.fit) for name in files.names
         ]
-        return np.stack(images)
+        return np.stack(images) if images else np.zeros((0, *self.image_shape), np.uint8)
+
+
+def spread_rows(size: int, count: int) -> np.ndarray:
+    """Returns up to `count` of `size` places, evenly spread, ascending."""
+    return np.unique(np.linspace(0, size - 1, min(count, size)).round().astype(np.int64))
 
 
 def tfds(

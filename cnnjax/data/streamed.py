@@ -187,6 +187,18 @@ def first_examples(dataset: LabeledDataset, split: str, count: int | None = None
     return dataset.first(split, count)
 
 
+def spread_examples(dataset: LabeledDataset, split: str, count: int) -> Arrays:
+    """Returns `count` examples from all over a split, or as many as there are.
+
+    Those of folders are in the order of their classes: the first ones are of few of them.
+    """
+    if isinstance(dataset, StreamedDataset):
+        return dataset.spread(split, count) if count else first_examples(dataset, split, 0)
+    image, label = getattr(dataset, split)
+    rows = on_disk.spread_rows(len(label), count)
+    return Arrays(image[rows], label[rows])
+
+
 D = TypeVar("D", bound=AnyDataset)
 
 

@@ -23,6 +23,7 @@ from cnnjax.data import (
     training_pipeline,
 )
 from cnnjax.data.dataset import Dataset
+from cnnjax.data.streamed import spread_examples
 from cnnjax.data.streaming import StreamingPipeline
 from cnnjax.data.tfds_splits import Range, as_text, count, cut
 from cnnjax.errors import UserError
@@ -172,6 +173,18 @@ def test_a_folder_on_disk_is_the_one_in_memory(image_folder, options):
         for key in ("image", "label", "mask"):
             np.testing.assert_array_equal(one[key], other[key])
     found.close()
+
+
+def test_examples_from_all_over_a_folder_are_of_all_classes(image_folder):
+    name = f"folder:{image_folder}"
+    streamed, loaded = open_dataset(name, pipeline="stream"), load(name)
+    for found in (spread_examples(streamed, "train", 6), spread_examples(loaded, "train", 6)):
+        assert found.label.tolist() == [0, 0, 0, 1, 1, 1]
+    for one, other in zip(
+        spread_examples(streamed, "train", 99), spread_examples(loaded, "train", 99), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert spread_examples(streamed, "test", 0).image.shape == (0, *streamed.image_shape)
 
 
 def test_a_folder_on_disk_may_move_and_be_shortened(image_folder, tmp_path_factory):
