@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SKIPPED = "skipped"
 SEARCH = "search"
 # Draws of settings that break a constraint, one after another, before the search gives up.
-MOST_REJECTED = 1000
+MOST_REJECTED = 300
 MOST_COMBINATIONS = 100_000
 EXTRA = "pip install 'cnnjax[search]'"
 

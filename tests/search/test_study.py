@@ -46,13 +46,14 @@ def test_two_searches_share_a_budget(tmp_path):
     assert ask(studies[0], SPACE, 6, lambda chosen: True).number == 5
 
 
-def test_what_breaks_a_constraint_does_not_count(tmp_path):
+def test_what_breaks_a_constraint_does_not_count(tmp_path, monkeypatch):
     study = opened(tmp_path / "study.db")
     trials = [ask(study, SPACE, 4, lambda chosen: chosen["optimizer"] == "sgd") for _ in range(5)]
     assert trials[-1] is None and all(each.params["optimizer"] == "sgd" for each in trials[:4])
     assert len(counted(study)) == 4 < len(study.trials)
     skip(study, trials[0], "no reason")
     assert len(counted(study)) == 3
+    monkeypatch.setattr("cnnjax.search.study.MOST_REJECTED", 10)
     with pytest.raises(UserError, match="break --where"):
         ask(study, SPACE, 9, lambda chosen: False)
 
