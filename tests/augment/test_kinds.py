@@ -172,6 +172,7 @@ def test_colors_leave_class_maps_and_boxes():
         assert (result["image"] != BATCH["image"]).any(), text
 
 
+@pytest.mark.slow
 def test_images_are_changed_as_without_other_keys():
     texts = (*MOVING, *NOT_MOVING)
     alone, together = changed(texts, ("image",)), changed(texts)

@@ -131,6 +131,7 @@ def logits(model, variables):
     return np.asarray(apply(variables, tiny()[2]))
 
 
+@pytest.mark.slow
 def test_eight_bits_change_little_and_four_more():
     model, variables, _ = tiny()
     plain = logits(model, variables)

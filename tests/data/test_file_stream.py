@@ -206,6 +206,7 @@ def test_errors_come_before_reading(files, options, message):
         cut(files, **options)
 
 
+@pytest.mark.slow
 def test_a_pipeline_left_open_ends_with_the_program(files):
     """TensorFlow's threads call Python to resize: they may not do so when it takes itself apart."""
     program = (

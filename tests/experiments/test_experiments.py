@@ -414,6 +414,7 @@ def test_early_stopping_reports_the_best_weights(train_made, tmp_path):
     assert len(validations) < 30
 
 
+@pytest.mark.slow
 def test_divergence_keeps_the_last_good_checkpoint(train_made, tmp_path):
     # A step of 1e30 overflows within an epoch or two.
     with pytest.raises(UserError, match=r"diverged at step \d+ \(learning rate"):

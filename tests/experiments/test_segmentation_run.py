@@ -90,6 +90,7 @@ def stepped():
     return make, state, batch
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_make_the_same_step(stepped):
     make, state, batch = stepped
     expected, metrics = jax.jit(make())(state, batch)

@@ -145,6 +145,7 @@ def test_guided_backpropagation_needs_a_relu():
         explain.guided_backpropagation(LINEAR, LINEAR_VARIABLES, IMAGE, TARGET)
 
 
+@pytest.mark.slow
 def test_guided_backpropagation_sees_what_is_fused():
     """On a CPU LeNet's convolution, activation and pool are one function."""
     model = models.create("lenet5", num_classes=10, activation="relu", pool="max")

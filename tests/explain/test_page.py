@@ -37,6 +37,7 @@ def said(capsys, *argv):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_is_explained_on_one_page(run, capsys, tmp_path):
     out = said(capsys, "--run", run, "--methods", METHODS, "--count", 2, "--check", 4, "--top", 2)
     for method in (*named.read(METHODS), belief.RANDOM):

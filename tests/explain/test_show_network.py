@@ -179,6 +179,7 @@ def test_sheets_and_crops_are_what_they_say():
     assert views.most_varying(np.array([0.1, 3, 2, np.nan]), 2) == [1, 2]
 
 
+@pytest.mark.slow
 def test_the_seed_decides_what_is_made():
     """Another seed, another image; the same, the same."""
     from cnnjax import models

@@ -120,6 +120,7 @@ def test_skips_carry_the_resolution():
     assert whole.sum() > change.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [True, False])
 def test_gradient_is_that_of_finite_differences(padded):
     with jax.enable_x64(True):

@@ -25,6 +25,7 @@ def train(monkeypatch, run, dataset):
     return classify.main(classify.Config(run_dir=str(run), **settings))
 
 
+@pytest.mark.slow
 def test_a_run_without_figures_is_finished(tmp_path, monkeypatch, capsys):
     def fail(*arguments, **options):
         raise RecursionError("no\nend")

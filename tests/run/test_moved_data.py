@@ -48,6 +48,7 @@ def moved(tmp_path_factory):
     return run, new, folder(root / "other", seed=1)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_from_where_its_folder_is_now(moved, tmp_path, capsys):
     run, new, other = moved
     run = shutil.copytree(run, tmp_path / "run")

@@ -196,6 +196,7 @@ def test_two_directories_are_refused(tmp_path, capsys):
     assert "are two directories" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_without_its_config_is_not_taken_for_a_new_one(tmp_path, capsys):
     train(tmp_path, epochs=1)
     (tmp_path / "config.json").unlink()
@@ -205,6 +206,7 @@ def test_a_run_without_its_config_is_not_taken_for_a_new_one(tmp_path, capsys):
     assert checkpoint.steps(tmp_path / "checkpoints") == [6, 8]
 
 
+@pytest.mark.slow
 def test_an_edited_config_does_not_change_a_run(tmp_path):
     train(tmp_path, stop_after_epochs=1)
     config = json.loads((tmp_path / "config.json").read_text())

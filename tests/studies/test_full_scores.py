@@ -38,6 +38,7 @@ def digits(size, count=30):
         }
 
 
+@pytest.mark.slow
 def test_errors_do_not_depend_on_the_batches_and_draws_do_on_the_seed():
     blind = Subject(lambda variables, image: -jnp.ones((len(image), 1)), None)
     clean, errors = full_scores.corrupted_errors([SUBJECT, blind], digits(30), names=NAMES)

@@ -162,6 +162,7 @@ def test_an_ensemble_trains_what_is_missing(tmp_path, snapshots):
     assert (tmp_path / "member-1" / "metrics.jsonl").read_bytes() == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"label_smoothing": 0.5}, {"balance": "weights", "exclude": "nines.txt"}]
 )

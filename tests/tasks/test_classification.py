@@ -37,6 +37,7 @@ def test_training_may_weigh_what_evaluation_does_not():
     assert task.metrics(LOGITS, BATCH)["loss"] == plain.metrics(LOGITS, BATCH)["loss"]
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_trains_a_network(tmp_path):
     digits = cnnjax.data.load("digits")
     task = classification(10, loss=hinge, class_names=digits.class_names)

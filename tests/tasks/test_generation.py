@@ -62,6 +62,7 @@ def evaluated(variables, split, batch_size, num_devices):
     return evaluate.scores(measured), predictions
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_depend_on_batches_or_devices(variables, split):
     expected, predictions = evaluated(variables, split, 45, 1)
     assert len(np.unique(predictions["sample"], axis=0)) == 45

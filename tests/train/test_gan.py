@@ -143,6 +143,7 @@ def test_a_step_is_the_two_updates_by_hand():
     assert_same(*(jax.random.key_data(each.key) for each in (state, new_state)))
 
 
+@pytest.mark.slow
 def test_each_network_is_changed_by_its_own_optimizer_alone():
     batch = batch_of(ARRAYS, 0, 16)
     states = {}
@@ -220,6 +221,7 @@ def test_every_way_agrees_in_float64_over_10_steps():
             assert_close(found, expected, 1e-9)
 
 
+@pytest.mark.slow
 def test_eight_devices_agree_with_one_in_float32_over_3_steps():
     assert_close(trained("jit", 8, [3])[:2], trained("jit", 1, [3])[:2], 1e-3)
 
@@ -275,6 +277,7 @@ class WithDropout(nn.Module):
         return nn.Dense(1, name="head")(x)
 
 
+@pytest.mark.slow
 def test_dropout_is_that_of_the_example_on_any_device():
     model = dcgan(SHAPE, width=4, latent_size=LATENT, norm="none")
     model = model.clone(discriminator=WithDropout())
