@@ -176,7 +176,11 @@ def test_the_command_writes_what_it_found(run, folder, capsys, tmp_path):  # noq
     # Bright noise is not like any digit.
     assert all(row["accuracy"] > 0.9 for row in written["concepts"])
     assert (tmp_path / "out" / "concepts.png").stat().st_size > 1000
-    random = ["--random", folder, "--out", tmp_path / "other"]
+    (tmp_path / "dark").mkdir()
+    for number in range(16):
+        noise = np.random.default_rng(number).integers(0, 60, (28, 28), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "dark" / f"{number}.png")
+    random = ["--random", tmp_path / "dark", "--out", tmp_path / "other"]
     assert not called(*flags, *random)
 
 
@@ -193,7 +197,7 @@ def test_the_command_writes_what_it_found(run, folder, capsys, tmp_path):  # noq
         (("--concept", "a=FOLDER", "--layers", "stage9"), "stage"),
         (("--concept", "a=FOLDER", "--repeats", "1"), "--repeats 1"),
         (("--concept", "a=FOLDER/deeper/none"), "no directory"),
-        (("--concept", "a=FOLDER", "--random", "docs"), "--random docs has"),
+        (("--concept", "a=FOLDER", "--random", "scripts"), "--random scripts has 0 images"),
     ],
 )
 def test_bad_flags_are_one_error(run, folder, flags, text, capsys):  # noqa: F811

@@ -176,4 +176,4 @@ def test_a_network_without_relus_is_explained_by_the_other_methods(tmp_path, cap
             ["--run", str(directory), "--methods", "guided_backpropagation"],
         )
     assert stop.value.code == 2
-    assert "leave it out" in capsys.readouterr().err
+    assert "Leave it out" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_a_perfect_run_draws_its_figures_without_a_warning(tmp_path, monkeypatch
     assert "warning" not in capsys.readouterr().err.lower()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["test_accuracy"] == 1.0
-    assert len(list((tmp_path / "run" / "figures").glob("*.png"))) == 6
+    assert len(list((tmp_path / "run" / "figures").glob("*.png"))) == 7
 
 
 @pytest.mark.parametrize("place", ["a file", "no metrics"])
