@@ -75,6 +75,7 @@ SPECS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(SPECS, max_size=3))
 def test_what_is_written_is_read_back(items):

@@ -165,6 +165,7 @@ def test_a_plasma_without_noise_of_finer_grids_is_smooth():
     assert float(jnp.abs(jnp.diff(smooth)).mean()) < 0.3 * float(jnp.abs(jnp.diff(rough)).mean())
 
 
+@pytest.mark.slow
 def test_depth_and_light_of_drops_are_scipys_and_opencvs():
     edge = np.random.default_rng(1).random((30, 25, 1)) < 0.01
     expected = scipy.ndimage.distance_transform_edt(~edge[..., 0])

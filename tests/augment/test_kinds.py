@@ -105,6 +105,7 @@ def changed(texts, fields=tuple(FIELDS)):
     return jax.tree.map(np.asarray, all_of_them(KEY, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", MOVING)
 def test_a_class_map_moves_with_its_image(text):
     result = changed(MOVING)[text]

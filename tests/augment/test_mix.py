@@ -143,6 +143,7 @@ def test_the_same_on_any_number_of_devices():
         np.testing.assert_allclose(part[name], expected[name][8:12], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_trains_on_the_mixed_labels():
     """Its loss is that of the mixed batch; its accuracy counts the heaviest class."""
     change = policy.make_augment("mixup:1", num_classes=10)

@@ -29,6 +29,7 @@ def found(x):
     }
 
 
+@pytest.mark.slow
 def test_smoke_runs_two_points_of_each_series_and_writes_what_is_asked_for(
     monkeypatch, tmp_path, capsys
 ):

@@ -53,6 +53,7 @@ def converted(source, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_says_where_its_weights_came_from(converted, source):
     card = json.loads((converted / "card.json").read_text())
     assert card["source"] == str(source)
@@ -103,6 +104,7 @@ def test_a_run_becomes_a_file_with_the_same_tensors(converted, source, tmp_path)
         command.main(config(converted, out))
 
 
+@pytest.mark.slow
 def test_the_first_layer_that_diverges_is_named(model, tmp_path, capsys):
     arrays = theirs(model)
     arrays["stage3.1.branch2.0.weight"] = arrays["stage3.1.branch2.0.weight"] * 1.01

@@ -343,6 +343,7 @@ def finished_run(shuffled_dir, tmp_path_factory, no_figures):
     return directory
 
 
+@pytest.mark.slow
 def test_a_streamed_run_resumes_to_the_same_bits(finished_run, shuffled_dir, tmp_path):
     stopped = tmp_path / "stopped"
     settings = ["--epochs", "2"]
@@ -354,6 +355,7 @@ def test_a_streamed_run_resumes_to_the_same_bits(finished_run, shuffled_dir, tmp
     assert (finished_run / "metrics.jsonl").read_text() == (stopped / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_evaluate_finds_the_splits_of_a_streamed_run(finished_run, shuffled_dir, tmp_path):
     for split in ("validation", "test"):
         with pytest.raises(SystemExit) as stop:

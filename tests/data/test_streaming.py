@@ -111,6 +111,7 @@ def test_tfds_resumes_in_mid_epoch(tfds_dir):
     assert numbers(take(other, 0, 1)[0]) != numbers(whole[0])
 
 
+@pytest.mark.slow
 def test_processes_share_the_batches_of_one(tfds_dir):
     arguments = {"seed": 0, "data_dir": tfds_dir, "host_augment": shifted_brightness}
     whole = take(stream_tfds("made_digits", "train[:49]", 10, **arguments), 2, 6)

@@ -161,6 +161,7 @@ def test_two_parameters_of_one_name_are_told_apart():
     assert found["opt_state/0/mu/fc/kernel"] == PartitionSpec(None, "fsdp")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_to_any_mesh(tmp_path):
     state = jax.jit(lenet_state())()
     mesh = sharding.make_mesh("data=8")

@@ -444,6 +444,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(train_made, tmp_path,
     assert_same_bits(straight, damaged)
 
 
+@pytest.mark.slow
 def test_other_data_are_not_mixed_into_a_run(train_made, tmp_path):
     train_made(run_dir=str(tmp_path), stop_after_epochs=1)
     with pytest.raises(UserError, match="the data are not those of"):

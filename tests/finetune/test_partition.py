@@ -163,6 +163,7 @@ def flops(text, model, shape):
     return jax.jit(step).lower(state, batch).cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_no_gradient_is_computed_below_the_first_trained_layer():
     model = models.create("resnet18", num_classes=10, stem="cifar")
     head, last, full = (flops(text, model, (32, 32, 3)) for text in ("head", "last:1", "full"))

@@ -97,6 +97,7 @@ def assert_same_training(model, size):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * max(1.0, np.abs(a).max()))
 
 
+@pytest.mark.slow
 def test_values_statistics_and_gradients_are_those_without():
     """Dropout and stochastic depth draw the same in the second computation."""
     options = {"block_dropout_rate": 0.3, "stochastic_depth_rate": 0.4, "dropout_rate": 0.2}

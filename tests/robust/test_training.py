@@ -62,6 +62,7 @@ def logits_of(state, image):
     return model.apply({"params": state.params}, 2 * image - 1)
 
 
+@pytest.mark.slow
 def test_fgsm_rs_by_hand():
     """The update is that of the loss at clip(x + clip(u + a sign g(x + u)))."""
     state, make_step = setup("fgsm_rs")

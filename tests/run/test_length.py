@@ -46,6 +46,7 @@ def three_epochs(shared, tmp_path, capsys):
     return shutil.copytree(shared, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_fewer_epochs_than_were_trained_are_refused_and_nothing_is_lost(three_epochs, capsys):
     before = {path: path.read_bytes() for path in three_epochs.glob("*.*")}
     code, said = launch(capsys, "--resume", three_epochs, "--epochs", 2)
@@ -88,6 +89,7 @@ def test_a_run_that_patience_ended_says_so_and_takes_a_larger_one(tmp_path, caps
     assert summary_of(run)["epochs"] == 31
 
 
+@pytest.mark.slow
 def test_a_schedule_of_few_updates_is_noted_before_it_starts(tmp_path, capsys):
     _, said = launch(capsys, "--epochs", 1, "--run-dir", tmp_path / "short")
     assert "only 8 updates of 32 examples" in said

@@ -64,6 +64,7 @@ def test_a_run_is_resumed_from_where_its_folder_is_now(moved, tmp_path, capsys):
     assert json.loads((run / "config.json").read_text())["settings"]["dataset"] == f"folder:{new}"
 
 
+@pytest.mark.slow
 def test_other_data_are_refused_before_the_first_checkpoint_too(moved, tmp_path, capsys):
     run, new, other = moved
     run = shutil.copytree(run, tmp_path / "run")

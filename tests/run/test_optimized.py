@@ -41,6 +41,7 @@ def python(*arguments, **options):
     return subprocess.run([sys.executable, *arguments], **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["-B", "-O"])
 def test_interceptors_end_with_their_context(option):
     done = python(option, "-c", NESTED)

@@ -216,6 +216,7 @@ def test_an_edited_config_does_not_change_a_run(tmp_path):
         train(tmp_path, learning_rate=0.5)
 
 
+@pytest.mark.slow
 def test_when_every_checkpoint_is_damaged_nothing_is_deleted(tmp_path):
     train(tmp_path, stop_after_epochs=1)
     for step in (tmp_path / "checkpoints").glob("0*"):
@@ -342,6 +343,7 @@ def read_only_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_read_only_directory_is_one_line(read_only_disk, tmp_path, capsys):
     (tmp_path / "file").touch()
     for run in (read_only_disk / "run", tmp_path / "file" / "run"):

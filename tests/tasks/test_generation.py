@@ -73,6 +73,7 @@ def test_evaluation_does_not_depend_on_batches_or_devices(variables, split):
         assert np.abs(difference).max() <= 1
 
 
+@pytest.mark.slow
 def test_scores_are_the_distances_and_the_losses_by_hand(variables, split):
     found, predictions = evaluated(variables, split, 16, 1)
     images = jnp.asarray(split["image"], jnp.float32) / 255

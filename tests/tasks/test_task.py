@@ -284,6 +284,7 @@ def angle_data():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["resident", "stream"])
 def test_a_task_of_ones_own_runs_from_start_to_report(tmp_path, pipeline):
     trained = cnnjax.run.train(
@@ -308,6 +309,7 @@ def test_a_task_of_ones_own_runs_from_start_to_report(tmp_path, pipeline):
     assert found["error"] == pytest.approx(trained.summary["test_error"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_from_python_goes_on_where_it_was_stopped(tmp_path):
     def train(directory, **options):
         return cnnjax.run.train(

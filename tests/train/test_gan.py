@@ -125,6 +125,7 @@ def by_hand(state, batch, model, rates):
     return params, {"generator": new["batch_stats"], "discriminator": statistics}, metrics
 
 
+@pytest.mark.slow
 def test_a_step_is_the_two_updates_by_hand():
     state, make_step = setup()
     batch = batch_of(ARRAYS, 0, 16)
