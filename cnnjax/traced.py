@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, Literal
 
 # Calls that only group operations, and the parameter that holds their program.
 CALLS = {
@@ -41,3 +42,42 @@ def bound(equation: Any, inputs: list[Any]) -> list[Any]:
     functions, parameters = parameters if isinstance(parameters, tuple) else ((), parameters)
     outputs = equation.primitive.bind(*functions, *inputs, **parameters)
     return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+def evaluate(
+    program: ClosedJaxpr,
+    inputs: Sequence[Any],
+    change: Callable[[Any, list[Any]], list[Any] | None],
+    inside: Callable[[Any], ClosedJaxpr | None] = inner_program,
+) -> list[Any]:
+    """Computes a traced program step by step, some of the steps in another way.
+
+    Args:
+      program: what `jax.make_jaxpr` returned.
+      inputs: its arguments.
+      change: (step, its inputs) -> its results; None for a step that stays.
+      inside: the program of a call of which the steps are looked at too; None for a call that is
+        made as it is.
+
+    Returns:
+      Its results.
+    """
+    jaxpr: Any = program.jaxpr
+    known: dict[Any, Any] = dict(zip(jaxpr.constvars, program.consts, strict=True))
+    known |= dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else known[atom]
+
+    for equation in jaxpr.eqns:
+        values = [read(atom) for atom in equation.invars]
+        results = change(equation, values)
+        if results is None:
+            inner = inside(equation)
+            results = (
+                bound(equation, values)
+                if inner is None
+                else evaluate(inner, values, change, inside)
+            )
+        known |= dict(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]

@@ -41,7 +41,11 @@ def from_named_leaves(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def label_by_path(
-    tree: PyTree, rules: Sequence[tuple[str, Any]], default: Any = REQUIRED
+    tree: PyTree,
+    rules: Sequence[tuple[str, Any]],
+    default: Any = REQUIRED,
+    *,
+    kind: str = "parameter",
 ) -> PyTree:
     """Replaces each leaf by the value of the first rule whose pattern matches its path.
 
@@ -49,6 +53,7 @@ def label_by_path(
       tree: any pytree.
       rules: pairs (pattern, value), in order of precedence.
       default: the value of leaves that no rule matches; without it they are an error.
+      kind: what the leaves are called in messages.
 
     Returns:
       A tree of the same structure whose leaves are the rules' values.
@@ -58,10 +63,10 @@ def label_by_path(
         path is matched by no pattern.
     """
     paths = list(named_leaves(tree))
-    compiled = [(_compile(pattern), value) for pattern, value in rules]
+    compiled = [(_compile(pattern, kind), value) for pattern, value in rules]
     for pattern, _ in compiled:
         if not any(pattern.fullmatch(path) for path in paths):
-            raise unknown_name("parameter pattern (it matches nothing)", pattern.pattern, paths)
+            raise unknown_name(f"{kind} pattern (it matches nothing)", pattern.pattern, paths)
 
     def label(key_path: tuple, _: Any) -> Any:
         path = _path_text(key_path)
@@ -69,15 +74,16 @@ def label_by_path(
             if pattern.fullmatch(path):
                 return value
         if default is REQUIRED:
-            raise UserError(f"no pattern matches parameter {path!r}: add one, or '.*' as the last.")
+            raise UserError(f"no pattern matches {kind} {path!r}: add one, or '.*' as the last.")
         return default
 
     return jax.tree_util.tree_map_with_path(label, tree)
 
 
-def mask_by_path(tree: PyTree, patterns: Sequence[str]) -> PyTree:
+def mask_by_path(tree: PyTree, patterns: Sequence[str], *, kind: str = "parameter") -> PyTree:
     """Returns the tree of booleans that says which leaves any of the patterns matches."""
-    return label_by_path(tree, [(pattern, True) for pattern in patterns], default=False)
+    rules = [(pattern, True) for pattern in patterns]
+    return label_by_path(tree, rules, default=False, kind=kind)
 
 
 def count_parameters(tree: PyTree) -> int:
@@ -85,10 +91,8 @@ def count_parameters(tree: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def _compile(pattern: str) -> re.Pattern:
+def _compile(pattern: str, kind: str) -> re.Pattern:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise UserError(
-            f"parameter pattern {pattern!r} is no regular expression: {error}"
-        ) from None
+        raise UserError(f"{kind} pattern {pattern!r} is no regular expression: {error}") from None

@@ -106,9 +106,7 @@ def _layers(asked: Any, taps: Any, trained: load.TrainedModel, shape: Any) -> li
     if not asked:
         return taps.maps(trained.model, trained.variables, shape)
     shapes = taps.layer_shapes(trained.model, trained.variables, shape)
-    for name in asked:
-        if name not in shapes:
-            raise cnnjax.errors.unknown_name("stage or layer", name, shapes)
+    taps.check_layers(shapes, asked, image=False)
     return list(dict.fromkeys(asked))
 
 

@@ -11,8 +11,6 @@ share (Nadeau & Bengio 2003). Runs that are finished are not run again.
 
 import argparse
 import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,17 +87,10 @@ def _check(experiment: str, lines: dict[str, list[str]]) -> None:
 def _score(experiment: str, flags: Sequence[str], directory: Path) -> tuple[str, float]:
     """Trains one fold, unless it is finished; returns what is monitored, of the last validation."""
     from cnnjax.run.files import read_json
-    from cnnjax.search.plan import validations
+    from cnnjax.search.plan import run_experiment, validations
 
-    command = [sys.executable, "-m", experiment, *flags, "--no-test"]
-    command += ["--run-dir", str(directory), "--resume", str(directory)]
-    found = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
-    if found.returncode:
-        lines = [line for line in map(str.strip, found.stdout.splitlines()) if line]
-        last = lines[-1].removeprefix("error: ") if lines else f"code {found.returncode}"
-        raise UserError(f"{directory} failed: {last}")
+    own = ["--no-test", "--run-dir", str(directory), "--resume", str(directory)]
+    run_experiment(experiment, [*flags, *own], f"{directory} failed")
     monitor = read_json(directory / "summary.json", f"{directory} is damaged")["monitor"]
     return monitor, validations(directory, monitor)[-1]
 

@@ -87,16 +87,13 @@ def _flags(saved: dict[str, Any], chosen: dict[str, Any], extra: Sequence[str]) 
     import importlib
 
     from cnnjax.run import cli
-    from cnnjax.search.plan import as_flags
-    from cnnjax.search.space import applied
+    from cnnjax.search.plan import chosen_flags
 
     fixed = [*saved["argv"], *extra]
     config_type = importlib.import_module(saved["experiment"]).Config
     config = cli.parse(config_type, fixed)
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    changed = applied(settings, chosen)
-    more = [as_flags(name, value) for name, value in changed.items() if value != settings[name]]
-    return [*fixed, *(word for words in more for word in words)]
+    return [*fixed, *chosen_flags(settings, chosen)]
 
 
 def _score(saved: dict[str, Any], flags: Sequence[str], seed: int, directory: Path) -> float:

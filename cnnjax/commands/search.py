@@ -266,24 +266,24 @@ def _study(options: argparse.Namespace, search: Any) -> tuple[Any, Any]:
     what = {key: getattr(options, key) for key in KEPT if key not in ("argv", "objective")}
     what["argv"] = list(search.argv)
 
-    def opened(seed: int) -> Any:
-        return studies.open_study(
-            name,
-            url,
-            directions=[each.direction for each in search.objectives],
-            sampler=spec.call(sampler, studies.SAMPLERS, "sampler", seed=seed, space=search.space),
-            pruner=spec.call(
-                pruner, studies.PRUNERS, "pruner", epochs=search.settings.get("epochs", 1)
-            ),
-            what=json.loads(json.dumps(what)),
-        )
+    def drawing(seed: int) -> Any:
+        return spec.call(sampler, studies.SAMPLERS, "sampler", seed=seed, space=search.space)
 
+    study = studies.open_study(
+        name,
+        url,
+        directions=[each.direction for each in search.objectives],
+        sampler=drawing(options.seed),
+        pruner=spec.call(
+            pruner, studies.PRUNERS, "pruner", epochs=search.settings.get("epochs", 1)
+        ),
+        what=json.loads(json.dumps(what)),
+    )
     with studies.storage_errors(url):
-        study = opened(options.seed)
         begun = len(study.get_trials(deepcopy=False))
-        if begun:
-            # A sampler that starts anew must not draw what it has drawn before.
-            study = opened(options.seed + 1_000_003 * begun % 2**31)
+    if begun:
+        # A sampler that starts anew must not draw what it has drawn before.
+        study.sampler = drawing(options.seed + 1_000_003 * begun % 2**31)
     if sampler.name != "grid":
         return study, None
     bound = spec.bind(sampler, studies.SAMPLERS, "sampler", supplied=("seed", "space"))

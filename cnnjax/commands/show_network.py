@@ -156,7 +156,7 @@ def _layers(trained: load.TrainedModel, asked: tuple[str, ...]) -> tuple[dict, d
     model, variables = trained.model, trained.variables
     shape = tuple(trained.card["image_shape"])
     traced = program.trace(model, variables, shape)
-    program.check_layers(traced.shapes, asked)
+    taps.check_layers(traced.shapes, asked)
     if not any(len(each) == 4 and each[1] * each[2] > 1 for each in traced.shapes.values()):
         raise UserError(
             f"{trained.card['model']} has no layer whose output is an image: there are no maps, "

@@ -342,12 +342,13 @@ def folder(
     held_out.check_validation(validation)
     held_out.check_fold(fold)
     parse_fit(fit)
+    if only_large and image_size is None:
+        return None
     found = find_files(name.partition(":")[2])
-    if only_large:
-        # Three channels, as nearly all images have that are so many.
-        many = image_size and len(found.flat) * np.prod(image_size) * 3 > sources.MAX_BYTES
-        if not many:
-            return None
+    # Three channels, as nearly all images have that are so many.
+    num_bytes = len(found.flat) * int(np.prod(image_size or 0)) * 3
+    if only_large and num_bytes <= sources.MAX_BYTES:
+        return None
     class_names, relabel = select_classes(found.class_names, classes)
     stored = {
         split: np.array([label for _, label in files], np.int32)

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.traced import bound
+from cnnjax.traced import evaluate
 
 
 @jax.custom_vjp
@@ -45,7 +45,14 @@ def with_rule(
         with ops.lowering("onednn"):
             traced = jax.make_jaxpr(function)(x)
         found: list[bool] = []
-        (result,) = _evaluate(traced, (x,), relu, found)
+
+        def replaced(equation: Any, inputs: list[Any]) -> list[Any] | None:
+            if not _is_relu(equation):
+                return None
+            found.append(True)
+            return [relu(*inputs)]
+
+        (result,) = evaluate(traced, [x], replaced, _grouped)
         if not found:
             raise UserError(
                 "the network has no ReLU whose derivative could be changed: take another method."
@@ -64,30 +71,6 @@ def has_relus(function: Callable[[jax.Array], jax.Array], x: Any) -> bool:
 
     with ops.lowering("onednn"):
         return within(jax.make_jaxpr(function)(x).jaxpr)
-
-
-def _evaluate(
-    closed: ClosedJaxpr, arguments: Any, relu: Callable[[jax.Array], jax.Array], found: list[bool]
-) -> list[Any]:
-    jaxpr: Jaxpr = closed.jaxpr
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    values |= dict(zip(jaxpr.invars, arguments, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for equation in jaxpr.eqns:
-        inputs = [read(atom) for atom in equation.invars]
-        inner = _grouped(equation)
-        if _is_relu(equation):
-            found.append(True)
-            outputs = [relu(*inputs)]
-        elif inner is not None:
-            outputs = _evaluate(inner, inputs, relu, found)
-        else:
-            outputs = bound(equation, inputs)
-        values |= dict(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
 
 
 def _is_relu(equation: Any) -> bool:

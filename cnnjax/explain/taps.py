@@ -176,20 +176,27 @@ def image_layers(
     """
     names = list(dict.fromkeys(names))
     shapes = layer_shapes(model, variables, image)
-    for name in names:
-        if name not in shapes:
-            raise unknown_name("stage or layer", name, shapes)
-        if len(shapes[name]) != 4:
-            raise UserError(
-                f"the output of {name} is no image but of shape {shapes[name]}: choose a layer "
-                "before the features are pooled or flattened."
-            )
+    check_layers(shapes, names)
     if names or not any(len(shape) == 4 for shape in shapes.values()):
         return names
     try:
         return maps(model, variables, image)
     except UserError:
         return []
+
+
+def check_layers(
+    shapes: Mapping[str, tuple[int, ...]], names: Iterable[str], *, image: bool = True
+) -> None:
+    """Raises UserError for a layer that is not there, or (`image`) whose output is no image."""
+    for name in names:
+        if name not in shapes:
+            raise unknown_name("stage or layer", name, shapes)
+        if image and len(shapes[name]) != 4:
+            raise UserError(
+                f"the output of {name} is no image but of shape {shapes[name]}: choose a layer "
+                "before the features are pooled or flattened."
+            )
 
 
 def score(model: nn.Module, variables: Any, image: jax.Array, target: Target) -> jax.Array:

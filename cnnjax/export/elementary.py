@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.traced import bound, inner_program
+from cnnjax.traced import evaluate
 
 # Eigen, `generic_fast_erf_float`; XLA's `ErfImpl32`. Beyond the bound erf is 1 in float32.
 _BOUND = 3.832506856900711
@@ -67,28 +67,12 @@ def rewritten(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array
 
     def of_image(image: jax.Array) -> jax.Array:
         traced = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(image.shape, image.dtype))
-        (result,) = _run(traced.jaxpr, traced.consts, [image])
+        (result,) = evaluate(traced, [image], _substituted)
         return result
 
     return of_image
 
 
-def _run(jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-    known = dict(zip(jaxpr.constvars, constants, strict=True))
-    known |= dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if hasattr(atom, "val") else known[atom]
-
-    for equation in jaxpr.eqns:
-        values = [read(atom) for atom in equation.invars]
-        inner = inner_program(equation)
-        kind = equation.primitive.name, str(np.result_type(values[0])) if values else ""
-        if kind in SUBSTITUTES:
-            results = [SUBSTITUTES[kind](*values)]
-        elif inner is not None:
-            results = _run(inner.jaxpr, inner.consts, values)
-        else:
-            results = bound(equation, values)
-        known |= dict(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _substituted(equation: Any, values: list[Any]) -> list[Any] | None:
+    kind = equation.primitive.name, str(np.result_type(values[0])) if values else ""
+    return [SUBSTITUTES[kind](*values)] if kind in SUBSTITUTES else None

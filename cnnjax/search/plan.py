@@ -70,12 +70,15 @@ class Search:
 
     def command(self, chosen: Mapping[str, Value], directory: Path) -> list[str]:
         """Returns the experiment's flags for a trial."""
-        changed = applied(self.settings, chosen)
-        argv = [*self.argv, "--no-test", "--run-dir", str(directory), "--resume", str(directory)]
-        for name, value in changed.items():
-            if value != self.settings[name]:
-                argv += as_flags(name, value)
-        return argv
+        own = ["--no-test", "--run-dir", str(directory), "--resume", str(directory)]
+        return [*self.argv, *own, *chosen_flags(self.settings, chosen)]
+
+
+def chosen_flags(settings: Mapping[str, Any], chosen: Mapping[str, Value]) -> list[str]:
+    """Returns what was chosen as flags that go behind those that say the settings."""
+    changed = applied(settings, chosen)
+    flags = [as_flags(name, value) for name, value in changed.items() if value != settings[name]]
+    return [word for words in flags for word in words]
 
 
 def as_flags(name: str, value: Any) -> list[str]:
@@ -120,26 +123,40 @@ def rehearse(search: Search, directory: Path) -> dict[str, Any]:
     Raises:
       UserError: it fails with these flags.
     """
-    argv = [*search.argv, "--smoke", "--no-test", "--run-dir", str(directory)]
-    chosen = _example(search)
-    for name, value in applied(search.settings, chosen).items():
-        if value != search.settings[name]:
-            argv += as_flags(name, value)
+    own = ["--smoke", "--no-test", "--run-dir", str(directory)]
+    flags = [*search.argv, *own, *chosen_flags(search.settings, _example(search))]
+    problem = f"{search.experiment} fails with these settings"
+    last = run_experiment(search.experiment, flags, problem)
+    if not (directory / "summary.json").exists():
+        raise UserError(f"{problem}: {last}")
+    summary = read_json(directory / "summary.json", f"{directory} is damaged")
+    records = [each for each in read_metrics(directory) if each["kind"] == "validation"]
+    scores = sorted({name for each in records for name in each} - {"step", "kind"})
+    return {"monitor": summary["monitor"], "scores": scores}
+
+
+def run_experiment(experiment: str, flags: Sequence[str], problem: str) -> str:
+    """Runs an experiment to its end, shows nothing, and returns the last line that it printed.
+
+    Raises:
+      UserError: it failed; `problem` says so, and the last line that it printed why.
+    """
     found = subprocess.run(
-        [sys.executable, "-m", search.experiment, *argv],
+        [sys.executable, "-m", experiment, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
-    if found.returncode or not (directory / "summary.json").exists():
-        lines = [line.strip() for line in found.stdout.splitlines() if line.strip()]
-        last = lines[-1].removeprefix("error: ") if lines else f"code {found.returncode}"
-        raise UserError(f"{search.experiment} fails with these settings: {last}")
-    summary = read_json(directory / "summary.json", f"{directory} is damaged")
-    records = [each for each in read_metrics(directory) if each["kind"] == "validation"]
-    scores = sorted({name for each in records for name in each} - {"step", "kind"})
-    return {"monitor": summary["monitor"], "scores": scores}
+    last = last_line(found.stdout).removeprefix("error: ") or f"code {found.returncode}"
+    if found.returncode:
+        raise UserError(f"{problem}: {last}")
+    return last
+
+
+def last_line(text: str) -> str:
+    """Returns the last line that is not blank; "" where there is none."""
+    return next((line for line in map(str.strip, reversed(text.splitlines())) if line), "")
 
 
 def _example(search: Search) -> dict[str, Value]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import json
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnnjax.explain import markup
 from cnnjax.search import study as studies
 from cnnjax.search.plan import Search
 
@@ -139,20 +139,20 @@ def _page(search: Search, study: optuna.Study, figures: list[tuple[str, bytes]])
         for each in found[:ROWS]
     )
     images = "".join(
-        f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" '
-        f'src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+        f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="{markup.uri(content)}">'
         for title, content in figures
     )
     more = f"<p>The first {ROWS} of {len(found)}.</p>" if len(found) > ROWS else ""
     titles = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    return _HTML.format(
-        title=html.escape(f"Search of {search.experiment}"),
-        summary=html.escape(summary_line(search, study)),
-        head=titles,
-        rows=rows,
-        more=more,
-        figures=images,
-    )
+    values = {
+        "TITLE": html.escape(f"Search of {search.experiment}"),
+        "SUMMARY": html.escape(summary_line(search, study)),
+        "FIGURES": images,
+        "HEAD": titles,
+        "ROWS": rows,
+        "MORE": more,
+    }
+    return markup.filled(_PAGE, values)
 
 
 def summary_line(search: Search, study: optuna.Study) -> str:
@@ -219,21 +219,17 @@ def write_best(search: Search, study: optuna.Study) -> Path:
     return path
 
 
-_HTML = """<!doctype html>
+_PAGE = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>@TITLE@</title>
 <style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 80rem; margin: 1.5rem auto; }}
-body {{ padding: 0 1rem; }}
-h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.05rem; margin: 1.6rem 0 .3rem; }}
+{markup.STYLE}
 img {{ max-width: 100%; background: white; }}
 div.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; }} th, td {{ text-align: right; padding: .15rem .7rem; }}
 tr.best {{ font-weight: bold; }}
 </style></head><body>
-<h1>{title}</h1><p>{summary}</p>
-{figures}
-<h2>Trials</h2><div class="wide"><table><tr>{head}</tr>{rows}</table></div>{more}
+<h1>@TITLE@</h1><p>@SUMMARY@</p>
+@FIGURES@
+<h2>Trials</h2><div class="wide"><table><tr>@HEAD@</tr>@ROWS@</table></div>@MORE@
 </body></html>
 """

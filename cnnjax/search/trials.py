@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 from cnnjax.errors import UserError
 from cnnjax.paths import read_text
 from cnnjax.run.files import only_writer
+from cnnjax.run.logs import METRICS_FILE
 from cnnjax.search import study as studies
-from cnnjax.search.plan import Search, objective_values, validations
+from cnnjax.search.plan import Search, last_line, objective_values, validations
 from cnnjax.search.space import Space, Value
 
 if TYPE_CHECKING:
@@ -86,13 +87,24 @@ class Worker:
 
 @dataclasses.dataclass
 class Running:
-    """A trial that a worker trains."""
+    """A trial that a worker trains.
+
+    Attributes:
+      trial: of Optuna.
+      directory: of its run.
+      lock: what keeps others from it.
+      started: when, in seconds.
+      reported: validations that the study knows.
+      seen_bytes: of its metrics when they were last read.
+      ended_by: what asked it to stop, if anything did.
+    """
 
     trial: Any
     directory: Path
     lock: contextlib.ExitStack
     started: float
     reported: int = 0
+    seen_bytes: int = 0
     ended_by: str = ""
 
 
@@ -149,15 +161,12 @@ def run(
       UserError: the first trial fails, or the storage does.
     """
     began = time.monotonic()
-    idle = [
-        Worker(
-            number,
-            search.experiment,
-            environments[number % len(environments)],
-            cores[number % len(cores)],
-        )
-        for number in range(workers)
-    ]
+
+    def start(number: int) -> Worker:
+        environment, core = environments[number % len(environments)], cores[number % len(cores)]
+        return Worker(number, search.experiment, environment, core)
+
+    idle = [start(number) for number in range(workers)]
     everyone, busy = list(idle), dict[int, Running]()
     exhausted = False
     try:
@@ -192,12 +201,7 @@ def run(
                     running.lock.close()
                     del busy[number]
                     if code is None:
-                        everyone[number] = worker = Worker(
-                            number,
-                            search.experiment,
-                            environments[number % len(environments)],
-                            cores[number % len(cores)],
-                        )
+                        everyone[number] = worker = start(number)
                     idle.append(worker)
                     if ended is not None:
                         on_end(ended)
@@ -269,6 +273,12 @@ def _claimed(search: Search, number: int) -> contextlib.ExitStack | None:
 
 def _report(search: Search, study: optuna.Study, running: Running, worker: Worker | None) -> None:
     """Reports validations that are new; asks the worker to stop where the pruner says so."""
+    with contextlib.suppress(OSError):
+        size = (running.directory / METRICS_FILE).stat().st_size
+        # They are read again and again, and may be long.
+        if size == running.seen_bytes:
+            return
+        running.seen_bytes = size
     first = search.objectives[0]
     found = validations(running.directory, first.name)
     for epoch, value in enumerate(found, 1):
@@ -313,8 +323,7 @@ def _judged(
 
 def _last_line(log: Path) -> str:
     with contextlib.suppress(UserError):
-        lines = [line for line in map(str.strip, read_text(log).splitlines()) if line]
-        return lines[-1] if lines else ""
+        return last_line(read_text(log))
     return ""
 
 

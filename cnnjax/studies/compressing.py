@@ -128,11 +128,20 @@ def make_recipe(
 
 def scores_of(recipe: Recipe, variables: PyTree, splits: tuple[str, ...]) -> dict[str, Any]:
     """Returns the scores of a network on the splits that have examples."""
-    mesh = cnnjax.devices.sharding.make_mesh(1)
-    found = scoring.make_scoring(recipe, mesh, lambda state: state.variables())
+    found = _scoring(recipe)
     return {
         split: found.of(variables, split) for split in splits if split_size(recipe.dataset, split)
     }
+
+
+def _scoring(recipe: Recipe) -> scoring.Scoring:
+    mesh = cnnjax.devices.sharding.make_mesh(1)
+    return scoring.make_scoring(recipe, mesh, lambda state: state.variables())
+
+
+def _judged_split(recipe: Recipe) -> str:
+    """`validation`, or `train` where no images are held out."""
+    return "validation" if split_size(recipe.dataset, "validation") else "train"
 
 
 def reshape(
@@ -223,8 +232,7 @@ def _without_blocks(
 
 def _batches(recipe: Recipe) -> Any:
     """Yields batches of validation images, or of training images where there are none."""
-    split = "validation" if split_size(recipe.dataset, "validation") else "train"
-    return split_batches(recipe.dataset, split, TAYLOR_BATCH)
+    return split_batches(recipe.dataset, _judged_split(recipe), TAYLOR_BATCH)
 
 
 def _gradients(now: Smaller, recipe_of: Callable[[Any], Recipe] | None) -> list[PyTree]:
@@ -266,9 +274,7 @@ def _by_sensitivity(
 
 def scan_layers(recipe: Recipe, variables: PyTree, layers: str) -> sensitivity.Scan:
     """Returns the accuracy on validation images with each layer alone pruned by magnitude."""
-    split = "validation" if split_size(recipe.dataset, "validation") else "train"
-    mesh = cnnjax.devices.sharding.make_mesh(1)
-    found = scoring.make_scoring(recipe, mesh, lambda state: state.variables())
+    found, split = _scoring(recipe), _judged_split(recipe)
     return sensitivity.scan(
         variables, lambda variables: found.of(variables, split)["accuracy"], layers=layers
     )

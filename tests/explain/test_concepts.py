@@ -14,7 +14,6 @@ from cnnjax.errors import UserError
 from cnnjax.explain import concepts
 from cnnjax.models import stage_output
 from cnnjax.run import cli
-from tests.explain.test_page import run  # noqa: F401
 
 GENERATOR = np.random.default_rng(0)
 
@@ -165,7 +164,7 @@ def called(*argv):
 
 
 @pytest.mark.slow
-def test_the_command_writes_what_it_found(run, folder, capsys, tmp_path):  # noqa: F811
+def test_the_command_writes_what_it_found(run, folder, capsys, tmp_path):
     flags = ["--run", run, "--concept", f"bright={folder}", "--prepare", "image"]
     flags += ["--classes", "3", "7", "--layers", "stage2", "--repeats", "3"]
     assert not called(*flags, "--count", "20", "--out", tmp_path / "out")
@@ -200,7 +199,7 @@ def test_the_command_writes_what_it_found(run, folder, capsys, tmp_path):  # noq
         (("--concept", "a=FOLDER", "--random", "scripts"), "--random scripts has 0 images"),
     ],
 )
-def test_bad_flags_are_one_error(run, folder, flags, text, capsys):  # noqa: F811
+def test_bad_flags_are_one_error(run, folder, flags, text, capsys):
     flags = [flag.replace("FOLDER", str(folder)) for flag in flags]
     capsys.readouterr()
     assert called("--run", run, *flags) == 2

@@ -18,17 +18,6 @@ from cnnjax.run import classifier, cli, settings
 METHODS = "gradient,grad_cam,occlusion(window=7,stride=7),guided_backpropagation"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("explained") / "run"
-    argv = ["--model", "lenet5", "--devices", "1", "--smoke", "--run-dir", str(directory)]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr("cnnjax.run.report.write_figures", lambda *arguments, **options: [])
-        settings.launch(classifier.Config, classifier.main, argv)
-    assert not stop.value.code
-    return directory
-
-
 def said(capsys, *argv):
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:

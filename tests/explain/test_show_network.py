@@ -11,18 +11,7 @@ from PIL import Image
 
 from cnnjax.commands import show_network as command
 from cnnjax.explain.inside import page, views
-from cnnjax.run import classifier, cli, settings
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("seen") / "run"
-    argv = ["--model", "lenet5", "--devices", "1", "--smoke", "--run-dir", str(directory)]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr("cnnjax.run.report.write_figures", lambda *arguments, **options: [])
-        settings.launch(classifier.Config, classifier.main, argv)
-    assert not stop.value.code
-    return directory
+from cnnjax.run import cli
 
 
 def said(capsys, *argv):

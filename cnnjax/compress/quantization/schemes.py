@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 
 from cnnjax import spec
 from cnnjax.compress.quantization import integers
 from cnnjax.compress.quantization.calibration import make_calibration
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.trees import mask_by_path
 
 KIND = "quantization"
 Patterns = str | tuple[str, ...]
@@ -213,13 +213,6 @@ def selected(paths: Iterable[str], layers: Patterns, skip: Patterns) -> tuple[se
 
 
 def _matching(paths: list[str], patterns: Patterns) -> set[str]:
-    found: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        try:
-            matches = {path for path in paths if re.fullmatch(pattern, path)}
-        except re.error as error:
-            raise UserError(f"pattern {pattern!r} is no regular expression: {error}") from None
-        if not matches:
-            raise unknown_name("layer pattern (it matches nothing)", pattern, paths)
-        found |= matches
-    return found
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    mask = mask_by_path(dict.fromkeys(paths, 0), wanted, kind="layer")
+    return {path for path, is_chosen in mask.items() if is_chosen}

@@ -52,7 +52,7 @@ def influence(
       UserError: an unknown layer, one whose output is no image, or a unit outside of it.
     """
     traced = program.trace(model, variables, image_shape)
-    program.check_layers(traced.shapes, [layer])
+    taps.check_layers(traced.shapes, [layer])
     _, height, width, _ = shape = traced.shapes[layer]
     for row, column in units:
         if not (0 <= row < height and 0 <= column < width):
@@ -234,7 +234,7 @@ def effective_field(
     """
     taps.check_image(image)
     shapes = taps.layer_shapes(model, variables, image[:1])
-    program.check_layers(shapes, [layer])
+    taps.check_layers(shapes, [layer])
     _, height, width, _ = shapes[layer]
     row, column = unit or (height // 2, width // 2)
     if not (0 <= row < height and 0 <= column < width):

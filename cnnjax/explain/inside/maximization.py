@@ -18,7 +18,6 @@ from flax import linen as nn
 from cnnjax.augment import filters, geometry
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.explain import rectifiers, taps
-from cnnjax.explain.inside import program
 
 PARAMETRIZATIONS = ("fourier", "pixel")
 # Of the first image, in logits of pixels, as Lucid has it.
@@ -124,7 +123,7 @@ def _objective(
     image: Any = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     if layer:
         shapes = taps.layer_shapes(model, variables, image)
-        program.check_layers(shapes, [layer], image=unit is not None)
+        taps.check_layers(shapes, [layer], image=unit is not None)
         shape = shapes[layer]
     else:
         outputs = jax.eval_shape(lambda x: model.apply(variables, x, train=False), image)

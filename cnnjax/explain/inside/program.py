@@ -11,7 +11,6 @@ from flax import linen as nn
 from jax.extend.core import Jaxpr
 
 from cnnjax import ops
-from cnnjax.errors import UserError, unknown_name
 from cnnjax.explain import taps
 
 
@@ -55,17 +54,3 @@ def place(equation: Any, outer: str = "") -> str:
     parts = [part for part in f"{outer}/{equation.source_info.name_stack}".split("/") if part]
     # The first is the network's own class.
     return "/".join([*parts[1:], equation.primitive.name])
-
-
-def check_layers(
-    shapes: dict[str, tuple[int, ...]], names: Sequence[str], *, image: bool = True
-) -> None:
-    """Raises UserError for a layer that is not there, or (`image`) whose output is no image."""
-    for name in names:
-        if name not in shapes:
-            raise unknown_name("stage or layer", name, shapes)
-        if image and len(shapes[name]) != 4:
-            raise UserError(
-                f"the output of {name} is no image but of shape {shapes[name]}: choose a layer "
-                "before the features are pooled or flattened."
-            )
