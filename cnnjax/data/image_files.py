@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000
 # He et al. 2016, section 3.4: of a shorter side of 256 pixels the middle 224.
 CROP_SHARE = 0.875
+Source = str | os.PathLike | bytes
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 # EXIF orientations that turn the image by a quarter.
@@ -33,7 +34,7 @@ _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_PHOTOMETRIC = 256, 257, 258, 262
 _PNG_DEPTH = 24
 
 
-def read_image(path: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decodes an image file, turned upright as its EXIF orientation says.
 
     Files of more than 8 bits are scaled from a range that is the same for all files of their type,
@@ -82,9 +83,7 @@ def read_image(path: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXELS)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def open_image(
-    path: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXELS
-) -> ImageFile.ImageFile:
+def open_image(path: Source, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
     """Opens an image and checks its header; nothing is decoded yet. Raises as `read_image`."""
     from PIL import Image, UnidentifiedImageError
 
@@ -133,9 +132,10 @@ def upright_size(image: ImageFile.ImageFile) -> tuple[int, int]:
 
 
 def _reopened(image: ImageFile.ImageFile) -> BinaryIO:
-    """Returns the bytes of an opened image anew, whose own place in them is left alone."""
-    is_sent = isinstance(image.fp, io.BytesIO)
-    return io.BytesIO(image.fp.getbuffer()) if is_sent else open(image.filename, "rb")
+    """Returns the bytes of an opened image from their start."""
+    if isinstance(image.fp, io.BytesIO):
+        return io.BytesIO(image.fp.getbuffer())
+    return open(image.filename, "rb")
 
 
 def is_upright(image: ImageFile.ImageFile) -> bool:
