@@ -104,7 +104,8 @@ def main(config: Config) -> int:
 
 async def _serve(config: Config, sources, options, limits, sock) -> None:
     """Builds the application and runs it."""
-    from cnnjax.serve import repository, server, web
+    from cnnjax.serve import repository, server
+    from cnnjax.serve.http import web
 
     models = repository.Repository(sources, options, limits)
     bounds = web.Bounds(body_bytes=round(config.max_body_mb * 2**20), deadline_secs=config.timeout)

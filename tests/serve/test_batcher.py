@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjax.errors import UserError
@@ -86,6 +86,7 @@ def test_the_delay_waits_for_others_but_not_for_more_than_a_batch():
     assert [len(batch) for batch in made.batches] == [2, 1]
 
 
+@settings(max_examples=25)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=12),
     st.integers(1, 6),
