@@ -79,7 +79,7 @@ class Config:
 
 def main(config: Config) -> int:
     """Serves until SIGTERM."""
-    _require()
+    _require(grpc=bool(config.grpc_port))
     from cnnjax.serve import batcher, logs, models, runtime, server
 
     sources = models.read_sources(config.run)
@@ -111,12 +111,23 @@ async def _serve(config: Config, sources, options, limits, sock) -> None:
     bounds = web.Bounds(body_bytes=round(config.max_body_mb * 2**20), deadline_secs=config.timeout)
     app = web.application(models, bounds=bounds, loads=False)
     host, port = sock.getsockname()[:2]
+    where = f"[{host}]" if ":" in host else host
     listening = server.Listening(config.host, port, config.grpc_port, config.drain)
 
     def say() -> None:
-        print(f"serving      {', '.join(models.models)} at http://{host}:{port}/", flush=True)
+        print(f"serving      {', '.join(models.models)} at http://{where}:{port}/", flush=True)
 
-    await server.run(models, app, listening, sock, on_ready=say)
+    async def start_grpc():
+        from cnnjax.serve.rpc import service
+
+        started, rpc_port = await service.start(
+            models, f"{where}:{config.grpc_port}", bounds=bounds
+        )
+        print(f"gRPC         at {where}:{rpc_port}", flush=True)
+        return started
+
+    start = start_grpc if config.grpc_port else None
+    await server.run(models, app, listening, sock, start_grpc=start, on_ready=say)
 
 
 def read_sizes(text: str) -> tuple[tuple[int, int], ...]:
@@ -143,7 +154,8 @@ def _check(config: Config) -> None:
         raise UserError(f"--drain {config.drain:g}: give 0 to 3600 seconds.")
 
 
-def _require() -> None:
+def _require(*, grpc: bool) -> None:
+    """Raises a UserError that names the packages that are needed and not installed."""
     import importlib.util
 
     needed = {
@@ -152,6 +164,7 @@ def _require() -> None:
         "prometheus_client": "prometheus-client",
         "python_multipart": "python-multipart",
     }
+    needed |= {"grpc": "grpcio", "google.protobuf": "protobuf"} if grpc else {}
     absent = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
     if absent:
         raise UserError(
