@@ -48,6 +48,7 @@ ROOMS = (
     "run",
     "studies",
     "search",
+    "serve",
     "commands",
     "__main__",
 )
