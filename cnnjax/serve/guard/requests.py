@@ -32,9 +32,9 @@ OPEN, INFER, METRICS, ADMIN = "", "infer", "metrics", "admin"
 _OPEN_PATHS = {"/v2/health/live", "/v2/health/ready"}
 _INFER_PATHS = re.compile(
     r"/"
-    r"|/(?:docs|openapi\.json|v2|v2/models|v1/models)/?"
+    r"|/(?:docs|openapi\.json|page\.js|style\.css|v2|v2/models|v1/models)/?"
     r"|/v2/models/[^/]+(?:/versions/[^/]+)?(?:/ready|/infer|/generate)?"
-    r"|/v1/models/[^/:]+(?::predict|:explain|:feedback)?"
+    r"|/v1/models/[^/:]+(?:/versions/[^/:]+)?(?::predict|:explain|:feedback|:drift)?"
     r"|/v2/repository/index"
 )
 _OPEN_CALLS = {"ServerLive", "ServerReady", "Check", "Watch"}
