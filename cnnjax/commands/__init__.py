@@ -61,6 +61,7 @@ COMMANDS = {
     "predict": "classify image files with a trained run",
     "probe": "what few labels suffice for on a run's features, beside training from scratch",
     "search": "choose an experiment's settings by many runs, on validation scores",
+    "serve": "serve runs and exported files over HTTP and gRPC, batched, with metrics",
     "serve-key": "make, list and revoke the API keys of a server",
     "serve-reference": "what a run's clean images look like, for drift while it is served",
     "show-batch": "draw what a training step sees",
