@@ -18,10 +18,12 @@ import tyro
 
 import cnnjax
 from cnnjax.errors import UserError
+from cnnjax.serve.guard.settings import Guarding
+from cnnjax.serve.watch.settings import Watching, watch_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Watching, Guarding):
     """Serve runs and exported files."""
 
     run: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -80,7 +82,8 @@ class Config:
 def main(config: Config) -> int:
     """Serves until SIGTERM."""
     _require()
-    from cnnjax.serve import batcher, logs, models, runtime, server
+    from cnnjax.serve import batcher, logs, measures, models, repository, runtime, server
+    from cnnjax.serve.guard import settings
 
     sources = models.read_sources(config.run)
     options = runtime.Options(
@@ -94,26 +97,43 @@ def main(config: Config) -> int:
     runtime.check_options(options)
     batcher.check_limits(limits)
     _check(config)
-    server.check_host(config.host, guarded=config.insecure)
+    counted = measures.Measures()
+    policy = settings.policy_of(config, config.host, insecure=config.insecure, measures=counted)
+    uvicorn_options = settings.uvicorn_options(config, policy)
     sock = server.listen(config.host, config.port)
     logs.write_to(config.log or None)
     cnnjax.devices.backend.start(devices=1)
-    asyncio.run(_serve(config, sources, options, limits, sock))
+    served = repository.Repository(sources, options, limits, measures=counted)
+    watch = watch_of(config, sources, counted)
+    asyncio.run(_serve(config, served, sock, policy, watch, uvicorn_options))
     return 0
 
 
-async def _serve(config: Config, sources, options, limits, sock) -> None:
+async def _serve(config: Config, models, sock, policy, watch, uvicorn_options) -> None:
     """Builds the application and runs it."""
-    from cnnjax.serve import repository, server, web
+    from cnnjax.serve import server, web
+    from cnnjax.serve.guard.asgi import guard
+    from cnnjax.serve.watch.routes import routes
 
-    models = repository.Repository(sources, options, limits)
-    bounds = web.Bounds(body_bytes=round(config.max_body_mb * 2**20), deadline_secs=config.timeout)
-    app = web.application(models, bounds=bounds, loads=False)
+    app = web.application(
+        models,
+        middleware=(guard(policy),),
+        observers=(watch.observe,) if watch else (),
+        routes=(routes(watch),) if watch else (),
+        bounds=web.Bounds(
+            body_bytes=round(config.max_body_mb * 2**20), deadline_secs=config.timeout
+        ),
+        loads=False,
+    )
     host, port = sock.getsockname()[:2]
-    listening = server.Listening(config.host, port, config.grpc_port, config.drain)
+    listening = server.Listening(
+        config.host, port, config.grpc_port, config.drain, uvicorn=uvicorn_options
+    )
+
+    scheme = "https" if config.tls_certificate else "http"
 
     def say() -> None:
-        print(f"serving      {', '.join(models.models)} at http://{host}:{port}/", flush=True)
+        print(f"serving      {', '.join(models.models)} at {scheme}://{host}:{port}/", flush=True)
 
     await server.run(models, app, listening, sock, on_ready=say)
 
@@ -148,6 +168,7 @@ def _require() -> None:
     needed = {
         "fastapi": "fastapi",
         "uvicorn": "uvicorn",
+        "jwt": "pyjwt[crypto]",
         "prometheus_client": "prometheus-client",
         "python_multipart": "python-multipart",
     }

@@ -33,7 +33,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Runs the network on its validation images, and writes what it saw."""
-    from cnnjax.evaluation.drift import check_window
+    from cnnjax.evaluation.references import check_window
     from cnnjax.run import again, load, reference
 
     check_window(config.window)

@@ -8,7 +8,7 @@ from cnnjax import checkpoint, distill
 from cnnjax.data.streamed import split_size
 from cnnjax.devices import backend, processes
 from cnnjax.errors import UserError
-from cnnjax.evaluation.drift import LEAST_EXAMPLES
+from cnnjax.evaluation.references import LEAST_EXAMPLES
 from cnnjax.run import files, load, reference, report
 from cnnjax.run.logs import MetricsLog
 from cnnjax.run.recipe import Recipe

@@ -11,7 +11,7 @@ import numpy as np
 
 from cnnjax.data.streamed import LabeledDataset, split_batches, split_size
 from cnnjax.errors import UserError
-from cnnjax.evaluation import drift
+from cnnjax.evaluation import references
 from cnnjax.run import load
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def answer_of(trained: load.TrainedModel) -> Answer:
 
 
 def leave_reference(
-    directory: str | Path, dataset: LabeledDataset, *, window: int = drift.WINDOW
+    directory: str | Path, dataset: LabeledDataset, *, window: int = references.WINDOW
 ) -> Reference:
     """Makes the reference of a trained classifier, of images that it was not trained on.
 
@@ -56,10 +56,10 @@ def leave_reference(
       UserError: no classifier, too few images, or the file cannot be written.
     """
     size = split_size(dataset, "validation")
-    if size < drift.LEAST_EXAMPLES:
+    if size < references.LEAST_EXAMPLES:
         raise UserError(
-            f"a reference needs {drift.LEAST_EXAMPLES:,} validation images and {dataset.name} has "
-            f"{size:,}: train with a larger --validation."
+            f"a reference needs {references.LEAST_EXAMPLES:,} validation images, and "
+            f"{dataset.name} has {size:,}: train with a larger --validation."
         )
     trained = load.load_classifier(directory)
     answer = answer_of(trained)
@@ -70,12 +70,12 @@ def leave_reference(
         found = (batch["image"], *answer(batch["image"]), batch["label"])
         parts.append(tuple(np.asarray(each)[mask] for each in found))
     images, logits, embeddings, labels = map(np.concatenate, zip(*parts, strict=True))
-    reference = drift.make_reference(
+    reference = references.make_reference(
         images, logits, embeddings, labels, window=window, step=trained.step
     )
     path = Path(directory) / NAME
     try:
-        drift.save_reference(path, reference)
+        references.save_reference(path, reference)
     except OSError as error:
         raise UserError(f"cannot write the reference {path}: {error.strerror}") from None
     return reference

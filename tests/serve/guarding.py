@@ -10,14 +10,13 @@ import threading
 import time
 
 import jwt
-import prometheus_client
+import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from cnnjax.serve.guard import keys, policy
-from cnnjax.serve.guard.tokens import TokenRules
+from cnnjax.serve.guard import keys
 
 ISSUER, AUDIENCE = "https://issuer.test", "cnnjax"
 
@@ -66,39 +65,70 @@ def make_keys(directory):
     return path, secrets
 
 
-def guarded_policy(directory, **options):
-    """Returns a policy with keys and tokens, its secrets, its issuer, its registry, its log."""
-    path, secrets = make_keys(directory)
-    issuer, registry = make_issuer(directory), prometheus_client.CollectorRegistry()
-    log = directory / "audit.jsonl"
-    rules = TokenRules(ISSUER, AUDIENCE, issuer.jwks)
-    made = policy.make_policy(
-        keys=str(path), tokens=rules, audit_path=str(log), registry=registry, **options
+def digits_repository(measures=None):
+    """Returns a repository whose model `lenet` answers with the mean of each image, in NumPy."""
+    from cnnjax.data.image_files import image_to_shape
+    from cnnjax.serve import batcher, models, runtime
+    from cnnjax.serve.repository import Repository
+    from cnnjax.serve.rollout import all_to
+
+    def call(images):
+        logits = np.zeros((len(images), 10), np.float32)
+        logits[np.arange(len(images)), images.mean(axis=(1, 2, 3)).astype(int) % 10] = 5.0
+        return logits, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+    opened = runtime.Runtime(
+        source="",
+        platform="numpy",
+        step=-1,
+        shapes=((28, 28, 1),),
+        dtype="uint8",
+        class_names=tuple("0123456789"),
+        num_logits=10,
+        buckets=(1, 2, 4, 8),
+        call=call,
+        prepare=lambda image: image_to_shape(image, (28, 28, 1), fit="pad"),
     )
-    return made, secrets, issuer, registry, log
+    repository = Repository([], measures=measures)
+    loaded = models.Loaded(opened, batcher.Batcher(opened, repository.limits), 0.0)
+    source = models.Source("lenet", "1", "")
+    repository.models["lenet"] = models.Model(
+        {"1": source}, loaded={"1": loaded}, rollout=all_to("1")
+    )
+    return repository
+
+
+def guarded_application(directory, **bounds):
+    """Returns the application with keys and tokens, its secrets, issuer, measures and log."""
+    from cnnjax.serve.guard import asgi, settings
+    from cnnjax.serve.measures import Measures
+    from cnnjax.serve.web import Bounds, application
+
+    path, secrets = make_keys(directory)
+    issuer, measures, log = make_issuer(directory), Measures(), directory / "audit.jsonl"
+    guarding = settings.Guarding(
+        keys=str(path),
+        jwt_jwks=issuer.jwks,
+        jwt_issuer=ISSUER,
+        jwt_audience=AUDIENCE,
+        audit_log=str(log),
+    )
+    policy = settings.policy_of(guarding, "0.0.0.0", insecure=False, measures=measures)
+    app = application(
+        digits_repository(measures),
+        middleware=(asgi.guard(policy),),
+        bounds=Bounds(**bounds),
+        loads=False,
+    )
+    return app, policy, secrets, issuer, measures.registry, log
 
 
 def lines_of(log):
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def refused_count(registry, reason, protocol="http"):
-    labels = {"reason": reason, "protocol": protocol}
-    return registry.get_sample_value("cnnjax_refused_requests_total", labels) or 0
-
-
-async def echo(scope, receive, send):
-    """An application that reads the whole body and answers with its size."""
-    size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
-    body = json.dumps({"bytes": size, "path": scope["path"]}).encode()
-    headers = [(b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def refused_count(registry, reason):
+    return registry.get_sample_value("cnnjax_refused_total", {"reason": reason}) or 0
 
 
 @contextlib.contextmanager

@@ -2,19 +2,16 @@
 
 import base64
 import dataclasses
-import io
 import json
 import os
 import stat
-import struct
-import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnjax.errors import UserError
-from cnnjax.serve.guard import audit, images, keys, rates, requests
+from cnnjax.serve.guard import audit, keys, rates, requests
 from cnnjax.serve.guard.keys import Identity
 from cnnjax.serve.guard.refusal import REASONS, Refused
 
@@ -106,7 +103,7 @@ def test_a_bucket_gives_no_more_than_its_burst_and_what_came_in(gaps, per_second
             # Who waits as long as was said is let in.
             level, wait = rates.take(
                 buckets._buckets["shop"][0],
-                refused.retry_after_secs + 1e-9,
+                refused.retry_after + 1e-9,
                 per_second=per_second,
                 burst=burst,
             )
@@ -135,7 +132,6 @@ def test_buckets_forget_the_longest_unused():
         b"/v2/models/a\\b",
         b"/v2/models/%ff/infer",
         b"/v2/models/a%0d%0ab",
-        b"/v1/models/a..b:predict",
         b"/v1/models/.ssh:predict",
         b"/v2/models/a b/infer",
         b"/v2/" + b"a" * 3000,
@@ -145,7 +141,7 @@ def test_paths_that_go_elsewhere_are_refused(path):
     assert refused_reason(requests.check_path, path) == "bad_path"
 
 
-@given(st.from_regex(requests.MODEL_NAME, fullmatch=True).filter(lambda name: ".." not in name))
+@given(st.from_regex(requests.MODEL_NAME, fullmatch=True))
 def test_every_name_of_a_model_may_be_asked_for(name):
     for path in (f"/v2/models/{name}/versions/3/infer", f"/v1/models/{name}:predict"):
         requests.check_path(path.encode())
@@ -199,13 +195,12 @@ def test_what_is_not_listed_is_for_administrators(method, path, role):
         ([("x-request-id", "a\x00b")], "bad_headers"),
         ([(f"x-{number}", "") for number in range(101)], "bad_headers"),
         ([("x", "a" * 40_000)], "bad_headers"),
-        ([("content-length", "101")], "body_too_large"),
         ([("content-encoding", "gzip")], "encoded_body"),
     ],
 )
 def test_headers_with_two_meanings_are_refused(headers, reason):
     pairs = [(name.encode(), value.encode()) for name, value in headers]
-    assert refused_reason(requests.check_headers, pairs, max_body_bytes=100) == reason
+    assert refused_reason(requests.check_headers, pairs) == reason
 
 
 def test_pages_of_other_sites_are_refused_and_own_pages_are_not():
@@ -246,39 +241,12 @@ def test_no_credential_is_more_than_refused(headers):
         assert refused.reason in REASONS
 
 
-def png_header(width, height):
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    data = zlib.compress(bytes(1000))
-    body = b"IDAT" + data
-    return b"".join(
-        (b"\x89PNG\r\n\x1a\n", chunk, struct.pack(">I", len(data)), body)
-    ) + struct.pack(">I", zlib.crc32(body))
-
-
-def test_a_bomb_is_told_by_its_header():
-    from PIL import Image
-
-    assert refused_reason(images.check_image, png_header(60_000, 60_000)) == "image_too_large"
-    assert refused_reason(images.check_image, png_header(5000, 5000)) == "image_too_large"
-    content = io.BytesIO()
-    Image.new("L", (30, 20)).save(content, "PNG")
-    assert images.check_image(content.getvalue()) == (20, 30)
-
-
-def test_formats_whose_decoders_start_programs_are_no_images():
-    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
-    for content in (eps, b"", b"hello", b"\x89PNG\r\n\x1a\n"):
-        with pytest.raises(UserError, match=r"no image|damaged"):
-            images.check_image(content)
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
 def test_loopback_needs_no_key(host):
     transport.check_bind(host, policy.Policy())
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.com", ""])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.com"])
 def test_elsewhere_needs_a_key_or_the_word(host):
     with pytest.raises(UserError, match="--insecure"):
         transport.check_bind(host, policy.Policy())

@@ -53,6 +53,6 @@ class Rates:
             raise Refused(
                 "over_rate",
                 f"{identity.per_second:g} per second",
-                retry_after_secs=wait_secs,
+                retry_after=wait_secs,
                 who=identity.name,
             )

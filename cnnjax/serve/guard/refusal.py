@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+from cnnjax.serve import refusals
+
 # Reason -> (HTTP status, name of the gRPC status, what the client reads). The reason is the label
 # of the counter and the word in the audit log; the text says nothing that helps to guess a key.
 REASONS: dict[str, tuple[int, str, str]] = {
@@ -27,16 +31,13 @@ REASONS: dict[str, tuple[int, str, str]] = {
     "bad_path": (400, "INVALID_ARGUMENT", "the path holds what no name of a model has"),
     "bad_headers": (400, "INVALID_ARGUMENT", "the headers contradict each other, or are too many"),
     "encoded_body": (415, "INVALID_ARGUMENT", "compressed bodies are not accepted"),
-    "body_too_large": (413, "RESOURCE_EXHAUSTED", "the body is larger than this server accepts"),
-    "image_too_large": (413, "RESOURCE_EXHAUSTED", "the image has more pixels than are accepted"),
     "malformed": (400, "INVALID_ARGUMENT", "this is no HTTP"),
     "slow_head": (408, "DEADLINE_EXCEEDED", "the head of the request did not arrive in time"),
-    "slow_body": (408, "DEADLINE_EXCEEDED", "the body did not arrive in time"),
     "over_rate": (429, "RESOURCE_EXHAUSTED", "more requests than this key may send"),
 }
 
 
-class Refused(Exception):
+class Refused(refusals.Refused):
     """A request that is not let in.
 
     Attributes:
@@ -44,17 +45,16 @@ class Refused(Exception):
       status: the HTTP status.
       code: the name of the gRPC status.
       text: what the client is told.
-      retry_after_secs: when to ask again, where asking again helps.
+      retry_after: seconds after which to ask again; None where that does not help.
       who: the name of the key or the subject of the token, where it is known.
     """
 
     def __init__(
-        self, reason: str, detail: str = "", *, retry_after_secs: float = 0.0, who: str = ""
+        self, reason: str, detail: str = "", *, retry_after: float | None = None, who: str = ""
     ):
-        self.reason, self.retry_after_secs, self.who = reason, retry_after_secs, who
-        self.status, self.code, text = REASONS[reason]
-        self.text = f"{text} ({detail})" if detail else text
-        super().__init__(self.text)
+        status, self.code, text = REASONS[reason]
+        super().__init__(f"{text} ({detail})" if detail else text, retry_after=retry_after)
+        self.reason, self.status, self.who = reason, status, who
 
     def headers(self) -> dict[str, str]:
         """Returns the headers of HTTP that belong to this refusal (RFC 9110, 10.2.3 and 11.6.1)."""
@@ -62,6 +62,6 @@ class Refused(Exception):
         if self.status == 401:
             # Basic lets a browser ask its user for the key.
             headers["www-authenticate"] = 'Bearer realm="cnnjax", Basic realm="cnnjax"'
-        if self.retry_after_secs:
-            headers["retry-after"] = str(max(1, round(self.retry_after_secs)))
+        if self.retry_after is not None:
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
         return headers

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import itertools
 import re
 import urllib.parse
-import uuid
 from collections.abc import Iterable, Sequence
 
+from cnnjax.serve.asgi import request_id_of
 from cnnjax.serve.guard.refusal import Refused
+from cnnjax.serve.server import is_loopback
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 # A model's name is compared with those in the repository and never joined to a path; what cannot be
 # one is refused all the same, so that no part behind the guard need think of it.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MAX_HEADERS, MAX_HEADER_BYTES, MAX_PATH_BYTES = 100, 32_768, 2048
 
 # Two of one of these, and a proxy may take the one and this server the other (RFC 9112, 11.2).
@@ -92,8 +91,8 @@ def check_path(raw_path: bytes) -> None:
 
 
 def check_model_name(name: str) -> None:
-    """Raises Refused for what no model can be called: other characters, or `..` within."""
-    if not MODEL_NAME.fullmatch(name) or ".." in name:
+    """Raises Refused for what no model can be called."""
+    if not MODEL_NAME.fullmatch(name):
         raise Refused("bad_path", "a model's name has letters, digits and . _ - only")
 
 
@@ -103,12 +102,11 @@ def model_of(path: str) -> str:
     return found[1] if found else ""
 
 
-def check_headers(headers: Headers, *, max_body_bytes: int) -> None:
+def check_headers(headers: Headers) -> None:
     """Raises Refused for headers that two readers may understand differently, or that are too many.
 
     Args:
       headers: names in lower case, and values, as ASGI has them.
-      max_body_bytes: what `content-length` may be.
     """
     if len(headers) > MAX_HEADERS:
         raise Refused("bad_headers", f"more than {MAX_HEADERS}")
@@ -128,8 +126,6 @@ def check_headers(headers: Headers, *, max_body_bytes: int) -> None:
     length = found.get(b"content-length", b"0").strip()
     if not re.fullmatch(rb"[0-9]{1,18}", length):
         raise Refused("bad_headers", "content-length is no number")
-    if int(length) > max_body_bytes:
-        raise Refused("body_too_large", f"at most {max_body_bytes:,} bytes")
     # A small body can unpack to a large one; no client of the protocol compresses unless asked to.
     if found.get(b"content-encoding", b"identity").strip().lower() not in (b"identity", b""):
         raise Refused("encoded_body")
@@ -148,22 +144,12 @@ def check_site(headers: Headers, *, any_host: bool) -> None:
     """
     found = {name: value.decode("latin-1").strip().lower() for name, value in headers}
     site, origin, host = (found.get(name, "") for name in (b"sec-fetch-site", b"origin", b"host"))
-    if not any_host and not is_loopback(_without_port(host)):
+    if not any_host and not is_loopback(_without_port(host).strip("[]")):
         raise Refused("unknown_host")
     if site in ("cross-site", "same-site") and found.get(b"sec-fetch-mode") != "navigate":
         raise Refused("cross_site")
     if origin and urllib.parse.urlsplit(origin).netloc != host:
         raise Refused("cross_site")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine and can be reached from no other."""
-    if host in ("localhost", ""):
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _without_port(host: str) -> str:
@@ -197,5 +183,4 @@ def credential(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """Returns the request id that the client sent, where it can be one, or else a new one."""
-    sent = dict(headers).get(b"x-request-id", b"").decode("latin-1")
-    return sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    return request_id_of(dict(headers).get(b"x-request-id", b"").decode("latin-1"))

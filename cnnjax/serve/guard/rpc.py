@@ -34,10 +34,9 @@ def interceptor(policy: Policy) -> Any:
     return Guard()
 
 
-def server_options(policy: Policy) -> list[tuple[str, int]]:
-    """Returns the options of a gRPC server that bound what it reads (bytes, milliseconds)."""
+def server_options() -> list[tuple[str, int]]:
+    """Returns the options of a gRPC server that bound what a stranger costs (bytes, ms)."""
     return [
-        ("grpc.max_receive_message_length", policy.max_body_bytes),
         ("grpc.max_metadata_size", requests.MAX_HEADER_BYTES),
         # Clients that send nothing else may not keep a connection busy with pings.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -56,7 +55,7 @@ def _checked(policy: Policy, answer: Any, details: Any) -> Any:
         began, identity, reason, who = time.monotonic(), None, "", ""
         status: Any = "OK"
         try:
-            requests.check_headers(metadata, max_body_bytes=policy.max_body_bytes)
+            requests.check_headers(metadata)
             for field in ("model_name", "name"):
                 if isinstance(name := getattr(request, field, ""), str) and name:
                     requests.check_model_name(name)
@@ -65,8 +64,8 @@ def _checked(policy: Policy, answer: Any, details: Any) -> Any:
             return await answer(request, context)
         except Refused as refused:
             reason, who, status = refused.reason, refused.who, refused.code
-            if refused.retry_after_secs:
-                wait = str(max(1, round(refused.retry_after_secs)))
+            if refused.retry_after is not None:
+                wait = str(max(1, round(refused.retry_after)))
                 context.set_trailing_metadata((("retry-after", wait),))
             await context.abort(getattr(grpc.StatusCode, refused.code), refused.text)
         except BaseException:
@@ -74,7 +73,7 @@ def _checked(policy: Policy, answer: Any, details: Any) -> Any:
             raise
         finally:
             if reason:
-                policy.count_refused(reason, "grpc")
+                policy.count_refused(reason)
             if needed != requests.OPEN or reason:
                 name = getattr(request, "model_name", "") or getattr(request, "name", "")
                 code = getattr(context, "code", lambda: None)()

@@ -12,7 +12,7 @@ from cnnjax.errors import UserError
 from cnnjax.paths import expand
 from cnnjax.serve.guard.policy import Policy
 from cnnjax.serve.guard.refusal import REASONS
-from cnnjax.serve.guard.requests import is_loopback
+from cnnjax.serve.server import is_loopback
 
 HEAD_SECS = 10.0
 
@@ -26,7 +26,7 @@ def check_bind(host: str, policy: Policy, *, insecure: bool = False) -> None:
       insecure: whether the user said that this is meant.
     """
     asks = policy.asks_for_keys or policy.certified
-    if (host and is_loopback(host)) or asks or insecure:
+    if is_loopback(host) or asks or insecure:
         return
     raise UserError(
         f"--host {host or '(all)'}: anyone who reaches this machine could use the server: give "
@@ -152,7 +152,7 @@ def patient_protocol(policy: Policy, *, head_secs: float = HEAD_SECS) -> type:
 
 def write_refused(policy: Policy, reason: str, client: str) -> None:
     """Writes down and counts a connection on which no request arrived."""
-    policy.count_refused(reason, "http")
+    policy.count_refused(reason)
     policy.write(
         {
             "request_id": uuid.uuid4().hex,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cnnjax.errors import UserError, unknown_name
-from cnnjax.evaluation import drift
+from cnnjax.evaluation import drift, references
 from cnnjax.paths import expand
 from cnnjax.serve.watch.gauges import Gauges
 from cnnjax.serve.watch.monitor import Answer, DriftMonitor, LabelMonitor
@@ -56,7 +56,7 @@ def open_watched(run: str | Path, *, embeddings: bool = True) -> Watched:
     path = Path(expand(run)) / reference.NAME
     if not path.exists():
         return Watched()
-    found = drift.read_reference(path)
+    found = references.read_reference(path)
     if not (embeddings and found.embeds):
         return Watched(found)
     trained = load.load_classifier(run, found.step if found.step >= 0 else None)

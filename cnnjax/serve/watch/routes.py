@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
+from collections.abc import Callable
 from typing import Any
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from cnnjax.errors import UserError
+from cnnjax.serve import asgi, protocol
+from cnnjax.serve.refusals import Invalid, Refused
 from cnnjax.serve.watch.observer import Watch
 
-MOST_BYTES = 65_536
-FEEDBACK = {
+MOST_BYTES, BODY_SECS = 65_536, 20.0
+_LABEL = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
+FEEDBACK: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -22,12 +25,9 @@ FEEDBACK = {
                     "type": "object",
                     "properties": {
                         "request_id": {"type": "string"},
-                        "label": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
-                        "labels": {
-                            "type": "array",
-                            "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
-                        },
-                        "predicted": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+                        "label": _LABEL,
+                        "labels": {"type": "array", "items": _LABEL},
+                        "predicted": _LABEL,
                         "confidence": {"type": "number"},
                     },
                 },
@@ -38,30 +38,34 @@ FEEDBACK = {
 }
 
 
-def add_routes(app: Any, watch: Watch) -> None:
-    """Adds `POST /v1/models/NAME:feedback` and `GET /v1/models/NAME:drift` to a FastAPI app."""
+class NotWatched(Refused):
+    """No such model is watched, or no such answer waits for its label."""
 
-    @app.post("/v1/models/{name}:feedback", tags=["watch"], openapi_extra=FEEDBACK)
-    async def feedback(request: Request, name: str) -> JSONResponse:
-        """Takes the true label of an answer, and returns the accuracy so far."""
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MOST_BYTES:
-                return JSONResponse({"error": f"more than {MOST_BYTES} bytes"}, 413)
-        try:
-            content = json.loads(body)
-            return JSONResponse(await asyncio.to_thread(watch.feedback, name, content))
-        except KeyError as error:
-            return JSONResponse({"error": error.args[0]}, 404)
-        except (ValueError, RecursionError) as error:
-            text = str(error) if isinstance(error, UserError) else "the body is no JSON"
-            return JSONResponse({"error": text}, 400)
+    status, reason = 404, "unknown"
 
-    @app.get("/v1/models/{name}:drift", tags=["watch"])
-    async def drift(name: str) -> JSONResponse:
-        """How far the newest images are from the reference, and which statistics have drifted."""
-        try:
-            return JSONResponse(await asyncio.to_thread(watch.describe, name))
-        except KeyError as error:
-            return JSONResponse({"error": error.args[0]}, 404)
+
+def routes(watch: Watch) -> Callable[[FastAPI], None]:
+    """Returns what adds `POST /v1/models/NAME:feedback` and `GET /v1/models/NAME:drift`."""
+
+    def add(app: FastAPI) -> None:
+        @app.post("/v1/models/{name}:feedback", tags=["watch"], openapi_extra=FEEDBACK)
+        async def feedback(request: Request, name: str) -> JSONResponse:
+            """Takes the true label of an answer, and returns the accuracy so far."""
+            content = protocol.read_json(await asgi.read_body(request, MOST_BYTES, BODY_SECS))
+            return JSONResponse(await _asked(watch.feedback, name, content))
+
+        @app.get("/v1/models/{name}:drift", tags=["watch"])
+        async def drift(name: str) -> JSONResponse:
+            """How far the newest images are from the reference, and what has drifted."""
+            return JSONResponse(await _asked(watch.describe, name))
+
+    return add
+
+
+async def _asked(ask: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    try:
+        return await asyncio.to_thread(ask, *arguments)
+    except KeyError as error:
+        raise NotWatched(error.args[0]) from None
+    except UserError as error:
+        raise Invalid(str(error)) from None
