@@ -111,8 +111,9 @@ def main(config: Config) -> int:
 
 async def _serve(config: Config, models, sock, policy, watch, uvicorn_options) -> None:
     """Builds the application and runs it."""
-    from cnnjax.serve import server, web
+    from cnnjax.serve import server
     from cnnjax.serve.guard.asgi import guard
+    from cnnjax.serve.http import web
     from cnnjax.serve.watch.routes import routes
 
     app = web.application(

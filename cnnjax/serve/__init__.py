@@ -14,7 +14,7 @@ lazy.attach(
     __name__,
     ("batcher", "measures", "models", "protocol", "refusals", "repository", "rollout", "runtime"),
     {
-        "web": ("application",),
+        "http.web": ("application",),
         "batcher": ("Limits",),
         "models": ("Source", "read_sources"),
         "repository": ("Repository",),
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from cnnjax.serve import rollout as rollout
     from cnnjax.serve import runtime as runtime
     from cnnjax.serve.batcher import Limits as Limits
+    from cnnjax.serve.http.web import application as application
     from cnnjax.serve.models import Source as Source
     from cnnjax.serve.models import read_sources as read_sources
     from cnnjax.serve.repository import Repository as Repository
     from cnnjax.serve.runtime import Options as Options
     from cnnjax.serve.runtime import open_runtime as open_runtime
-    from cnnjax.serve.web import application as application

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cnnjax.errors import UserError
-from cnnjax.serve.asgi import App
+from cnnjax.serve.http.asgi import App
 from cnnjax.serve.logs import log
 from cnnjax.serve.repository import Repository
 

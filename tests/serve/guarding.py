@@ -101,8 +101,8 @@ def digits_repository(measures=None):
 def guarded_application(directory, **bounds):
     """Returns the application with keys and tokens, its secrets, issuer, measures and log."""
     from cnnjax.serve.guard import asgi, settings
+    from cnnjax.serve.http.web import Bounds, application
     from cnnjax.serve.measures import Measures
-    from cnnjax.serve.web import Bounds, application
 
     path, secrets = make_keys(directory)
     issuer, measures, log = make_issuer(directory), Measures(), directory / "audit.jsonl"

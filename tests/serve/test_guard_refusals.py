@@ -30,7 +30,7 @@ import grpc
 from cnnjax.errors import UserError
 from cnnjax.serve.guard import asgi, rpc, tokens, transport
 from cnnjax.serve.guard.policy import Policy
-from cnnjax.serve.web import application
+from cnnjax.serve.http.web import application
 from tests.serve.guarding import (
     AUDIENCE,
     ISSUER,

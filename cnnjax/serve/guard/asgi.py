@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cnnjax.serve.asgi import App, Scope
 from cnnjax.serve.guard import requests
 from cnnjax.serve.guard.policy import Policy, admit
 from cnnjax.serve.guard.refusal import Refused
+from cnnjax.serve.http.asgi import App, Scope
 
 
 def guard(policy: Policy) -> Callable[[App], App]:

@@ -9,8 +9,8 @@ import re
 import urllib.parse
 from collections.abc import Iterable, Sequence
 
-from cnnjax.serve.asgi import request_id_of
 from cnnjax.serve.guard.refusal import Refused
+from cnnjax.serve.http.asgi import request_id_of
 from cnnjax.serve.server import is_loopback
 
 Headers = Sequence[tuple[bytes, bytes]]

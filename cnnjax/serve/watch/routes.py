@@ -10,7 +10,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from cnnjax.errors import UserError
-from cnnjax.serve import asgi, protocol
+from cnnjax.serve import protocol
+from cnnjax.serve.http import asgi
 from cnnjax.serve.refusals import Invalid, Refused
 from cnnjax.serve.watch.observer import Watch
 

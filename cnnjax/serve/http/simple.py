@@ -17,13 +17,14 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from cnnjax.serve import asgi, described, protocol
-from cnnjax.serve.pictures import decode_all
+from cnnjax.serve import protocol
+from cnnjax.serve.http import asgi, described
+from cnnjax.serve.http.pictures import decode_all
 from cnnjax.serve.refusals import Invalid, Unavailable
 from cnnjax.serve.repository import Repository
 
 if TYPE_CHECKING:
-    from cnnjax.serve.web import Bounds
+    from cnnjax.serve.http.web import Bounds
 
 PAGE = {"": ("index.html", "text/html"), "page.js": ("page.js", "text/javascript")}
 PAGE |= {"style.css": ("style.css", "text/css")}

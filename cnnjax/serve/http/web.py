@@ -16,9 +16,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import cnnjax
-from cnnjax.serve import asgi, described, protocol
+from cnnjax.serve import protocol
+from cnnjax.serve.http import asgi, described
+from cnnjax.serve.http.pictures import MOST_PIXELS, decode_all
 from cnnjax.serve.measures import watch_compilations, watch_memory
-from cnnjax.serve.pictures import MOST_PIXELS, decode_all
 from cnnjax.serve.refusals import Invalid, Refused
 from cnnjax.serve.repository import Observer, Repository
 
@@ -71,7 +72,7 @@ def application(
       loads: whether the models are loaded when the application starts, and closed when it stops;
         otherwise that is up to the caller.
     """
-    from cnnjax.serve import simple
+    from cnnjax.serve.http import simple
 
     repository.add_observers(observers)
     bounds = bounds or Bounds()
