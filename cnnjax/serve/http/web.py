@@ -66,7 +66,7 @@ def application(
         dict `scope["state"]["logged"]`.
       observers: called with (model, version, images, logits, request id) after each answer, on a
         thread of their own.
-      routes: functions that add routes of their own.
+      routes: functions that add routes of their own, which come before the others.
       bounds: see `Bounds`.
       traced: a context manager around each request, of its scope; see `traces`.
       loads: whether the models are loaded when the application starts, and closed when it stops;
@@ -97,9 +97,10 @@ def application(
     add_health(app, repository)
     add_models(app, repository, bounds)
     add_repository(app, repository)
-    simple.add_routes(app, repository, bounds)
+    # Before the others: what is called `{name}` there takes any text.
     for add in routes:
         add(app)
+    simple.add_routes(app, repository, bounds)
     add_errors(app, repository)
     plain = app.openapi
     app.openapi = lambda: described.with_requests(plain())  # type: ignore[method-assign]

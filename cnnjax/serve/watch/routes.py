@@ -16,6 +16,8 @@ from cnnjax.serve.refusals import Invalid, Refused
 from cnnjax.serve.watch.observer import Watch
 
 MOST_BYTES, BODY_SECS = 65_536, 20.0
+# The watch hears of an answer a moment after the client has it.
+TRIES, TRY_SECS = 5, 0.1
 _LABEL = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
 FEEDBACK: dict[str, Any] = {
     "requestBody": {
@@ -53,7 +55,8 @@ def routes(watch: Watch) -> Callable[[FastAPI], None]:
         async def feedback(request: Request, name: str) -> JSONResponse:
             """Takes the true label of an answer, and returns the accuracy so far."""
             content = protocol.read_json(await asgi.read_body(request, MOST_BYTES, BODY_SECS))
-            return JSONResponse(await _asked(watch.feedback, name, content))
+            found = await _asked(watch.feedback, name, content, tries=TRIES)
+            return JSONResponse(found)
 
         @app.get("/v1/models/{name}:drift", tags=["watch"])
         async def drift(name: str) -> JSONResponse:
@@ -63,10 +66,16 @@ def routes(watch: Watch) -> Callable[[FastAPI], None]:
     return add
 
 
-async def _asked(ask: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    try:
-        return await asyncio.to_thread(ask, *arguments)
-    except KeyError as error:
-        raise NotWatched(error.args[0]) from None
-    except UserError as error:
-        raise Invalid(str(error)) from None
+async def _asked(
+    ask: Callable[..., dict[str, Any]], *arguments: Any, tries: int = 1
+) -> dict[str, Any]:
+    for left in reversed(range(tries)):
+        try:
+            return await asyncio.to_thread(ask, *arguments)
+        except KeyError as error:
+            if not left:
+                raise NotWatched(error.args[0]) from None
+            await asyncio.sleep(TRY_SECS)
+        except UserError as error:
+            raise Invalid(str(error)) from None
+    raise AssertionError("one of the tries returned or raised")
