@@ -41,7 +41,7 @@ class Config:
 def main(config: Config) -> int:
     """Runs the network on its validation images, and writes what it saw."""
     from cnnjax.evaluation.references import check_window
-    from cnnjax.run import again, load, reference
+    from cnnjax.run import again, load, report
 
     check_window(config.window)
     directory = Path(expand(config.run))
@@ -49,28 +49,28 @@ def main(config: Config) -> int:
         raise UserError(f"{directory} is a run of the task {task}: references are of classifiers.")
     cnnjax.devices.backend.start(devices=1)
     dataset = again.data_of_run(directory, dataset=config.dataset, data_dir=config.data_dir)
-    made = reference.leave_reference(directory, dataset, window=config.window)
+    made = report.leave_reference(directory, dataset, window=config.window)
     print(
         f"reference    {made.examples:,} validation images, accuracy {made.accuracy:.4f}, "
         f"calibration error {made.calibration_error:.4f}"
     )
     for name, threshold in made.thresholds.items():
         print(f"  {name:20} drifts above {threshold:.3f} over {made.window} images")
-    print(f"see          {directory / reference.NAME}")
+    print(f"see          {directory / report.REFERENCE}")
     return _check(directory, dataset, made) if config.check else 0
 
 
 def _check(directory: Path, dataset, made) -> int:
     """Prints what the reference says of the test images; 1 if it takes clean ones for others."""
     from cnnjax.data.streamed import first_examples, split_size
-    from cnnjax.run import load, reference
+    from cnnjax.run import load, report
     from cnnjax.serve.watch.trial import try_reference
 
     size = split_size(dataset, "test")
     if size < 3 * made.window:
         raise UserError(f"--check needs {3 * made.window} test images, and there are {size}.")
     images = first_examples(dataset, "test", min(size, 10_000)).image
-    answer = reference.answer_of(load.load_classifier(directory))
+    answer = report.answer_of(load.load_classifier(directory))
     clean, *others = try_reference(made, answer, images)
     for found in (clean, *others):
         said = "no alarm" if found.after is None else f"noticed after {found.after:,}"

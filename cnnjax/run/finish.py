@@ -9,7 +9,7 @@ from cnnjax.data.streamed import split_size
 from cnnjax.devices import backend, processes
 from cnnjax.errors import UserError
 from cnnjax.evaluation.references import LEAST_EXAMPLES
-from cnnjax.run import files, load, reference, report
+from cnnjax.run import files, load, report
 from cnnjax.run.logs import MetricsLog
 from cnnjax.run.recipe import Recipe
 from cnnjax.run.scoring import Scoring, monitored
@@ -99,7 +99,7 @@ def _leave_reference(directory: Path, recipe: Recipe) -> None:
     if not (is_classifier and known and enough) or processes.count() > 1:
         return
     try:
-        reference.leave_reference(directory, recipe.dataset)  # type: ignore[arg-type]
+        report.leave_reference(directory, recipe.dataset)  # type: ignore[arg-type]
     except UserError as error:
         # A run that is otherwise whole does not end with an error for the want of it.
         print(f"reference    none: {error}")

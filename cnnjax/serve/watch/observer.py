@@ -51,16 +51,16 @@ def open_watched(run: str | Path, *, embeddings: bool = True) -> Watched:
     Raises:
       UserError: a damaged reference, or a run that cannot be read.
     """
-    from cnnjax.run import load, reference
+    from cnnjax.run import load, report
 
-    path = Path(expand(run)) / reference.NAME
+    path = Path(expand(run)) / report.REFERENCE
     if not path.exists():
         return Watched()
     found = references.read_reference(path)
     if not (embeddings and found.embeds):
         return Watched(found)
     trained = load.load_classifier(run, found.step if found.step >= 0 else None)
-    answer = reference.answer_of(trained)
+    answer = report.answer_of(trained)
 
     def embed(images: np.ndarray) -> np.ndarray:
         return answer(images)[1]
