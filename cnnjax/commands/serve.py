@@ -81,7 +81,7 @@ class Config(Watching, Guarding):
 
 def main(config: Config) -> int:
     """Serves until SIGTERM."""
-    _require()
+    _require(grpc=bool(config.grpc_port))
     from cnnjax.serve import batcher, logs, measures, models, repository, runtime, server
     from cnnjax.serve.guard import settings
 
@@ -116,27 +116,42 @@ async def _serve(config: Config, models, sock, policy, watch, uvicorn_options) -
     from cnnjax.serve.http import web
     from cnnjax.serve.watch.routes import routes
 
+    bounds = web.Bounds(body_bytes=round(config.max_body_mb * 2**20), deadline_secs=config.timeout)
     app = web.application(
         models,
         middleware=(guard(policy),),
         observers=(watch.observe,) if watch else (),
         routes=(routes(watch),) if watch else (),
-        bounds=web.Bounds(
-            body_bytes=round(config.max_body_mb * 2**20), deadline_secs=config.timeout
-        ),
+        bounds=bounds,
         loads=False,
     )
     host, port = sock.getsockname()[:2]
+    where = f"[{host}]" if ":" in host else host
     listening = server.Listening(
         config.host, port, config.grpc_port, config.drain, uvicorn=uvicorn_options
     )
-
     scheme = "https" if config.tls_certificate else "http"
 
     def say() -> None:
-        print(f"serving      {', '.join(models.models)} at {scheme}://{host}:{port}/", flush=True)
+        print(f"serving      {', '.join(models.models)} at {scheme}://{where}:{port}/", flush=True)
 
-    await server.run(models, app, listening, sock, on_ready=say)
+    async def start_grpc():
+        from cnnjax.serve.guard.rpc import interceptor
+        from cnnjax.serve.guard.transport import grpc_credentials
+        from cnnjax.serve.rpc import service
+
+        started, rpc_port = await service.start(
+            models,
+            f"{where}:{config.grpc_port}",
+            interceptors=(interceptor(policy),),
+            bounds=bounds,
+            credentials=grpc_credentials(uvicorn_options),
+        )
+        print(f"gRPC         at {where}:{rpc_port}", flush=True)
+        return started
+
+    start = start_grpc if config.grpc_port else None
+    await server.run(models, app, listening, sock, start_grpc=start, on_ready=say)
 
 
 def read_sizes(text: str) -> tuple[tuple[int, int], ...]:
@@ -163,7 +178,8 @@ def _check(config: Config) -> None:
         raise UserError(f"--drain {config.drain:g}: give 0 to 3600 seconds.")
 
 
-def _require() -> None:
+def _require(*, grpc: bool) -> None:
+    """Raises a UserError that names the packages that are needed and not installed."""
     import importlib.util
 
     needed = {
@@ -173,6 +189,7 @@ def _require() -> None:
         "prometheus_client": "prometheus-client",
         "python_multipart": "python-multipart",
     }
+    needed |= {"grpc": "grpcio", "google.protobuf": "protobuf"} if grpc else {}
     absent = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
     if absent:
         raise UserError(

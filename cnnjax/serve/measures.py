@@ -90,11 +90,12 @@ def watch_memory(measures: Measures) -> None:
 
     for device in jax.local_devices():
         stats = device.memory_stats() or {}
-        used = stats.get("bytes_in_use", _resident_bytes())
+        used = stats.get("bytes_in_use", resident_bytes())
         measures.memory.labels(f"{device.platform}:{device.id}").set(used)
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Returns the memory of this process; 0 where the system does not say."""
     try:
         with open("/proc/self/statm") as file:
             pages = int(file.read().split()[1])

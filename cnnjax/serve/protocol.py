@@ -257,6 +257,8 @@ def files_of(tensor: Tensor) -> list[bytes]:
         raise Invalid(f"{INPUT} of BYTES has shape {list(tensor.shape)}: give [images].")
     if isinstance(tensor.data, bytes | memoryview):
         found = _split(tensor.data)
+    elif all(isinstance(each, bytes) for each in tensor.data):
+        found = [bytes(each) for each in tensor.data]
     else:
         raise Invalid(f"{INPUT} of BYTES is sent as binary data: JSON holds no files.")
     if len(found) != tensor.shape[0]:

@@ -87,7 +87,7 @@ def grpc_credentials(options: dict[str, Any]) -> Any:
     """Returns a gRPC server's credentials for the same files; None without TLS."""
     import grpc
 
-    if not options:
+    if "ssl_certfile" not in options:
         return None
     key, chain = (Path(options[name]).read_bytes() for name in ("ssl_keyfile", "ssl_certfile"))
     roots = options.get("ssl_ca_certs")
