@@ -48,6 +48,7 @@ ROOMS = (
     "run",
     "studies",
     "search",
+    "doctor",
     "commands",
     "__main__",
 )
@@ -131,7 +132,7 @@ def test_tensorflow_stays_in_the_data_room(module):
 
 
 # Of what these read a program is the author: the system, or cnnjax.
-READ_BY_THEMSELVES = ("cnnjax.checkpoint.", "cnnjax.run.", "cnnjax.devices.", "cnnjax.train.memory")
+READ_BY_THEMSELVES = ("cnnjax.checkpoint.", "cnnjax.run.", "cnnjax.devices.", "cnnjax.doctor.")
 
 
 @pytest.mark.parametrize("module", MODULES)

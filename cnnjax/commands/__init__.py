@@ -52,6 +52,7 @@ COMMANDS = {
     "concepts": "whether concepts that you show in images speak for a run's classes",
     "convert": "weights of PyTorch, timm or Keras into a run, or a run into such a file",
     "cross-validate": "validate an experiment on each part of its training images in turn",
+    "doctor": "what is wrong with this installation, and how to mend it",
     "evaluate": "scores of a run, or of several as an ensemble; calibration; attacks",
     "explain": "which pixels a run's answers come from, and whether such maps can be believed",
     "export": "a run as ONNX, StableHLO, LiteRT or SavedModel, compared with the network",
