@@ -28,6 +28,7 @@ lazy.attach(
         "losses",
         "metrics",
         "models",
+        "notebook",
         "ops",
         "optim",
         "plots",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from cnnjax import losses as losses
     from cnnjax import metrics as metrics
     from cnnjax import models as models
+    from cnnjax import notebook as notebook
     from cnnjax import ops as ops
     from cnnjax import optim as optim
     from cnnjax import plots as plots
