@@ -23,6 +23,7 @@ lazy.attach(
         "distill",
         "errors",
         "evaluation",
+        "explain",
         "export",
         "finetune",
         "losses",
@@ -36,6 +37,7 @@ lazy.attach(
         "robust",
         "run",
         "schedules",
+        "search",
         "spec",
         "studies",
         "tasks",
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from cnnjax import distill as distill
     from cnnjax import errors as errors
     from cnnjax import evaluation as evaluation
+    from cnnjax import explain as explain
     from cnnjax import export as export
     from cnnjax import finetune as finetune
     from cnnjax import losses as losses
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
     from cnnjax import robust as robust
     from cnnjax import run as run
     from cnnjax import schedules as schedules
+    from cnnjax import search as search
     from cnnjax import spec as spec
     from cnnjax import studies as studies
     from cnnjax import tasks as tasks
