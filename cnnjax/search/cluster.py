@@ -20,6 +20,7 @@ from queue import Empty
 from typing import Any
 
 from cnnjax.errors import UserError
+from cnnjax.paths import read_text
 from cnnjax.search import worker
 from cnnjax.search.workers import LOST, Answer, Process, Request
 
@@ -131,8 +132,8 @@ class Node:
     def __init__(self, experiment: str, directory: str, token: str, working: str):
         path = Path(directory) / TOKEN
         try:
-            found = path.read_text(encoding="utf-8")
-        except OSError:
+            found = read_text(path)
+        except (OSError, UserError):
             found = ""
         self.problem = ""
         if found != token:

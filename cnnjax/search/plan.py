@@ -150,7 +150,7 @@ def rehearse(search: Search, directory: Path) -> dict[str, Any]:
 
 
 def run_module(module: str, flags: Sequence[str], problem: str) -> str:
-    """Runs an experiment or another program to its end, shows nothing, and returns the last line that it printed.
+    """Runs an experiment or another program to its end, shows nothing, and returns its last line.
 
     Raises:
       UserError: it failed; `problem` says so, and the last line that it printed why.
