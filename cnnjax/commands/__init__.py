@@ -48,6 +48,7 @@ class Parser(argparse.ArgumentParser):
 
 
 COMMANDS = {
+    "compare": "whether one run, or one setting over its seeds, is better than another",
     "compress": "prune, factor or quantize a run's network, and leave a smaller run",
     "concepts": "whether concepts that you show in images speak for a run's classes",
     "convert": "weights of PyTorch, timm or Keras into a run, or a run into such a file",
