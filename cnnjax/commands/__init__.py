@@ -60,6 +60,7 @@ COMMANDS = {
     "finish-search": "test what a search found, beside the defaults, over several seeds",
     "inspect-labels": "training images whose labels look wrong",
     "models": "list the networks, or print one network's layers",
+    "population": "many seeds and settings of an experiment as one program, a run of each",
     "predict": "classify image files with a trained run",
     "probe": "what few labels suffice for on a run's features, beside training from scratch",
     "search": "choose an experiment's settings by many runs, on validation scores",
