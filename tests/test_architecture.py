@@ -19,6 +19,7 @@ ROOMS = (
     "errors",
     "paths",
     "lazy",
+    "notebook",
     "trees",
     "rng",
     "traced",
@@ -49,6 +50,7 @@ ROOMS = (
     "studies",
     "search",
     "serve",
+    "doctor",
     "commands",
     "__main__",
 )
@@ -132,7 +134,7 @@ def test_tensorflow_stays_in_the_data_room(module):
 
 
 # Of what these read a program is the author: the system, or cnnjax.
-READ_BY_THEMSELVES = ("cnnjax.checkpoint.", "cnnjax.run.", "cnnjax.devices.", "cnnjax.train.memory")
+READ_BY_THEMSELVES = ("cnnjax.checkpoint.", "cnnjax.run.", "cnnjax.devices.", "cnnjax.doctor.")
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -48,16 +48,19 @@ class Parser(argparse.ArgumentParser):
 
 
 COMMANDS = {
+    "compare": "whether one run, or one setting over its seeds, is better than another",
     "compress": "prune, factor or quantize a run's network, and leave a smaller run",
     "concepts": "whether concepts that you show in images speak for a run's classes",
     "convert": "weights of PyTorch, timm or Keras into a run, or a run into such a file",
     "cross-validate": "validate an experiment on each part of its training images in turn",
+    "doctor": "what is wrong with this installation, and how to mend it",
     "evaluate": "scores of a run, or of several as an ensemble; calibration; attacks",
     "explain": "which pixels a run's answers come from, and whether such maps can be believed",
     "export": "a run as ONNX, StableHLO, LiteRT or SavedModel, compared with the network",
     "finish-search": "test what a search found, beside the defaults, over several seeds",
     "inspect-labels": "training images whose labels look wrong",
     "models": "list the networks, or print one network's layers",
+    "population": "many seeds and settings of an experiment as one program, a run of each",
     "predict": "classify image files with a trained run",
     "probe": "what few labels suffice for on a run's features, beside training from scratch",
     "search": "choose an experiment's settings by many runs, on validation scores",
