@@ -54,7 +54,7 @@ def pixels_of(content: bytes, most_pixels: int) -> int:
     except Image.DecompressionBombError:
         raise TooLarge(f"the image has more than the {most_pixels} pixels accepted.") from None
     except Exception:  # Of many types, by the format; none of them documented.
-        raise Invalid(f"what was sent is no image: send {', '.join(FORMATS)}.") from None
+        raise Invalid(f"what was sent is not an image: send {', '.join(FORMATS)}.") from None
     if width * height > most_pixels:
         raise TooLarge(
             f"the image has {width} x {height} pixels, more than the {most_pixels} accepted."
