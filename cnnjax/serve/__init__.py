@@ -12,10 +12,21 @@ from cnnjax import lazy
 
 lazy.attach(
     __name__,
-    ("batcher", "measures", "models", "protocol", "refusals", "repository", "rollout", "runtime"),
+    (
+        "batcher",
+        "client",
+        "measures",
+        "models",
+        "protocol",
+        "refusals",
+        "repository",
+        "rollout",
+        "runtime",
+    ),
     {
         "http.web": ("application",),
         "batcher": ("Limits",),
+        "client": ("AsyncClient", "Client", "ServeError"),
         "models": ("Source", "read_sources"),
         "repository": ("Repository",),
         "runtime": ("Options", "open_runtime"),
@@ -24,6 +35,7 @@ lazy.attach(
 
 if TYPE_CHECKING:
     from cnnjax.serve import batcher as batcher
+    from cnnjax.serve import client as client
     from cnnjax.serve import measures as measures
     from cnnjax.serve import models as models
     from cnnjax.serve import protocol as protocol
@@ -32,6 +44,9 @@ if TYPE_CHECKING:
     from cnnjax.serve import rollout as rollout
     from cnnjax.serve import runtime as runtime
     from cnnjax.serve.batcher import Limits as Limits
+    from cnnjax.serve.client import AsyncClient as AsyncClient
+    from cnnjax.serve.client import Client as Client
+    from cnnjax.serve.client import ServeError as ServeError
     from cnnjax.serve.http.web import application as application
     from cnnjax.serve.models import Source as Source
     from cnnjax.serve.models import read_sources as read_sources

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import sys
 import threading
 from collections.abc import Mapping
@@ -58,3 +59,17 @@ def line(fields: Mapping[str, Any]) -> str:
     """Returns one line of JSON; control characters of what clients send are escaped by JSON."""
     kept = {name: value for name, value in fields.items() if value is not None}
     return json.dumps(kept, default=str, separators=(",", ":")) + "\n"
+
+
+class _Lines(logging.Handler):
+    """What other libraries say, as lines of the log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log("library", logger=record.name, level=record.levelname, text=record.getMessage()[:2000])
+
+
+def take_over() -> None:
+    """Has uvicorn, asyncio and gRPC write their warnings as lines of the log."""
+    for name in ("uvicorn", "asyncio", "grpc"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [_Lines(logging.WARNING)], False

@@ -44,7 +44,7 @@ class Measures:
         self.load_secs = of(
             Gauge, "model_load_seconds", "Time of the last load.", model, multiprocess_mode="max"
         )
-        self.ready = of(Gauge, "ready", "1: ready.", (), multiprocess_mode="min")
+        self.ready = of(Gauge, "ready", "1: ready.", (), multiprocess_mode="livemin")
         self.memory = of(
             Gauge, "device_memory_bytes", "In use.", ("device",), multiprocess_mode="livesum"
         )

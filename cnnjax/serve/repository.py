@@ -14,19 +14,21 @@ import asyncio
 import concurrent.futures
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cnnjax.errors import UserError
 from cnnjax.serve import rollout as rollouts
-from cnnjax.serve.batcher import Batcher, Limits, check_limits
+from cnnjax.serve.batcher import Batcher, Computed, Limits, check_limits
 from cnnjax.serve.logs import log
 from cnnjax.serve.measures import Measures
 from cnnjax.serve.models import Loaded, Model, Source, check_images
 from cnnjax.serve.protocol import Answer
 from cnnjax.serve.refusals import Invalid, Refused, Unavailable, unknown
 from cnnjax.serve.runtime import Options, check_options, open_runtime
+from cnnjax.serve.shared import Shared
 
 # (model, version, images, logits, request id), after an answer.
 Observer = Callable[[str, str, np.ndarray, np.ndarray, str], None]
@@ -56,6 +58,8 @@ class Repository:
         self.closing = False
         self.draining = False
         self._started = False
+        self._shared: Shared | None = None
+        self._following: asyncio.Task | None = None
         self._loader = concurrent.futures.ThreadPoolExecutor(1, "load")
         self._changing = asyncio.Lock()
         self._observers = tuple(observers)
@@ -78,9 +82,16 @@ class Repository:
         Raises:
           UserError: one cannot be loaded.
         """
+        if self._started:
+            return
         for name, model in self.models.items():
             for version in model.sources:
                 await self._load(name, version)
+        self._started = True
+        self.measures.ready.set(1)
+
+    def started_empty(self) -> None:
+        """Says that it is ready without a model: each is loaded when `load` is called."""
         self._started = True
         self.measures.ready.set(1)
 
@@ -89,10 +100,39 @@ class Repository:
         self.draining = True
         self.measures.ready.set(0)
 
+    async def share(self, folder: Path) -> None:
+        """Makes every change together with the other workers that share a folder."""
+        self._shared = Shared(folder, self._change)
+        await self._shared.start()
+        self._following = asyncio.create_task(self._shared.follow())
+
+    async def change(self, kind: str, name: str, content: dict[str, Any] | None = None) -> None:
+        """Changes a model, in all workers: kind is load, unload, rollout or rollback.
+
+        Raises:
+          Refused: why nothing was changed.
+        """
+        self._model(name)
+        change = {"kind": kind, "name": name, "content": content or {}}
+        await (self._change if self._shared is None else self._shared.change)(change)
+
+    async def _change(self, change: dict[str, Any]) -> None:
+        kind, name = change["kind"], change["name"]
+        if kind == "load":
+            await self.load(name)
+        elif kind == "unload":
+            await self.unload(name)
+        elif kind == "rollout":
+            self.set_rollout(name, change["content"])
+        else:
+            self.roll_back(name)
+
     async def close(self) -> None:
         """Answers what has been accepted, and stops."""
         self.closing = True
         self.measures.ready.set(0)
+        if self._following is not None:
+            self._following.cancel()
         for model in self.models.values():
             await asyncio.gather(*(each.batcher.close() for each in model.loaded.values()))
         for task in list(self._shadows):
@@ -165,9 +205,8 @@ class Repository:
             batcher = Batcher(
                 opened,
                 self.limits,
-                on_batch=lambda computed: self.measures.count_batch(name, version, computed),
+                on_batch=lambda computed: self._count(name, version, computed),
             )
-            self.measures.queued.labels(name, version).set_function(lambda: batcher.queued)
             old = model.loaded.get(version)
             model.loaded[version] = Loaded(opened, batcher, time.time())
             model.reasons.pop(version, None)
@@ -233,6 +272,17 @@ class Repository:
         return {"name": name, "class_names": names, "versions": versions, **said} | {
             "compared": compared
         }
+
+    def _count(self, name: str, version: str, computed: Computed) -> None:
+        self.measures.count_batch(name, version, computed)
+        if found := self.models[name].loaded.get(version):
+            self.measures.queued.labels(name, version).set(found.batcher.queued)
+
+    def count_queues(self) -> None:
+        """Sets the gauge of the images that wait."""
+        for name, model in self.models.items():
+            for version, found in model.loaded.items():
+                self.measures.queued.labels(name, version).set(found.batcher.queued)
 
     def _describe_version(self, model: Model, version: str) -> dict[str, Any]:
         said: dict[str, Any] = {

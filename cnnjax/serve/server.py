@@ -13,7 +13,7 @@ import ipaddress
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from cnnjax.errors import UserError
@@ -86,6 +86,8 @@ async def run(
     *,
     start_grpc: Callable[[], Any] | None = None,
     on_ready: Callable[[], None] | None = None,
+    while_running: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+    loads_first: bool = False,
 ) -> None:
     """Serves until SIGTERM or SIGINT.
 
@@ -96,6 +98,8 @@ async def run(
       sock: of `listen`.
       start_grpc: returns a coroutine of the gRPC server, started.
       on_ready: called when every model is warm.
+      while_running: functions whose coroutines run from then on, and are cancelled at the end.
+      loads_first: whether connections wait until then, as they do where other processes take them.
 
     Raises:
       UserError: a model cannot be loaded.
@@ -132,8 +136,10 @@ async def run(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, signal.Signals(number).name)
+    if loads_first:
+        await repository.start()
     serving = asyncio.create_task(server.serve(sockets=[sock]))
-    grpc_server = None
+    grpc_server, running = None, []
     try:
         loading = asyncio.create_task(repository.start())
         await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -144,9 +150,12 @@ async def run(
             log("ready", models=repository.index())
             if on_ready is not None:
                 on_ready()
+            running = [asyncio.create_task(each()) for each in while_running]
         await serving
     finally:
         server.should_exit = True
+        for task in running:
+            task.cancel()
         if grpc_server is not None:
             await grpc_server.stop(listening.grace_secs)
         await asyncio.gather(serving, return_exceptions=True)

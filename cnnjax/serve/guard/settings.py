@@ -99,6 +99,13 @@ def policy_of(guarding: Guarding, host: str, *, insecure: bool, measures: Measur
     return made
 
 
+def check_guard(guarding: Guarding, host: str, *, insecure: bool) -> None:
+    """Raises as `policy_of` and `uvicorn_options` do, before anything is started."""
+    from cnnjax.serve.measures import Measures
+
+    uvicorn_options(guarding, policy_of(guarding, host, insecure=insecure, measures=Measures()))
+
+
 def uvicorn_options(guarding: Guarding, policy: Policy) -> dict[str, Any]:
     """Returns what uvicorn is told: TLS, and the protocol that does not wait for ever."""
     from cnnjax.serve.guard import transport

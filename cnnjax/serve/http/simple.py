@@ -128,13 +128,13 @@ def add_rollouts(app: FastAPI, repository: Repository) -> None:
     async def rollout(request: Request, name: str) -> Response:
         """Divides a model's traffic among its versions, and names a shadow."""
         content = protocol.read_json(await asgi.read_body(request, 65_536, 20.0))
-        repository.set_rollout(name, content)
+        await repository.change("rollout", name, content)
         return JSONResponse(repository.describe(name))
 
     @app.post("/v1/models/{name}:rollback", tags=["rollout"], responses=status)
     async def rollback(name: str) -> Response:
         """Divides a model's traffic as before the last change."""
-        repository.roll_back(name)
+        await repository.change("rollback", name)
         return JSONResponse(repository.describe(name))
 
 

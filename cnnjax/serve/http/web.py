@@ -134,6 +134,7 @@ def add_health(app: FastAPI, repository: Repository) -> None:
     async def metrics() -> Response:
         """The numbers that Prometheus reads."""
         watch_memory(repository.measures)
+        repository.count_queues()
         content, kind = await asyncio.to_thread(repository.measures.text)
         return Response(content, media_type=kind)
 
@@ -218,7 +219,7 @@ def add_repository(app: FastAPI, repository: Repository) -> None:
     async def load(request: Request, name: str) -> Response:
         """Loads a model anew from where it comes from; the old one answers until then."""
         await _no_parameters(request)
-        await repository.load(name)
+        await repository.change("load", name)
         return JSONResponse({})
 
     @app.post(
@@ -229,7 +230,7 @@ def add_repository(app: FastAPI, repository: Repository) -> None:
     async def unload(request: Request, name: str) -> Response:
         """Stops answering for a model, when what was accepted has been answered."""
         await _no_parameters(request)
-        await repository.unload(name)
+        await repository.change("unload", name)
         return JSONResponse({})
 
 

@@ -206,13 +206,13 @@ class Service:
     async def repository_model_load(self, request: Any, context: Any, request_id: str) -> Any:
         """Loads a model anew from where it comes from."""
         name = request.second or request.first
-        await self.repository.load(name)
+        await self.repository.change("load", name)
         return self.messages["RepositoryModelLoadResponse"](model_name=name, isLoaded=True)
 
     async def repository_model_unload(self, request: Any, context: Any, request_id: str) -> Any:
         """Stops answering for a model."""
         name = request.second or request.first
-        await self.repository.unload(name)
+        await self.repository.change("unload", name)
         return self.messages["RepositoryModelUnloadResponse"](model_name=name, isUnloaded=True)
 
     def _deadline(self, asked: protocol.Request, context: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -28,15 +29,15 @@ class Watching:
     """For a model that is a file: NAME=RUN, the run that it was exported from."""
 
 
-def watch_of(watching: Watching, sources: Sequence[Source], measures: Measures) -> Watch | None:
-    """Returns what watches these models; None where nothing is to be watched.
+def check_references(watching: Watching, sources: Sequence[Source]) -> dict[str, str]:
+    """Returns the runs whose references are for models that are files, by the models' names.
 
     Raises:
-      UserError: a reference that is damaged or of no model.
+      UserError: a reference of no model, or that is not there.
     """
     from cnnjax.errors import UserError, unknown_name
-    from cnnjax.serve.logs import log
-    from cnnjax.serve.watch.observer import Watch, open_watched
+    from cnnjax.paths import expand
+    from cnnjax.run.report import REFERENCE
 
     runs = {}
     for text in watching.reference:
@@ -45,7 +46,25 @@ def watch_of(watching: Watching, sources: Sequence[Source], measures: Measures) 
             raise UserError(f"--reference {text}: write NAME=RUN.")
         if name not in {source.name for source in sources}:
             raise unknown_name("model", name, {source.name for source in sources})
+        if not (Path(expand(run)) / REFERENCE).exists():
+            raise UserError(
+                f"--reference {text}: {run} has no {REFERENCE}: make it by cnnjax serve-reference "
+                f"--run {run}"
+            )
         runs[name] = run
+    return runs
+
+
+def watch_of(watching: Watching, sources: Sequence[Source], measures: Measures) -> Watch | None:
+    """Returns what watches these models; None where nothing is to be watched.
+
+    Raises:
+      UserError: a reference that is damaged, of no model, or not there.
+    """
+    from cnnjax.serve.logs import log
+    from cnnjax.serve.watch.observer import Watch, open_watched
+
+    runs = check_references(watching, sources)
     if not watching.watch:
         return None
     watched = {}
@@ -53,11 +72,6 @@ def watch_of(watching: Watching, sources: Sequence[Source], measures: Measures) 
         run = runs.get(source.name, source.path)
         found = open_watched(run, embeddings=watching.watch_embeddings)
         if found.reference is None:
-            if source.name in runs:
-                raise UserError(
-                    f"--reference {source.name}={run}: it has no reference.npz: make it by cnnjax "
-                    f"serve-reference --run {run}"
-                )
             log("drift_not_watched", model=source.name, why="no reference: cnnjax serve-reference")
         watched[source.name, source.version] = found
     return Watch(watched, measures.registry, say=lambda event: log(**event))
