@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -70,7 +71,7 @@ class Replica:
     """One process with the whole application; Ray makes it, asks after it, and ends it."""
 
     async def __init__(self, config: Any, build: Build):
-        """Loads and warms all models. Args: the flags of `cnnjax serve`, and what builds of them."""
+        """Loads and warms all models. Args: the flags of `cnnjax serve`, and what uses them."""
         import cnnjax
 
         cnnjax.devices.backend.start(devices=1)
@@ -191,6 +192,9 @@ def run(config: Any, build: Build) -> int:
       build: makes a replica's application of them, as `cnnjax.commands.serve.build`.
     """
     application = deployment(config, build)
+    # On a busy machine Ray's proxy takes longer to start than the 5 s that it is given.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "30")
     import ray
     from ray import serve
 

@@ -54,6 +54,21 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def check_host(host: str, *, guarded: bool) -> None:
+    """Raises a UserError for a host that others reach, unless requests need a key.
+
+    Args:
+      host: to listen at.
+      guarded: whether requests need a key, or the user said that they do not.
+    """
+    if not guarded and not is_loopback(host):
+        raise UserError(
+            f"--host {host}: others could reach it, and no key is asked for: give --keys FILE (see "
+            "cnnjax serve-key), --jwt-jwks or --tls-client-ca, or --insecure where something else "
+            "guards it."
+        )
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Returns a socket that listens.
 

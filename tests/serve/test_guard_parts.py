@@ -18,7 +18,8 @@ from cnnjax.serve.guard.refusal import REASONS, Refused
 pytest.importorskip("prometheus_client")
 pytest.importorskip("jwt")
 
-from cnnjax.serve.guard import policy, transport
+from cnnjax.serve import measures
+from cnnjax.serve.guard import settings
 
 
 def refused_reason(call, *arguments, **options):
@@ -241,18 +242,25 @@ def test_no_credential_is_more_than_refused(headers):
         assert refused.reason in REASONS
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
-def test_loopback_needs_no_key(host):
-    transport.check_bind(host, policy.Policy())
+def test_elsewhere_needs_a_key_a_certificate_or_the_word(tmp_path):
+    known, _ = keys.add_key((), "shop", "infer")
+    keys.write_keys(tmp_path / "keys.json", known)
+    path = str(tmp_path / "keys.json")
 
+    def check(host, *, insecure=False, **flags):
+        measured = measures.Measures()
+        return settings.policy_of(
+            settings.Guarding(**flags), host, insecure=insecure, measures=measured
+        )
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.com"])
-def test_elsewhere_needs_a_key_or_the_word(host):
-    with pytest.raises(UserError, match="--insecure"):
-        transport.check_bind(host, policy.Policy())
-    transport.check_bind(host, policy.Policy(), insecure=True)
-    transport.check_bind(host, policy.Policy(find_key=lambda key: Identity("a", "infer")))
-    transport.check_bind(host, policy.Policy(certified=True))
+    for host in ("127.0.0.1", "localhost", "::1"):
+        assert not check(host).any_host
+    for host in ("0.0.0.0", "::", "192.168.1.2", "example.com"):
+        with pytest.raises(UserError, match="--insecure"):
+            check(host)
+        assert check(host, insecure=True).any_host
+        assert check(host, keys=path).asks_for_keys
+        assert check(host, tls_client_ca="ca.pem").certified
 
 
 def test_the_audit_log_escapes_cuts_and_survives_its_own_move(tmp_path):

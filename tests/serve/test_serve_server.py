@@ -41,7 +41,7 @@ def test_a_port_that_is_taken_is_one_line():
             listen("127.0.0.1", port)
     with pytest.raises(UserError, match="--port 70000"):
         listen("127.0.0.1", 70000)
-    with pytest.raises(UserError, match="cannot listen at nowhere.invalid:1"):
+    with pytest.raises(UserError, match=r"cannot listen at nowhere\.invalid:1"):
         listen("nowhere.invalid", 1)
 
 

@@ -82,8 +82,8 @@ def policy_of(guarding: Guarding, host: str, *, insecure: bool, measures: Measur
         anyone could use.
     """
     from cnnjax.errors import UserError
-    from cnnjax.serve.guard import policy, transport
-    from cnnjax.serve.server import is_loopback
+    from cnnjax.serve.guard import policy
+    from cnnjax.serve.server import check_host, is_loopback
 
     if guarding.jwt_per_second < 0:
         raise UserError(f"--jwt-per-second {guarding.jwt_per_second:g}: give 0 or more.")
@@ -95,7 +95,7 @@ def policy_of(guarding: Guarding, host: str, *, insecure: bool, measures: Measur
         write=_write_of(guarding, measures),
         count_refused=lambda reason: measures.refused.labels(reason).inc(),
     )
-    transport.check_bind(host, made, insecure=insecure)
+    check_host(host, guarded=made.asks_for_keys or made.certified or insecure)
     return made
 
 

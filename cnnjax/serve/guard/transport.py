@@ -12,26 +12,8 @@ from cnnjax.errors import UserError
 from cnnjax.paths import expand
 from cnnjax.serve.guard.policy import Policy
 from cnnjax.serve.guard.refusal import REASONS
-from cnnjax.serve.server import is_loopback
 
 HEAD_SECS = 10.0
-
-
-def check_bind(host: str, policy: Policy, *, insecure: bool = False) -> None:
-    """Raises UserError for a server that others could reach, and that asks nobody for a key.
-
-    Args:
-      host: that it would bind to.
-      policy: with or without keys.
-      insecure: whether the user said that this is meant.
-    """
-    asks = policy.asks_for_keys or policy.certified
-    if is_loopback(host) or asks or insecure:
-        return
-    raise UserError(
-        f"--host {host or '(all)'}: anyone who reaches this machine could use the server: give "
-        "--keys FILE (see cnnjax serve-key), --jwt-jwks or --tls-client-ca, or say --insecure."
-    )
 
 
 def tls_options(certificate: str, key: str, client_ca: str = "") -> dict[str, Any]:
