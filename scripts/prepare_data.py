@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cnnjax.errors import UserError
-from cnnjax.paths import expand, expand_flags
+from cnnjax.paths import default_data_dir, expand, expand_flags
 from cnnjax.run.exits import one_line_errors
 
 _PROBE_TIMEOUT_SECS = 10.0
@@ -109,12 +109,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def prepare_tuxpaint(options: argparse.Namespace) -> None:
     """Makes the folder of Tux Paint's pictures, of Debian's package, fetched or in --source."""
-    from cnnjax.data import tfds_source
     from cnnjax.data.packaged import fetch, tuxpaint
 
     if options.manual_dir:
         raise UserError("tuxpaint has no archives: give --source DIR of the package, or nothing")
-    data_dir = pathlib.Path(expand(options.data_dir or tfds_source.default_data_dir()))
+    data_dir = pathlib.Path(expand(options.data_dir or default_data_dir()))
     out = data_dir / "tuxpaint"
     if out.is_dir():
         print(f"tuxpaint is already prepared in {out}")

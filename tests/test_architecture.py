@@ -19,6 +19,7 @@ ROOMS = (
     "errors",
     "paths",
     "lazy",
+    "notebook",
     "trees",
     "rng",
     "traced",
@@ -49,6 +50,7 @@ ROOMS = (
     "studies",
     "search",
     "serve",
+    "doctor",
     "commands",
     "__main__",
 )
@@ -115,8 +117,8 @@ def test_only_the_package_itself_is_installed():
 def test_rooms_are_no_halls():
     for room in ROOMS:
         modules = [name for name in MODULES if name.rpartition(".")[0] == f"cnnjax.{room}"]
-        # A family of networks or of names a file: these two are lists.
-        assert room in ("models", "convert") or len(modules) <= 21, modules
+        # A family of networks or of names, or a command, a file: these are lists.
+        assert room in ("models", "convert", "commands") or len(modules) <= 21, modules
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -132,7 +134,7 @@ def test_tensorflow_stays_in_the_data_room(module):
 
 
 # Of what these read a program is the author: the system, or cnnjax.
-READ_BY_THEMSELVES = ("cnnjax.checkpoint.", "cnnjax.run.", "cnnjax.devices.", "cnnjax.train.memory")
+READ_BY_THEMSELVES = ("cnnjax.checkpoint.", "cnnjax.run.", "cnnjax.devices.", "cnnjax.doctor.")
 
 
 @pytest.mark.parametrize("module", MODULES)
