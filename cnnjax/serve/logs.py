@@ -73,3 +73,5 @@ def take_over() -> None:
     for name in ("uvicorn", "asyncio", "grpc"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [_Lines(logging.WARNING)], False
+    # It warns of each damaged form, which is refused and logged.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)

@@ -78,8 +78,10 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 65536:
         raise UserError(f"--port {port}: give 0 to 65535.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
+    # By name: asyncio sends small packets at once only where it sees that this is TCP.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
         found.listen(2048)

@@ -91,7 +91,8 @@ async def _keep(place: Place, settings: dict[str, Any], stopping: asyncio.Event)
         if stopped.done():
             with contextlib.suppress(ProcessLookupError):
                 worker.terminate()
-            return abs(await ended)
+            # One that has not started yet has not learned to drain.
+            return 0 if (code := await ended) == -signal.SIGTERM else abs(code)
         code = ended.result()
         _forget(worker.pid, Path(place.folder))
         if is_first and not _was_ready(worker.pid, Path(place.folder)):

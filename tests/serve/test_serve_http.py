@@ -165,7 +165,7 @@ def test_image_files_that_cannot_be_are_refused_before_they_are_decoded(served):
         (400, "the form has the parts photo: call the file's image"),
         (413, "9000 x 9000 pixels, more than the 16777216 accepted"),
         (400, "ask for 1 to 1000 classes"),
-        (400, "invalid request"),
+        (400, "ask for 1 to 1000 classes"),
         (503, "has no Grad-CAM"),
         (400, "the form cannot be read"),
     ]

@@ -189,3 +189,24 @@ async def unless_gone(request: Any, work: Coroutine[Any, Any, Any]) -> Any:
 async def _until_gone(request: Any) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def add_direct(app: Any, path: str, function: Callable[..., Awaitable[Any]]) -> None:
+    """Has POST requests of a path go to a function at once, past FastAPI's reading of parameters.
+
+    FastAPI describes the same route, which is added besides; it takes a third of the time that a
+    small request does.
+
+    Args:
+      app: of FastAPI's.
+      path: with parameters in braces.
+      function: of the request and the path's parameters.
+    """
+    from starlette.routing import Route
+
+    async def direct(request: Any) -> Any:
+        request.scope["route"] = route
+        return await function(request, **request.path_params)
+
+    route = Route(path, direct, methods=["POST"])
+    app.router.routes.insert(0, route)

@@ -27,9 +27,13 @@ def decode(content: bytes, runtime: Runtime, *, most_pixels: int = MOST_PIXELS) 
       TooLarge: more pixels than are accepted, by the file's header: nothing is decoded.
       Invalid: no image, a damaged one, or one in which no digit is found.
     """
+    pixels_of(content, most_pixels)
+    return _decoded(content, runtime, most_pixels)
+
+
+def _decoded(content: bytes, runtime: Runtime, most_pixels: int) -> np.ndarray:
     from cnnjax.data import read_image
 
-    pixels_of(content, most_pixels)
     try:
         return runtime.prepare(read_image(content, max_pixels=most_pixels))
     except UserError as error:
@@ -83,5 +87,5 @@ async def decode_all(
 
     is_small = len(contents) == 1 and len(contents[0]) <= FEW_BYTES
     if is_small and pixels_of(contents[0], most_pixels) <= FEW_PIXELS:
-        return decoded()
+        return _decoded(contents[0], runtime, most_pixels)[None]
     return await asyncio.to_thread(decoded)

@@ -87,7 +87,11 @@ def add_images(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
         pictures = {"image": picture_of(image), "heat": picture_of(heat_over(image, map_))}
         return JSONResponse(said | {"label": label, **pictures})
 
+    async def predict_directly(request: Request, name: str, version: str = "") -> Response:
+        return await predict(request, name, version, read_top(request.query_params.get("top")))
+
     for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
+        asgi.add_direct(app, f"{path}:predict", predict_directly)
         for function, answers in (
             (predict, described.Prediction),
             (explain, described.Explanation),
@@ -136,6 +140,15 @@ def add_rollouts(app: FastAPI, repository: Repository) -> None:
         """Divides a model's traffic as before the last change."""
         await repository.change("rollback", name)
         return JSONResponse(repository.describe(name))
+
+
+def read_top(text: str | None) -> int:
+    """Returns the number of classes that a query asks for, 3 where it does not."""
+    if text is None:
+        return 3
+    if not (text.isascii() and text.isdigit() and len(text) < 9):
+        raise Invalid(f"top {text[:20]!r}: ask for 1 to 1000 classes.")
+    return int(text)
 
 
 def check_top(top: int) -> None:

@@ -182,6 +182,7 @@ def add_models(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
         )
 
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        asgi.add_direct(app, f"{path}/infer", infer)
         kind = "_version" if "version" in path else ""
         for suffix, function, method, answers, more in (
             ("", metadata, "GET", described.Metadata, {}),
