@@ -11,10 +11,13 @@ sends requests for a model to replicas that have it (multiplexing).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
 import threading
+import time
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +27,7 @@ from cnnjax.errors import UserError
 MODEL_HEADER = "serve_multiplexed_model_id"
 # Flags -> (application, repository, policy, bounds).
 Build = Callable[[Any], tuple[Any, Any, Any, Any]]
-HEALTH_SECS, DRAIN_SECS = 5.0, 30.0
+HEALTH_SECS, DRAIN_SECS, PROXY_SECS = 5.0, 30.0, 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,8 +203,11 @@ def run(config: Any, build: Build) -> int:
 
     ray.init(address=config.ray_address or None, include_dashboard=False, log_to_driver=False)
     try:
-        serve.start(http_options={"host": config.host, "port": config.port})
+        # Its proxy may take longer than the minute that is waited for: it is asked below.
+        with contextlib.suppress(TimeoutError):
+            serve.start(http_options={"host": config.host, "port": config.port})
         serve.run(application, name="cnnjax", route_prefix="/")
+        _wait_until_ready(config)
         print(f"serving      on Ray at http://{config.host}:{config.port}/", flush=True)
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -211,3 +217,15 @@ def run(config: Any, build: Build) -> int:
     finally:
         ray.shutdown()
     return 0
+
+
+def _wait_until_ready(config: Any) -> None:
+    """Returns when the proxy passes requests to a replica; a UserError if that takes too long."""
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    url = f"http://{host}:{config.port}/v2/health/ready"
+    deadline = time.monotonic() + PROXY_SECS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.5)
+    raise UserError(f"Ray's proxy does not answer at {url}: is the port taken? See `ray status`.")
