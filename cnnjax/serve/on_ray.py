@@ -178,6 +178,10 @@ def check(config: Any) -> tuple[int, int]:
         if getattr(config, flag):
             name = flag.replace("_", "-")
             raise UserError(f"--{name} with --ray: Ray's proxy speaks plain HTTP; leave it out.")
+    if config.workers > 1:
+        raise UserError(
+            "--workers with --ray: --ray says how many replicas there are; leave it out."
+        )
     for flag in ("ray_requests", "ray_upscale", "ray_downscale"):
         if not 0 < getattr(config, flag) < 1e6:
             name = flag.replace("_", "-")
