@@ -202,6 +202,8 @@ def run(config: Any, build: Build) -> int:
     # On a busy machine Ray's proxy takes longer to start than the 5 s that it is given.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "30")
+    # Ray runs workers at niceness 15, below all else on a machine; these are what it is for.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
     from ray import serve
 
