@@ -41,7 +41,8 @@ def stack(members: Sequence[PyTree]) -> PyTree:
                 what = f"at {names[0]}: {found[0]} and {found[1]}"
             raise UserError(
                 f"members 0 and {number} differ {what}: the members of one program have the same "
-                "arrays; train such settings apart, as by cnnjax search."
+                "arrays. Make their states under jax.jit, of traced numbers, or train such "
+                "settings apart, as cnnjax search does."
             )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
