@@ -15,7 +15,7 @@ from cnnjax.train.predict import make_eval_step
 from cnnjax.train.state import create_state
 from cnnjax.train.step import make_step
 
-STEPS, BATCH, COUNT = 3, 4, 3
+STEPS, BATCH, COUNT = 3, 4, 2
 
 
 class Net(nn.Module):
@@ -67,7 +67,7 @@ def data():
 
 VALUES = [
     {"learning_rate": np.float64(rate), "weight_decay": np.float64(decay)}
-    for rate, decay in ((1e-2, 0.0), (3e-2, 0.1), (1e-3, 0.5))
+    for rate, decay in ((1e-2, 0.0), (3e-2, 0.1))
 ]
 
 
@@ -93,7 +93,7 @@ def alone(kind):
         ("loop", 2, "named"),
         ("vmap", 1, "named"),
         pytest.param("unrolled", 2, "own", marks=pytest.mark.slow),
-        pytest.param("vmap", 3, "own", marks=pytest.mark.slow),
+        pytest.param("vmap", 2, "own", marks=pytest.mark.slow),
     ],
 )
 def test_every_member_equals_its_solo_run(way, devices, kind):
@@ -127,42 +127,48 @@ def test_every_member_equals_its_solo_run(way, devices, kind):
         )
         for slot, (own, losses) in zip(layout.slots, alone(kind), strict=True):
             np.testing.assert_allclose(metrics["loss"][0][slot], losses, rtol=1e-12)
-            found = members.take(state, slot)
-            for one, other in zip(
-                jax.tree.leaves((found.params, found.step)),
-                jax.tree.leaves((own.params, own.step)),
-                strict=True,
-            ):
+            leaves = (jax.tree.leaves((each.params, each.step)) for each in (state, own))
+            for one, other in zip(*leaves, strict=True):
                 assert one.dtype == other.dtype
-                np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+                np.testing.assert_allclose(np.asarray(one)[slot], other, rtol=1e-9, atol=1e-12)
 
-        def evaluated(values, variables, batch):
-            step = make_eval_step(net(kind), classification(5), normalize=as_float64)
-            return step(variables, batch)
 
-        mask = np.ones(rows.shape, bool)
-        mask[:, -1, -1] = False
-        evaluate = program.make_evaluate(evaluated, way=way, mesh=mesh)
-        scores = evaluate(
-            state.variables(),
-            values,
-            program.shared(arrays, mesh),
-            *(program.divided(each, mesh) for each in (rows, mask)),
-            counts,
-        )
-        for slot in layout.slots:
-            variables = members.take(state, slot).variables()
-            batch = {name: array[rows[slot, -1]] for name, array in arrays.items()}
-            own = evaluated(None, variables, {**batch, "mask": mask[slot, -1]})
-            np.testing.assert_allclose(scores["loss"][0][slot, -1], own["loss"][0], rtol=1e-12)
-            assert scores["accuracy"][1][slot, -1] == BATCH - 1
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "devices"), [("loop", 2), ("vmap", 1)])
+def test_every_member_is_evaluated_on_its_own_examples(way, devices):
+    arrays, rows = data()
+    mesh = members.member_mesh(devices, COUNT)
+    layout = members.layout(COUNT, devices)
+    begin = jax.jit(initial, static_argnums=(1, 2))
+    states = [begin(values, seed, "own") for seed, values in enumerate(VALUES)]
+    rows, mask = rows[layout.fill], np.ones((COUNT, STEPS, BATCH), bool)
+    mask[:, -1, -1] = False
+
+    def evaluated(values, variables, batch):
+        step = make_eval_step(net("own"), classification(5), normalize=as_float64)
+        return step(variables, batch)
+
+    evaluate = program.make_evaluate(evaluated, way=way, mesh=mesh)
+    scores = evaluate(
+        members.place(members.stack([state.variables() for state in states]), layout, mesh),
+        members.place(members.stack(VALUES), layout, mesh),
+        program.shared(arrays, mesh),
+        *(program.divided(each, mesh) for each in (rows, mask)),
+        program.counts_of(layout, mesh),
+    )
+    for state, slot in zip(states, layout.slots, strict=True):
+        batch = {name: array[rows[slot, -1]] for name, array in arrays.items()}
+        own = evaluated(None, state.variables(), {**batch, "mask": mask[slot, -1]})
+        np.testing.assert_allclose(scores["loss"][0][slot, -1], own["loss"][0], rtol=1e-5)
+        assert scores["accuracy"][1][slot, -1] == BATCH - 1
 
 
 def test_what_is_not_in_use_is_not_computed():
     """Of a device with fewer members than slots the rest stay as they were."""
     arrays, rows = data()
-    mesh = members.member_mesh(1, COUNT)
-    layout = members.layout(2, 1, COUNT)
+    rows = np.stack([*rows, rows[0]])
+    mesh = members.member_mesh(1, 3)
+    layout = members.layout(2, 1, 3)
 
     def step(values, state, batch):
         return state + values * batch["label"].sum(), {"loss": (state, state)}
