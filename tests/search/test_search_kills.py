@@ -23,11 +23,19 @@ def search(*argv):
     """Starts a search in a session of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "cnnjax", "search", *argv, "--workers", "2"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
+
+
+def await_line(process, start):
+    """Reads what the search prints until a line that starts so."""
+    for line in process.stdout:
+        if line.startswith(start):
+            return
+    raise AssertionError(f"the search ended before {start}")
 
 
 def trials_of(out):
@@ -45,17 +53,17 @@ def test_kills_at_random_moments(tmp_path):
     while kills < KILLS:
         is_new = not (out / "search.json").exists()
         process = search(*(first if is_new else ["--resume", str(out), "--trials", str(budget)]))
+        # Three of four are killed while trials train, the others while the search itself starts.
+        if is_new or draws.random() < 0.75:
+            await_line(process, "workers")
         try:
-            process.wait(timeout=draws.uniform(0.5, 14.0))
-            assert process.returncode == 0, process.stderr.read()
+            process.wait(timeout=draws.uniform(0.0, 15.0))
+            assert process.returncode == 0, process.stdout.read()
             budget += 4  # It has come to its end before it could be killed.
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             kills += 1
-        if not (out / "study.db").exists():
-            moments.append("before the study")
-            continue
         now = trials_of(out)
         running = [each for each in now.values() if each.state.name == "RUNNING"]
         moments.append(f"{len(now)} trials begun, {len(running)} running")
@@ -69,8 +77,8 @@ def test_kills_at_random_moments(tmp_path):
         time.sleep(0.5)
     print("\n".join(moments))
     last = search("--resume", str(out), "--trials", str(budget))
-    _, errors = last.communicate(timeout=900)
-    assert last.returncode == 0, errors
+    printed, _ = last.communicate(timeout=900)
+    assert last.returncode == 0, printed
     found = trials_of(out)
     assert len(found) == budget
     assert {each.state.name for each in found.values()} <= {"COMPLETE", "PRUNED"}
