@@ -50,6 +50,7 @@ ROOMS = (
     "studies",
     "search",
     "doctor",
+    "serve",
     "commands",
     "__main__",
 )

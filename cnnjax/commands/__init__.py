@@ -64,6 +64,7 @@ COMMANDS = {
     "predict": "classify image files with a trained run",
     "probe": "what few labels suffice for on a run's features, beside training from scratch",
     "search": "choose an experiment's settings by many runs, on validation scores",
+    "serve": "serve runs and exported files over HTTP and gRPC, batched, with metrics",
     "show-batch": "draw what a training step sees",
     "show-network": "what a run's layers see: filters, maps, fields, what neurons respond to",
     "verify-resume": "kill and resume an experiment, and compare it with one that was not killed",
