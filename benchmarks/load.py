@@ -3,10 +3,11 @@
     python benchmarks/load.py http://127.0.0.1:8080/v1/models/digits:predict --body digit.png \
         --clients 8 --secs 5
 
-First every client sends its next request when it has the answer to the last: the throughput that
-the server has (closed loop). Then requests are due at random times (a Poisson process) at 80% of
-that rate; each is sent by the first connection that is free, and its latency counts from when it
-was due, so that a server that stalls pays for what waited meanwhile (coordinated omission).
+Without --rate every client sends its next request when it has the answer to the last: the
+throughput that the server has (closed loop). With it, requests are due at random times (a Poisson
+process) at that rate; each is sent by the first connection that is free, and its latency counts
+from when it was due, so that a server that stalls pays for what waited meanwhile (coordinated
+omission).
 """
 
 import argparse
@@ -135,22 +136,20 @@ async def open_loop(
 async def measure(
     url: str, request: bytes, clients: int, secs: float, rate: float = 0.0
 ) -> dict[str, float | dict]:
-    """Returns throughput (closed loop), and latencies at 80% of it, or at `rate` (open loop)."""
+    """Returns throughput, latencies in ms and statuses: of a closed loop, or an open one at `rate`.
+
+    The first second is not counted.
+    """
     await closed_loop(url, request, clients, min(1.0, secs))
-    full = await closed_loop(url, request, clients, secs)
-    rate = rate or max(0.8 * full.rate, 1.0)
-    steady = await open_loop(url, request, clients, secs, rate)
+    if rate:
+        found = await open_loop(url, request, clients, secs, rate)
+    else:
+        found = await closed_loop(url, request, clients, secs)
     return {
-        "throughput": full.rate,
-        "p50_full": full.percentile(0.5),
-        "p99_full": full.percentile(0.99),
-        "rate": rate,
-        "p50": steady.percentile(0.5),
-        "p99": steady.percentile(0.99),
-        "statuses": {
-            str(status): full.statuses.get(status, 0) + steady.statuses.get(status, 0)
-            for status in sorted({*full.statuses, *steady.statuses})
-        },
+        "throughput": found.rate,
+        "p50": found.percentile(0.5),
+        "p99": found.percentile(0.99),
+        "statuses": {str(status): count for status, count in found.statuses.items()},
     }
 
 
@@ -172,7 +171,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--header", action="append", default=[], help="NAME:VALUE")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--secs", type=float, default=5.0)
-    parser.add_argument("--rate", type=float, default=0.0, help="of the open loop; 0: 80%% of all")
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="requests per second of an open loop"
+    )
     options = parser.parse_args(argv)
     headers = dict(each.split(":", 1) for each in options.header)
     request = request_of(options.url, options.body.read_bytes(), headers)

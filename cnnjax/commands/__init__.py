@@ -65,6 +65,8 @@ COMMANDS = {
     "probe": "what few labels suffice for on a run's features, beside training from scratch",
     "search": "choose an experiment's settings by many runs, on validation scores",
     "serve": "serve runs and exported files over HTTP and gRPC, batched, with metrics",
+    "serve-key": "make, list and revoke the API keys of a server",
+    "serve-reference": "what a run's clean images look like, for drift while it is served",
     "show-batch": "draw what a training step sees",
     "show-network": "what a run's layers see: filters, maps, fields, what neurons respond to",
     "verify-resume": "kill and resume an experiment, and compare it with one that was not killed",

@@ -23,10 +23,13 @@ import tyro
 
 import cnnjax
 from cnnjax.errors import UserError
+from cnnjax.serve.guard.settings import Guarding
+from cnnjax.serve.on_ray import Scaling
+from cnnjax.serve.watch.settings import Watching
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Scaling, Watching, Guarding):
     """Serve runs and exported files."""
 
     run: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -94,10 +97,11 @@ class Config:
 
 def main(config: Config) -> int:
     """Serves until SIGTERM."""
-    from cnnjax.serve import server, workers
+    from cnnjax.serve import on_ray, server, workers
 
     _check(config)
-    server.check_host(config.host, guarded=config.insecure)
+    if config.ray:
+        return on_ray.run(config, build)
     sock = server.listen(config.host, config.port)
     if config.workers > 1:
         return asyncio.run(workers.supervise(config.workers, sock, dataclasses.asdict(config)))
@@ -130,16 +134,45 @@ def _run(config: Config, sock: socket.socket, place=None) -> int:
     return 0
 
 
-async def _serve(config: Config, sock: socket.socket, place) -> None:
-    """Builds the application and runs it."""
-    from cnnjax.serve import models, renewal, repository, server, workers
+def build(config: Config, traced=None):
+    """Returns the guarded and watched application, its repository, policy and bounds.
+
+    The models are not loaded yet: that is the caller's part.
+    """
+    from cnnjax.serve import models, repository
+    from cnnjax.serve.guard.asgi import guard
+    from cnnjax.serve.guard.settings import policy_of
     from cnnjax.serve.http import web
+    from cnnjax.serve.watch.routes import routes
+    from cnnjax.serve.watch.settings import watch_of
 
     sources = models.read_sources(config.run)
     served = repository.Repository(sources, _options(config), _limits(config))
     bounds = web.Bounds(body_bytes=round(config.max_body_mb * 2**20), deadline_secs=config.timeout)
+    policy = policy_of(config, config.host, insecure=config.insecure, measures=served.measures)
+    watch = watch_of(config, sources, served.measures)
+    app = web.application(
+        served,
+        middleware=(guard(policy),),
+        observers=(watch.observe,) if watch else (),
+        routes=(routes(watch),) if watch else (),
+        bounds=bounds,
+        traced=traced,
+        loads=False,
+    )
+    return app, served, policy, bounds
+
+
+async def _serve(config: Config, sock: socket.socket, place) -> None:
+    """Builds the application and runs it."""
+    from cnnjax.serve import renewal, server, workers
+    from cnnjax.serve.guard.rpc import interceptor
+    from cnnjax.serve.guard.settings import uvicorn_options
+    from cnnjax.serve.guard.transport import grpc_credentials
+
     traced, end_traces = _traces(config)
-    app = web.application(served, bounds=bounds, traced=traced, loads=False)
+    app, served, policy, bounds = build(config, traced)
+    uvicorn = uvicorn_options(config, policy)
     host, port = sock.getsockname()[:2]
     where = f"[{host}]" if ":" in host else host
     running = []
@@ -153,7 +186,14 @@ async def _serve(config: Config, sock: socket.socket, place) -> None:
 
         address = f"{where}:{config.grpc_port}"
         shares = place is not None
-        started, rpc_port = await service.start(served, address, bounds=bounds, shares_port=shares)
+        started, rpc_port = await service.start(
+            served,
+            address,
+            interceptors=(interceptor(policy),),
+            bounds=bounds,
+            credentials=grpc_credentials(uvicorn),
+            shares_port=shares,
+        )
         if place is None or not place.number:
             print(f"gRPC         at {where}:{rpc_port}", flush=True)
         return started
@@ -163,12 +203,13 @@ async def _serve(config: Config, sock: socket.socket, place) -> None:
             workers.say_ready(place.folder)
             if place.number:
                 return
-        print(f"serving      {', '.join(served.models)} at http://{where}:{port}/", flush=True)
+        scheme = "https" if config.tls_certificate else "http"
+        print(f"serving      {', '.join(served.models)} at {scheme}://{where}:{port}/", flush=True)
 
     await server.run(
         served,
         app,
-        server.Listening(config.host, port, config.grpc_port, config.drain),
+        server.Listening(config.host, port, config.grpc_port, config.drain, uvicorn=uvicorn),
         sock,
         start_grpc=start_grpc if config.grpc_port else None,
         on_ready=say,
@@ -229,9 +270,11 @@ def read_sizes(text: str) -> tuple[tuple[int, int], ...]:
 def _check(config: Config) -> None:
     """Raises a UserError for what cannot be served, before anything is loaded."""
     _require(grpc=bool(config.grpc_port))
-    from cnnjax.serve import batcher, models, runtime, workers
+    from cnnjax.serve import batcher, models, on_ray, runtime, workers
+    from cnnjax.serve.guard.settings import check_guard
+    from cnnjax.serve.watch.settings import check_references
 
-    models.read_sources(config.run)
+    check_references(config, models.read_sources(config.run))
     runtime.check_options(_options(config))
     batcher.check_limits(_limits(config))
     workers.check_count(config.workers)
@@ -248,6 +291,9 @@ def _check(config: Config) -> None:
             raise UserError(f"--{flag} {value:g}: give {least:g} to {most:g}.")
     if config.traces:
         _traces(config)[1]()
+    check_guard(config, config.host, insecure=config.insecure)
+    if config.ray:
+        on_ray.check(config)
 
 
 def _require(*, grpc: bool) -> None:
@@ -257,6 +303,7 @@ def _require(*, grpc: bool) -> None:
     needed = {
         "fastapi": "fastapi",
         "uvicorn": "uvicorn",
+        "jwt": "pyjwt[crypto]",
         "prometheus_client": "prometheus-client",
         "python_multipart": "python-multipart",
     }

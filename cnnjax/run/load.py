@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 RECALIBRATED = "recalibrated"
 # What Orbax calls the file that describes the arrays of a directory.
 ORBAX_METADATA = "_METADATA"
-# Classes that a notebook names of a model.
-SHOWN_CLASSES = 10
 # Datasets whose images are photographs of digits, made so.
 MNIST = ("mnist", "tfds:mnist")
+# Classes that a notebook names of a model.
+SHOWN_CLASSES = 10
 Variables = dict[str, Any]
 
 

@@ -90,6 +90,11 @@ class Repository:
         self._started = True
         self.measures.ready.set(1)
 
+    def started_empty(self) -> None:
+        """Says that it is ready without a model: each is loaded when `load` is called."""
+        self._started = True
+        self.measures.ready.set(1)
+
     def drain(self) -> None:
         """Says that the server is not ready, and still answers."""
         self.draining = True

@@ -63,8 +63,9 @@ def check_host(host: str, *, guarded: bool) -> None:
     """
     if not guarded and not is_loopback(host):
         raise UserError(
-            f"--host {host}: others could reach it, and no key is asked for: give keys, or "
-            "--insecure where something else guards it."
+            f"--host {host}: others could reach it, and no key is asked for: give --keys FILE (see "
+            "cnnjax serve-key), --jwt-jwks or --tls-client-ca, or --insecure where something else "
+            "guards it."
         )
 
 

@@ -160,7 +160,7 @@ def test_image_files_that_cannot_be_are_refused_before_they_are_decoded(served):
     )
     texts = [
         (400, "no image was sent"),
-        (400, "not an image in a format known to Pillow"),
+        (400, "not an image: send PNG"),
         (400, "not an image|cannot"),
         (400, "the form has the parts photo: call the file's image"),
         (413, "9000 x 9000 pixels, more than the 16777216 accepted"),

@@ -14,6 +14,8 @@ from cnnjax.serve.runtime import Runtime
 
 # 4096 x 4096 pixels: 48 MiB of RGB.
 MOST_PIXELS = 4096 * 4096
+# Formats with a size in their header. Of others that Pillow knows some start a program (EPS).
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # Files of fewer bytes and pixels are decoded where they are: a thread costs as much.
 FEW_BYTES, FEW_PIXELS = 16_384, 4_096
 
@@ -51,12 +53,12 @@ def pixels_of(content: bytes, most_pixels: int) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 width, height = image.size
     except Image.DecompressionBombError:
         raise TooLarge(f"the image has more than the {most_pixels} pixels accepted.") from None
     except Exception:  # Of many types, by the format; none of them documented.
-        raise Invalid("what was sent is not an image in a format known to Pillow.") from None
+        raise Invalid(f"what was sent is not an image: send {', '.join(FORMATS)}.") from None
     if width * height > most_pixels:
         raise TooLarge(
             f"the image has {width} x {height} pixels, more than the {most_pixels} accepted."

@@ -52,6 +52,7 @@ def application(
     *,
     middleware: Sequence[Callable[[asgi.App], asgi.App]] = (),
     observers: Sequence[Observer] = (),
+    routes: Sequence[Callable[[FastAPI], None]] = (),
     bounds: Bounds | None = None,
     traced: Callable | None = None,
     loads: bool = True,
@@ -65,6 +66,7 @@ def application(
         dict `scope["state"]["logged"]`.
       observers: called with (model, version, images, logits, request id) after each answer, on a
         thread of their own.
+      routes: functions that add routes of their own, which come before the others.
       bounds: see `Bounds`.
       traced: a context manager around each request, of its scope; see `traces`.
       loads: whether the models are loaded when the application starts, and closed when it stops;
@@ -95,6 +97,9 @@ def application(
     add_health(app, repository)
     add_models(app, repository, bounds)
     add_repository(app, repository)
+    # Before the others: what is called `{name}` there takes any text.
+    for add in routes:
+        add(app)
     simple.add_routes(app, repository, bounds)
     add_errors(app, repository)
     plain = app.openapi
@@ -253,6 +258,8 @@ def add_errors(app: FastAPI, repository: Repository) -> None:
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
         repository.measures.refused.labels(error.reason).inc()
+        # For the audit log.
+        request.state.refused = error.reason
         headers = {}
         if error.retry_after is not None:
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))

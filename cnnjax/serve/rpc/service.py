@@ -13,6 +13,7 @@ import grpc
 import cnnjax
 from cnnjax.errors import UserError
 from cnnjax.serve import protocol
+from cnnjax.serve.guard.rpc import server_options
 from cnnjax.serve.http.asgi import request_id_of
 from cnnjax.serve.http.pictures import decode_all
 from cnnjax.serve.http.web import EXTENSIONS, Bounds, model_metadata
@@ -56,6 +57,7 @@ async def start(
     """
     bounds = bounds or Bounds()
     options = [
+        *server_options(),
         ("grpc.max_receive_message_length", bounds.body_bytes),
         ("grpc.so_reuseport", int(shares_port)),
     ]
