@@ -19,6 +19,7 @@ ROOMS = (
     "errors",
     "paths",
     "lazy",
+    "notebook",
     "trees",
     "rng",
     "traced",

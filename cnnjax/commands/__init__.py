@@ -48,6 +48,7 @@ class Parser(argparse.ArgumentParser):
 
 
 COMMANDS = {
+    "compare": "whether one run, or one setting over its seeds, is better than another",
     "compress": "prune, factor or quantize a run's network, and leave a smaller run",
     "concepts": "whether concepts that you show in images speak for a run's classes",
     "convert": "weights of PyTorch, timm or Keras into a run, or a run into such a file",
@@ -60,6 +61,7 @@ COMMANDS = {
     "finish-search": "test what a search found, beside the defaults, over several seeds",
     "inspect-labels": "training images whose labels look wrong",
     "models": "list the networks, or print one network's layers",
+    "population": "many seeds and settings of an experiment as one program, a run of each",
     "predict": "classify image files with a trained run",
     "probe": "what few labels suffice for on a run's features, beside training from scratch",
     "search": "choose an experiment's settings by many runs, on validation scores",

@@ -8,6 +8,7 @@ lazy.attach(
     __name__,
     (
         "calibration",
+        "comparison",
         "corruption_error",
         "ensemble",
         "imagenet",
@@ -18,6 +19,7 @@ lazy.attach(
 
 if TYPE_CHECKING:
     from cnnjax.evaluation import calibration as calibration
+    from cnnjax.evaluation import comparison as comparison
     from cnnjax.evaluation import corruption_error as corruption_error
     from cnnjax.evaluation import ensemble as ensemble
     from cnnjax.evaluation import imagenet as imagenet

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnnjax import notebook
 from cnnjax.errors import UserError
 from cnnjax.paths import expand
 from cnnjax.run.files import read_json
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 RECALIBRATED = "recalibrated"
 # What Orbax calls the file that describes the arrays of a directory.
 ORBAX_METADATA = "_METADATA"
+# Classes that a notebook names of a model.
+SHOWN_CLASSES = 10
 Variables = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TrainedModel:
     """A model read back from a run, ready to be applied.
 
@@ -68,6 +71,21 @@ class TrainedModel:
 
         model = with_fields(self.model, num_classes=None)
         return model.apply(self.variables, self.normalize(image), train=False)
+
+    def __repr__(self) -> str:
+        return f"TrainedModel({self.card['model']} at step {self.step})"
+
+    def _repr_html_(self) -> str:
+        from cnnjax.trees import count_parameters
+
+        card = self.card
+        facts: dict[str, Any] = {"parameters": count_parameters(self.variables["params"])}
+        if "image_shape" in card:
+            facts["takes images of"] = " x ".join(map(str, card["image_shape"]))
+        if names := card.get("class_names"):
+            more = ", ..." if len(names) > SHOWN_CLASSES else ""
+            facts["classes"] = f"{len(names)}: {', '.join(map(str, names[:SHOWN_CLASSES]))}{more}"
+        return notebook.card(f"{card['model']} at step {self.step:,}", facts)
 
 
 def load_trained(

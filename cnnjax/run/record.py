@@ -77,7 +77,7 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
     Raises:
       UserError: the run to resume is not there, or it is of another experiment or other settings.
     """
-    config = _shortened(cli.parse(config_type, argv))
+    config = shortened(cli.parse(config_type, argv))
     if config.resume and config.run_dir:
         if Path(config.resume).absolute() != Path(config.run_dir).absolute():
             raise UserError(
@@ -88,7 +88,7 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
             config = dataclasses.replace(config, resume="")
     if config.resume:
         default = saved_config(config_type, experiment, Path(config.resume))
-        config = _shortened(cli.parse(config_type, argv, default=default))
+        config = shortened(cli.parse(config_type, argv, default=default))
         _refuse_changes(default, config)
         finished = is_finished(config)
     else:
@@ -281,7 +281,8 @@ def check_settings(saved: Mapping[str, Any], config: Settings) -> None:
             )
 
 
-def _shortened(config: Any) -> Any:
+def shortened(config: Any) -> Any:
+    """Returns the settings, of one epoch for a smoke run."""
     return dataclasses.replace(config, epochs=1) if config.smoke else config
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 
 import numpy as np
 
-from cnnjax.export.graph import Graph, Node
+from cnnjax.export.onnx_graph.graph import Graph, Node
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cnnjax.errors import UserError
-from cnnjax.export.values import (
+from cnnjax.export.onnx_graph.values import (
     Axes,
     Constant,
     Dim,
@@ -35,6 +35,7 @@ class Node:
       lengths: of the output, as it lies in memory; () where no rewrite asks.
       count: how many elements each of the output is a sum of.
       image: of a pool, the lengths of its input.
+      kernel_scale: of a layer whose weights are whole numbers times it, `[features]`; else None.
     """
 
     op: str
@@ -45,6 +46,7 @@ class Node:
     lengths: tuple[Dim, ...] = ()
     count: int = 1
     image: tuple[Dim, ...] = ()
+    kernel_scale: np.ndarray | None = None
 
 
 @dataclasses.dataclass

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from cnnjax.export.graph import target_sizes
-from cnnjax.export.lowering import Context, rule
-from cnnjax.export.values import (
+from cnnjax.export.onnx_graph.graph import target_sizes
+from cnnjax.export.onnx_graph.lowering import Context, rule
+from cnnjax.export.onnx_graph.values import (
     Axes,
     Constant,
     Tensor,

@@ -57,6 +57,17 @@ class Constant:
 
 
 @dataclasses.dataclass(frozen=True)
+class Weights(Constant):
+    """A kernel, float32, that is whole numbers times a scale for each output channel.
+
+    Attributes:
+      scale: float32 `[features]`, of the last axis.
+    """
+
+    scale: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Tensor:
     """An array that depends on the images: an output of a node, or the input.
 

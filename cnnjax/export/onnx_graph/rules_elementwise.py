@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cnnjax.export.lowering import Context, rule
-from cnnjax.export.values import Constant, Tensor, Value, completed, is_one, numbers
+from cnnjax.export.onnx_graph.lowering import Context, rule
+from cnnjax.export.onnx_graph.values import Constant, Tensor, Value, completed, is_one, numbers
 
 # Primitives that are one operator of ONNX.
 OPERATORS = {

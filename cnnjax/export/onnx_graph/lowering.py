@@ -15,13 +15,15 @@ import jax
 import numpy as np
 
 from cnnjax.errors import UserError
-from cnnjax.export.graph import Graph
+from cnnjax.export.onnx_graph.graph import Graph
+from cnnjax.export.onnx_graph.values import Constant, Tensor, Value, is_symbolic
 from cnnjax.export.program import INPUT, Program
-from cnnjax.export.values import Constant, Tensor, Value, is_symbolic
 from cnnjax.traced import inner_program
 
 Rule = Callable[..., Value | list[Value]]
 RULES: dict[str, Rule] = {}
+# Jitted functions, by name, that are written as a whole: what they compute is an operator of ONNX.
+FUNCTIONS: dict[str, Rule] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,16 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def function_rule(name: str) -> Callable[[Rule], Rule]:
+    """Registers the rule of a jitted function: `rule(context, *values) -> value`."""
+
+    def register(function: Rule) -> Rule:
+        FUNCTIONS[name] = function
+        return function
+
+    return register
+
+
 def lower(program: Program, *, channels_first: bool) -> tuple[Graph, Tensor]:
     """Returns the graph of a program and its output; the input is called `image`.
 
@@ -70,7 +82,12 @@ def lower(program: Program, *, channels_first: bool) -> tuple[Graph, Tensor]:
       UserError: an operation without a rule; it names the primitive and the layer.
     """
     # The rules register themselves.
-    from cnnjax.export import rules_arrays, rules_elementwise, rules_layers  # noqa: F401
+    from cnnjax.export.onnx_graph import (  # noqa: F401
+        quantized,
+        rules_arrays,
+        rules_elementwise,
+        rules_layers,
+    )
 
     graph = Graph(batch=INPUT)
     shape = program.jaxpr.in_avals[-1].shape
@@ -130,7 +147,8 @@ def _within(graph: Graph, path: str) -> Iterator[None]:
 def _equation(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     name, params = equation.primitive.name, equation.params
     inner = inner_program(equation)
-    if inner is not None:
+    function = FUNCTIONS.get(params.get("name", "")) if inner is not None else None
+    if inner is not None and function is None:
         return _run(graph, inner.jaxpr, [as_constant(each) for each in inner.consts], values)
     if name == "cond" and isinstance(values[0], Constant):
         branch = params["branches"][int(values[0].array)]
@@ -139,15 +157,16 @@ def _equation(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     if all(any(_is_zero(dim) for dim in shape) for shape in shapes):
         # Such as padding by no rows. ONNX reads a length of 0 as "the same as before".
         return [_empty(variable.aval) for variable in equation.outvars]
-    if all(isinstance(value, Constant) for value in values):
+    if function is None and all(isinstance(value, Constant) for value in values):
         folded = _folded(equation, values)
         if folded is not None:
             return folded
-    if name not in RULES:
+    written = function or RULES.get(name)
+    if written is None:
         raise unsupported(name, graph.path)
     dtype = np.dtype(equation.outvars[0].aval.dtype)
     context = Context(graph, name, params, shapes[0], dtype)
-    results = RULES[name](context, *values)
+    results = written(context, *values)
     return results if isinstance(results, list) else [results]
 
 
@@ -162,7 +181,7 @@ def _empty(aval: Any) -> Constant:
 
 def _folded(equation: Any, values: Sequence[Value]) -> list[Value] | None:
     """Computes an equation of constants; None where only a rule can, as a length is symbolic."""
-    from cnnjax.export.folding import ELEMENTWISE, same_rank
+    from cnnjax.export.onnx_graph.folding import ELEMENTWISE, same_rank
 
     name, shape = equation.primitive.name, equation.outvars[0].aval.shape
     if name in ELEMENTWISE:

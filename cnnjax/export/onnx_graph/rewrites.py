@@ -13,8 +13,8 @@ from collections import Counter
 
 import numpy as np
 
-from cnnjax.export import affine
-from cnnjax.export.graph import Graph, Node
+from cnnjax.export.onnx_graph import affine, quantized
+from cnnjax.export.onnx_graph.graph import Graph, Node
 
 Found = dict[str, Node]
 
@@ -35,11 +35,14 @@ def simplify(graph: Graph, output: str) -> None:
         affine.batch_norms,
         _pads,
         _moves,
+        quantized.quantize_before_moves,
         _dense_after_flatten,
         _spell_gelus,
     ):
         rewrite(graph, output)
         prune(graph, output)
+    quantized.write_codes(graph)
+    prune(graph, output)
 
 
 def prune(graph: Graph, output: str) -> None:

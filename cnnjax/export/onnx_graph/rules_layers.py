@@ -9,11 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from cnnjax.export.graph import arranged_array
-from cnnjax.export.lowering import Context, rule
-from cnnjax.export.rules_arrays import _cut, reshaped
-from cnnjax.export.rules_elementwise import elementwise
-from cnnjax.export.values import Axes, Constant, Tensor, Value, is_one
+from cnnjax.export.onnx_graph.graph import arranged_array
+from cnnjax.export.onnx_graph.lowering import Context, rule
+from cnnjax.export.onnx_graph.rules_arrays import _cut, reshaped
+from cnnjax.export.onnx_graph.rules_elementwise import elementwise
+from cnnjax.export.onnx_graph.values import (
+    Axes,
+    Constant,
+    Tensor,
+    Value,
+    Weights,
+    is_one,
+)
 
 Pads = Sequence[tuple[int, int]]
 
@@ -43,6 +50,8 @@ def _convolution(context: Context, image: Value, kernel: Value) -> Value:
     else:
         weights = graph.arranged(graph.whole(kernel), order)
     name = graph.node("Conv", [graph.arranged(lhs, tuple(specs.lhs_spec)), weights], **attributes)
+    if isinstance(kernel, Weights) and order[0] == len(order) - 1:
+        graph.nodes[-1].kernel_scale = kernel.scale
     return _result(context, name, tuple(specs.out_spec))
 
 
@@ -147,6 +156,8 @@ def _by_constant(
     name = graph.reshape(name, [*lengths, inputs], [*lengths, *(lhs.shape[a] for a in left)])
     op = "Gemm" if len(lying) == 1 else "MatMul"
     name = graph.node(op, [name, weights])
+    if isinstance(rhs, Weights) and right_free == (len(rhs.shape) - 1,):
+        graph.nodes[-1].kernel_scale = rhs.scale
     outputs = kernel.reshape(inputs, -1).shape[1]
     columns = [rhs.shape[axis] for axis in right_free]
     name = graph.reshape(name, [*lengths, *columns], [*lengths, outputs])
