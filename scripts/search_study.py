@@ -54,7 +54,7 @@ def main() -> None:
     if not arguments.table:
         for method, seed in places:
             search(method, seed, arguments)
-    found = {}
+    found: dict[str, list[list]] = {}
     for method, seed in places:
         trials = trials_of(place(arguments.out, method, seed))
         if len(trials) >= arguments.trials and all(each.state.is_finished() for each in trials):
