@@ -103,6 +103,9 @@ def main(config: Config) -> int:
     if config.ray:
         return on_ray.run(config, build)
     sock = server.listen(config.host, config.port)
+    if config.grpc_port:
+        # gRPC opens it itself, when the models are loaded.
+        server.listen(config.host, config.grpc_port, "--grpc-port").close()
     if config.workers > 1:
         return asyncio.run(workers.supervise(config.workers, sock, dataclasses.asdict(config)))
     return _run(config, sock)

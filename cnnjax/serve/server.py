@@ -69,14 +69,14 @@ def check_host(host: str, *, guarded: bool) -> None:
         )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Returns a socket that listens.
+def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
+    """Returns a socket that listens; `flag` is what names the port.
 
     Raises:
       UserError: another program has the port, or there is no such address.
     """
     if not 0 <= port < 65536:
-        raise UserError(f"--port {port}: give 0 to 65535.")
+        raise UserError(f"{flag} {port}: give 0 to 65535.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # By name: asyncio sends small packets at once only where it sees that this is TCP.
     found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -89,7 +89,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         found.close()
         raise UserError(
-            f"cannot listen at {host}:{port}: {error.strerror or error}; choose another --port or "
+            f"cannot listen at {host}:{port}: {error.strerror or error}; choose another {flag} or "
             "--host."
         ) from None
     return found
