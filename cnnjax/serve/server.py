@@ -13,6 +13,7 @@ import ipaddress
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from cnnjax.errors import UserError
 from cnnjax.serve.http.asgi import App
 from cnnjax.serve.logs import log
 from cnnjax.serve.repository import Repository
+
+# Python's own is 0.005.
+SWITCH_SECS = 0.0005
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +126,9 @@ async def run(
       UserError: a model cannot be loaded.
     """
     import uvicorn
+
+    # Threads compute while this one reads requests: neither may keep the other waiting for 5 ms.
+    sys.setswitchinterval(SWITCH_SECS)
 
     class Server(uvicorn.Server):
         """uvicorn's, without its signals: it would end by them."""
