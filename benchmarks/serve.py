@@ -196,7 +196,8 @@ Rows = dict[tuple[str, int, str], list[dict[str, Any]]]
 def table(rows: Rows) -> str:
     """Returns the medians over the rounds as a table in Markdown."""
     lines = [
-        "| server | request | clients | requests/s | CPU ms | at rate | p50 ms | p99 ms | not 200 |",
+        "| server | request | clients | requests/s | CPU ms | at rate | p50 ms | p99 ms "
+        "| not 200 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (kind, clients, name), rounds in sorted(rows.items()):

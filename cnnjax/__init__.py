@@ -18,6 +18,7 @@ lazy.attach(
         "checkpoint",
         "compress",
         "convert",
+        "cost",
         "data",
         "devices",
         "distill",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from cnnjax import checkpoint as checkpoint
     from cnnjax import compress as compress
     from cnnjax import convert as convert
+    from cnnjax import cost as cost
     from cnnjax import data as data
     from cnnjax import devices as devices
     from cnnjax import distill as distill

@@ -13,7 +13,8 @@ Each member is the experiment with its seed and its settings, and leaves an ordi
 in `members/`. What varies are floats, such as `learning_rate`, `weight_decay` or a number of
 --augment, and what chooses data: `data_seed`, `label_noise`, `fold`. Choices are crossed with each
 other and with the seeds; of ranges --members settings are drawn. With --pbt (population based
-training) the worst members copy the best after each epoch and explore settings near theirs.
+training) the worst members copy the best after each epoch and explore settings near theirs; all of
+them have the same images then.
 """
 
 import argparse
@@ -54,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     module = experiment_module(options.experiment)
     config = record.shortened(cli.parse(module.Config, flags))
+    if options.pbt and getattr(config, "data_seed", 0) < 0:
+        # A member that copies another has learned what that was trained on: it would be validated
+        # on some of it, if their validation images differed.
+        config = dataclasses.replace(config, data_seed=options.first_seed)
     members, rules = _members(options, module, config)
     directory = _directory(options)
     _start_devices(config.devices, len(members))
@@ -77,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"stopped; continue with cnnjax population --resume {directory}")
             return code
         print(report.write(prepared, done, directory))
+    if not any(why in (run.FINISHED, run.STOPPED) for why, _ in done.ended.values()):
+        raise UserError(
+            "all members diverged: lower the learning rates, lengthen the warmup or clip the "
+            f"gradient; see {directory / 'population.md'}."
+        )
     print(report.best_line(prepared, done))
     print(f"seconds      {done.seconds:.1f}\nsee          {directory / 'population.md'}")
     return 0

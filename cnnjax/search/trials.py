@@ -32,6 +32,8 @@ POLL_SECS = 0.1
 PRUNED, KILLED = "pruned", "killed"
 # Of a trial in the storage: how many workers were lost with the machines they ran on.
 RESTARTS, MOST_RESTARTS = "restarts", 5
+# Likewise how long its workers took, all starts together but for those that were killed.
+SECONDS = "seconds"
 # As `only_writer` says it.
 BEING_TRAINED = "is being trained by"
 
@@ -246,6 +248,8 @@ def _judged(search: Search, study: optuna.Study, running: Running, answer: Answe
     seconds = time.monotonic() - running.started
     number = running.trial.number
     has_summary = (running.directory / "summary.json").exists()
+    spent = running.trial.user_attrs.get(SECONDS, 0.0) + seconds
+    running.trial.set_user_attr(SECONDS, spent)
     if running.ended_by == KILLED and not has_summary:
         return None
     log = running.directory.with_suffix(".log")

@@ -14,7 +14,7 @@ optuna = pytest.importorskip("optuna")
 
 from cnnjax.search.plan import validations  # noqa: E402
 
-KILLS, EPOCHS = 20, 12
+KILLS, EPOCHS = 20, 6
 SPACE = ["--space", "learning_rate=log(1e-3, 1e-1)", "batch_size=choice(32, 64)"]
 SETTINGS = ["--epochs", str(EPOCHS), "--prune", "median(startup=4)"]
 
@@ -23,11 +23,30 @@ def search(*argv):
     """Starts a search in a session of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "cnnjax", "search", *argv, "--workers", "2"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
+
+
+def await_line(process, start):
+    """Reads what the search prints until a line that starts so."""
+    for line in process.stdout:
+        if line.startswith(start):
+            return
+    raise AssertionError(f"the search ended before {start}")
+
+
+def await_progress(process, out):
+    """Waits until a trial has been validated, or the search has ended."""
+
+    def progress():
+        return [path.stat().st_size for path in sorted(out.glob("trials/*/metrics.jsonl"))]
+
+    before = progress()
+    while progress() == before and process.poll() is None:
+        time.sleep(0.05)
 
 
 def trials_of(out):
@@ -45,17 +64,21 @@ def test_kills_at_random_moments(tmp_path):
     while kills < KILLS:
         is_new = not (out / "search.json").exists()
         process = search(*(first if is_new else ["--resume", str(out), "--trials", str(budget)]))
+        # Some are killed while the search starts, some while its workers do, some when a trial
+        # has been validated anew.
+        begin = "workers" if is_new else draws.choice(["", "workers", "progress", "progress"])
+        if begin:
+            await_line(process, "workers")
+        if begin == "progress":
+            await_progress(process, out)
         try:
-            process.wait(timeout=draws.uniform(0.5, 14.0))
-            assert process.returncode == 0, process.stderr.read()
+            process.wait(timeout=draws.uniform(0.0, 5.0))
+            assert process.returncode == 0, process.stdout.read()
             budget += 4  # It has come to its end before it could be killed.
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             kills += 1
-        if not (out / "study.db").exists():
-            moments.append("before the study")
-            continue
         now = trials_of(out)
         running = [each for each in now.values() if each.state.name == "RUNNING"]
         moments.append(f"{len(now)} trials begun, {len(running)} running")
@@ -69,8 +92,8 @@ def test_kills_at_random_moments(tmp_path):
         time.sleep(0.5)
     print("\n".join(moments))
     last = search("--resume", str(out), "--trials", str(budget))
-    _, errors = last.communicate(timeout=900)
-    assert last.returncode == 0, errors
+    printed, _ = last.communicate(timeout=900)
+    assert last.returncode == 0, printed
     found = trials_of(out)
     assert len(found) == budget
     assert {each.state.name for each in found.values()} <= {"COMPLETE", "PRUNED"}

@@ -33,7 +33,8 @@ def stack(members: Sequence[PyTree]) -> PyTree:
     first = _forms(members[0])
     for number, each in enumerate(members[1:], 1):
         forms = _forms(each)
-        if forms != first or jax.tree.structure(each) != jax.tree.structure(members[0]):
+        structures = {str(jax.tree.structure(tree)) for tree in (members[0], each)}
+        if forms != first or len(structures) > 1:
             names = [name for name in {**first, **forms} if first.get(name) != forms.get(name)]
             what = "in structure"
             if names:
@@ -41,7 +42,8 @@ def stack(members: Sequence[PyTree]) -> PyTree:
                 what = f"at {names[0]}: {found[0]} and {found[1]}"
             raise UserError(
                 f"members 0 and {number} differ {what}: the members of one program have the same "
-                "arrays; train such settings apart, as by cnnjax search."
+                "arrays. Make their states under jax.jit, of traced numbers, or train such "
+                "settings apart, as cnnjax search does."
             )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 

@@ -90,20 +90,16 @@ def compile_train(
         return many_steps(functools.partial(step, values))(state, arrays, rows, num)
 
     def in_turn(state, values, arrays, rows, num_steps, counts):
-        alone = functools.partial(take, indices=0)
+        first = jax.eval_shape(functools.partial(take, indices=0), (state, values, rows))
         _, forms = jax.eval_shape(
-            lambda *each: turn(*each, num_steps),
-            *(jax.eval_shape(alone, tree) for tree in (state, values)),
-            arrays,
-            jax.eval_shape(alone, rows),
+            lambda own: turn(own[0], own[1], arrays, own[2], num_steps), first
         )
         slots = rows.shape[0]
         metrics = jax.tree.map(lambda form: jnp.zeros((slots, *form.shape), form.dtype), forms)
 
         def body(i: jax.Array, carry: PyTree) -> PyTree:
             state, metrics = carry
-            own = (_at(tree, i) for tree in (state, values))
-            new = turn(*own, arrays, rows[i], num_steps)
+            new = turn(_at(state, i), _at(values, i), arrays, rows[i], num_steps)
             return tuple(
                 _put(old, each, i) for old, each in zip((state, metrics), new, strict=True)
             )

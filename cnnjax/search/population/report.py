@@ -30,7 +30,8 @@ def write(prepared: Prepared, done: Progress, directory: Path) -> str:
     figures = directory / "figures"
     figures.mkdir(exist_ok=True)
     drawn = _draw(prepared, done, groups, figures, name)
-    text = "\n".join([_members_table(rows, prepared, name), _groups_table(rows, groups, score)])
+    compared = _range_line(rows, score) if done.copies else _groups_table(rows, groups, score)
+    text = f"{_members_table(rows, prepared, name)}\n{compared}"
     pictures = "".join(f"\n![{path.stem}](figures/{path.name})\n" for path in drawn)
     heading = f"# {len(rows)} members of {prepared.experiment}\n\n"
     (directory / "population.md").write_text(heading + text + pictures, encoding="utf-8")
@@ -133,6 +134,20 @@ def _groups_table(
             cells += ["", ""]
         lines.append(_line(cells))
     return "\n".join(lines) + "\n"
+
+
+def _range_line(rows: Sequence[Mapping[str, Any]], score: str) -> str:
+    """Mean and range of members that have copied each other: they are no independent draws."""
+    found = [row[score] for row in rows if _is_number(row.get(score))]
+    if not found:
+        return "No member has a score.\n"
+    low, mean, high = (
+        _with_interval(each, math.nan, score)
+        for each in (min(found), sum(found) / len(found), max(found))
+    )
+    return (
+        f"{score.replace('_', ' ')}: mean {mean}, from {low} to {high}, of {len(found)} members\n"
+    )
 
 
 def _draw(

@@ -25,7 +25,7 @@ from cnnjax.run.finish import summarize
 from cnnjax.run.logs import MetricsLog, ProgressBar
 from cnnjax.run.scoring import monitored
 from cnnjax.search.population import members as stacks
-from cnnjax.search.population import pbt, progress, stopping, training, varied
+from cnnjax.search.population import pbt, program, progress, stopping, training, varied
 from cnnjax.search.population.prepare import Prepared
 from cnnjax.search.population.progress import Progress
 from cnnjax.search.population.training import Placed, Programs
@@ -86,9 +86,9 @@ def train(
             placed, lost = trained
             done = dataclasses.replace(done, epoch=done.epoch + 1, seconds=seconds)
             placed, done = _judged(prepared, programs, placed, done, lost, logs, rules, bar)
-            placed, done = _ended(prepared, programs, placed, done, logs)
-            if placed is not None and done.active:
-                placed, done = _copied(prepared, programs, placed, done, rules, bar)
+            left, done = _ended(prepared, programs, placed, done, logs)
+            if left is not None:
+                placed, done = _copied(prepared, programs, left, done, rules, bar)
                 saver.save(_stored(placed, done.epoch, prepared), _notes(placed, done))
     return done, 0
 
@@ -119,11 +119,11 @@ def _start_or_resume(
     checkpoint.clean(saved, after=notes["step"])
     layout = stacks.layout(len(done.active), programs.mesh.size, programs.width(len(done.active)))
 
-    def placed(name: str) -> Any:
+    def on_devices(name: str) -> Any:
         return stacks.moved(stored[name], slots[layout.fill], programs.mesh)
 
-    best = placed("best") if notes["has_best"] else None
-    return done, Placed(done.active, layout, placed("members"), best)
+    best = on_devices("best") if notes["has_best"] else None
+    return done, Placed(done.active, layout, on_devices("members"), best)
 
 
 def _stored(placed: Placed, epoch: int, prepared: Prepared) -> dict[str, Any]:
@@ -399,8 +399,14 @@ def describe(programs: Programs, num_members: int) -> str:
     how = {
         "loop": "members in turn",
         "unrolled": "members unrolled in each step",
-        "vmap": "members as an axis (vmap)",
+        "vmap": "members as an axis",
     }[programs.way]
+    how = f"{how} (--way {programs.way}"
+    how += (
+        ", the fastest known here)"
+        if programs.way == program.choose_way("auto", programs.mesh, num_members)
+        else ")"
+    )
     devices = programs.mesh.size
     each = -(-num_members // devices)
     return f"{backend.describe()}; {devices} in use with up to {each} members each, {how}"
