@@ -219,7 +219,10 @@ def run(config: Any, build: Build) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         stop.wait()
-        serve.shutdown()
+        if config.ray_address:
+            serve.delete("cnnjax")  # Other applications of the cluster go on.
+        else:
+            serve.shutdown()
     finally:
         ray.shutdown()
     return 0
