@@ -72,6 +72,7 @@ def python_blocks(path: Path) -> list[Shown]:
 def _commands(text: str) -> Iterator[str]:
     """Yields the parts of a line that are calls of programs that are known here."""
     text = re.sub(r"(^|\s)#.*", "", text).strip()
+    text = re.sub(r"\s2?>>?\s*[\w./-]+$", "", text)  # Where its output goes.
     first = re.sub(r"^([A-Z_]+=\S+ )+", "", text)
     known = ("python ", "cnnjax ", "scripts/", ".ci/run", *(f"{name} " for name in ELSEWHERE))
     if not first.startswith(known) or first.startswith("python -c"):

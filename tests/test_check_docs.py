@@ -17,7 +17,7 @@ Text with `--epochs 3` and `cnnjax predict --top 2`, and `--no-such-flag`.
     cnnjax predict --run RUN digit.png    # a comment
     python -m experiments.mnist_lenet \\
         --epochs 3
-    pip install -e . && python scripts/chaos.py
+    pip install -e . && python scripts/chaos.py > report.txt
     epoch 1: what a program printed
 
 ```bash
