@@ -136,13 +136,14 @@ def for_the_site(app: Any, docname: str, content: list[str]) -> None:
     """Makes of a guide for GitHub one for the site, in place.
 
     Functions that are linked by their file are linked by their lines, in the site's copy of the
-    source; the index lists the guides that no other list of it has.
+    source; the index lists the guides that no other list of it has; `search.md` is its copy.
     """
     text = content[0]
     if docname == "index":
         written = set(re.findall(r"^([\w/]+)$", text, re.MULTILINE)) | {"index", "search"}
         more = [path.stem for path in Path(app.srcdir).glob("*.md") if path.stem not in written]
         text = text.replace("MORE GUIDES", "\n".join(sorted(more)))
+    text = text.replace("](search.md", "](copied/search_settings.md")
     content[0] = FUNCTION_LINK.sub(
         r'<a class="reference internal" href="_modules/\2.html#\1"><code>\1</code></a>', text
     )

@@ -1,14 +1,20 @@
 """Commands and Python of the guides: what scripts/check_docs.py finds in them, and what it refuses.
 
-All of it runs in CI: `python -m scripts.check_docs`.
+All of it runs in CI: `python scripts/check_docs.py`.
 """
+
+import sys
+from pathlib import Path
 
 import pytest
 
 from cnnjax.errors import UserError
-from scripts import check_docs
-from scripts.documented import ROOT, Shown, flags_in_prose, python_blocks, shell_lines
-from scripts.documented_runs import shortened
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import check_docs
+from documented import ROOT, Shown, flags_in_prose, python_blocks, shell_lines
+from documented_runs import shortened
 
 GUIDE = """# A guide
 

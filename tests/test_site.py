@@ -70,10 +70,11 @@ def test_guides_that_the_index_does_not_name_are_added(tmp_path):
 
 
 def test_functions_are_linked_by_their_lines_on_the_site():
-    content = ["see [`conv2d`](../cnnjax/ops/convolution.py) and [text](weights.md)"]
+    content = ["see [`conv2d`](../cnnjax/ops/convolution.py), [text](weights.md), [s](search.md#x)"]
     site_pages.for_the_site(None, "curriculum", content)
     assert 'href="_modules/cnnjax/ops/convolution.html#conv2d"' in content[0]
     assert "[text](weights.md)" in content[0]
+    assert "[s](copied/search_settings.md#x)" in content[0]
 
 
 def test_docstrings_become_restructuredtext():
