@@ -48,13 +48,13 @@ def shell_lines(path: Path) -> list[Shown]:
 
 
 def flags_in_prose(path: Path) -> list[Shown]:
-    """Returns the flags between backticks, outside of blocks: `--flag` and those of longer code."""
+    """Returns the flags between backticks, outside of blocks: `--flag`, and those of commands."""
     found, fenced = [], False
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         fenced ^= line.startswith("```")
         if fenced or line.startswith("    "):
             continue
-        for code in re.findall(r"`([^`]+)`", line):
+        for code in re.findall(r"`((?:--|cnnjax |python )[^`]+)`", line):
             flags = re.findall(r"(?:^|(?<=[\s(\[]))--[a-z][\w-]*", code)
             found += [Shown(f"{_name(path)}:{number}", flag) for flag in flags]
     return found

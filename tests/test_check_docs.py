@@ -18,7 +18,7 @@ from documented_runs import shortened
 
 GUIDE = """# A guide
 
-Text with `--epochs 3` and `cnnjax predict --top 2`, and `--no-such-flag`.
+Text with `--epochs 3` and `cnnjax predict --top 2`, and `--no-such-flag`; `tensorboard --logdir runs`.
 
     cnnjax predict --run RUN digit.png    # a comment
     python -m experiments.mnist_lenet \\
