@@ -18,7 +18,8 @@ from documented_runs import shortened
 
 GUIDE = """# A guide
 
-Text with `--epochs 3` and `cnnjax predict --top 2`, and `--no-such-flag`; `tensorboard --logdir runs`.
+Text with `--epochs 3` and `cnnjax predict --top 2`, and `--no-such-flag`;
+`tensorboard --logdir runs`.
 
     cnnjax predict --run RUN digit.png    # a comment
     python -m experiments.mnist_lenet \\
@@ -47,12 +48,12 @@ def guide(tmp_path):
 
 def test_lines_of_the_shell_are_found_and_joined(guide):
     assert [(line.where, line.text) for line in shell_lines(guide)] == [
-        ("guide.md:5", "cnnjax predict --run RUN digit.png"),
-        ("guide.md:6", "python -m experiments.mnist_lenet --epochs 3"),
-        ("guide.md:8", "pip install -e ."),
-        ("guide.md:8", "python scripts/chaos.py"),
-        ("guide.md:12", "cnnjax models 'resnet*'"),
-        ("guide.md:19", "cnnjax models NAME"),
+        ("guide.md:6", "cnnjax predict --run RUN digit.png"),
+        ("guide.md:7", "python -m experiments.mnist_lenet --epochs 3"),
+        ("guide.md:9", "pip install -e ."),
+        ("guide.md:9", "python scripts/chaos.py"),
+        ("guide.md:13", "cnnjax models 'resnet*'"),
+        ("guide.md:20", "cnnjax models NAME"),
     ]
 
 

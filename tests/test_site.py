@@ -120,12 +120,15 @@ def test_outputs_of_another_notebook_are_not_shown(tmp_path):
         folder.mkdir()
     (sources / "same.ipynb").write_text(json.dumps(notebook("1 + 1", [])))
     (executed / "same.ipynb").write_text(json.dumps(notebook("1 + 1", ["2"])))
+    (sources / "torn.ipynb").write_text(json.dumps(notebook("1 + 1", [])))
+    (executed / "torn.ipynb").write_text(json.dumps(notebook("1 + 1", ["2"]))[:-20])
     (sources / "changed.ipynb").write_text(json.dumps(notebook("1 + 2", [])))
     (executed / "changed.ipynb").write_text(json.dumps(notebook("1 + 1", ["2"])))
     site_pages.copy_notebooks(sources, executed, out)
-    names = "same", "changed"
-    same, changed = (json.loads((out / f"{name}.ipynb").read_text()) for name in names)
-    assert same["cells"][1]["outputs"] == ["2"] and changed["cells"][1]["outputs"] == []
+    names = "same", "changed", "torn"
+    same, changed, torn = (json.loads((out / f"{name}.ipynb").read_text()) for name in names)
+    assert same["cells"][1]["outputs"] == ["2"]
+    assert changed["cells"][1]["outputs"] == torn["cells"][1]["outputs"] == []
     text = "".join(same["cells"][0]["source"])
     assert "(../_static/colab.svg)" in text and "[guide](../export.md)" in text
 
