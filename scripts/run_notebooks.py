@@ -122,6 +122,8 @@ def run(path: Path, out: Path | None, *, small: bool) -> bool:
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         SMALL_VARIABLE: "1" if small else "",
+        # A page shows no widgets, or fetches what draws them.
+        "CNNJAX_PROGRESS": "lines",
     }
     began, problem = time.perf_counter(), ""
     with tempfile.TemporaryDirectory(prefix=f"{path.stem}-") as directory:
