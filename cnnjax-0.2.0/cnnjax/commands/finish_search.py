@@ -1,0 +1,143 @@
+"""Train what a search found with several seeds, beside the experiment's defaults, and test both.
+
+    cnnjax finish-search --search runs/search-mnist_lenet-20260101-120000 --epochs 12
+
+This is where the test set is looked at, once: the search itself judges by validation. Both settings
+train with the same seeds; the difference is tested in pairs. Runs that are finished are not run
+again, so the command can be repeated after a kill.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cnnjax import commands
+from cnnjax.errors import UserError
+from cnnjax.paths import read_text
+
+OWN_FLAGS = ("--run-dir", "--resume", "--stop-after-epochs", "--seed", "--test", "--no-test")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains, tests, compares and prints; returns the exit code."""
+    options, extra = _parse(argv)
+    from cnnjax.commands.search import RECORD
+    from cnnjax.run.files import read_json, write_json
+
+    directory = Path(options.search)
+    saved = read_json(directory / RECORD, f"{directory} is not the directory of a search")
+    if not (directory / "best.json").exists():
+        raise UserError(f"{directory} has no best.json: no trial of it has ended")
+    best = json.loads(read_text(directory / "best.json"))
+    found = _chosen(best, options.trial)
+    lines = {"found": _flags(saved, found["settings"], extra), "default": [*saved["argv"], *extra]}
+    scores = {
+        name: [
+            _score(saved, flags, seed, directory / "final" / f"{name}-seed{seed}")
+            for seed in options.seeds
+        ]
+        for name, flags in lines.items()
+    }
+    name = saved["objectives"][0]["name"]
+    text = table(saved["experiment"], name, lines, scores, options.seeds)
+    (directory / "final.md").write_text(text, encoding="utf-8")
+    write_json(
+        directory / "final.json",
+        {"metric": f"test_{name}", "seeds": options.seeds, "flags": lines, "scores": scores},
+    )
+    print(text, end="")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = commands.Parser(
+        prog="cnnjax finish-search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="All other flags are the experiment's, for both settings, such as more --epochs.",
+    )
+    parser.add_argument("--search", required=True, help="the directory of the search")
+    parser.add_argument("--trial", type=int, help="its settings instead of the best trial's")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    options, rest = parser.parse_both(argv, OWN_FLAGS)
+    if len(set(options.seeds)) < len(options.seeds):
+        raise UserError("--seeds names a seed twice: drop one")
+    return options, rest
+
+
+def _chosen(best: list[dict[str, Any]], number: int | None) -> dict[str, Any]:
+    if number is None:
+        return best[0]
+    for each in best:
+        if each["trial"] == number:
+            return each
+    known = ", ".join(str(each["trial"]) for each in best)
+    raise UserError(f"--trial {number} is not among the best of the search: {known}")
+
+
+def _flags(saved: dict[str, Any], chosen: dict[str, Any], extra: Sequence[str]) -> list[str]:
+    """The experiment's flags of a trial's settings."""
+    import dataclasses
+    import importlib
+
+    from cnnjax.run import cli
+    from cnnjax.search.plan import chosen_flags
+
+    fixed = [*saved["argv"], *extra]
+    config_type = importlib.import_module(saved["experiment"]).Config
+    config = cli.parse(config_type, fixed)
+    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return [*fixed, *chosen_flags(settings, chosen)]
+
+
+def _score(saved: dict[str, Any], flags: Sequence[str], seed: int, directory: Path) -> float:
+    """Trains one seed, unless it is finished; returns its test score."""
+    from cnnjax.run.files import read_json
+
+    name = saved["objectives"][0]["name"]
+    if not (directory / "summary.json").exists():
+        command = [sys.executable, "-m", saved["experiment"], *flags, "--seed", str(seed)]
+        command += ["--run-dir", str(directory), "--resume", str(directory)]
+        if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+            raise UserError(f"{directory} failed; what it printed is above")
+    summary = read_json(directory / "summary.json", f"{directory} is damaged")
+    if f"test_{name}" not in summary:
+        raise UserError(f"runs of {saved['experiment']} are not tested for {name}")
+    return float(summary[f"test_{name}"])
+
+
+def table(
+    experiment: str,
+    name: str,
+    lines: dict[str, list[str]],
+    scores: dict[str, list[float]],
+    seeds: Sequence[int],
+) -> str:
+    """Sets both settings as a Markdown table, and says whether they differ."""
+    import shlex
+
+    from cnnjax.studies.tables import mean_interval, paired_text
+
+    scale, unit = (100, ", %") if name == "accuracy" else (1, "")
+    rows = []
+    for setting, values in scores.items():
+        mean, half = mean_interval(values)
+        each = " ".join(f"{scale * value:.2f}" for value in values)
+        spread = f" ± {scale * half:.2f}" if len(values) > 1 else ""
+        rows.append(
+            f"| {setting} | {scale * mean:.2f}{spread} | {each} | "
+            f"`{shlex.join(['python', '-m', experiment, *lines[setting]])}` |"
+        )
+    text = (
+        f"| setting | test {name}{unit} (mean ± half of the 95% interval) | each seed | command |\n"
+        "|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+    if len(seeds) < 2:
+        return text
+    line = paired_text(scores["default"], scores["found"], "Found minus default", name)
+    return f"{text}\n{line}\n"

@@ -1,0 +1,1 @@
+"""What other programs keep in files and packages: fetched, verified, unpacked, read."""

@@ -1,0 +1,60 @@
+"""A step mapped over devices by `jax.pmap`: the `pmap` of `cnnjax.train.compile`."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import flax.jax_utils
+import jax
+from jax.sharding import Mesh
+
+from cnnjax.data.pipelines import Batch, Pipeline
+from cnnjax.devices.sharding import replicated
+
+PyTree = Any
+AXIS = "data"
+
+
+class SplitBatches:
+    """The batches of a pipeline as `[devices, batch / devices, ...]`."""
+
+    def __init__(self, data: Pipeline, mesh: Mesh):
+        self._data = data
+        self._split = jax.jit(lambda batch: _split(batch, mesh))
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        return map(self._split, self._data.batches(first_step))
+
+
+def lower(
+    make_step: Callable[[str | None], Callable], state: PyTree, data: Pipeline, mesh: Mesh
+) -> jax.stages.Lowered:
+    """Returns the program of a step on each of the devices; `state` is of the whole."""
+    states = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((mesh.size, *leaf.shape), leaf.dtype), state
+    )
+    batch = jax.eval_shape(lambda batch: _split(batch, mesh), data.batch_shapes)
+    devices = list(mesh.devices.flat)
+    step = jax.pmap(make_step(AXIS), axis_name=AXIS, donate_argnums=0, devices=devices)
+    return step.lower(states, batch)
+
+
+def trainer(step_trainer: Callable, data: Pipeline, mesh: Mesh) -> Callable:
+    """Returns the trainer whose states are whole, of one whose states are copies.
+
+    Args:
+      step_trainer: `(data, mesh) -> trainer` of the compiled step of `lower`.
+      data, mesh: as for `lower`.
+    """
+    train_copies = step_trainer(SplitBatches(data, mesh), mesh)
+
+    def train(state: PyTree, first_step: int, chunks: Iterable[int]):
+        copies = flax.jax_utils.replicate(state, list(mesh.devices.flat))
+        for states, metrics in train_copies(copies, first_step, chunks):
+            whole = jax.device_put(flax.jax_utils.unreplicate(states), replicated(mesh))
+            yield whole, jax.tree.map(lambda leaf: leaf[:, 0], metrics)
+
+    return train
+
+
+def _split(batch: PyTree, mesh: Mesh) -> PyTree:
+    return jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch)
