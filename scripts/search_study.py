@@ -5,8 +5,8 @@
 
 LeNet-5 on MNIST: learning rate, weight decay and batch size, 30 trials of 3 epochs, drawn by TPE
 and pruned by ASHA, drawn at random, and on a grid of 32 points of which 30 are tried. Each is
-repeated with five seeds. The settings of the TPE search with the best validation score are then trained for
-12 epochs with five seeds, beside the experiment's defaults, and only these are tested.
+repeated with five seeds. The settings of the TPE search with the best validation score are then
+trained for 12 epochs with five seeds, beside the experiment's defaults, and only these are tested.
 
 It resumes where it was stopped, within a search by trial; a search that is complete is not run
 again. About 430 trials of a quarter of a minute on one CPU core, and ten runs of a minute.
@@ -54,7 +54,7 @@ def main() -> None:
     if not arguments.table:
         for method, seed in places:
             search(method, seed, arguments)
-    found = {}
+    found: dict[str, list[list]] = {}
     for method, seed in places:
         trials = trials_of(place(arguments.out, method, seed))
         if len(trials) >= arguments.trials and all(each.state.is_finished() for each in trials):

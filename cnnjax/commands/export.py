@@ -25,7 +25,6 @@ from typing import Any, Literal
 import numpy as np
 
 import cnnjax
-from cnnjax.commands import predict
 from cnnjax.errors import UserError
 from cnnjax.run import files, load
 
@@ -137,7 +136,7 @@ def main(config: Config) -> int:
         trained.card, made, run=Path(config.run).name, step=trained.step, precision=precision
     )
     if kind == "web":
-        is_digit = trained.card.get("dataset") in predict.MNIST
+        is_digit = trained.card.get("dataset") in load.MNIST
         said |= {"prepare": "digit" if is_digit else "image"}
     if config.channels_first:
         said = preprocessing.with_channels_first(said)

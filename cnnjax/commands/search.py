@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.resume:
         options, experiment_argv = _resumed(options, experiment_argv)
     # Not before: these import JAX, which --help does without.
-    from cnnjax.search import report, trials
+    from cnnjax.search import figures, forecasts, report, trials
 
     _check_numbers(options)
     search = _search(options, experiment_argv)
@@ -65,10 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 should_stop=stopped,
             )
     finally:
-        if report.best_trials(study):
+        if figures.best_trials(study):
             report.write_best(search, study)
     print(report.summary_line(search, study))
-    if report.best_trials(study):
+    if figures.best_trials(study):
+        for sentence in forecasts.sentences(search, study):
+            print(sentence)
         print(f"see          {report.write_report(search, study)}")
     if not ended:
         print(f"stopped; continue with cnnjax search --resume {search.directory}")
@@ -357,7 +359,7 @@ class _Said:
 
     def ended(self, trial: Any) -> None:
         """Says what became of a trial."""
-        from cnnjax.search import report
+        from cnnjax.search import figures, report
 
         frozen = self.study.get_trials(deepcopy=False)[trial.number]
         names = [each.name for each in self.search.objectives]
@@ -371,7 +373,7 @@ class _Said:
             text = f"failed: {trial.why}"
         best = ""
         if trial.values is not None and len(names) == 1:
-            found = report.best_trials(self.study)
+            found = figures.best_trials(self.study)
             if found:
                 best = f"  (best {found[0].value:.5g}, trial {found[0].number})"
         print(

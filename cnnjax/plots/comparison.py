@@ -74,6 +74,8 @@ def best_so_far(curves: Mapping[str, Sequence[Sequence[float]]], path: Path | st
     Raises:
       UserError: there are no curves.
     """
+    from matplotlib.ticker import MaxNLocator
+
     if not any(curves.values()):
         raise UserError("there are no searches to draw: none is complete.")
     figure = new_figure(7.0, 4.2)
@@ -89,6 +91,7 @@ def best_so_far(curves: Mapping[str, Sequence[Sequence[float]]], path: Path | st
     start = np.median([curve[min(2, len(curve) - 1)] for each in curves.values() for curve in each])
     low = min(curve[-1] for each in curves.values() for curve in each)
     axes.set_ylim(low - 0.05 * max(start - low, 0.1), start + 0.3 * max(start - low, 0.1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trials")
     axes.set_ylabel("least validation error, %")
     axes.legend(frameon=False)

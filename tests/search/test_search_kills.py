@@ -14,7 +14,7 @@ optuna = pytest.importorskip("optuna")
 
 from cnnjax.search.plan import validations  # noqa: E402
 
-KILLS, EPOCHS = 20, 12
+KILLS, EPOCHS = 20, 6
 SPACE = ["--space", "learning_rate=log(1e-3, 1e-1)", "batch_size=choice(32, 64)"]
 SETTINGS = ["--epochs", str(EPOCHS), "--prune", "median(startup=4)"]
 
@@ -38,6 +38,17 @@ def await_line(process, start):
     raise AssertionError(f"the search ended before {start}")
 
 
+def await_progress(process, out):
+    """Waits until a trial has been validated, or the search has ended."""
+
+    def progress():
+        return [path.stat().st_size for path in sorted(out.glob("trials/*/metrics.jsonl"))]
+
+    before = progress()
+    while progress() == before and process.poll() is None:
+        time.sleep(0.05)
+
+
 def trials_of(out):
     """Returns number -> trial of those that count; also that the study opens."""
     study = optuna.load_study(study_name=out.name, storage=f"sqlite:///{out}/study.db")
@@ -53,11 +64,15 @@ def test_kills_at_random_moments(tmp_path):
     while kills < KILLS:
         is_new = not (out / "search.json").exists()
         process = search(*(first if is_new else ["--resume", str(out), "--trials", str(budget)]))
-        # Three of four are killed while trials train, the others while the search itself starts.
-        if is_new or draws.random() < 0.75:
+        # Some are killed while the search starts, some while its workers do, some when a trial
+        # has been validated anew.
+        begin = "workers" if is_new else draws.choice(["", "workers", "progress", "progress"])
+        if begin:
             await_line(process, "workers")
+        if begin == "progress":
+            await_progress(process, out)
         try:
-            process.wait(timeout=draws.uniform(0.0, 15.0))
+            process.wait(timeout=draws.uniform(0.0, 5.0))
             assert process.returncode == 0, process.stdout.read()
             budget += 4  # It has come to its end before it could be killed.
         except subprocess.TimeoutExpired:

@@ -1,1 +1,0 @@
-"""What other programs keep in files and packages: fetched, verified, unpacked, read."""
