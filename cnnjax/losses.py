@@ -16,6 +16,7 @@ import optax
 from jax.typing import ArrayLike
 
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.traced import is_on, is_traced
 from cnnjax.trees import mask_by_path
 
 PyTree = Any
@@ -29,6 +30,10 @@ def softmax_cross_entropy(
 
     With label smoothing `a` the target becomes `(1 - a) target + a / classes` (Szegedy et al. 2016,
     "Rethinking the Inception Architecture for Computer Vision", section 7).
+
+    >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0]])
+    >>> [round(float(loss), 4) for loss in softmax_cross_entropy(logits, jnp.array([0, 1]))]
+    [0.1269, 2.1269]
 
     Args:
       logits: float `[batch, classes]`, two classes or more.
@@ -45,9 +50,9 @@ def softmax_cross_entropy(
     """
     logits, labels = at_least_float32(logits), jnp.asarray(labels)
     _check_class_logits(logits, labels)
-    if not 0 <= label_smoothing < 1:
+    if not is_traced(label_smoothing) and not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing must be in [0, 1), not {label_smoothing}.")
-    if labels.ndim < logits.ndim and label_smoothing == 0:
+    if labels.ndim < logits.ndim and not is_on(label_smoothing):
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     else:
         targets = optax.smooth_labels(_distribution(labels, logits), label_smoothing)
@@ -73,7 +78,7 @@ def sigmoid_binary_cross_entropy(
         `label_smoothing` outside `[0, 1)`.
     """
     logits, labels = at_least_float32(logits), jnp.asarray(labels)
-    if not 0 <= label_smoothing < 1:
+    if not is_traced(label_smoothing) and not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing must be in [0, 1), not {label_smoothing}.")
     given = f"logits {list(logits.shape)} and labels {list(labels.shape)}"
     several = logits.ndim > 1 and logits.shape[-1] > 1

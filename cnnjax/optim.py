@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.traced import is_on
 from cnnjax.trees import label_by_path, mask_by_path
 
 PyTree = Any
@@ -40,6 +41,13 @@ def make_optimizer(
 
     Patterns are regular expressions over whole paths such as `stage1/block2/conv1/kernel` (see
     `cnnjax.trees`); they are checked when the optimizer's `init` sees the parameters.
+
+    >>> optimizer = make_optimizer("sgd", 0.5, weight_decay=0.1)
+    >>> params = {"kernel": jnp.array([2.0]), "bias": jnp.array([2.0])}
+    >>> gradient = {"kernel": jnp.array([1.0]), "bias": jnp.array([1.0])}
+    >>> updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    >>> {name: round(float(update[0]), 2) for name, update in updates.items()}
+    {'bias': -0.5, 'kernel': -0.6}
 
     Args:
       name: a key of `OPTIMIZERS`.
@@ -75,7 +83,7 @@ def make_optimizer(
         parts = [direction]
         if clip_norm is not None:
             parts.insert(0, optax.clip_by_global_norm(clip_norm))
-        if weight_decay:
+        if is_on(weight_decay):
             decayed = mask_by_path(params, weight_decay_patterns)
             parts.append(optax.add_decayed_weights(weight_decay, mask=decayed))
         if name == "lamb":
@@ -349,17 +357,21 @@ def _check(
     max_norm: float | None,
 ) -> None:
     not_negative = "must be finite and not negative"
-    rules = [
-        ("momentum", momentum, 0 <= momentum < 1, "must be in [0, 1)"),
-        ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, not_negative),
+
+    def is_size(value: Any) -> bool:
+        return 0 <= value < math.inf
+
+    def is_positive(value: Any) -> bool:
+        return value > 0
+
+    rules: list[tuple[str, Any, Callable[[Any], bool], str]] = [
+        ("momentum", momentum, lambda value: 0 <= value < 1, "must be in [0, 1)"),
+        ("weight_decay", weight_decay, is_size, not_negative),
+        ("learning_rate", learning_rate, is_size, not_negative),
+        ("clip_norm", clip_norm, is_positive, "must be positive"),
+        ("max_norm", max_norm, is_positive, "must be positive"),
     ]
-    if isinstance(learning_rate, int | float):  # an array may be traced, as when `vmap` sweeps it
-        allowed = 0 <= learning_rate < math.inf
-        rules.append(("learning_rate", learning_rate, allowed, not_negative))
-    if clip_norm is not None:
-        rules.append(("clip_norm", clip_norm, clip_norm > 0, "must be positive"))
-    if max_norm is not None:
-        rules.append(("max_norm", max_norm, max_norm > 0, "must be positive"))
-    for name, value, allowed, rule in rules:
-        if not allowed:
+    for name, value, allows, rule in rules:
+        # Arrays may be traced, as when `vmap` sweeps them, and schedules have checked themselves.
+        if isinstance(value, int | float) and not allows(value):
             raise UserError(f"{name} {rule}; it is {value}.")

@@ -96,6 +96,17 @@ def extend(item: Spec, more: Mapping[str, Any], kind: str = "spec") -> Spec:
     return Spec(item.name, item.positional, {**item.keyword, **more}) if more else item
 
 
+def filled(item: Spec, values: Mapping[str, Any]) -> Spec:
+    """Returns the item with a value in place of each argument that is one of these words."""
+
+    def value(argument: Any) -> Any:
+        return values.get(argument, argument) if isinstance(argument, str) else argument
+
+    positional = tuple(map(value, item.positional))
+    keyword = {name: value(argument) for name, argument in item.keyword.items()}
+    return dataclasses.replace(item, positional=positional, keyword=keyword)
+
+
 def split(text: str, separator: str, kind: str = "spec") -> list[str]:
     """Splits at the separators that are outside of brackets and of quotes."""
     parts, open_brackets = [""], list[str]()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr, Literal
 
 # Calls that only group operations, and the parameter that holds their program.
@@ -81,3 +82,13 @@ def evaluate(
             )
         known |= dict(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a number is known only when the program runs, so that it cannot be checked before."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def is_on(factor: Any) -> bool:
+    """Whether a program has the term of this factor: of 0 it has none; of a traced one always."""
+    return is_traced(factor) or bool(factor)

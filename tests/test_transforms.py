@@ -187,7 +187,6 @@ NOT_OF_ARRAYS = {
     "check_kinds",
     "check_magnitude",
     "check_probability",
-    "is_traced",
     "size_of",
 }
 

@@ -33,7 +33,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +40,7 @@ import jax.numpy as jnp
 from cnnjax.data.fields import Field
 from cnnjax.errors import UserError
 from cnnjax.rng import example_keys
+from cnnjax.traced import is_traced
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 Batch = dict[str, jax.Array]
@@ -246,10 +246,6 @@ def check_probability(**probabilities: Magnitude) -> None:
     for name, value in probabilities.items():
         if not is_traced(value) and not 0.0 <= value <= 1.0:
             raise UserError(f"{name}={value}: give a number in [0, 1]")
-
-
-def is_traced(value: Any) -> bool:
-    return isinstance(value, jax.core.Tracer)
 
 
 def _common_size(sizes: Mapping[str, Size]) -> Size:

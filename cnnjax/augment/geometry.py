@@ -25,7 +25,6 @@ from cnnjax.augment.change import (
     Size,
     check_magnitude,
     check_probability,
-    is_traced,
 )
 from cnnjax.augment.filters import gaussian_matrix
 from cnnjax.augment.sampling import (
@@ -41,6 +40,7 @@ from cnnjax.augment.sampling import (
     warp_boxes,
 )
 from cnnjax.errors import UserError
+from cnnjax.traced import is_traced
 
 
 def affine_move(

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax.traced import is_traced
+
 
 def normalize(
     images: jax.Array,
@@ -28,7 +30,9 @@ def normalize(
       float32 of the same shape.
     """
     white = 255.0 if images.dtype == jnp.uint8 else 1.0
-    center, deviation = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    # As constants they are divided here, once.
+    array = jnp.asarray if is_traced(mean) or is_traced(std) else np.asarray
+    center, deviation = array(mean, np.float32), array(std, np.float32)
     if channel_order == "BGR":
         images = images[..., ::-1]
     # One multiplication and one subtraction a pixel.

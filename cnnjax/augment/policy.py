@@ -17,7 +17,13 @@ import jax
 
 from cnnjax import spec
 from cnnjax.augment import color, corrupt, corruptions, geometry, mixup, randaugment
-from cnnjax.augment.change import Augment, apply_by_kind, check_kinds, compose
+from cnnjax.augment.change import (
+    Augment,
+    apply_by_kind,
+    check_kinds,
+    check_magnitude,
+    compose,
+)
 from cnnjax.data.fields import Field, Image, Label
 from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
@@ -33,8 +39,7 @@ def rotate(degrees: float) -> dict[str, Any]:
 
 def scale(change: float) -> dict[str, Any]:
     """Grows or shrinks by a factor log-uniform between `1 / (1 + change)` and `1 + change`."""
-    if not change >= 0:
-        raise UserError(f"change={change}: give a magnitude of 0 or more")
+    check_magnitude(change=change)
     return _affine(scale=(1.0 / (1.0 + change), 1.0 + change))
 
 
@@ -105,6 +110,13 @@ def make_augment(
     geometric changes move all keys of the example whose field says how (`Field.moves`); other
     changes are of its images only.
 
+    >>> import jax.numpy as jnp
+    >>> augment = make_augment("flip(probability=1)", num_classes=2)
+    >>> image = jnp.array([[[[0.0], [1.0]]]])
+    >>> batch = {"image": image, "label": jnp.array([1]), "mask": jnp.array([True])}
+    >>> augment(jax.random.key(0), batch, jnp.int32(0))["image"].ravel().tolist()
+    [1.0, 0.0]
+
     Args:
       policy: a string, what `parse_policy` returned, or functions: those of `cnnjax.augment`'s
         modules and any of your own, see `cnnjax.augment.change`.
@@ -157,8 +169,13 @@ def _check_mixed(fields: Mapping[str, Field]) -> None:
             )
 
 
-def parse_policy(text: str) -> Policy:
+def parse_policy(text: str, values: Mapping[str, Any] | None = None) -> Policy:
     """Reads a policy, such as `crop:4,flip,mixup:0.2`; "" changes nothing.
+
+    Args:
+      text: the policy.
+      values: word -> the number that it stands for, which may be traced: of `rotate:{angle}` the
+        word is `{angle}`.
 
     Raises:
       UserError: an unknown name, or arguments that its factory does not take.
@@ -167,7 +184,7 @@ def parse_policy(text: str) -> Policy:
     mixing: list[mixup.Weights] = []
     affine: dict[str, Any] = {}
     for item in spec.parse(text, KIND):
-        made = spec.call(item, NAMES, KIND)
+        made = spec.call(spec.filled(item, values or {}), NAMES, KIND)
         if affine and (item.name not in AFFINE or affine.keys() & made.keys()):
             changes.append(geometry.random_affine(**affine))
             affine = {}

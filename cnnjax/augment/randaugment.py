@@ -30,12 +30,12 @@ from cnnjax.augment.change import (
     Size,
     chain,
     check_magnitude,
-    is_traced,
     size_of,
 )
 from cnnjax.augment.color import adjust_brightness, adjust_contrast, adjust_saturation
 from cnnjax.augment.geometry import affine_move
 from cnnjax.errors import UserError
+from cnnjax.traced import is_traced
 
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 OPERATIONS = (

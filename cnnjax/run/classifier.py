@@ -145,8 +145,10 @@ def make_recipe(config: Config, dataset, model, card: dict, **others) -> "Recipe
         shown = {"image_shape": dataset.image_shape, "class_names": dataset.class_names}
         return {**shown, **moments(), **card}
 
-    num_outputs = card["num_outputs"]
-    smoothing = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
+    from cnnjax.traced import is_on
+
+    num_outputs, is_smoothed = card["num_outputs"], is_on(config.label_smoothing)
+    smoothing = {"label_smoothing": config.label_smoothing} if is_smoothed else {}
     task = cnnjax.tasks.classification.classification(
         dataset.num_classes,
         # Of the labels as they are and all classes alike, whatever training weighs.

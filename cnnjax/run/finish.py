@@ -1,17 +1,21 @@
 """The end of a run: its scores on the test set, its figures, its summary."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cnnjax import checkpoint, distill
 from cnnjax.data.streamed import split_size
 from cnnjax.devices import backend, processes
+from cnnjax.errors import UserError
+from cnnjax.evaluation.references import LEAST_EXAMPLES
 from cnnjax.run import files, load, report
 from cnnjax.run.logs import MetricsLog
+from cnnjax.run.recipe import Recipe
 from cnnjax.run.scoring import Scoring, monitored
 from cnnjax.run.settings import Run
 from cnnjax.train import loop
+from cnnjax.train.state import TrainState
 from cnnjax.trees import count_parameters
 
 PyTree = Any
@@ -55,11 +59,59 @@ def finish(
             directory, params, found.figures, score=monitor, steps_per_epoch=steps_per_epoch
         )
     card = files.read_json(directory / "model.json", f"{directory} is damaged")
+    summary = summarize(
+        config,
+        experiment,
+        recipe,
+        card,
+        state=state,
+        last_step=int(outcome.state.step),
+        best=best,
+        ended=outcome.reason,
+        test=test,
+        seconds=elapsed(),
+    )
+    report.write_summary(directory, summary, text)
+    _leave_reference(directory, recipe)
+    if test:
+        print(
+            f"test         {'  '.join(f'{name} {value:.4f}' for name, value in test.items())}  "
+            f"({summary['test_examples']} examples, {summary['seconds']:.1f} s in all)"
+        )
+    print(f"see          {directory / 'summary.md'}")
+
+
+def summarize(
+    config: Run,
+    experiment: str,
+    recipe: Recipe,
+    card: Mapping[str, Any],
+    *,
+    state: TrainState,
+    last_step: int,
+    best: loop.Best,
+    ended: str,
+    test: Mapping[str, float],
+    seconds: float,
+) -> dict[str, Any]:
+    """Returns the content of `summary.json`.
+
+    Args:
+      config, experiment, recipe: of the run.
+      card: its `model.json`.
+      state: that of the step which is tested and kept.
+      last_step: the steps that it has trained.
+      best: its best validation.
+      ended: why it ended, such as `finished`.
+      test: scores on the test set; {} where it was left alone.
+      seconds: of the whole run.
+    """
+    monitor, _ = monitored(config, recipe)
     trained = state.params
     if "distill" in card:
         # The network's own, without what projects it to its teacher.
         trained = distill.student_variables({"params": trained})["params"]
-    summary = {
+    return {
         "experiment": experiment,
         "model": card["model"],
         "dataset": recipe.dataset.name,
@@ -70,17 +122,25 @@ def finish(
         f"best_validation_{monitor}": best.value,
         "parameters": count_parameters({**state.all_params, "trained": trained}),
         "trained_parameters": count_parameters(trained),
-        "seconds": elapsed(),
+        "seconds": seconds,
         "seed": config.seed,
-        "epochs": int(outcome.state.step) / steps_per_epoch,
+        "epochs": last_step / (split_size(recipe.dataset, "train") // config.batch_size),
         "step": int(state.step),
-        "ended": outcome.reason,
+        "ended": ended,
         "devices": backend.describe(),
     }
-    report.write_summary(directory, summary, text)
-    if test:
-        print(
-            f"test         {'  '.join(f'{name} {value:.4f}' for name, value in test.items())}  "
-            f"({summary['test_examples']} examples, {summary['seconds']:.1f} s in all)"
-        )
-    print(f"see          {directory / 'summary.md'}")
+
+
+def _leave_reference(directory: Path, recipe: Recipe) -> None:
+    """Leaves what a server compares its traffic with, for a classifier that has enough images."""
+    card = files.read_json(directory / "model.json", f"{directory} is damaged")
+    is_classifier = card.get("task", "classification") == "classification"
+    known = {"image_shape", "class_names", "num_outputs"} <= card.keys()
+    enough = split_size(recipe.dataset, "validation") >= LEAST_EXAMPLES
+    if not (is_classifier and known and enough) or processes.count() > 1:
+        return
+    try:
+        report.leave_reference(directory, recipe.dataset)  # type: ignore[arg-type]
+    except UserError as error:
+        # A run that is otherwise whole does not end with an error for the want of it.
+        print(f"reference    none: {error}")

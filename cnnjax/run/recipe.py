@@ -16,6 +16,7 @@ from cnnjax.errors import UserError
 from cnnjax.run.groups import Optimization, Regularization, Training
 from cnnjax.run.settings import Run
 from cnnjax.tasks.task import Task
+from cnnjax.traced import is_on
 from cnnjax.train import averaging
 from cnnjax.train.predict import EvalStep, as_float
 from cnnjax.train.state import TrainState
@@ -123,8 +124,8 @@ def make_recipe(
         schedule,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm or None,
-        max_norm=config.max_norm or None,
+        clip_norm=config.clip_norm if is_on(config.clip_norm) else None,
+        max_norm=config.max_norm if is_on(config.max_norm) else None,
     )
     optimizer = wrap_optimizer(optimizer, steps)
     averages = stochastic_average(config, config.epochs, steps // config.epochs)
@@ -150,7 +151,7 @@ def make_recipe(
         ),
         normalize=normalize,
         metadata=metadata,
-        ema=config.ema_decay > 0 or averages is not None,
+        ema=is_on(config.ema_decay) or averages is not None,
         recalibrate_batches=config.recalibrate,
         precision=config.precision,
         **others,
@@ -188,7 +189,7 @@ def stochastic_average(
     first = config.swa_from_epoch
     if not first:
         return None
-    if config.ema_decay:
+    if is_on(config.ema_decay):
         raise UserError("--swa-from-epoch and --ema-decay are two averages: give one.")
     if not 1 <= first <= epochs:
         raise UserError(
@@ -199,7 +200,7 @@ def stochastic_average(
 
 def weight_penalty(config: Regularization) -> Callable[[PyTree], jax.Array] | None:
     """Returns `params -> scalar`, or None where there is none."""
-    if not (config.l1 or config.l2):
+    if not (is_on(config.l1) or is_on(config.l2)):
         return None
     return lambda params: (
         config.l1 * losses.l1_penalty(params) + config.l2 * losses.l2_penalty(params)

@@ -46,11 +46,14 @@ WHERE = {
     "mesh",
     "sharding",
 }
-CHANGEABLE_ON_RESUME = HOW_LONG | WHERE | {"keep_last", "keep_best"}
+# Where else its record is kept: it makes no other run of it.
+TRACKING = {"track", "track_checkpoints", "track_wait_secs"}
+CHANGEABLE_ON_RESUME = HOW_LONG | WHERE | TRACKING | {"keep_last", "keep_best"}
 # What says how this process was started, not what the run is: kept in no record.
 LAUNCH_SETTINGS = (
     "resume",
     "plan",
+    "profile",
     "coordinator",
     "num_processes",
     "process_id",
@@ -74,7 +77,7 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
     Raises:
       UserError: the run to resume is not there, or it is of another experiment or other settings.
     """
-    config = _shortened(cli.parse(config_type, argv))
+    config = shortened(cli.parse(config_type, argv))
     if config.resume and config.run_dir:
         if Path(config.resume).absolute() != Path(config.run_dir).absolute():
             raise UserError(
@@ -85,7 +88,7 @@ def resolve(config_type: type, experiment: str, argv: Sequence[str]) -> Any | No
             config = dataclasses.replace(config, resume="")
     if config.resume:
         default = saved_config(config_type, experiment, Path(config.resume))
-        config = _shortened(cli.parse(config_type, argv, default=default))
+        config = shortened(cli.parse(config_type, argv, default=default))
         _refuse_changes(default, config)
         finished = is_finished(config)
     else:
@@ -278,7 +281,8 @@ def check_settings(saved: Mapping[str, Any], config: Settings) -> None:
             )
 
 
-def _shortened(config: Any) -> Any:
+def shortened(config: Any) -> Any:
+    """Returns the settings, of one epoch for a smoke run."""
     return dataclasses.replace(config, epochs=1) if config.smoke else config
 
 

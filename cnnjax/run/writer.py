@@ -6,11 +6,12 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
 from cnnjax import checkpoint
-from cnnjax.data.pipelines import Pipeline, ResidentPipeline
+from cnnjax.data.pipelines import Pipeline, ResidentPipeline, count_steps
 from cnnjax.data.streamed import AnyDataset, split_size
 from cnnjax.devices import backend, processes, sharding
 from cnnjax.run import files, record
@@ -94,18 +95,14 @@ class RunWriter:
     def save(self, state: TrainState, best: Best) -> None:
         """Saves a checkpoint, with what resuming needs besides the state."""
         step = int(state.step)
-        epoch, step_in_epoch = divmod(step, self._steps_per_epoch)
-        notes = {
-            "step": step,
-            "epoch": epoch,
-            "step_in_epoch": step_in_epoch,
-            "best": dataclasses.asdict(best),
-            "seconds": self._elapsed(),
-            **self._recipe.checksums(),
-            "settings": record.recorded_settings(self._config),
-        }
-        if step in self._monitored:
-            notes["monitored"] = self._monitored[step]
+        notes = checkpoint_notes(
+            self._config,
+            self._recipe,
+            step=step,
+            best=best,
+            seconds=self._elapsed(),
+            monitored=self._monitored.get(step),
+        )
         with self._bar.paused():
             self._saver.save(state, notes)
 
@@ -116,16 +113,53 @@ class RunWriter:
 
 def record_facts(config: Settings, experiment: str, recipe: Recipe) -> None:
     """Writes `config.json` and `model.json`."""
-    dataset, directory = recipe.dataset, Path(config.run_dir)
-    card = {
+    record.write_config(config, experiment, data_checksum=recipe.dataset.checksum)
+    files.write_json(Path(config.run_dir) / "model.json", model_card(recipe))
+
+
+def model_card(recipe: Recipe) -> dict[str, Any]:
+    """Returns the content of `model.json`."""
+    return {
         "task": recipe.task.name,
-        "dataset": dataset.name,
+        "dataset": recipe.dataset.name,
         "parameters_averaged": recipe.ema,
         "precision": recipe.precision,
         **recipe.metadata(),
     }
-    record.write_config(config, experiment, data_checksum=dataset.checksum)
-    files.write_json(directory / "model.json", card)
+
+
+def checkpoint_notes(
+    config: Settings,
+    recipe: Recipe,
+    *,
+    step: int,
+    best: Best,
+    seconds: float,
+    monitored: float | None = None,
+    **others: Any,
+) -> dict[str, Any]:
+    """Returns what a checkpoint has besides the state, for those who resume from it.
+
+    Args:
+      config, recipe: of the run.
+      step: of the state.
+      best: the best validation so far.
+      seconds: that the run has taken.
+      monitored: the validation score of this step, if there is one.
+      **others: further notes, in the place of these.
+    """
+    steps_per_epoch = count_steps(split_size(recipe.dataset, "train"), config.batch_size)
+    epoch, step_in_epoch = divmod(step, steps_per_epoch)
+    notes = {
+        "step": step,
+        "epoch": epoch,
+        "step_in_epoch": step_in_epoch,
+        "best": dataclasses.asdict(best),
+        "seconds": seconds,
+        **(recipe.checksums() | others),
+        "settings": record.recorded_settings(config),
+    }
+    return notes if monitored is None else notes | {"monitored": monitored}
 
 
 def print_header(

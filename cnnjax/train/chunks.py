@@ -68,19 +68,7 @@ def lower(
             return batch
         return jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
 
-    def run(state: TrainState, arrays: dict, indices: jax.Array, num_steps: jax.Array):
-        _, shapes = jax.eval_shape(step, state, batch_of(arrays, indices[0]))
-        metrics = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
-
-        def body(i: jax.Array, carry: tuple[TrainState, PyTree]):
-            state, metrics = carry
-            state, new = step(state, batch_of(arrays, indices[i]))
-            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
-
-        # A loop of traced length rather than `lax.scan`: one program serves chunks of any length,
-        # so the bits of a run do not depend on how its steps are grouped.
-        return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
-
+    run = many_steps(step, batch_of)
     if not splits_parameters(mesh):
         whole = PartitionSpec()
         run = on_each_device(run, mesh, (whole, whole, _by_step(mesh).spec, whole))
@@ -90,6 +78,37 @@ def lower(
     return jax.jit(run, donate_argnums=0, out_shardings=outputs).lower(
         state, placed_forms(data.arrays, mesh), indices, num_steps
     )
+
+
+def many_steps(
+    step: Callable, batch_of: Callable[[PyTree, jax.Array], PyTree] = gather
+) -> Callable:
+    """Returns `run(state, arrays, indices, num_steps) -> (state, metrics)`, so many steps.
+
+    Args:
+      step: `(state, batch) -> (state, metrics)`.
+      batch_of: `(arrays, indices[i]) -> batch`.
+
+    Returns:
+      The function: the first axis of `indices` and of every metric are the most steps that it can
+      make, of which it makes `num_steps`.
+    """
+
+    def run(state: PyTree, arrays: PyTree, indices: jax.Array, num_steps: jax.Array):
+        _, shapes = jax.eval_shape(step, state, batch_of(arrays, indices[0]))
+        most = len(indices)
+        metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
+
+        def body(i: jax.Array, carry: tuple[PyTree, PyTree]):
+            state, metrics = carry
+            state, new = step(state, batch_of(arrays, indices[i]))
+            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
+
+        # A loop of traced length rather than `lax.scan`: one program serves chunks of any length,
+        # so the bits of a run do not depend on how its steps are grouped.
+        return jax.lax.fori_loop(0, num_steps, body, (state, metrics))
+
+    return run
 
 
 def _by_step(mesh: Mesh) -> NamedSharding:

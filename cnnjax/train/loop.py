@@ -114,7 +114,7 @@ def fit(
 
         epoch_ends = step % steps_per_epoch == 0
         ends = step == last_step
-        evaluation_due = epoch_ends and _passes_multiple(
+        evaluation_due = epoch_ends and passes_multiple(
             step - steps_per_epoch, step, evaluate_every_steps
         )
         if evaluate is not None and (evaluation_due or ends):
@@ -137,7 +137,7 @@ def fit(
     return Outcome(state, best, "finished")
 
 
-def _passes_multiple(start: int, stop: int, number: int) -> bool:
+def passes_multiple(start: int, stop: int, number: int) -> bool:
     """Whether a multiple of the number is in (start, stop]; of 0, always."""
     return not number or start // number < stop // number
 

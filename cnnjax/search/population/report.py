@@ -1,0 +1,232 @@
+"""What came of a population: a table by member, means and intervals by setting, figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnnjax import plots
+from cnnjax.evaluation.comparison import paired
+from cnnjax.run import files
+from cnnjax.run.scoring import monitored
+from cnnjax.search.population.prepare import Prepared
+from cnnjax.search.population.progress import Progress
+from cnnjax.search.population.stopping import ranked
+from cnnjax.search.space import Value
+from cnnjax.studies.tables import mean_interval
+
+
+def write(prepared: Prepared, done: Progress, directory: Path) -> str:
+    """Writes `members.json`, `population.md` and figures; returns the tables as text."""
+    rows = member_rows(prepared, done)
+    name, _ = monitored(prepared.config, prepared.recipe(0))
+    score = _score_of(rows, name)
+    groups = groups_of(prepared)
+    if done.copies:
+        groups = {"all": [each.number for each in prepared.members]}
+    figures = directory / "figures"
+    figures.mkdir(exist_ok=True)
+    drawn = _draw(prepared, done, groups, figures, name)
+    compared = _range_line(rows, score) if done.copies else _groups_table(rows, groups, score)
+    text = f"{_members_table(rows, prepared, name)}\n{compared}"
+    pictures = "".join(f"\n![{path.stem}](figures/{path.name})\n" for path in drawn)
+    heading = f"# {len(rows)} members of {prepared.experiment}\n\n"
+    (directory / "population.md").write_text(heading + text + pictures, encoding="utf-8")
+    content = {"score": score, "members": rows, "copies": done.as_notes()["copies"]}
+    files.write_json(directory / "members.json", json.loads(json.dumps(content)))
+    return text
+
+
+def member_rows(prepared: Prepared, done: Progress) -> list[dict[str, Any]]:
+    """Returns for each member its seed, its settings, its scores and its end."""
+    name, _ = monitored(prepared.config, prepared.recipe(0))
+    rows = []
+    for each in prepared.members:
+        directory = Path(prepared.configs[each.number].run_dir)
+        summary: dict[str, Any] = {}
+        if (directory / "summary.json").exists():
+            summary = files.read_json(directory / "summary.json", f"{directory} is damaged")
+        scores = done.scores[each.number]
+        ended, epochs = done.ended.get(each.number, ("", done.epoch))
+        rows.append(
+            {
+                "member": each.number,
+                "seed": each.seed,
+                "settings": dict(done.chosen[each.number]),
+                f"validation_{name}": scores[-1][1] if scores else None,
+                f"best_validation_{name}": done.best[each.number].value,
+                **{key: value for key, value in summary.items() if key == f"test_{name}"},
+                "epochs": epochs,
+                "ended": ended,
+                "run": str(directory),
+            }
+        )
+    return rows
+
+
+def groups_of(prepared: Prepared) -> dict[str, list[int]]:
+    """Returns the members of each setting, in the order of the seeds."""
+    groups: dict[str, list[int]] = {}
+    for each in prepared.members:
+        groups.setdefault(setting_text(each.chosen), []).append(each.number)
+    return groups
+
+
+def setting_text(chosen: Mapping[str, Value]) -> str:
+    """Returns settings in a line."""
+    return "  ".join(f"{name}={short(value)}" for name, value in chosen.items()) or "as it is"
+
+
+def short(value: Any) -> str:
+    """Returns a value in few characters."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _score_of(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The score that members are compared by: the test's, where those that finished have one."""
+    tested = any(f"test_{name}" in row for row in rows)
+    return f"test_{name}" if tested else f"validation_{name}"
+
+
+def _members_table(rows: Sequence[Mapping[str, Any]], prepared: Prepared, name: str) -> str:
+    names = list(prepared.members[0].chosen)
+    columns = [f"validation_{name}", f"best_validation_{name}"]
+    columns += [f"test_{name}"] if any(f"test_{name}" in row for row in rows) else []
+    head = ["member", "seed", *names, *(each.replace("_", " ") for each in columns), "epochs", ""]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for row in rows:
+        scores = [_shown(row.get(each), each) for each in columns]
+        settings = [short(row["settings"][each]) for each in names]
+        lines.append(
+            _line([row["member"], row["seed"], *settings, *scores, row["epochs"], row["ended"]])
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _groups_table(
+    rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[int]], score: str
+) -> str:
+    """Mean and 95% interval of each setting; the paired difference to the first, over seeds."""
+    found = {
+        name: {rows[n]["seed"]: rows[n][score] for n in members if _is_number(rows[n].get(score))}
+        for name, members in groups.items()
+    }
+    found = {name: scores for name, scores in found.items() if scores}
+    if not found:
+        return "No member has a score.\n"
+    first = next(iter(found))
+    compares = len(found) > 1 and len(found[first]) > 1
+    head = ["setting", "members", f"{score.replace('_', ' ')}, mean ± half of the 95% interval"]
+    head += [f"minus that of {first}", "p"] if compares else []
+    lines = [_line(head), _line(["---"] * len(head))]
+    for name, scores in found.items():
+        mean, half = mean_interval(list(scores.values()))
+        cells = [name, len(scores), _with_interval(mean, half, score)]
+        shared = [seed for seed in scores if seed in found[first]]
+        if compares and name != first and len(shared) > 1:
+            result = paired([found[first][seed] for seed in shared], [scores[s] for s in shared])
+            cells += [_with_interval(result.difference, result.half_interval, score)]
+            cells += [f"{result.p_value:.3g}"]
+        elif compares:
+            cells += ["", ""]
+        lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def _range_line(rows: Sequence[Mapping[str, Any]], score: str) -> str:
+    """Mean and range of members that have copied each other: they are no independent draws."""
+    found = [row[score] for row in rows if _is_number(row.get(score))]
+    if not found:
+        return "No member has a score.\n"
+    low, mean, high = (
+        _with_interval(each, math.nan, score)
+        for each in (min(found), sum(found) / len(found), max(found))
+    )
+    return (
+        f"{score.replace('_', ' ')}: mean {mean}, from {low} to {high}, of {len(found)} members\n"
+    )
+
+
+def _draw(
+    prepared: Prepared,
+    done: Progress,
+    groups: Mapping[str, Sequence[int]],
+    figures: Path,
+    name: str,
+) -> list[Path]:
+    from cnnjax.plots.population import copied_settings, member_curves
+
+    scores = {member: found for member, found in done.scores.items() if found}
+    if not scores:
+        return []
+    drawn = []
+    if done.copies:
+        path = figures / "copies.png"
+        history = {each: settings_over_epochs(prepared, done, each) for each in prepared.leaves}
+        copies = [(epoch, each.member, each.source) for epoch, each in done.copies]
+        drawn.append(
+            (path, lambda path: copied_settings(scores, history, copies, path, score=name))
+        )
+    kept = {
+        text: [each for each in members if each in scores]
+        for text, members in groups.items()
+        if any(each in scores for each in members)
+    }
+    drawn.append(
+        (figures / "members.png", lambda path: member_curves(scores, kept, path, score=name))
+    )
+    return [path for path, draw in drawn if plots.attempt(draw, path)]
+
+
+def settings_over_epochs(
+    prepared: Prepared, done: Progress, name: str
+) -> dict[int, list[tuple[int, float]]]:
+    """Returns with which value of a setting each member trained in each epoch, from 1."""
+    found = {}
+    for each in prepared.members:
+        value, history = float(each.chosen[name]), []
+        changes = {epoch: copy for epoch, copy in done.copies if copy.member == each.number}
+        for epoch in range(1, done.epoch + 1):
+            if epoch - 1 in changes:
+                value = float(changes[epoch - 1].chosen[name])
+            history.append((epoch, value))
+        found[each.number] = history
+    return found
+
+
+def best_line(prepared: Prepared, done: Progress) -> str:
+    """Returns which member validates best, in a line."""
+    name, lower = monitored(prepared.config, prepared.recipe(0))
+    latest = {member: found[-1][1] for member, found in done.scores.items() if found}
+    finished = {
+        m: score for m, score in latest.items() if done.ended.get(m, ("",))[0] != "diverged"
+    }
+    if not finished:
+        return "best         no member was validated"
+    best = ranked(finished, lower_is_better=lower)[0]
+    run = prepared.configs[best].run_dir
+    setting = setting_text({"seed": prepared.members[best].seed, **done.chosen[best]})
+    return f"best         member {best} ({setting}): validation {name} {latest[best]:.4f}, in {run}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _with_interval(mean: float, half: float, score: str) -> str:
+    scale, digits = (100, 2) if score.endswith("accuracy") else (1, 4)
+    text = f"{scale * mean:.{digits}f}{'%' if scale == 100 else ''}"
+    return text if math.isnan(half) else f"{text} ± {scale * half:.{digits}f}"
+
+
+def _shown(value: Any, name: str) -> str:
+    if not _is_number(value):
+        return ""
+    return f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4f}"
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
