@@ -18,16 +18,19 @@ lazy.attach(
         "checkpoint",
         "compress",
         "convert",
+        "cost",
         "data",
         "devices",
         "distill",
         "errors",
         "evaluation",
+        "explain",
         "export",
         "finetune",
         "losses",
         "metrics",
         "models",
+        "notebook",
         "ops",
         "optim",
         "plots",
@@ -35,6 +38,7 @@ lazy.attach(
         "robust",
         "run",
         "schedules",
+        "search",
         "spec",
         "studies",
         "tasks",
@@ -50,16 +54,19 @@ if TYPE_CHECKING:
     from cnnjax import checkpoint as checkpoint
     from cnnjax import compress as compress
     from cnnjax import convert as convert
+    from cnnjax import cost as cost
     from cnnjax import data as data
     from cnnjax import devices as devices
     from cnnjax import distill as distill
     from cnnjax import errors as errors
     from cnnjax import evaluation as evaluation
+    from cnnjax import explain as explain
     from cnnjax import export as export
     from cnnjax import finetune as finetune
     from cnnjax import losses as losses
     from cnnjax import metrics as metrics
     from cnnjax import models as models
+    from cnnjax import notebook as notebook
     from cnnjax import ops as ops
     from cnnjax import optim as optim
     from cnnjax import plots as plots
@@ -67,6 +74,7 @@ if TYPE_CHECKING:
     from cnnjax import robust as robust
     from cnnjax import run as run
     from cnnjax import schedules as schedules
+    from cnnjax import search as search
     from cnnjax import spec as spec
     from cnnjax import studies as studies
     from cnnjax import tasks as tasks

@@ -31,6 +31,10 @@ def softmax_cross_entropy(
     With label smoothing `a` the target becomes `(1 - a) target + a / classes` (Szegedy et al. 2016,
     "Rethinking the Inception Architecture for Computer Vision", section 7).
 
+    >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0]])
+    >>> [round(float(loss), 4) for loss in softmax_cross_entropy(logits, jnp.array([0, 1]))]
+    [0.1269, 2.1269]
+
     Args:
       logits: float `[batch, classes]`, two classes or more.
       labels: integers `[batch]` in `[0, classes)`, or one-hot or soft labels `[batch, classes]`.

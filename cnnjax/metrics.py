@@ -45,6 +45,10 @@ def mean(values: ArrayLike, weights: ArrayLike | None = None) -> Pair:
 def accuracy(logits: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None) -> Pair:
     """Returns (number of right predictions, number of examples), both int32.
 
+    >>> right, count = accuracy(jnp.array([[2.0, 0.0], [2.0, 0.0]]), jnp.array([0, 1]))
+    >>> int(right), int(count)
+    (1, 2)
+
     Args:
       logits: `[batch, classes]`, or `[batch, 1]` of a binary classifier.
       labels: integers `[batch]`, or one-hot or soft labels `[batch, classes]`, of which the

@@ -42,6 +42,13 @@ def make_optimizer(
     Patterns are regular expressions over whole paths such as `stage1/block2/conv1/kernel` (see
     `cnnjax.trees`); they are checked when the optimizer's `init` sees the parameters.
 
+    >>> optimizer = make_optimizer("sgd", 0.5, weight_decay=0.1)
+    >>> params = {"kernel": jnp.array([2.0]), "bias": jnp.array([2.0])}
+    >>> gradient = {"kernel": jnp.array([1.0]), "bias": jnp.array([1.0])}
+    >>> updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    >>> {name: round(float(update[0]), 2) for name, update in updates.items()}
+    {'bias': -0.5, 'kernel': -0.6}
+
     Args:
       name: a key of `OPTIMIZERS`.
       learning_rate: a number, or a schedule: optimizer update -> learning rate.

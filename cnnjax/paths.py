@@ -92,6 +92,11 @@ def cache_directory() -> Path | None:
     return None if home is None else home / ".cache"
 
 
+def default_data_dir() -> str:
+    """Where tfds keeps prepared datasets: `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`."""
+    return os.environ.get("TFDS_DATA_DIR", "").strip() or os.path.join("~", "tensorflow_datasets")
+
+
 def forget_empty_variables() -> None:
     """Unsets the variables that name directories but are empty.
 

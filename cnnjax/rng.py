@@ -17,6 +17,13 @@ def _stream_number(name: str) -> int:
 def stream_key(key_or_seed: "jax.Array | int", name: str, step: "jax.Array | int") -> "jax.Array":
     """Derives the typed key of one random stream at one step.
 
+    >>> import jax
+    >>> keys = [stream_key(0, "dropout", step) for step in (7, 7, 8)]
+    >>> float(jax.random.uniform(keys[0])) == float(jax.random.uniform(keys[1]))
+    True
+    >>> float(jax.random.uniform(keys[0])) == float(jax.random.uniform(keys[2]))
+    False
+
     Args:
       key_or_seed: a typed scalar key, or an integer seed.
       name: the stream, such as `"dropout"`: streams of different names are independent.

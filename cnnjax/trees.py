@@ -23,7 +23,11 @@ def _path_text(key_path: tuple) -> str:
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """Returns `{path: leaf}` in the tree's own order. `None` is no leaf, as elsewhere in JAX."""
+    """Returns `{path: leaf}` in the tree's own order. `None` is no leaf, as elsewhere in JAX.
+
+    >>> named_leaves({"conv1": {"kernel": 1, "bias": 2}})
+    {'conv1/bias': 2, 'conv1/kernel': 1}
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {_path_text(key_path): leaf for key_path, leaf in leaves}
 

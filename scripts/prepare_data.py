@@ -1,16 +1,20 @@
 """Prepares a tfds dataset, once, so that `tfds:NAME` can be used without a network ever after.
 
     python scripts/prepare_data.py mnist                             from the files shipped here
+    python scripts/prepare_data.py fashion_mnist                     from Debian's package
     python scripts/prepare_data.py fashion_mnist --source DIR        from IDX files, plain or .gz
     python scripts/prepare_data.py NAME --manual-dir DIR             from the archives in DIR
     python scripts/prepare_data.py NAME --download                   from the dataset's own hosts
     python scripts/prepare_data.py tuxpaint [--source DIR]           a folder, from Debian's package
+    python scripts/prepare_data.py emoji [--source DIR]              a folder, from two of Debian's
 
 The preparing is done by the official builders of TensorFlow Datasets, which verify the checksums
 that they have registered. NAME may have a configuration and a version: `imagenette/160px-v2:1.0.0`.
 
-`tuxpaint` is no dataset of tfds, but the pictures of Tux Paint's stamps (GPL-2) as a folder of
-classes with fixed splits, used as `folder:DATA_DIR/tuxpaint`: see `cnnjax.data.packaged.tuxpaint`.
+`tuxpaint` and `emoji` are no datasets of tfds, but the pictures of Tux Paint's stamps (GPL-2) and
+of Noto Color Emoji (OFL-1.1) as folders of classes with fixed splits, used as
+`folder:DATA_DIR/emoji`: see `cnnjax.data.packaged`. Packages are fetched by apt-get, or found in
+--source DIR, and verified.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cnnjax.errors import UserError
-from cnnjax.paths import expand, expand_flags
+from cnnjax.paths import default_data_dir, expand, expand_flags
 from cnnjax.run.exits import one_line_errors
 
 _PROBE_TIMEOUT_SECS = 10.0
@@ -55,8 +59,8 @@ _GZIP_HEADERS = {
 
 def main(argv: list[str] | None = None) -> None:
     options = _parse(argv)
-    if options.name == "tuxpaint":
-        return prepare_tuxpaint(options)
+    if options.name in FOLDERS:
+        return prepare_folder(options)
     # tfds takes most of a second to import: not before `--help` has answered.
     from cnnjax.data import tfds_source
 
@@ -74,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
         download(builder)
     elif builder.name == "mnist":
         tfds_source.prepare_shipped_mnist(builder)
+    elif builder.name == "fashion_mnist":
+        prepare_from_package(builder, options)
     else:
         raise UserError(
             f"where is {builder.name!r} to come from? Give --download, --manual-dir DIR"
@@ -96,7 +102,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--source",
         metavar="DIR",
         help="the four IDX files of mnist or fashion_mnist, plain or .gz, are in DIR; or the "
-        "package of tuxpaint",
+        "packages of tuxpaint or emoji",
     )
     where.add_argument(
         "--manual-dir",
@@ -107,23 +113,72 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(expand_flags(argv))
 
 
-def prepare_tuxpaint(options: argparse.Namespace) -> None:
-    """Makes the folder of Tux Paint's pictures, of Debian's package, fetched or in --source."""
-    from cnnjax.data import tfds_source
-    from cnnjax.data.packaged import fetch, tuxpaint
+def prepare_folder(options: argparse.Namespace) -> None:
+    """Makes a folder of pictures of Debian's packages, fetched or in --source."""
+    from cnnjax.data.packaged import pictures
 
-    if options.manual_dir:
-        raise UserError("tuxpaint has no archives: give --source DIR of the package, or nothing")
-    data_dir = pathlib.Path(expand(options.data_dir or tfds_source.default_data_dir()))
-    out = data_dir / "tuxpaint"
+    name = options.name
+    if options.manual_dir or options.download:
+        raise UserError(f"{name} has no archives: give --source DIR of the package, or nothing")
+    data_dir = pathlib.Path(expand(options.data_dir or default_data_dir()))
+    out = data_dir / name
     if out.is_dir():
-        print(f"tuxpaint is already prepared in {out}")
+        print(f"{name} is already prepared in {out}")
         return
     source = pathlib.Path(options.source) if options.source else None
-    deb = fetch.obtain(fetch.TUXPAINT, data_dir / "downloads" / "packages", source=source)
-    print(fetch.license_line(fetch.TUXPAINT))
-    print(tuxpaint.counts_text(tuxpaint.prepare(deb, out)))
-    print(f"use it as    --dataset folder:{out} (license: {out / 'COPYRIGHT.txt'})")
+    counts = FOLDERS[name](_packages(data_dir, source, *PACKAGES[name]), out)
+    print(pictures.counts_text(counts))
+    terms = ", ".join(str(path) for path in sorted(out.glob("COPYRIGHT*.txt")))
+    print(f"use it as    --dataset folder:{out} (license: {terms})")
+
+
+def prepare_from_package(builder: Any, options: argparse.Namespace) -> None:
+    """Prepares `fashion_mnist` from the files in Debian's package, which is fetched."""
+    from cnnjax.data.packaged.archives import deb_files
+
+    data_dir = pathlib.Path(expand(options.data_dir or default_data_dir()))
+    (deb,) = _packages(data_dir, None, *PACKAGES[builder.name])
+    with tempfile.TemporaryDirectory() as directory:
+        for name, content in deb_files(deb, lambda name: name.endswith("ubyte.gz")):
+            (pathlib.Path(directory) / pathlib.PurePosixPath(name).name).write_bytes(content)
+        prepare_from_idx(builder, pathlib.Path(directory))
+
+
+def _packages(
+    data_dir: pathlib.Path, source: pathlib.Path | None, *names: str
+) -> list[pathlib.Path]:
+    """Returns the verified files of packages, and prints under which licenses they are."""
+    from cnnjax.data.packaged import fetch
+
+    found = []
+    for name in names:
+        package = getattr(fetch, name)
+        found.append(fetch.obtain(package, data_dir / "downloads" / "packages", source=source))
+        print(fetch.license_line(package))
+    return found
+
+
+def _make_tuxpaint(debs: list[pathlib.Path], out: pathlib.Path) -> dict[str, dict[str, int]]:
+    from cnnjax.data.packaged import tuxpaint
+
+    (stamps,) = debs
+    return tuxpaint.prepare(stamps, out)
+
+
+def _make_emoji(debs: list[pathlib.Path], out: pathlib.Path) -> dict[str, dict[str, int]]:
+    from cnnjax.data.packaged import emoji
+
+    font, names = debs
+    return emoji.prepare(font, names, out)
+
+
+FOLDERS = {"tuxpaint": _make_tuxpaint, "emoji": _make_emoji}
+# Of each dataset the names in `cnnjax.data.packaged.fetch`.
+PACKAGES = {
+    "tuxpaint": ("TUXPAINT",),
+    "emoji": ("EMOJI", "EMOJI_NAMES"),
+    "fashion_mnist": ("FASHION_MNIST",),
+}
 
 
 def prepare_from_idx(builder: Any, source: pathlib.Path) -> None:

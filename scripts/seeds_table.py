@@ -1,13 +1,19 @@
-"""Run experiments with several seeds and print their test scores as a Markdown table.
+"""Run experiments with several seeds and print their scores as a Markdown table.
 
     python scripts/seeds_table.py mnist_lenet
     python scripts/seeds_table.py "mnist_lenet --epochs 5" "mnist_cnn" --seeds 0 1 2
-    python scripts/seeds_table.py mnist_adversarial --columns robust_accuracy
+    python scripts/seeds_table.py mnist_adversarial --columns accuracy robust_accuracy
+    python scripts/seeds_table.py mnist_lenet "mnist_lenet --augment none" --paired
 
-Finished runs under --out are not run again, so the table can be completed in pieces.
+A row is an experiment with its flags; a column is a test score, in percent where it is a share, or
+any number of `summary.json`. `--paired` adds by how much each row differs from the first over the
+same seeds, with its 95% interval and p. Finished runs under --out are not run again, stopped ones
+go on, so that the table can be completed in pieces.
 """
 
 import argparse
+import contextlib
+import importlib
 import json
 import re
 import shlex
@@ -15,10 +21,14 @@ import statistics
 import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from cnnjax.errors import UserError, unknown_name
 from cnnjax.paths import expand_flags, read_text
+from cnnjax.run import cli
+from cnnjax.run.exits import one_line_errors
 
 # File systems allow 255 bytes.
 MAX_NAME_LENGTH = 150
@@ -58,50 +68,132 @@ def interval(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.2f} ± {100 * half_interval(values):.2f}"
 
 
-def row(line: str, summaries: list[dict], columns: Sequence[str] = ()) -> str:
-    """Returns one line of the table: mean, spread and range of the test accuracy in percent."""
+def scores(summaries: Sequence[Mapping[str, Any]], column: str) -> list[float]:
+    """Returns a column's number of each seed: a test score, or another number of the summary.
+
+    Raises:
+      UserError: the runs have no such number.
+    """
     first = summaries[0]
-    seconds = statistics.mean(summary["seconds"] for summary in summaries)
-    scores = " | ".join(
-        _scores([summary[f"test_{name}"] for summary in summaries])
-        for name in ("accuracy", *columns)
-    )
-    return (
-        f"| `{line}` | {first['model']} | {first['parameters']:,} | {first['epochs']} | "
-        f"{scores} | {seconds:.0f} |"
-    )
+    name = f"test_{column}" if f"test_{column}" in first else column
+    numbers = [key for key, value in first.items() if isinstance(value, int | float)]
+    if name not in numbers:
+        known = sorted(key.removeprefix("test_") for key in numbers)
+        raise unknown_name("column", column, known)
+    return [float(summary[name]) for summary in summaries]
 
 
-def _scores(values: list[float]) -> str:
-    scores = [100 * value for value in values]
-    spread = statistics.stdev(scores) if len(scores) > 1 else float("nan")
-    each = " ".join(f"{score:.2f}" for score in scores)
-    return f"{statistics.mean(scores):.2f} ± {spread:.2f} | {each}"
+def is_share(column: str, values: Sequence[float]) -> bool:
+    """Whether a column is told in percent."""
+    return "accuracy" in column and all(0 <= value <= 1 for value in values)
+
+
+def row(
+    line: str,
+    columns: Mapping[str, list[float]],
+    varying: Sequence[str],
+    first: Mapping[str, list[float]] | None,
+) -> str:
+    """Returns one line of the table: of each column mean and spread, and what each seed has.
+
+    Args:
+      line: the experiment and its flags.
+      columns: of this row, a number for each seed.
+      varying: those that differ from seed to seed; others have one number.
+      first: of the row that this one is compared with, or None.
+    """
+    cells = [f"`{line}`"]
+    for name, values in columns.items():
+        told = _told(values, is_share(name, values))
+        cells += told if name in varying else told[:1]
+        if first is not None and name in varying:
+            cells.append("" if first is columns else difference(first[name], values, name))
+    return f"| {' | '.join(cells)} |"
+
+
+def difference(first: Sequence[float], second: Sequence[float], column: str) -> str:
+    """Returns second minus first over the seeds: mean, 95% interval and p of the paired t-test."""
+    from cnnjax.evaluation.comparison import paired
+
+    found = paired(first, second)
+    scale = 100 if is_share(column, [*first, *second]) else 1
+    sign = f"{scale * found.difference:+.3g} ± {scale * found.half_interval:.2g}"
+    return f"{sign}, p = {found.p_value:.2g}"
+
+
+def titles(
+    columns: Sequence[str], shares: Sequence[str], varying: Sequence[str], *, paired: bool
+) -> str:
+    """Returns the head of the table."""
+    cells = ["experiment"]
+    for name in columns:
+        cells.append(name.replace("_", " ") + (", %" if name in shares else ""))
+        if name in varying:
+            cells += ["each seed", "less the first"] if paired else ["each seed"]
+    return f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}"
+
+
+def _told(values: Sequence[float], share: bool) -> list[str]:
+    if len(set(values)) == 1:
+        return [f"{100 * values[0]:.2f}" if share else f"{values[0]:,.6g}", ""]
+    scaled = [100 * value if share else value for value in values]
+    digits = 2 if share else max(0, 3 - len(f"{abs(statistics.mean(scaled)):.0f}"))
+    each = " ".join(f"{value:.{digits}f}" for value in scaled)
+    return [f"{statistics.mean(scaled):.{digits}f} ± {statistics.stdev(scaled):.{digits}f}", each]
+
+
+def check(lines: Sequence[str], seeds: Sequence[int], *, paired: bool) -> None:
+    """Raises a UserError for a line that cannot be run, before any is."""
+    for line in lines:
+        name, *flags = shlex.split(line) or [""]
+        try:
+            module = importlib.import_module(f"experiments.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"experiments.{name}":
+                raise
+            experiments = [path.stem for path in Path("experiments").glob("[a-z]*.py")]
+            raise unknown_name("experiment", name, experiments) from None
+        for flag in ("--seed", "--run-dir", "--resume"):
+            if flag in flags:
+                raise UserError(f"{line!r} has {flag}, which this script gives: leave it out.")
+        with contextlib.suppress(SystemExit):
+            cli.parse(module.Config, flags)
+    if paired and len(set(seeds)) < 2:
+        raise UserError("--paired compares over seeds: give two or more.")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "lines", nargs="+", help='an experiment and its flags, such as "mnist_lenet"'
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument(
-        "--columns", nargs="+", default=[], help="further test scores, such as robust_accuracy"
+        "--columns",
+        nargs="+",
+        default=["accuracy", "parameters", "epochs", "seconds"],
+        help="test scores, such as robust_accuracy, or numbers of summary.json",
     )
+    parser.add_argument("--paired", action="store_true", help="compare each row with the first")
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
     arguments = parser.parse_args(expand_flags())
-    rows = []
+    check(arguments.lines, arguments.seeds, paired=arguments.paired)
+    found: list[dict[str, list[float]]] = []
     for line in arguments.lines:
         summaries = [run(line, seed, arguments.out) for seed in arguments.seeds]
-        rows.append(row(line, summaries, arguments.columns))
-    titles = "".join(
-        f" test {name.replace('_', ' ')}, % | each seed |"
-        for name in ("accuracy", *arguments.columns)
-    )
-    print(f"| experiment | model | parameters | epochs |{titles} seconds |")
-    print("|---|---|---|---|" + "---|---|" * (1 + len(arguments.columns)) + "---|")
-    print("\n".join(rows))
+        found.append({name: scores(summaries, name) for name in arguments.columns})
+    shares = [name for name in arguments.columns if is_share(name, found[0][name])]
+    varying = [
+        name for name in arguments.columns if any(len(set(each[name])) > 1 for each in found)
+    ]
+    print(titles(arguments.columns, shares, varying, paired=arguments.paired))
+    first = found[0] if arguments.paired else None
+    for line, columns in zip(arguments.lines, found, strict=True):
+        print(row(line, columns, varying, first))
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -1,6 +1,5 @@
 """Schedules at exact steps, by hand computation."""
 
-import doctest
 import itertools
 import math
 
@@ -35,12 +34,6 @@ def test_every_public_function_has_a_case():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_transforms(case):
     check_transforms(case)
-
-
-def test_examples_in_docstrings():
-    results = doctest.testmod(schedules)
-    assert results.attempted >= 15
-    assert results.failed == 0
 
 
 def _values(schedule, steps):

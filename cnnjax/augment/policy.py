@@ -110,6 +110,13 @@ def make_augment(
     geometric changes move all keys of the example whose field says how (`Field.moves`); other
     changes are of its images only.
 
+    >>> import jax.numpy as jnp
+    >>> augment = make_augment("flip(probability=1)", num_classes=2)
+    >>> image = jnp.array([[[[0.0], [1.0]]]])
+    >>> batch = {"image": image, "label": jnp.array([1]), "mask": jnp.array([True])}
+    >>> augment(jax.random.key(0), batch, jnp.int32(0))["image"].ravel().tolist()
+    [1.0, 0.0]
+
     Args:
       policy: a string, what `parse_policy` returned, or functions: those of `cnnjax.augment`'s
         modules and any of your own, see `cnnjax.augment.change`.

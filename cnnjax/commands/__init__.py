@@ -48,10 +48,13 @@ class Parser(argparse.ArgumentParser):
 
 
 COMMANDS = {
+    "compare": "whether one run, or one setting over its seeds, is better than another",
     "compress": "prune, factor or quantize a run's network, and leave a smaller run",
     "concepts": "whether concepts that you show in images speak for a run's classes",
     "convert": "weights of PyTorch, timm or Keras into a run, or a run into such a file",
+    "cost": "operations, bytes, memory and time of a network by layer; limits for CI",
     "cross-validate": "validate an experiment on each part of its training images in turn",
+    "doctor": "what is wrong with this installation, and how to mend it",
     "evaluate": "scores of a run, or of several as an ensemble; calibration; attacks",
     "explain": "which pixels a run's answers come from, and whether such maps can be believed",
     "export": "a run as ONNX, StableHLO, LiteRT or SavedModel, compared with the network",
@@ -62,8 +65,12 @@ COMMANDS = {
     "predict": "classify image files with a trained run",
     "probe": "what few labels suffice for on a run's features, beside training from scratch",
     "search": "choose an experiment's settings by many runs, on validation scores",
+    "serve": "serve runs and exported files over HTTP and gRPC, batched, with metrics",
+    "serve-key": "make, list and revoke the API keys of a server",
+    "serve-reference": "what a run's clean images look like, for drift while it is served",
     "show-batch": "draw what a training step sees",
     "show-network": "what a run's layers see: filters, maps, fields, what neurons respond to",
+    "track": "send runs to Weights & Biases or MLflow after their training",
     "verify-resume": "kill and resume an experiment, and compare it with one that was not killed",
 }
 

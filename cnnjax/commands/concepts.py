@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 
 import cnnjax
-from cnnjax.commands import predict
 from cnnjax.errors import UserError
 from cnnjax.run import files, load
 
@@ -80,7 +79,7 @@ def main(config: Config) -> None:
     layers = _layers(config.layers, taps, trained, shape)
     out = Path(config.out or Path(config.run) / "concepts")
     files.make_directory(out, "the directory of the results", "--out")
-    prepare, _ = predict.preparation(trained, config.prepare)
+    prepare, _ = load.preparation(trained, config.prepare)
     shown = {
         name: np.stack([prepare(cnnjax.data.read_image(path)) for path in paths])
         for name, paths in folders.items()

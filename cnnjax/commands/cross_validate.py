@@ -87,10 +87,10 @@ def _check(experiment: str, lines: dict[str, list[str]]) -> None:
 def _score(experiment: str, flags: Sequence[str], directory: Path) -> tuple[str, float]:
     """Trains one fold, unless it is finished; returns what is monitored, of the last validation."""
     from cnnjax.run.files import read_json
-    from cnnjax.search.plan import run_experiment, validations
+    from cnnjax.search.plan import run_module, validations
 
     own = ["--no-test", "--run-dir", str(directory), "--resume", str(directory)]
-    run_experiment(experiment, [*flags, *own], f"{directory} failed")
+    run_module(experiment, [*flags, *own], f"{directory} failed")
     monitor = read_json(directory / "summary.json", f"{directory} is damaged")["monitor"]
     return monitor, validations(directory, monitor)[-1]
 

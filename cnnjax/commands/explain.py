@@ -20,7 +20,6 @@ import numpy as np
 import tyro
 
 import cnnjax
-from cnnjax.commands import predict
 from cnnjax.errors import UserError
 from cnnjax.run import files, load
 
@@ -102,7 +101,7 @@ def main(config: Config) -> None:
     # Of shapes alone, before anything is read.
     methods, layers = _fitting(config, methods, trained)
     files_read = [cnnjax.data.read_image(path) for path in config.images]
-    prepare, _ = predict.preparation(trained, config.prepare)
+    prepare, _ = load.preparation(trained, config.prepare)
     given = [prepare(image) for image in files_read]
     titles = [path.name for path in config.images]
     dataset = _dataset(config, methods, trained)

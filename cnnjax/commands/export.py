@@ -25,7 +25,6 @@ from typing import Any, Literal
 import numpy as np
 
 import cnnjax
-from cnnjax.commands import predict
 from cnnjax.errors import UserError
 from cnnjax.run import files, load
 
@@ -57,8 +56,9 @@ class Config:
     """Images in a call, fixed; 0 for any number. By default any, but 1 of a .tflite file, whose
     converter joins operators then and makes it several times as fast."""
 
-    precision: Literal["float32", "float16", "int8"] = "float32"
-    """Of a .tflite file: float16 weights, or int8 weights and activations."""
+    precision: Literal["", "float32", "float16", "int8"] = ""
+    """Of a .tflite file: float16 weights, or int8 weights and activations. By default float32; a
+    quantized run keeps its integers, in every format."""
 
     calibration: int = 200
     """Training images that int8 is calibrated with."""
@@ -99,7 +99,7 @@ def main(config: Config) -> int:
     if config.batch is None:
         config = dataclasses.replace(config, batch=1 if kind == "tflite" else 0)
     options = formats.Options(
-        precision=config.precision,
+        precision=config.precision or "float32",
         platforms=config.platforms,
         channels_first=config.channels_first,
         runtime=config.runtime,
@@ -110,39 +110,54 @@ def main(config: Config) -> int:
         _check_runs_here(config.platforms)
     read = load.load_classifier if kind == "web" else load.load_trained
     trained = read(config.run, base=config.base or None)
-    model = _in_float32(trained)
+    model, variables = _in_float32(trained), trained.variables
+    is_quantized = isinstance(model, cnnjax.compress.Quantized)
+    if is_quantized and config.precision:
+        raise UserError(
+            f"--precision {config.precision}: {config.run} is quantized, and its file is as it is; "
+            "leave it out, or export the run that it was made from."
+        )
     files.make_directory(config.out.absolute().parent, "the folder of the file", "--out")
     made = preprocessing.make(
         config.preprocess, trained.normalize, _image_shape(trained), batch=config.batch or None
     )
-    tested = _images(config, trained, made)
-    if config.precision == "int8":
+    own = cnnjax.export.forward_of(model, made.change, integers=True)
+    if kind == "tflite" and is_quantized:
+        if _has_integers(model):
+            codes = cnnjax.compress.quantization_parameters(model, variables)
+            options = dataclasses.replace(options, precision="int8", codes=codes)
+        model, variables = cnnjax.compress.dequantized(model, variables)
+    tested = _images(config, trained, made, int8=options.precision == "int8")
+    if options.precision == "int8":
         options = dataclasses.replace(options, calibration=tested.calibration if tested else None)
     forward = cnnjax.export.forward_of(model, made.change)
+    precision = "int8" if is_quantized else options.precision
     said = preprocessing.metadata(
-        trained.card, made, run=Path(config.run).name, step=trained.step, precision=config.precision
+        trained.card, made, run=Path(config.run).name, step=trained.step, precision=precision
     )
     if kind == "web":
-        is_digit = trained.card.get("dataset") in predict.MNIST
+        is_digit = trained.card.get("dataset") in load.MNIST
         said |= {"prepare": "digit" if is_digit else "image"}
     if config.channels_first:
         said = preprocessing.with_channels_first(said)
     temporary = config.out.with_name(f".{config.out.stem}.unchecked{config.out.suffix}")
     _remove(temporary)
     try:
-        formats.write(
+        scales = formats.write(
             temporary,
             kind,
             forward,
-            trained.variables,
+            variables,
             made.signature,
             metadata=said,
             options=options,
         )
+        if scales is not None:
+            print(scales.table())
         good = True
         if tested is not None and config.check:
-            logits = _logits(forward, trained.variables, tested.images)
-            good = _compared(config, kind, temporary, tested, logits)
+            logits = _logits(own, trained.variables, tested.images)
+            good = _compared(config, kind, temporary, tested, logits, precision)
         out = config.out if good else rejected(config.out)
         _put(temporary, out)
     finally:
@@ -219,6 +234,21 @@ def _in_float32(trained: load.TrainedModel) -> Any:
     return models.with_fields(model, dtype=None) if "dtype" in models.fields(model) else model
 
 
+def _has_integers(model: Any) -> bool:
+    """Whether a quantized model is for LiteRT's integer kernels, rather than of few bits on the
+    disk alone."""
+    activations = {plan.activations for _, plan in model.layers}
+    if activations == {0}:
+        print("LiteRT    computes such weights in float32: they are written so")
+        return False
+    if activations != {8} or any(isinstance(plan.weights, str) for _, plan in model.layers):
+        raise UserError(
+            "LiteRT's integer kernels take 8 bits for activations, in all layers: quantize the run "
+            "by int8 or int4(activations=8), or export it as onnx."
+        )
+    return True
+
+
 def _image_shape(trained: load.TrainedModel) -> tuple[int, int, int]:
     if "image_shape" not in trained.card:
         raise UserError(
@@ -238,15 +268,14 @@ class _Tested:
     calibration: np.ndarray | None
 
 
-def _images(config: Config, trained: load.TrainedModel, made: Any) -> _Tested | None:
+def _images(config: Config, trained: load.TrainedModel, made: Any, *, int8: bool) -> _Tested | None:
     """Returns test images; noise where those of the run are not known."""
-    is_int8 = config.precision == "int8"
-    if not config.check and not is_int8:
+    if not config.check and not int8:
         return None
     try:
         test, train = _splits(config)
     except UserError as error:
-        if config.dataset or is_int8:
+        if config.dataset or int8:
             raise
         print(f"checked on noise, without labels: {error}")
         test, train = _noise(config.check, _image_shape(trained)), None
@@ -258,7 +287,7 @@ def _images(config: Config, trained: load.TrainedModel, made: Any) -> _Tested | 
                 "the run's own by --dataset."
             )
     count = config.calibration
-    calibration = _as_taken(train["image"][:count], trained, made) if is_int8 and train else None
+    calibration = _as_taken(train["image"][:count], trained, made) if int8 and train else None
     labels = test.get("label")
     return _Tested(
         _as_taken(test["image"][: config.check], trained, made),
@@ -312,7 +341,9 @@ def _logits(forward: Any, variables: Any, images: np.ndarray, step: int = 64) ->
     return np.concatenate([np.asarray(call(variables, part)) for part in parts])
 
 
-def _compared(config: Config, kind: str, path: Path, tested: _Tested, logits: np.ndarray) -> bool:
+def _compared(
+    config: Config, kind: str, path: Path, tested: _Tested, logits: np.ndarray, precision: str
+) -> bool:
     """Prints the comparison, and returns whether the file is within the limits."""
     from cnnjax.export import comparison, runtimes
 
@@ -324,7 +355,7 @@ def _compared(config: Config, kind: str, path: Path, tested: _Tested, logits: np
         run,
         tested.images,
         logits,
-        limits=comparison.limits_for(config.precision, config.tolerance, config.agreement),
+        limits=comparison.limits_for(precision, config.tolerance, config.agreement),
         path=path,
         labels=tested.labels,
         fixed=config.batch or None,

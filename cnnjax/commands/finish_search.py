@@ -9,7 +9,6 @@ again, so the command can be repeated after a kill.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -122,8 +121,7 @@ def table(
     """Sets both settings as a Markdown table, and says whether they differ."""
     import shlex
 
-    from cnnjax.evaluation import comparison
-    from cnnjax.studies.tables import mean_interval
+    from cnnjax.studies.tables import mean_interval, paired_text
 
     scale, unit = (100, ", %") if name == "accuracy" else (1, "")
     rows = []
@@ -141,17 +139,5 @@ def table(
     )
     if len(seeds) < 2:
         return text
-    result = comparison.paired(scores["default"], scores["found"])
-    needed = (
-        ""
-        if result.seeds_needed is None
-        else (f"; {result.seeds_needed} seeds find a difference as large as this in 4 of 5 cases")
-    )
-    median = statistics.median(
-        other - one for one, other in zip(scores["default"], scores["found"], strict=True)
-    )
-    return text + (
-        f"\nFound minus default, paired over {len(seeds)} seeds: {scale * result.difference:+.3f} "
-        f"± {scale * result.half_interval:.3f} (median {scale * median:+.3f}), "
-        f"p = {result.p_value:.3g}{needed}.\n"
-    )
+    line = paired_text(scores["default"], scores["found"], "Found minus default", name)
+    return f"{text}\n{line}\n"

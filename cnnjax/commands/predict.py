@@ -12,7 +12,7 @@ files of several folders have the same name.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,9 +22,6 @@ import tyro
 import cnnjax
 from cnnjax.errors import UserError
 from cnnjax.run import files, load
-
-# Datasets whose images are photographs of digits, made so.
-MNIST = ("mnist", "tfds:mnist")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,24 +48,6 @@ class Config:
     """Directory for the pictures; by default RUN/predictions."""
 
 
-def preparation(trained: load.TrainedModel, kind: str = "auto") -> tuple[Callable, str]:
-    """Returns what makes a network's input of an image file's pixels, and says what it does.
-
-    Args:
-      trained: the model, whose metadata say what it was trained on.
-      kind: `image`, `digit` or `auto`.
-    """
-    height, width, channels = trained.card["image_shape"]
-    if kind == "auto":
-        kind = "digit" if trained.card.get("dataset") in MNIST else "image"
-    if kind == "image":
-        fit, color = trained.card.get("fit", "pad"), "gray" if channels == 1 else "color"
-        how = f"as the training images were: {color}, {fit} to {height}x{width}"
-        return trained.prepare, how
-    how = "as MNIST was made: ink found, cropped, scaled and centered; --prepare image does not"
-    return lambda image: trained.prepare(cnnjax.data.digit_from_image(image)), how
-
-
 def main(config: Config) -> None:
     """Classifies each file."""
     import jax.numpy as jnp
@@ -82,7 +61,7 @@ def main(config: Config) -> None:
     cnnjax.devices.backend.start(devices=1)
     trained = load.load_classifier(config.run, base=config.base or None)
     class_names = trained.card["class_names"]
-    prepare, how = preparation(trained, config.prepare)
+    prepare, how = load.preparation(trained, config.prepare)
     inputs = [prepare(original) for original in originals]
     print(f"prepared     {how}")
     task = cnnjax.tasks.classification.classification(len(class_names))

@@ -11,18 +11,19 @@ and choice(...). `momentum[optimizer=momentum]=uniform(0.8, 0.99)` is chosen onl
 
 Each trial is a run in the search's directory, without its test. A search that was killed goes on
 with --resume, and so do its trials, from their last checkpoints. Several searches with the same
---storage and --out share the trials. `cnnjax finish-search` trains the best setting with several
-seeds and tests it.
+--storage and --out share the trials; with --engine ray they run on a Ray cluster, whose nodes see
+--out. `cnnjax finish-search` trains the best setting with several seeds and tests it.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ OWN_FLAGS = ("--run-dir", "--resume", "--stop-after-epochs", "--seed", "--test",
 # What makes a search what it is; the rest may change when it goes on.
 KEPT = ("experiment", "argv", "space", "where", "objective", "value", "sampler", "prune", "seed")
 RECORD = "search.json"
-MINIMIZED = ("loss", "error", "perplexity", "seconds", "parameters", "trained_parameters")
+ENGINES = ("local", "ray")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,33 +43,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.resume:
         options, experiment_argv = _resumed(options, experiment_argv)
     # Not before: these import JAX, which --help does without.
-    from cnnjax.search import report, trials
+    from cnnjax.search import figures, forecasts, report, trials
 
     _check_numbers(options)
     search = _search(options, experiment_argv)
     study, combinations = _study(options, search)
-    workers, environments, cores = _placed(options.workers, search)
     say = _Said(search, study, options.trials)
-    print(f"directory    {search.directory}\nworkers      {workers}", flush=True)
+    print(f"directory    {search.directory}", flush=True)
     try:
-        with trials.stops() as stopped:
+        with _placed(options, search) as (count, start), trials.stops() as stopped:
+            print(f"workers      {count}", flush=True)
             ended = trials.run(
                 search,
                 study,
                 budget=options.trials,
-                workers=workers,
+                workers=count,
+                start=start,
                 timeout_secs=options.timeout_secs,
                 combinations=combinations,
-                environments=environments,
-                cores=cores,
                 on_end=say.ended,
                 should_stop=stopped,
             )
     finally:
-        if report.best_trials(study):
+        if figures.best_trials(study):
             report.write_best(search, study)
     print(report.summary_line(search, study))
-    if report.best_trials(study):
+    if figures.best_trials(study):
+        for sentence in forecasts.sentences(search, study):
+            print(sentence)
         print(f"see          {report.write_report(search, study)}")
     if not ended:
         print(f"stopped; continue with cnnjax search --resume {search.directory}")
@@ -99,8 +101,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         "--objective",
         nargs="+",
         default=[],
-        help="a validation score, parameters or seconds; min(NAME) or max(NAME) where the name "
-        "does not say which; several for a Pareto front (the experiment's --monitor)",
+        help="a validation score, parameters, macs, latency_ms or seconds; min(NAME) or max(NAME) "
+        "where the name does not say which; several for a Pareto front (the run's --monitor)",
     )
     add("--value", default="last", help="of which validation: last (default) or best")
     add(
@@ -119,6 +121,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         default=0,
         help="trials at a time (0: one a device, or a core up to 4)",
     )
+    add("--engine", default="local", help="local (default), or ray: trials on a Ray cluster")
+    add("--address", default="", help="of --engine ray: HOST:PORT of its head (auto)")
     add("--storage", default="", help="URL of a database; by default study.db in the directory")
     add("--out", default="", help="directory (runs/search-EXPERIMENT-DATE-TIME)")
     add("--resume", default="", help="go on with the search in this directory")
@@ -137,7 +141,7 @@ def _resumed(options: argparse.Namespace, rest: list[str]) -> tuple[argparse.Nam
     if options.experiment or options.space or rest:
         raise UserError(
             f"--resume {directory}: it goes on with its own experiment and settings; only "
-            "--trials, --workers and --timeout-secs may be given"
+            "--trials, --workers, --timeout-secs, --storage, --engine and --address may be given"
         )
     trials = max(options.trials, 0) if "--trials" in options.given else saved["trials"]
     found = argparse.Namespace(**{**vars(options), **saved, "trials": trials})
@@ -151,6 +155,10 @@ def _check_numbers(options: argparse.Namespace) -> None:
         if getattr(options, name) < least:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} {getattr(options, name):g}: give at least {least}.")
+    if options.engine not in ENGINES:
+        raise unknown_name("--engine", options.engine, ENGINES)
+    if options.address and options.engine != "ray":
+        raise UserError(f"--address {options.address} is of a Ray cluster: add --engine ray")
     if options.value not in ("last", "best"):
         raise unknown_name("--value", options.value, ("last", "best"))
     if not options.experiment:
@@ -161,13 +169,17 @@ def _search(options: argparse.Namespace, argv: Sequence[str]) -> Any:
     """Checks everything, in seconds, and writes the record of a search that is new."""
     from cnnjax import spec
     from cnnjax.run import cli, files
-    from cnnjax.search import plan
+    from cnnjax.search import cluster, plan
     from cnnjax.search import study as studies
     from cnnjax.search.space import read_space
 
     spec.check(options.sampler, studies.SAMPLERS, "sampler", supplied=("seed", "space"))
     spec.check(options.prune, studies.PRUNERS, "pruner", supplied=("epochs",))
     studies.optuna_module()
+    if options.engine == "ray":
+        options.address = options.address or "auto"
+        cluster.ray_module()
+        cluster.check_reachable(options.address)
     module = experiment_module(options.experiment)
     config = cli.parse(module.Config, list(argv))
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} | {
@@ -176,13 +188,19 @@ def _search(options: argparse.Namespace, argv: Sequence[str]) -> Any:
     space = read_space(options.space, module.Config, settings, options.where)
     name = options.experiment.rpartition(".")[2]
     out = Path(options.out or f"runs/search-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if options.engine == "ray":
+        out = out.absolute()  # Nodes have their own working directories.
+    record = out / RECORD
+    shares = options.workers != 1
+    if record.exists():
+        # The bits of a run depend on its devices.
+        shares = files.read_json(record, f"{out} is damaged").get("shares_devices", shares)
     full = (*argv, "--seed", str(options.seed))
-    if options.workers != 1 and "devices" in settings and not settings["devices"]:
+    if shares and "devices" in settings and not settings["devices"]:
         full = (*full, "--devices", "1")
     search = plan.Search(
         out, options.experiment, full, settings, space, (), options.value == "best"
     )
-    record = out / RECORD
     if record.exists():
         saved = files.read_json(record, f"{out} is damaged")
         given = {"argv": list(argv)} | {key: getattr(options, key) for key in KEPT if key != "argv"}
@@ -203,10 +221,11 @@ def _search(options: argparse.Namespace, argv: Sequence[str]) -> Any:
             "trials": options.trials,
             "storage": options.storage,
             "objectives": [dataclasses.asdict(each) for each in objectives],
+            "shares_devices": shares,
         }
         files.write_json(record, saved)
     monitored = objectives[0].name
-    if monitored not in plan.OF_SUMMARY and not settings.get("monitor"):
+    if monitored not in (*plan.OF_SUMMARY, *plan.COSTS) and not settings.get("monitor"):
         full = (*full, "--monitor", monitored)
     return dataclasses.replace(search, argv=full, objectives=tuple(objectives))
 
@@ -231,17 +250,21 @@ def _objectives(options: argparse.Namespace, search: Any) -> list[Any]:
     """What is made large or small; the experiment is tried for seconds to know what it reports."""
     from cnnjax.search import plan
 
+    given = [_objective(text) for text in options.objective]
+    names = [each.name for each in given]
+    if len(set(names)) < len(names):
+        raise UserError(f"--objective {' '.join(options.objective)}: it names one twice: drop one")
     print("trying       the experiment for seconds (--smoke)", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        tried = plan.rehearse(search, Path(folder) / "smoke")
-    found = [_objective(text) for text in options.objective or [tried["monitor"]]]
+        tried = plan.rehearse(dataclasses.replace(search, objectives=tuple(given)), Path(folder))
+    found = given or [_objective(tried["monitor"])]
     plan.check_objectives(found, tried["scores"])
     return found
 
 
 def _objective(text: str) -> Any:
     from cnnjax import spec
-    from cnnjax.search.plan import Objective
+    from cnnjax.search.plan import MINIMIZED, Objective
 
     item = spec.parse_one(text, "objective")
     if item.name in ("min", "max") and len(item.positional) == 1:
@@ -252,12 +275,16 @@ def _objective(text: str) -> Any:
 def _study(options: argparse.Namespace, search: Any) -> tuple[Any, Any]:
     """Opens the study; returns it, and the combinations of a grid."""
     from cnnjax import spec
+    from cnnjax.search import plan
     from cnnjax.search import study as studies
 
     several = len(search.objectives) > 1
     pruner = spec.parse_one(options.prune, "pruner")
     if several and pruner.name != "none":
         raise UserError(f"--prune {options.prune}: trials of several objectives cannot be pruned")
+    first = search.objectives[0].name
+    if pruner.name != "none" and first in (*plan.OF_SUMMARY, *plan.COSTS):
+        raise UserError(f"--prune {options.prune}: {first} is known at the end of a trial only")
     sampler = spec.parse_one(options.sampler, "sampler")
     if several and sampler.name == "cmaes":
         raise UserError("--sampler cmaes: it takes one objective; take evolution or tpe")
@@ -291,7 +318,23 @@ def _study(options: argparse.Namespace, search: Any) -> tuple[Any, Any]:
     return study, studies.grid_of(search.space, points, options.seed, search.allows)
 
 
-def _placed(workers: int, search: Any) -> tuple[int, list[dict[str, str]], list[str]]:
+@contextlib.contextmanager
+def _placed(options: argparse.Namespace, search: Any) -> Iterator[tuple[int, Any]]:
+    """Yields how many workers there are, and what starts one, here or on a cluster."""
+    from cnnjax.search import cluster, workers
+
+    if options.engine == "ray":
+        budget = options.trials
+        with cluster.connect(
+            options.address, search.directory, search.experiment, options.workers
+        ) as (count, start):
+            yield min(count, budget), start
+        return
+    count, environments, cores = _devices(options.workers)
+    yield count, workers.local(search.experiment, environments, cores)
+
+
+def _devices(workers: int) -> tuple[int, list[dict[str, str]], list[str]]:
     """How many workers, what their environments say, and the cores that they keep to.
 
     This process uses no device: it would take memory of it.
@@ -316,7 +359,7 @@ class _Said:
 
     def ended(self, trial: Any) -> None:
         """Says what became of a trial."""
-        from cnnjax.search import report
+        from cnnjax.search import figures, report
 
         frozen = self.study.get_trials(deepcopy=False)[trial.number]
         names = [each.name for each in self.search.objectives]
@@ -330,7 +373,7 @@ class _Said:
             text = f"failed: {trial.why}"
         best = ""
         if trial.values is not None and len(names) == 1:
-            found = report.best_trials(self.study)
+            found = figures.best_trials(self.study)
             if found:
                 best = f"  (best {found[0].value:.5g}, trial {found[0].number})"
         print(

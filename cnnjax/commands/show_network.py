@@ -18,7 +18,6 @@ import numpy as np
 import tyro
 
 import cnnjax
-from cnnjax.commands import predict
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.run import files, load
 
@@ -109,7 +108,7 @@ def main(config: Config) -> None:
     network = _network(config, trained, layers, fields, out)
 
     train, test = _examples(dataset, config)
-    prepare, _ = predict.preparation(trained, config.prepare)
+    prepare, _ = load.preparation(trained, config.prepare)
     shown = [prepare(image) for image in files_read] or list(test.image[: config.count])
     names = [path.name for path in config.images] or [
         f"test image {number}" for number in range(len(shown))

@@ -98,3 +98,22 @@ def files_below(directory: pathlib.Path) -> list[pathlib.Path]:
         for child in subdirectories(here):
             (links if child.is_symlink() else waiting).append(child)
     return sorted(found)
+
+
+def checked_image(path: str | os.PathLike) -> str:
+    """Returns the name of an image file; `~` is the home directory.
+
+    Raises:
+      UserError: a directory, a pipe, a broken link, or nothing.
+    """
+    name = expand(path)
+    if os.path.isdir(name):
+        raise UserError(f"{name!r} is a directory: give an image file")
+    if os.path.isfile(name):
+        return name
+    if os.path.exists(name):
+        # To open a pipe would wait for ever.
+        raise UserError(f"{name!r} is no file on a disk: give an image file")
+    is_link = os.path.islink(name)
+    why = f": the link to {os.readlink(name)!r} is broken" if is_link else ""
+    raise UserError(f"no image file {name!r}{why}")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import os
 import struct
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from cnnjax import spec
+from cnnjax.data import directories
 from cnnjax.errors import UserError, unknown_name
-from cnnjax.paths import expand
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000
 # He et al. 2016, section 3.4: of a shorter side of 256 pixels the middle 224.
 CROP_SHARE = 0.875
+Source = str | os.PathLike | bytes
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 # EXIF orientations that turn the image by a quarter.
@@ -32,7 +34,7 @@ _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_PHOTOMETRIC = 256, 257, 258, 262
 _PNG_DEPTH = 24
 
 
-def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decodes an image file, turned upright as its EXIF orientation says.
 
     Files of more than 8 bits are scaled from a range that is the same for all files of their type,
@@ -45,7 +47,7 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.n
     | floats (TIFF, PFM) | 0.0 | 1.0 |
 
     Args:
-      path: any format that Pillow reads; of an animation the first frame.
+      path: any format that Pillow reads, or such a file's content; of an animation the first frame.
       max_pixels: larger images are refused by their header, before anything is decoded.
 
     Returns:
@@ -58,7 +60,7 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.n
     """
     from PIL import ImageOps
 
-    name = os.fspath(path)
+    name = "sent" if isinstance(path, bytes) else os.fspath(path)
     with open_image(path, max_pixels=max_pixels) as image:
         largest, is_negative = white_level(image), _is_negative(image)
         clear = _clear_level(image)
@@ -81,25 +83,17 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.n
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def open_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
+def open_image(path: Source, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
     """Opens an image and checks its header; nothing is decoded yet. Raises as `read_image`."""
     from PIL import Image, UnidentifiedImageError
 
-    name = expand(path)
-    if os.path.isdir(name):
-        raise UserError(f"{name!r} is a directory: give an image file")
-    if os.path.exists(name) and not os.path.isfile(name):
-        # To open a pipe would wait for ever.
-        raise UserError(f"{name!r} is no file on a disk: give an image file")
+    name = "sent" if isinstance(path, bytes) else os.fspath(path)
+    source = io.BytesIO(path) if isinstance(path, bytes) else directories.checked_image(path)
     try:
         with warnings.catch_warnings():
             # Pillow only warns from 89 megapixels on; the bound below is stricter.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(name)
-    except FileNotFoundError as error:
-        is_link = os.path.islink(name)
-        why = f": the link to {os.readlink(name)!r} is broken" if is_link else ""
-        raise UserError(f"no image file {name!r}{why}") from error
+            image = Image.open(source)
     except Image.DecompressionBombError as error:
         raise UserError(f"image {name!r} is too large: {error}") from error
     except UnidentifiedImageError as error:
@@ -137,6 +131,13 @@ def upright_size(image: ImageFile.ImageFile) -> tuple[int, int]:
     return (width, height) if is_turned else (height, width)
 
 
+def _reopened(image: ImageFile.ImageFile) -> BinaryIO:
+    """Returns the bytes of an opened image from their start."""
+    if isinstance(image.fp, io.BytesIO):
+        return io.BytesIO(image.fp.getbuffer())
+    return open(image.filename, "rb")
+
+
 def is_upright(image: ImageFile.ImageFile) -> bool:
     """Whether an opened image, other than a PNG, is neither turned nor mirrored by its EXIF."""
     try:
@@ -147,7 +148,7 @@ def is_upright(image: ImageFile.ImageFile) -> bool:
 
 def _says_more_after_pixels(image: ImageFile.ImageFile) -> bool:
     """Whether EXIF or XMP stands behind the pixels of a PNG file."""
-    with open(image.filename, "rb") as file:
+    with _reopened(image) as file:
         file.seek(8)
         is_behind = False
         while len(head := file.read(8)) == 8:
@@ -226,7 +227,7 @@ def _clear_level(image: ImageFile.ImageFile) -> int | tuple[int, int, int] | Non
         return None
     depth = 8
     if image.format == "PNG":
-        with open(image.filename, "rb") as file:
+        with _reopened(image) as file:
             depth = file.read(_PNG_DEPTH + 1)[_PNG_DEPTH]
     if image.mode == "RGB":
         # Pillow decodes the high byte of 16 bits.

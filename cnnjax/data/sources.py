@@ -43,6 +43,10 @@ def load(
     `python scripts/prepare_data.py`. Everything that can be checked is checked before the pixels
     are read.
 
+    >>> mnist = load("mnist", classes="3,8", validation=0.1)
+    >>> mnist.class_names, mnist.image_shape, len(mnist.test.label)
+    (('3', '8'), (28, 28, 1), 1984)
+
     Args:
       name: one of
         `mnist`: the shipped MNIST, without TensorFlow;

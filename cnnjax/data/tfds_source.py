@@ -16,7 +16,7 @@ from cnnjax.data.decoding import pillow_tensor, tensor_fitter, tensorflow
 from cnnjax.data.image_files import parse_fit
 from cnnjax.data.tfds_splits import choose_splits, parse_spec, split_size
 from cnnjax.errors import NotPreparedError, UserError, unknown_name
-from cnnjax.paths import expand, forget_empty_variables
+from cnnjax.paths import default_data_dir, expand, forget_empty_variables
 
 
 class Features(NamedTuple):
@@ -32,11 +32,6 @@ class Features(NamedTuple):
     label: str
     shape: tuple[int | None, int | None, int]
     class_names: tuple[str, ...]
-
-
-def default_data_dir() -> str:
-    """Where tfds keeps prepared datasets: `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`."""
-    return os.environ.get("TFDS_DATA_DIR", "").strip() or os.path.join("~", "tensorflow_datasets")
 
 
 def find_builder(name: str, data_dir: str | os.PathLike | None = None) -> Any:

@@ -1,13 +1,9 @@
 """What must be decided before JAX starts: CPU devices and the compilation cache."""
 
-import hashlib
 import os
-import platform
 import sys
-from pathlib import Path
 
-from cnnjax import paths
-from cnnjax.devices import processes
+from cnnjax.devices import host, processes
 from cnnjax.devices.sharding import count_devices
 from cnnjax.errors import UserError
 
@@ -106,7 +102,7 @@ def check_platform(error: Exception | None = None) -> None:
     reason = text.rstrip(".") if isinstance(error, RuntimeError) else "it finds no such device"
     raise UserError(
         f"JAX cannot use {named} ({reason}): set JAX_PLATFORMS=cpu, or leave it out to take what "
-        "there is."
+        "there is; cnnjax doctor says more."
     ) from error
 
 
@@ -131,7 +127,7 @@ def enable_compilation_cache() -> None:
     """
     import jax
 
-    directory = _cache_directory()
+    directory = host.compilation_cache()
     if directory is None:
         return
     try:
@@ -150,43 +146,14 @@ def describe() -> str:
 
     first = jax.devices()[0]
     kind = (
-        f"{_processor()}, {os.cpu_count()} cores" if first.platform == "cpu" else first.device_kind
+        f"{host.processor()}, {os.cpu_count()} cores"
+        if first.platform == "cpu"
+        else first.device_kind
     )
     where = f" in {processes.count()} processes" if processes.count() > 1 else ""
     return f"{len(jax.devices())} x {first.platform} ({kind}){where}"
 
 
 def _cpu_devices(batch_size: int) -> int:
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    most = max(1, min(cores, MOST_CPU_DEVICES, batch_size // LEAST_PART))
+    most = max(1, min(host.usable_cores(), MOST_CPU_DEVICES, batch_size // LEAST_PART))
     return max(count for count in range(1, most + 1) if batch_size % count == 0)
-
-
-def _cache_directory() -> Path | None:
-    """A directory of its own for each kind of processor: compiled CPU code fits no other kind."""
-    base = paths.cache_directory()
-    if base is None:
-        return None
-    fingerprint = hashlib.sha256(processor_features().encode()).hexdigest()[:12]
-    return base / "cnnjax" / "xla" / f"{platform.machine()}-{fingerprint}"
-
-
-def processor_features() -> str:
-    """Returns what the processor can do, as the system lists it."""
-    return _processor_line("flags", "Features") or platform.processor()
-
-
-def _processor() -> str:
-    name = _processor_line("model name").partition(":")[2].strip()
-    return name or platform.processor() or platform.machine()
-
-
-def _processor_line(*names: str) -> str:
-    """Returns the first line of Linux's description of the processor that starts so, or ""."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line for line in lines if line.startswith(names)), "")

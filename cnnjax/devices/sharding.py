@@ -2,11 +2,11 @@
 
 A mesh is written as axes with sizes, such as `data=4,model=2`:
 
-* `data`: the batch is divided over it, everything else is copied.
-* `fsdp`: the batch is divided over it, and so are parameters, their averages and the optimizer's
+- `data`: the batch is divided over it, everything else is copied.
+- `fsdp`: the batch is divided over it, and so are parameters, their averages and the optimizer's
   state (Rajbhandari et al. 2020, arXiv 1910.02054, section 5, stage 3): a layer's kernel is
   gathered when it is used.
-* `model`: kernels are divided over it by output channels or features, and with them the work of
+- `model`: kernels are divided over it by output channels or features, and with them the work of
   each layer (Krizhevsky 2014, arXiv 1404.5997, section 4; Shoeybi et al. 2019, arXiv 1909.08053).
 
 Which dimension of which array an axis divides is one table of rules: pairs of a pattern over

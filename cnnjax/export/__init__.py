@@ -19,7 +19,6 @@ lazy.attach(
         "comparison",
         "formats",
         "lite",
-        "lowering",
         "onnx_model",
         "packages",
         "preprocessing",
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from cnnjax.export import comparison as comparison
     from cnnjax.export import formats as formats
     from cnnjax.export import lite as lite
-    from cnnjax.export import lowering as lowering
     from cnnjax.export import onnx_model as onnx_model
     from cnnjax.export import packages as packages
     from cnnjax.export import preprocessing as preprocessing

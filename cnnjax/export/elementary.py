@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cnnjax.traced import evaluate
 
@@ -74,5 +73,5 @@ def rewritten(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array
 
 
 def _substituted(equation: Any, values: list[Any]) -> list[Any] | None:
-    kind = equation.primitive.name, str(np.result_type(values[0])) if values else ""
+    kind = equation.primitive.name, str(jnp.result_type(values[0])) if values else ""
     return [SUBSTITUTES[kind](*values)] if kind in SUBSTITUTES else None

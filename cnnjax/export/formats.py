@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.export.lite_codes import Written
 from cnnjax.export.packages import require
 from cnnjax.export.program import Forward, Signature, Variables
 
@@ -38,6 +39,7 @@ class Options:
     Attributes:
       precision: of `tflite`: float32, float16 (weights) or int8 (weights and activations).
       calibration: images for int8, as the file takes them, `[count, height, width, channels]`.
+      codes: of int8 `tflite`: what `compress.quantization_parameters` returns, see `lite.write`.
       platforms: of `stablehlo`.
       channels_first: of `onnx`: whether it takes `[batch, channels, height, width]`.
       runtime: of `web`: where ONNX Runtime Web is, see `web.find_runtime`.
@@ -45,6 +47,7 @@ class Options:
 
     precision: str = "float32"
     calibration: np.ndarray | None = None
+    codes: Mapping[str, Mapping[str, Any]] | None = None
     platforms: Sequence[str] = ("cpu", "cuda", "tpu")
     channels_first: bool = False
     runtime: str = ""
@@ -86,7 +89,8 @@ def check(kind: str, options: Options) -> None:
     if options.precision not in PRECISIONS[kind]:
         raise UserError(
             f"{kind} is written in {' or '.join(PRECISIONS[kind])}, not in "
-            f"{options.precision}: tflite has float16 and int8."
+            f"{options.precision}: tflite has float16 and int8. For integers in other formats "
+            "quantize the run by cnnjax compress --quantize int8, and export what that makes."
         )
     if options.channels_first and kind != "onnx":
         raise UserError(f"{kind} takes images with the channels last: only onnx has both orders.")
@@ -107,7 +111,7 @@ def write(
     *,
     metadata: Mapping[str, Any] | None = None,
     options: Options | None = None,
-) -> None:
+) -> Written | None:
     """Writes a network in a format, and what it says of itself into or beside the file.
 
     Args:
@@ -118,6 +122,9 @@ def write(
       signature: of the images.
       metadata: what the file says of itself: of ONNX in its `metadata_props`, else in `PATH.json`.
       options: see `Options`.
+
+    Returns:
+      With `options.codes`: which layers have them.
 
     Raises:
       UserError: what the format cannot hold.
@@ -135,7 +142,7 @@ def write(
             metadata=metadata,
             channels_first=options.channels_first,
         )
-        return
+        return None
     if kind == "web":
         from cnnjax.export import web
 
@@ -147,7 +154,8 @@ def write(
             metadata=metadata or {},
             runtime=options.runtime,
         )
-        return
+        return None
+    written = None
     if kind == "stablehlo":
         stablehlo.write(path, forward, variables, signature, platforms=options.platforms)
     elif kind == "saved_model":
@@ -157,16 +165,18 @@ def write(
     else:
         from cnnjax.export import lite
 
-        lite.write(
+        written = lite.write(
             path,
             forward,
             variables,
             signature,
             precision=options.precision,
             calibration=options.calibration,
+            codes=options.codes,
         )
     if metadata:
         beside(path).write_text(json.dumps(dict(metadata), indent=2, ensure_ascii=False) + "\n")
+    return written
 
 
 def beside(path: Path) -> Path:

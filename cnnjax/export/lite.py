@@ -8,13 +8,15 @@ are measured on calibration images (Jacob et al. 2018, arXiv 1712.05877).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cnnjax.data.decoding import tensorflow
 from cnnjax.errors import UserError
+from cnnjax.export.lite_codes import Written, with_codes
 from cnnjax.export.packages import quiet
 from cnnjax.export.program import Forward, Signature, Variables
 
@@ -29,7 +31,8 @@ def write(
     *,
     precision: str = "float32",
     calibration: np.ndarray | None = None,
-) -> None:
+    codes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Written | None:
     """Writes a LiteRT file.
 
     Args:
@@ -39,6 +42,11 @@ def write(
       signature: of the images.
       precision: "float32", "float16" or "int8".
       calibration: for int8, `[count, ...]` of images as the file takes them.
+      codes: for int8, the layers' own integers, of `compress.quantization_parameters`; `forward`
+        then is the network with the weights that they stand for.
+
+    Returns:
+      Which layers have them, where there are codes.
 
     Raises:
       UserError: int8 without calibration images, or with images of another shape or type.
@@ -81,4 +89,8 @@ def write(
             f"TensorFlow's converter cannot write this network as .tflite in {precision}: "
             f"{' '.join(what.split())}. Export it as onnx, or in float32."
         ) from None
+    written = None
+    if codes is not None:
+        content, written = with_codes(content, codes)
     path.write_bytes(content)
+    return written

@@ -17,11 +17,11 @@ import numpy as np
 
 import cnnjax
 from cnnjax.errors import UserError
-from cnnjax.export import rewrites
-from cnnjax.export.graph import Graph, Node
-from cnnjax.export.lowering import lower
+from cnnjax.export.onnx_graph import rewrites
+from cnnjax.export.onnx_graph.graph import Graph, Node
+from cnnjax.export.onnx_graph.lowering import lower
+from cnnjax.export.onnx_graph.values import is_symbolic
 from cnnjax.export.program import BATCH, INPUT, OUTPUT, Forward, Signature, Variables, traced
-from cnnjax.export.values import is_symbolic
 
 OPSET, IR_VERSION = 17, 8
 # Protocol buffers hold no more.

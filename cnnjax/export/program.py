@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import ops
+from cnnjax.compress.quantization import quantized, simulated
 from cnnjax.errors import UserError
 
 # The name of the first dimension in every format that names dimensions.
@@ -66,13 +67,23 @@ class Signature:
             )
 
 
-def forward_of(model: Any, normalize: Callable[[jax.Array], jax.Array] | None = None) -> Forward:
+def forward_of(
+    model: Any,
+    normalize: Callable[[jax.Array], jax.Array] | None = None,
+    *,
+    integers: bool = False,
+) -> Forward:
     """Returns `forward(variables, image) -> logits`, in evaluation mode and float32.
 
     Args:
-      model: a Linen module with the contract of `cnnjax.models`, or a `finetune.FineTuned`.
+      model: a Linen module with the contract of `cnnjax.models`, a `finetune.FineTuned`, or a
+        `compress.Quantized`, whose layers then compute in float32 what their codes stand for.
       normalize: applied to the images first; None for images as the model expects them.
+      integers: leaves a `compress.Quantized` its own sums, which no format here can hold.
     """
+
+    if isinstance(model, quantized.Quantized) and not integers:
+        model = simulated.simulated(model)
 
     def forward(variables: Variables, image: jax.Array) -> Any:
         image = image if normalize is None else normalize(image)

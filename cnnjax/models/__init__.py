@@ -76,6 +76,12 @@ MOST_CLASSES = 25_000_000
 def create(name: str, *, num_classes: int | None, **overrides: Any) -> nn.Module:
     """Returns the model called `name`, not yet initialized.
 
+    >>> from cnnjax.models.summary import summary
+    >>> summary(create("lenet5", num_classes=10), (28, 28, 1)).parameters
+    44426
+    >>> create("lenet5", num_classes=10, activation="tanh").activation
+    'tanh'
+
     Args:
       name: a key of `MODELS`, or what another library calls the network (see `find`), which then is
         that library's; or `MODULE:NAME` for a row of another module's `ROWS`. Perhaps with fields,

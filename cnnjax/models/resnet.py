@@ -146,8 +146,8 @@ class PreActivationBlock(nn.Module):
 
     Where the shape changes, the shortcut is a bare convolution of the first activation, which both
     paths then share (arXiv 1603.05027, appendix). Dropout stands before the last convolution
-    (arXiv 1605.07146, section 2.4). Attributes as in `ResidualBlock`, and
-      slim: the block of `"v2_slim"`.
+    (arXiv 1605.07146, section 2.4). Attributes as in `ResidualBlock`, and `slim`: the block of
+    `"v2_slim"`.
     """
 
     branch: Branch

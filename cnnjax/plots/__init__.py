@@ -4,7 +4,7 @@
 """
 
 from cnnjax.plots.canvas import attempt
-from cnnjax.plots.comparison import accuracy_by_labels, corruption_errors
+from cnnjax.plots.comparison import accuracy_by_labels, best_so_far, corruption_errors
 from cnnjax.plots.curves import interval_chart, learning_curves
 from cnnjax.plots.embedding import embedding, point_maps
 from cnnjax.plots.fields import effective_fields
@@ -24,6 +24,7 @@ from cnnjax.plots.sensitivity import sensitivity
 __all__ = [
     "accuracy_by_labels",
     "attempt",
+    "best_so_far",
     "class_maps",
     "confusion_matrix",
     "corruption_errors",

@@ -64,6 +64,41 @@ def accuracy_by_labels(
     return save(figure, path)
 
 
+def best_so_far(curves: Mapping[str, Sequence[Sequence[float]]], path: Path | str) -> Path:
+    """Draws the least error after each trial of searches: thin lines, and their mean for each way.
+
+    Args:
+      curves: way of searching -> for each repetition the least error after each trial, in percent.
+      path: where the PNG goes.
+
+    Raises:
+      UserError: there are no curves.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    if not any(curves.values()):
+        raise UserError("there are no searches to draw: none is complete.")
+    figure = new_figure(7.0, 4.2)
+    axes = figure.subplots()
+    for index, (name, repetitions) in enumerate(curves.items()):
+        color = PALETTE[index % len(PALETTE)]
+        for curve in repetitions:
+            axes.step(range(1, len(curve) + 1), curve, where="post", color=color, alpha=0.3, lw=0.8)
+        shortest = min(map(len, repetitions))
+        mean = np.mean([curve[:shortest] for curve in repetitions], axis=0)
+        axes.step(range(1, shortest + 1), mean, where="post", color=color, lw=2, label=plain(name))
+    # The first trials are drawn blindly; what matters is below them.
+    start = np.median([curve[min(2, len(curve) - 1)] for each in curves.values() for curve in each])
+    low = min(curve[-1] for each in curves.values() for curve in each)
+    axes.set_ylim(low - 0.05 * max(start - low, 0.1), start + 0.3 * max(start - low, 0.1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("trials")
+    axes.set_ylabel("least validation error, %")
+    axes.legend(frameon=False)
+    tidy(axes)
+    return save(figure, path)
+
+
 def corruption_errors(
     errors: Any, names: Sequence[str], clean: float, counted: int, path: Path | str
 ) -> Path:

@@ -17,6 +17,7 @@ RANGES = {
     "stop_after_epochs": (0, math.inf),
     "accumulate": (1, math.inf),
     "join_timeout_secs": (1, math.inf),
+    "track_wait_secs": (0, 1e6),
     "learning_rate": (0, math.inf),
     "warmup_epochs": (0, 1e6),
     "ema_decay": (0, 1),
@@ -39,9 +40,14 @@ def check_specs(config: Settings) -> None:
     from cnnjax.augment import filters, policy
     from cnnjax.data.image_files import parse_fit
     from cnnjax.devices.sharding import parse_rules
+    from cnnjax.run.tracking import followers
+    from cnnjax.train import profiling
 
     _check_ranges(config)
     parse_rules(config.sharding)
+    followers.check(config.track)
+    if config.profile:
+        profiling.parse(config.profile)
     if isinstance(config, Optimization):
         schedules.read_schedule(config.schedule, config.schedule_arguments)
     if isinstance(config, Regularization):

@@ -22,6 +22,10 @@ INTERRUPT_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 # 128 + SIGPIPE, as shells report a program whose reader has gone.
 BROKEN_PIPE_EXIT_CODE = 141
 
+# Without these nothing is computed.
+FOUNDATIONS = ("jax", "jaxlib", "flax", "optax", "orbax", "numpy", "scipy", "ml_dtypes")
+DOCTOR = "cnnjax doctor says what is wrong with this installation, and the mend"
+
 
 @contextlib.contextmanager
 def one_line_errors():
@@ -52,12 +56,27 @@ def _platform_errors():
     """Where JAX fails, says so if that is because it has no device to compute on."""
     try:
         yield
-    except (RuntimeError, AssertionError, AttributeError) as error:
-        if "jax" in sys.modules:
-            from cnnjax.devices import backend
-
-            backend.check_platform(error)
+    except ImportError as error:
+        _check_import(error)
         raise
+    except (RuntimeError, AssertionError, AttributeError) as error:
+        if "jax" not in sys.modules:
+            _check_import(error)  # JAX refuses a jaxlib of another version so.
+            raise
+        from cnnjax.devices import backend
+
+        backend.check_platform(error)
+        error.add_note(f"({DOCTOR})")
+        raise
+
+
+def _check_import(error: Exception) -> None:
+    """Raises a UserError if what failed is the import of a package that everything stands on."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if package not in FOUNDATIONS and "jaxlib" not in str(error):
+        return
+    text = " ".join(str(error).split()).rstrip(".")
+    raise UserError(f"cannot import {package or 'jax'} ({text}): {DOCTOR}") from error
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from typing import Any
 from cnnjax import checkpoint, distill
 from cnnjax.data.streamed import split_size
 from cnnjax.devices import backend, processes
+from cnnjax.errors import UserError
+from cnnjax.evaluation.references import LEAST_EXAMPLES
 from cnnjax.run import files, load, report
 from cnnjax.run.logs import MetricsLog
 from cnnjax.run.recipe import Recipe
@@ -70,6 +72,7 @@ def finish(
         seconds=elapsed(),
     )
     report.write_summary(directory, summary, text)
+    _leave_reference(directory, recipe)
     if test:
         print(
             f"test         {'  '.join(f'{name} {value:.4f}' for name, value in test.items())}  "
@@ -126,3 +129,18 @@ def summarize(
         "ended": ended,
         "devices": backend.describe(),
     }
+
+
+def _leave_reference(directory: Path, recipe: Recipe) -> None:
+    """Leaves what a server compares its traffic with, for a classifier that has enough images."""
+    card = files.read_json(directory / "model.json", f"{directory} is damaged")
+    is_classifier = card.get("task", "classification") == "classification"
+    known = {"image_shape", "class_names", "num_outputs"} <= card.keys()
+    enough = split_size(recipe.dataset, "validation") >= LEAST_EXAMPLES
+    if not (is_classifier and known and enough) or processes.count() > 1:
+        return
+    try:
+        report.leave_reference(directory, recipe.dataset)  # type: ignore[arg-type]
+    except UserError as error:
+        # A run that is otherwise whole does not end with an error for the want of it.
+        print(f"reference    none: {error}")

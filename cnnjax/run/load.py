@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnnjax import notebook
 from cnnjax.errors import UserError
 from cnnjax.paths import expand
 from cnnjax.run.files import read_json
@@ -17,10 +19,14 @@ if TYPE_CHECKING:
 RECALIBRATED = "recalibrated"
 # What Orbax calls the file that describes the arrays of a directory.
 ORBAX_METADATA = "_METADATA"
+# Datasets whose images are photographs of digits, made so.
+MNIST = ("mnist", "tfds:mnist")
+# Classes that a notebook names of a model.
+SHOWN_CLASSES = 10
 Variables = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TrainedModel:
     """A model read back from a run, ready to be applied.
 
@@ -68,6 +74,21 @@ class TrainedModel:
 
         model = with_fields(self.model, num_classes=None)
         return model.apply(self.variables, self.normalize(image), train=False)
+
+    def __repr__(self) -> str:
+        return f"TrainedModel({self.card['model']} at step {self.step})"
+
+    def _repr_html_(self) -> str:
+        from cnnjax.trees import count_parameters
+
+        card = self.card
+        facts: dict[str, Any] = {"parameters": count_parameters(self.variables["params"])}
+        if "image_shape" in card:
+            facts["takes images of"] = " x ".join(map(str, card["image_shape"]))
+        if names := card.get("class_names"):
+            more = ", ..." if len(names) > SHOWN_CLASSES else ""
+            facts["classes"] = f"{len(names)}: {', '.join(map(str, names[:SHOWN_CLASSES]))}{more}"
+        return notebook.card(f"{card['model']} at step {self.step:,}", facts)
 
 
 def load_trained(
@@ -147,6 +168,26 @@ def load_classifier(
             "cnnjax.run.load.load_trained."
         )
     return trained
+
+
+def preparation(trained: TrainedModel, kind: str = "auto") -> tuple[Callable, str]:
+    """Returns what makes a network's input of an image file's pixels, and says what it does.
+
+    Args:
+      trained: the model, whose metadata say what it was trained on.
+      kind: `image`, `digit` or `auto`.
+    """
+    from cnnjax import data
+
+    height, width, channels = trained.card["image_shape"]
+    if kind == "auto":
+        kind = "digit" if trained.card.get("dataset") in MNIST else "image"
+    if kind == "image":
+        fit, color = trained.card.get("fit", "pad"), "gray" if channels == 1 else "color"
+        how = f"as the training images were: {color}, {fit} to {height}x{width}"
+        return trained.prepare, how
+    how = "as MNIST was made: ink found, cropped, scaled and centered; --prepare image does not"
+    return lambda image: trained.prepare(data.digit_from_image(image)), how
 
 
 def load_variables(directory: str | Path, step: int | None = None) -> tuple[dict[str, Any], int]:

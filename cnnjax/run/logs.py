@@ -3,8 +3,8 @@
 `metrics.jsonl` is the record of a run: one JSON object a line, in the order in which they were
 written, the same after a resume as without one. TensorBoard shows the same numbers.
 
-The bar is drawn by tqdm: unlike rich it needs no thread of its own besides the training loop, and
-it is already installed wherever TensorFlow Datasets is.
+The bar is drawn by tqdm: unlike rich it needs no thread of its own besides the training loop, it is
+already installed wherever TensorFlow Datasets is, and in a notebook it is a widget.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
+from cnnjax import notebook
 from cnnjax.errors import UserError, unknown_name
 
 KINDS = ("train", "validation", "test")
@@ -209,8 +210,8 @@ def _cut_after(path: Path, step: int) -> None:
 class ProgressBar:
     """Where a training run is: epoch, loss, accuracy, learning rate, images/s and time left.
 
-    On a terminal it is one bar that is redrawn a few times a second; elsewhere (a file, a
-    notebook, a batch job) one plain line an epoch, without control characters.
+    On a terminal it is one bar that is redrawn a few times a second, and so in a notebook that has
+    ipywidgets; elsewhere (a file, a batch job) one plain line an epoch, without control characters.
 
     Values are fetched from the device only when they are shown, so an `update` a step does not
     keep the host from dispatching ahead. Rates leave out the first update, which compiles.
@@ -223,8 +224,8 @@ class ProgressBar:
       batch_size: number of images of a step, over all devices.
       first_step: number of steps made before this process began.
       stream: where to write; standard error when None.
-      enabled: True for the bar, False for silence, None to choose the bar on a terminal and lines
-        elsewhere.
+      enabled: True for the bar, False for silence, None to choose the bar on a terminal and in a
+        notebook, and lines elsewhere.
       shown: names of the values to show, in this order, where an update has them.
       clock: seconds, never going back.
     """
@@ -255,8 +256,9 @@ class ProgressBar:
         # Pairs (step, training seconds), the oldest about one rate window ago.
         self._history: deque[tuple[int, float]] = deque()
         self._bar = None
-        if enabled or (enabled is None and _is_terminal(self._stream)):
-            self._bar = tqdm(
+        is_widget = enabled is None and stream is None and notebook.draws_widgets()
+        if enabled or is_widget or (enabled is None and _is_terminal(self._stream)):
+            self._bar = _tqdm(is_widget)(
                 total=total_steps,
                 initial=first_step,
                 file=self._stream,
@@ -366,6 +368,14 @@ class ProgressBar:
     def _epoch_text(self, step: int) -> str:
         epochs = math.ceil(self._total_steps / self._steps_per_epoch)
         return f"epoch {max(1, math.ceil(step / self._steps_per_epoch))}/{epochs}"
+
+
+def _tqdm(is_widget: bool) -> Any:
+    if not is_widget:
+        return tqdm
+    from tqdm.notebook import tqdm as widget
+
+    return widget
 
 
 def _is_terminal(stream: TextIO) -> bool:

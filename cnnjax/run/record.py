@@ -46,11 +46,14 @@ WHERE = {
     "mesh",
     "sharding",
 }
-CHANGEABLE_ON_RESUME = HOW_LONG | WHERE | {"keep_last", "keep_best"}
+# Where else its record is kept: it makes no other run of it.
+TRACKING = {"track", "track_checkpoints", "track_wait_secs"}
+CHANGEABLE_ON_RESUME = HOW_LONG | WHERE | TRACKING | {"keep_last", "keep_best"}
 # What says how this process was started, not what the run is: kept in no record.
 LAUNCH_SETTINGS = (
     "resume",
     "plan",
+    "profile",
     "coordinator",
     "num_processes",
     "process_id",

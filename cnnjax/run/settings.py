@@ -61,6 +61,16 @@ class Run:
     """Score the test set at the end, and draw what it shows; --no-test leaves it untouched, for
     choices that are made on the validation scores."""
 
+    track: tuple[str, ...] = ()
+    """Trackers that follow the run besides TensorBoard: wandb, mlflow. None of them can stop it or
+    change its results."""
+
+    track_checkpoints: Literal["none", "tested", "all"] = "none"
+    """Checkpoints that trackers keep: none, the one that was tested, or each as it is saved."""
+
+    track_wait_secs: int = 30
+    """How long to wait, at the end, until trackers have taken all."""
+
     smoke: bool = False
     """Shrink the run to seconds: one epoch over 1,024 images. Its scores mean nothing."""
 
@@ -101,6 +111,10 @@ class Devices:
 
     plan: bool = False
     """Print what a step takes of each device's memory, as the compiler says, and stop."""
+
+    profile: str = ""
+    """Such as steps=10:20: record the steps after 10, up to 20, in RUN/profile for Perfetto and
+    XProf, and print what took longest, by layer. No number of the run depends on it."""
 
     coordinator: str = "auto"
     """Address that all processes connect to: HOST:PORT of process 0; auto, as SLURM, TPU pods or

@@ -12,6 +12,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from cnnjax.cost import profile
 from cnnjax.data.pipelines import Pipeline
 from cnnjax.data.streamed import AnyDataset, D, shorten, split_size, training_pipeline
 from cnnjax.devices import backend, processes, sharding
@@ -22,7 +23,8 @@ from cnnjax.run.exits import INTERRUPT_EXIT_CODES, stop_requests
 from cnnjax.run.finish import finish
 from cnnjax.run.recipe import Recipe
 from cnnjax.run.settings import Settings
-from cnnjax.train import loop, memory
+from cnnjax.run.tracking import followers
+from cnnjax.train import loop, memory, profiling
 from cnnjax.train.compile import Train, choose_mesh, choose_method, start_compiling
 from cnnjax.train.gradients import check_parts
 from cnnjax.train.state import TrainState
@@ -77,7 +79,10 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
         memory.show(recipe.make_step, form, data, **how)
         return 0
     compiling = time.monotonic()
-    compiled_steps = start_compiling(recipe.make_step, form, data, **how)
+    programs: list[Any] = []
+    compiled_steps = start_compiling(
+        recipe.make_step, form, data, compiled_program=programs.append, **how
+    )
     state = states.new_state(recipe, config.seed, mesh, rules)
     variables_of = scoring.scored_variables(recipe, state, data)
     files.share_directory(directory)
@@ -88,10 +93,18 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     state = processes.put(state, sharding.state_shardings(state, mesh, rules))
     if processes.is_first():
         writer.record_facts(config, experiment, recipe)
+    held.enter_context(
+        followers.following(
+            config.track,
+            directory,
+            checkpoints=config.track_checkpoints,
+            wait_secs=config.track_wait_secs,
+        )
+    )
     writer.print_header(config, dataset, mesh, data, method)
     processes.say(format_summary(sizes))
 
-    steps = compiled_steps()
+    steps = _profiled(config, recipe, compiled_steps(), programs, data, int(state.step))
     scores = scoring.make_scoring(recipe, mesh, variables_of)
     if split_size(dataset, "validation"):
         scoring.check_monitor(config, scores, state, data.batch_shapes)
@@ -114,6 +127,31 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
         return 0
     finish(config, experiment, scores, outcome, elapsed)
     return 0
+
+
+def _profiled(
+    config: Settings,
+    recipe: Recipe,
+    steps: Train,
+    programs: list[Any],
+    data: Pipeline,
+    first_step: int,
+) -> Train:
+    """Returns the trainer, which records the steps that are asked for, in the first process."""
+    if not (config.profile and processes.is_first()):
+        return steps
+    span = profiling.parse(config.profile)
+    directory = Path(config.run_dir) / "profile" / f"steps-{span.start}-{span.stop}"
+
+    def tell() -> None:
+        root, text = type(recipe.model).__name__, programs[0].as_text()
+        processes.say(
+            f"profile      steps {span.start} to {span.stop}, by operation\n"
+            + profile.report(directory, text, len(span), root)
+        )
+
+    profiling.check(span, first_step, config.epochs * data.steps_per_epoch)
+    return profiling.profiled(steps, span, directory, tell)
 
 
 def _fit(

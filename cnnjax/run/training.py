@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cnnjax import models
+from cnnjax import models, notebook
 from cnnjax.data.fields import Label
 from cnnjax.data.streamed import AnyDataset, example_forms
 from cnnjax.errors import UserError, unknown_name
@@ -20,7 +20,9 @@ from cnnjax.paths import expand
 from cnnjax.run import load, record, trainer
 from cnnjax.run.files import read_json, writing_errors
 from cnnjax.run.groups import Training
+from cnnjax.run.logs import KINDS, read_metrics
 from cnnjax.run.recipe import Recipe, make_recipe
+from cnnjax.run.report import score_text
 from cnnjax.run.state import model_input
 from cnnjax.schedules import Schedule
 from cnnjax.tasks.task import Task
@@ -48,7 +50,7 @@ class Called(Training):
     """The function's name."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Trained:
     """What `train` leaves.
 
@@ -64,6 +66,50 @@ class Trained:
     summary: dict[str, Any]
     model: nn.Module
     variables: PyTree
+
+    def metrics(self, kind: str = "validation") -> Any:
+        """Returns the metrics of the run's validations, a row each: a DataFrame if pandas is there.
+
+        Args:
+          kind: `train`, `validation` or `test`.
+
+        Raises:
+          UserError: another kind, or the run's metrics are gone.
+        """
+        if kind not in KINDS:
+            raise unknown_name("kind of metrics", kind, KINDS)
+        records = read_metrics(self.directory)
+        return notebook.table(
+            {name: value for name, value in record.items() if name != "kind"}
+            for record in records
+            if record["kind"] == kind
+        )
+
+    def figure(self, name: str) -> Path:
+        """Returns the path of one of the run's figures, such as `learning_curves`.
+
+        Raises:
+          UserError: the run has no figure of that name.
+        """
+        paths = {path.stem: path for path in (self.directory / "figures").glob("*.png")}
+        if name not in paths:
+            raise unknown_name(f"figure of {self.directory}", name, sorted(paths))
+        return paths[name]
+
+    def __repr__(self) -> str:
+        return f"Trained({self.directory}: {self._score()})"
+
+    def _repr_html_(self) -> str:
+        shown = ("model", "dataset", "test_accuracy", "test_loss", "parameters", "step", "seconds")
+        facts = {name: self.summary[name] for name in shown if name in self.summary}
+        return notebook.card(
+            f"{self.directory.name}: {self._score()}",
+            facts | {"directory": self.directory},
+            [self.directory / "figures" / "learning_curves.png"],
+        )
+
+    def _score(self) -> str:
+        return score_text(self.summary) if self.summary else "stopped, not tested yet"
 
 
 def train(

@@ -10,7 +10,18 @@ from cnnjax import lazy
 
 lazy.attach(
     __name__,
-    ("plan", "report", "space", "study", "trials"),
+    (
+        "cluster",
+        "costs",
+        "figures",
+        "forecasts",
+        "plan",
+        "report",
+        "space",
+        "study",
+        "trials",
+        "workers",
+    ),
     {
         "space": ("Choice", "Dimension", "Range", "Space", "read_space"),
         "study": ("ask", "grid_of", "open_study"),
@@ -20,11 +31,16 @@ lazy.attach(
 )
 
 if TYPE_CHECKING:
+    from cnnjax.search import cluster as cluster
+    from cnnjax.search import costs as costs
+    from cnnjax.search import figures as figures
+    from cnnjax.search import forecasts as forecasts
     from cnnjax.search import plan as plan
     from cnnjax.search import report as report
     from cnnjax.search import space as space
     from cnnjax.search import study as study
     from cnnjax.search import trials as trials
+    from cnnjax.search import workers as workers
     from cnnjax.search.plan import Objective as Objective
     from cnnjax.search.plan import Search as Search
     from cnnjax.search.space import Choice as Choice

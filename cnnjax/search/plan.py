@@ -14,10 +14,15 @@ from typing import Any
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.run.files import read_json
 from cnnjax.run.logs import read_metrics
+from cnnjax.search import costs
+from cnnjax.search.costs import COSTS
 from cnnjax.search.space import Choice, Dimension, Space, Value, applied, suggest
+from cnnjax.search.workers import Request
 
 # What `summary.json` says of a run, besides its scores.
 OF_SUMMARY = ("parameters", "trained_parameters", "seconds")
+# What is minimized where nothing else is said: names, or ends of names.
+MINIMIZED = ("loss", "error", "perplexity", *OF_SUMMARY, *COSTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Objective:
     """What is made large or small.
 
     Attributes:
-      name: a validation score, or one of `OF_SUMMARY`.
+      name: a validation score, or one of `OF_SUMMARY` or of `costs.COSTS`.
       is_minimized: whether less is better.
     """
 
@@ -68,10 +73,12 @@ class Search:
         """Whether the constraints hold of what was chosen."""
         return self.space.allows({**applied(self.settings, chosen), **chosen})
 
-    def command(self, chosen: Mapping[str, Value], directory: Path) -> list[str]:
-        """Returns the experiment's flags for a trial."""
+    def request(self, chosen: Mapping[str, Value], directory: Path) -> Request:
+        """Returns what a worker is asked for a trial."""
         own = ["--no-test", "--run-dir", str(directory), "--resume", str(directory)]
-        return [*self.argv, *own, *chosen_flags(self.settings, chosen)]
+        argv = (*self.argv, *own, *chosen_flags(self.settings, chosen))
+        names = tuple(each.name for each in self.objectives if each.name in COSTS)
+        return Request(str(directory.with_suffix(".log")), argv, str(directory), names)
 
 
 def chosen_flags(settings: Mapping[str, Any], chosen: Mapping[str, Value]) -> list[str]:
@@ -107,6 +114,9 @@ def objective_values(search: Search, directory: Path) -> tuple[float, ...]:
         if each.name in OF_SUMMARY:
             values.append(float(summary[each.name]))
             continue
+        if each.name in COSTS:
+            values.append(float(costs.measured(directory).get(each.name, math.nan)))
+            continue
         found = validations(directory, each.name)
         if not found:
             values.append(math.nan)
@@ -118,7 +128,9 @@ def objective_values(search: Search, directory: Path) -> tuple[float, ...]:
 
 
 def rehearse(search: Search, directory: Path) -> dict[str, Any]:
-    """Runs the experiment for seconds (`--smoke`) and returns its summary and validation scores.
+    """Runs the experiment for seconds (`--smoke`); returns what it monitors and its scores' names.
+
+    Costs that are objectives are measured, too.
 
     Raises:
       UserError: it fails with these flags.
@@ -126,23 +138,25 @@ def rehearse(search: Search, directory: Path) -> dict[str, Any]:
     own = ["--smoke", "--no-test", "--run-dir", str(directory)]
     flags = [*search.argv, *own, *chosen_flags(search.settings, _example(search))]
     problem = f"{search.experiment} fails with these settings"
-    last = run_experiment(search.experiment, flags, problem)
+    last = run_module(search.experiment, flags, problem)
     if not (directory / "summary.json").exists():
         raise UserError(f"{problem}: {last}")
+    if names := [each.name for each in search.objectives if each.name in COSTS]:
+        run_module("cnnjax.search.costs", [str(directory), *names], "a cost cannot be measured")
     summary = read_json(directory / "summary.json", f"{directory} is damaged")
     records = [each for each in read_metrics(directory) if each["kind"] == "validation"]
     scores = sorted({name for each in records for name in each} - {"step", "kind"})
     return {"monitor": summary["monitor"], "scores": scores}
 
 
-def run_experiment(experiment: str, flags: Sequence[str], problem: str) -> str:
-    """Runs an experiment to its end, shows nothing, and returns the last line that it printed.
+def run_module(module: str, flags: Sequence[str], problem: str) -> str:
+    """Runs an experiment or another program to its end, shows nothing, and returns its last line.
 
     Raises:
       UserError: it failed; `problem` says so, and the last line that it printed why.
     """
     found = subprocess.run(
-        [sys.executable, "-m", experiment, *flags],
+        [sys.executable, "-m", module, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -174,5 +188,5 @@ def _example(search: Search) -> dict[str, Value]:
 def check_objectives(objectives: Sequence[Objective], scores: Sequence[str]) -> None:
     """Raises UserError for an objective that no run reports."""
     for each in objectives:
-        if each.name not in (*scores, *OF_SUMMARY):
-            raise unknown_name("--objective", each.name, [*scores, *OF_SUMMARY])
+        if each.name not in (*scores, *OF_SUMMARY, *COSTS):
+            raise unknown_name("--objective", each.name, [*scores, *OF_SUMMARY, *COSTS])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import html
-import io
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnjax.explain import markup
+from cnnjax.search import figures
 from cnnjax.search import study as studies
+from cnnjax.search.figures import best_trials
+from cnnjax.search.forecasts import sentences
 from cnnjax.search.plan import Search
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def write_report(search: Search, study: optuna.Study) -> Path:
     shown = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, title, draw in _figures(search, study):
-            content = _drawn(draw)
+        for name, title, draw in figures.all_of(search, study):
+            content = figures.drawn(draw)
             if content is not None:
                 (directory / f"{name}.png").write_bytes(content)
                 shown.append((title, content))
@@ -43,91 +44,7 @@ def write_report(search: Search, study: optuna.Study) -> Path:
     return page
 
 
-def importances(study: optuna.Study) -> dict[str, float]:
-    """Returns how much of the objective's variance each setting explains, by fANOVA.
-
-    Hutter et al. 2014. Empty where too few trials have ended, or with several objectives.
-    """
-    optuna = studies.optuna_module()
-    if len(study.directions) > 1:
-        return {}
-    complete = (optuna.trial.TrialState.COMPLETE,)
-    if len(study.get_trials(deepcopy=False, states=complete)) < 4:
-        return {}
-    try:
-        return dict(
-            optuna.importance.get_param_importances(
-                study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
-            )
-        )
-    except (ValueError, RuntimeError):
-        return {}
-
-
-def best_trials(study: optuna.Study) -> list[Any]:
-    """Returns the best trial; of several objectives, those that no other is better than in all."""
-    state = studies.optuna_module().trial.TrialState.COMPLETE
-    if not study.get_trials(deepcopy=False, states=(state,)):
-        return []
-    return [study.best_trial] if len(study.directions) == 1 else study.best_trials
-
-
-def _figures(search: Search, study: optuna.Study) -> list[tuple[str, str, Callable[[], Any]]]:
-    optuna = studies.optuna_module()
-    drawn = optuna.visualization.matplotlib
-    name = search.objectives[0].name
-    if len(search.objectives) > 1:
-        names = [each.name for each in search.objectives]
-        return [
-            (
-                "pareto",
-                "What no other trial beats in all",
-                lambda: drawn.plot_pareto_front(study, target_names=names),
-            )
-        ]
-    found = [
-        (
-            "history",
-            "History",
-            lambda: drawn.plot_optimization_history(study, target_name=name),
-        ),
-        ("curves", "Learning curves", lambda: drawn.plot_intermediate_values(study)),
-        (
-            "parallel",
-            "Settings and objective",
-            lambda: drawn.plot_parallel_coordinate(study, target_name=name),
-        ),
-        ("slices", "One setting each", lambda: drawn.plot_slice(study, target_name=name)),
-    ]
-    if importances(study):
-        figure = (
-            "importances",
-            "Share of the variance that a setting explains",
-            lambda: drawn.plot_param_importances(study, target_name=name),
-        )
-        found.insert(1, figure)
-    return found
-
-
-def _drawn(draw: Callable[[], Any]) -> bytes | None:
-    """The figure as PNG; None where the trials are too few for it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    try:
-        draw()
-        file = io.BytesIO()
-        plt.gcf().savefig(file, format="png", dpi=110, bbox_inches="tight")
-        return file.getvalue()
-    except (ValueError, RuntimeError, IndexError):
-        return None
-    finally:
-        plt.close("all")
-
-
-def _page(search: Search, study: optuna.Study, figures: list[tuple[str, bytes]]) -> str:
+def _page(search: Search, study: optuna.Study, pictures: list[tuple[str, bytes]]) -> str:
     best = {each.number for each in best_trials(study)}
     found = sorted(studies.counted(study), key=lambda each: _order(search, each))
     names = [each.name for each in search.space.dimensions]
@@ -140,13 +57,14 @@ def _page(search: Search, study: optuna.Study, figures: list[tuple[str, bytes]])
     )
     images = "".join(
         f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="{markup.uri(content)}">'
-        for title, content in figures
+        for title, content in pictures
     )
     more = f"<p>The first {ROWS} of {len(found)}.</p>" if len(found) > ROWS else ""
     titles = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     values = {
         "TITLE": html.escape(f"Search of {search.experiment}"),
         "SUMMARY": html.escape(summary_line(search, study)),
+        "NOTES": "".join(f"<p>{html.escape(each)}</p>" for each in sentences(search, study)),
         "FIGURES": images,
         "HEAD": titles,
         "ROWS": rows,
@@ -228,7 +146,7 @@ img {{ max-width: 100%; background: white; }}
 div.wide {{ overflow-x: auto; }}
 tr.best {{ font-weight: bold; }}
 </style></head><body>
-<h1>@TITLE@</h1><p>@SUMMARY@</p>
+<h1>@TITLE@</h1><p>@SUMMARY@</p>@NOTES@
 @FIGURES@
 <h2>Trials</h2><div class="wide"><table><tr>@HEAD@</tr>@ROWS@</table></div>@MORE@
 </body></html>

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -194,6 +195,9 @@ def open_storage(url: str) -> Any:
     if url.startswith("sqlite"):
         # Several workers write to one file: wait for each other.
         return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    # SQLAlchemy 2.0 asks for psycopg2 where a URL names no driver.
+    if url.startswith("postgresql://") and not importlib.util.find_spec("psycopg2"):
+        url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     return optuna.storages.RDBStorage(
         url, engine_kwargs={"pool_pre_ping": True}, skip_compatibility_check=False
     )
@@ -211,7 +215,7 @@ def storage_errors(url: str) -> Iterator[None]:
     except ImportError:
         raise UserError(
             f"--storage {shown} needs a driver that is not installed for it: for "
-            "PostgreSQL, pip install 'psycopg[binary]'"
+            "PostgreSQL, pip install 'cnnjax[postgresql]'"
         ) from None
     except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError):
         raise UserError(

@@ -9,17 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from cnnjax.errors import UserError
@@ -29,60 +23,19 @@ from cnnjax.run.logs import METRICS_FILE
 from cnnjax.search import study as studies
 from cnnjax.search.plan import Search, last_line, objective_values, validations
 from cnnjax.search.space import Space, Value
+from cnnjax.search.workers import LOST, Answer, Worker
 
 if TYPE_CHECKING:
     import optuna
 
 POLL_SECS = 0.1
 PRUNED, KILLED = "pruned", "killed"
-
-
-class Worker:
-    """A process that runs trials one after another: see `cnnjax.search.worker`.
-
-    Attributes:
-      number: counted from 0.
-      answers: the exit code of each trial as it ends; None when the process has.
-    """
-
-    def __init__(self, number: int, experiment: str, environment: Mapping[str, str], core: str):
-        self.number = number
-        self.answers: SimpleQueue[int | None] = SimpleQueue()
-        command = [sys.executable, "-m", "cnnjax.search.worker", experiment, str(os.getpid())]
-        self._process = subprocess.Popen(
-            [*command, *([core] if core else [])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **environment},
-            # Ctrl-C is for the search, which asks its trials to save.
-            start_new_session=True,
-        )
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.answers.put(int(line))
-        self._process.wait()
-        self.answers.put(None)
-
-    def run(self, log: Path, argv: Sequence[str]) -> None:
-        """Starts a trial."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # Then `answers` says so.
-            self._process.stdin.write(json.dumps([str(log), list(argv)]) + "\n")
-            self._process.stdin.flush()
-
-    def stop_trial(self) -> None:
-        """Asks the trial to save and stop; the process goes on."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
-
-    def end(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.wait()
+# Of a trial in the storage: how many workers were lost with the machines they ran on.
+RESTARTS, MOST_RESTARTS = "restarts", 5
+# Likewise how long its workers took, all starts together but for those that were killed.
+SECONDS = "seconds"
+# As `only_writer` says it.
+BEING_TRAINED = "is being trained by"
 
 
 @dataclasses.dataclass
@@ -133,10 +86,9 @@ def run(
     *,
     budget: int,
     workers: int,
+    start: Callable[[int], Worker],
     timeout_secs: float = 0.0,
     combinations: Sequence[dict[str, Value]] | None = None,
-    environments: Sequence[Mapping[str, str]] = ({},),
-    cores: Sequence[str] = ("",),
     on_start: Callable[[Any], None] = lambda trial: None,
     on_end: Callable[[Ended], None] = lambda ended: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -148,9 +100,10 @@ def run(
       study: of `studies.open_study`.
       budget: how many trials count, with those of earlier starts and of others on the same study.
       workers: how many train at once.
+      start: number -> a worker, such as `workers.local` or `cluster.connect` return it; called
+        again for one that has died.
       timeout_secs: begin no trial after so many seconds; 0 for no limit.
       combinations: of a grid.
-      environments, cores: of the workers, in turn.
       on_start, on_end: called with each trial, with what became of it.
       should_stop: asked again and again: whether to save what runs and to end.
 
@@ -161,31 +114,25 @@ def run(
       UserError: the first trial fails, or the storage does.
     """
     began = time.monotonic()
-
-    def start(number: int) -> Worker:
-        environment, core = environments[number % len(environments)], cores[number % len(cores)]
-        return Worker(number, search.experiment, environment, core)
-
-    idle = [start(number) for number in range(workers)]
-    everyone, busy = list(idle), dict[int, Running]()
+    everyone, busy = [start(number) for number in range(workers)], dict[int, Running]()
     exhausted = False
     try:
         while True:
             stopping = should_stop() or bool(
                 timeout_secs and time.monotonic() - began > timeout_secs
             )
-            while idle and not stopping and not exhausted:
+            for worker in everyone:
+                if stopping or exhausted or worker.number in busy or not worker.is_ready():
+                    continue
                 found = _next(search, study, budget, combinations)
                 if found is None:
                     exhausted = True
                     break
-                worker = idle.pop(0)
                 busy[worker.number] = found
                 on_start(found.trial)
-                log = found.directory.with_suffix(".log")
-                worker.run(log, search.command(found.trial.params, found.directory))
-            if not busy:
-                return not stopping or exhausted
+                worker.run(search.request(found.trial.params, found.directory))
+            if not busy and (stopping or exhausted):
+                return exhausted
             if stopping and should_stop():
                 for number in [number for number in busy if not busy[number].ended_by]:
                     everyone[number].stop_trial()
@@ -195,14 +142,16 @@ def run(
                 if search.objectives and not running.ended_by:
                     _report(search, study, running, worker)
                 with contextlib.suppress(Empty):
-                    code = worker.answers.get_nowait()
+                    answer = worker.answer()
                     _report(search, study, running, None)
-                    ended = _judged(search, study, running, code)
+                    ended = _judged(search, study, running, answer)
                     running.lock.close()
                     del busy[number]
-                    if code is None:
-                        everyone[number] = worker = start(number)
-                    idle.append(worker)
+                    if not isinstance(answer, int):
+                        worker.end()
+                        everyone[number] = start(number)
+                        # The trial that it had may have to go on.
+                        exhausted = False
                     if ended is not None:
                         on_end(ended)
                         _check_first(study, ended)
@@ -293,29 +242,39 @@ def _report(search: Search, study: optuna.Study, running: Running, worker: Worke
             worker.stop_trial()
 
 
-def _judged(
-    search: Search, study: optuna.Study, running: Running, code: int | None
-) -> Ended | None:
+def _judged(search: Search, study: optuna.Study, running: Running, answer: Answer) -> Ended | None:
     """Tells the study what became of a trial; None for one that goes on later."""
     state = studies.optuna_module().trial.TrialState
     seconds = time.monotonic() - running.started
     number = running.trial.number
     has_summary = (running.directory / "summary.json").exists()
+    spent = running.trial.user_attrs.get(SECONDS, 0.0) + seconds
+    running.trial.set_user_attr(SECONDS, spent)
     if running.ended_by == KILLED and not has_summary:
         return None
+    log = running.directory.with_suffix(".log")
+    # What another node began may end a moment after it was lost.
+    is_lost = answer == LOST or (answer == 2 and BEING_TRAINED in _last_line(log))
+    if is_lost and not has_summary and running.ended_by != PRUNED:
+        restarts = running.trial.user_attrs.get(RESTARTS, 0) + 1
+        running.trial.set_user_attr(RESTARTS, restarts)
+        if restarts < MOST_RESTARTS:
+            return None
     if running.ended_by == PRUNED and not has_summary:
         study.tell(running.trial, state=state.PRUNED)
         return Ended(number, None, PRUNED, "", seconds)
     why = ""
-    if code == 0 and has_summary:
+    if answer in (0, LOST) and has_summary:
         values = objective_values(search, running.directory)
         if all(map(math.isfinite, values)):
             study.tell(running.trial, list(values))
             return Ended(number, values, "complete", "", seconds)
         why = f"{search.objectives[0].name} is not a number"
-    elif code is None:
+    elif answer == LOST:
+        why = f"the machine that it ran on was lost {MOST_RESTARTS} times"
+    elif answer is None:
         why = "its process was killed"
-    why = why or _last_line(running.directory.with_suffix(".log")) or f"it ended with code {code}"
+    why = why or _last_line(log) or f"it ended with {answer}"
     running.trial.set_user_attr("failed", why)
     study.tell(running.trial, state=state.FAIL)
     return Ended(number, None, "failed", why, seconds)

@@ -2,8 +2,8 @@
 
     python -m cnnjax.search.worker EXPERIMENT PARENT [CORE ...]
 
-Each line that it reads is a JSON list: the file that the trial's output goes to, and the arguments
-of the experiment. For each it answers with a line: the exit code of the experiment.
+Each line that it reads is a `workers.Request` as JSON. For each it answers with a line: the exit
+code of the experiment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import Any
+
+from cnnjax.errors import UserError
 
 
 def main() -> None:
@@ -25,14 +28,13 @@ def main() -> None:
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in cores})
     signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w")
     # What is printed by the way is no answer.
     os.dup2(2, 1)
     module = importlib.import_module(experiment)
     for line in sys.stdin:
-        log, argv = json.loads(line)
-        code = _run(module, argv, log)
+        code = _run(module, json.loads(line))
         answers.write(f"{code}\n")
         answers.flush()
 
@@ -46,30 +48,34 @@ def _stop(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when the search has ended, even if it was killed."""
+def end_with(parent: int) -> None:
+    """Ends this process when the one that started it has ended, even if it was killed."""
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
 
 
-def _run(module: Any, argv: list[str], log: str) -> int:
+def _run(module: Any, request: dict[str, Any]) -> int:
     """Runs the experiment as its command line does; what it prints goes to the file."""
     import jax
 
-    from cnnjax.run import settings
+    from cnnjax.search import costs
 
-    with open(log, "a", encoding="utf-8") as file:
+    with open(request["log"], "a", encoding="utf-8") as file:
         for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
             stream.flush()
             os.dup2(file.fileno(), descriptor)
         global _is_busy
         _is_busy = True
         try:
-            settings.launch(module.Config, module.main, argv)
-            return 0
-        except SystemExit as stop:
-            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            directory = Path(request["directory"])
+            code = _launched(module, request["argv"])
+            if code == 0 and request["costs"] and (directory / "summary.json").exists():
+                costs.measure(directory, request["costs"])
+            return code
+        except UserError as error:
+            print(f"error: {error}")
+            return 2
         except BaseException:
             traceback.print_exc()
             return 1
@@ -80,6 +86,17 @@ def _run(module: Any, argv: list[str], log: str) -> int:
             # A trial's compiled programs are of no use to the next one.
             jax.clear_caches()
             gc.collect()
+
+
+def _launched(module: Any, argv: list[str]) -> int:
+    """Runs the experiment; returns its exit code."""
+    from cnnjax.run import settings
+
+    try:
+        settings.launch(module.Config, module.main, argv)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ lazy.attach(
     (
         "adapting",
         "compress_rounds",
+        "compared",
         "compressed",
         "compressing",
         "evaluated",
@@ -25,6 +26,7 @@ lazy.attach(
 
 if TYPE_CHECKING:
     from cnnjax.studies import adapting as adapting
+    from cnnjax.studies import compared as compared
     from cnnjax.studies import compress_rounds as compress_rounds
     from cnnjax.studies import compressed as compressed
     from cnnjax.studies import compressing as compressing

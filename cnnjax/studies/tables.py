@@ -39,6 +39,31 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def paired_text(first: Sequence[float], second: Sequence[float], what: str, name: str) -> str:
+    """Says whether two settings differ over the same seeds, in a sentence.
+
+    Args:
+      first, second: a score for each seed.
+      what: the difference, such as "Found minus default".
+      name: of the score; accuracies are told in percent.
+    """
+    from cnnjax.evaluation import comparison
+
+    scale, digits = (100, 3) if name == "accuracy" else (1, 4)
+    result = comparison.paired(first, second)
+    needed = (
+        ""
+        if result.seeds_needed is None
+        else f"; {result.seeds_needed} seeds find a difference as large as this in 4 of 5 cases"
+    )
+    median = statistics.median(b - a for a, b in zip(first, second, strict=True))
+    return (
+        f"{what}, paired over {len(first)} seeds: {scale * result.difference:+.{digits}f} "
+        f"± {scale * result.half_interval:.{digits}f} (median {scale * median:+.{digits}f}), "
+        f"p = {result.p_value:.3g}{needed}."
+    )
+
+
 def summarize(trials: Iterable[Trial]) -> list[dict[str, Any]]:
     """Returns one row for each method and number of labels, in the order in which they come.
 

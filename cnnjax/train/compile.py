@@ -118,10 +118,12 @@ def start_compiling(
     method: str,
     mesh: Mesh,
     compiler_options: dict[str, str | bool] | None = None,
+    compiled_program: Callable[[jax.stages.Compiled], None] | None = None,
 ) -> Callable[[], Train]:
     """Traces the step, starts the compiler in a thread, and returns what waits for the trainer.
 
-    Meanwhile the state can be made or read. Arguments as for `compile_train`.
+    Meanwhile the state can be made or read. Arguments as for `compile_train`; `compiled_program` is
+    called with the program when it is there.
     """
     method = choose_method(method, data, mesh)
     lowered = lower_train(make_step, state, data, method=method, mesh=mesh)
@@ -131,6 +133,8 @@ def start_compiling(
 
     def trainer() -> Train:
         compiled = compiling.result()
+        if compiled_program is not None:
+            compiled_program(compiled)
         if method == "scan":
             assert isinstance(data, ResidentPipeline)
             return chunks.trainer(compiled, data, mesh)

@@ -1,16 +1,14 @@
 """Memory of a training step on each device, as the compiler reports it."""
 
 import dataclasses
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from cnnjax.data.pipelines import Pipeline, ResidentPipeline
-from cnnjax.devices import processes
+from cnnjax.devices import host, processes
 from cnnjax.devices.sharding import describe
 from cnnjax.errors import UserError
 from cnnjax.train.compile import choose_method, lower_train
@@ -20,7 +18,6 @@ from cnnjax.train.step import TrainStep
 PyTree = Any
 # Beside the batch in use: two that wait, and one on its way.
 STREAMED_BATCHES = 4
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,22 +115,9 @@ def available_bytes(mesh: Mesh) -> int | None:
     """Returns the memory of a device of the mesh; of CPU devices their fraction of the host's."""
     device = mesh.local_devices[0]
     if device.platform == "cpu":
-        host = host_bytes()
-        return None if host is None else host // len(mesh.local_devices)
+        total = host.memory_bytes()
+        return None if total is None else total // len(mesh.local_devices)
     return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def host_bytes() -> int | None:
-    """Returns the memory that this process may use, by its container or the machine."""
-    limits = []
-    if hasattr(os, "sysconf"):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for path in CGROUP_LIMITS:
-        try:
-            limits.append(int(Path(path).read_text()))
-        except (OSError, ValueError):
-            continue  # No such container, or one without a limit ("max").
-    return min(limits, default=None)
 
 
 def format_plan(plan: MemoryPlan) -> str:

@@ -69,6 +69,11 @@ def create_state(
 ) -> TrainState:
     """Returns the state before the first step.
 
+    >>> params = {"head": {"kernel": jnp.zeros((4, 2))}}
+    >>> state = create_state({"params": params}, optax.adam(1e-3), jax.random.key(0))
+    >>> int(state.step), state.params["head"]["kernel"].shape, state.ema is None
+    (0, (4, 2), True)
+
     Args:
       variables: what `model.init` returned: `params`, and perhaps `batch_stats` and `frozen`.
       optimizer: the optimizer whose state is created.

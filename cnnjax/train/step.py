@@ -67,6 +67,20 @@ def make_step(
     example's position in the batch), so a resumed run draws the same numbers, on any number of
     devices. A state with a `loss_scale` is trained in float16: see `cnnjax.train.precision`.
 
+    >>> import optax
+    >>> from cnnjax.tasks.classification import classification
+    >>> from cnnjax.train.state import create_state
+    >>> from cnnjax import models
+    >>> model, optimizer = models.create("mlp", num_classes=2), optax.sgd(0.1)
+    >>> image, label = jnp.ones((4, 2, 2, 1)), jnp.array([0, 1, 1, 1])
+    >>> batch = {"image": image, "label": label, "mask": jnp.ones(4, bool)}
+    >>> state = create_state(model.init(jax.random.key(0), image), optimizer, jax.random.key(1))
+    >>> step = make_step(model, optimizer, classification(2), schedule=lambda step: 0.1)
+    >>> state, metrics = jax.jit(step)(state, batch)
+    >>> total, count = metrics["loss"]
+    >>> int(state.step), bool(total / count > 0), int(count)
+    (1, True, 4)
+
     Args:
       model: a Linen module with the contract of `cnnjax.models`.
       optimizer: an Optax transformation; `optimizer.init(params)` made `state.opt_state`.

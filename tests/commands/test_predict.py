@@ -48,7 +48,7 @@ def test_a_runs_own_files_become_the_arrays_that_it_was_trained_on(fit, mode, ch
         f"folder:{folder}", image_size=(16, 16), fit=fit, validation=0, seed=0
     )
     card = {"image_shape": [16, 16, channels], "fit": fit, "dataset": dataset.name}
-    prepare, _ = predict.preparation(load.TrainedModel(None, {}, card, 0))
+    prepare, _ = load.preparation(load.TrainedModel(None, {}, card, 0))
     paths = sorted(folder.glob("*/*.png"))
     made = np.stack([prepare(cnnjax.data.read_image(path)) for path in paths])
     images = np.concatenate([dataset.train.image, dataset.test.image])
@@ -84,7 +84,7 @@ def test_tall_and_wide_are_told_apart_by_predict_as_in_the_test(tmp_path, capsys
 )
 def test_what_it_was_trained_on_decides_what_is_a_digit(dataset, kind, is_digit):
     card = {"image_shape": [32, 32, 1], "dataset": dataset}
-    prepare, how = predict.preparation(load.TrainedModel(None, {}, card, 0), kind)
+    prepare, how = load.preparation(load.TrainedModel(None, {}, card, 0), kind)
     picture = np.full((60, 40, 1), 230, np.uint8)
     picture[10:50, 18:24] = 20  # A dark stroke on light paper.
     made = prepare(picture)

@@ -78,7 +78,7 @@ def test_both_spellings_are_alike(argv):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["nope"], "unknown command 'nope': choose from compress, concepts, "),
+        (["nope"], "unknown command 'nope': choose from compare, compress, concepts, "),
         (["evaluat"], "unknown command 'evaluat': did you mean evaluate?"),
         (["--run", "x"], "unknown command '--run': choose from "),
         (["evaluate"], "no run given: name one, such as --run runs/mine, or give --weights"),

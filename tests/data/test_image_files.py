@@ -387,3 +387,21 @@ def test_other_sizes(digits):
 def test_blank_pictures(shape):
     with pytest.raises(UserError, match=f"no digit found: .* {shape[1]} x {shape[0]} pixels"):
         digit_from_image(np.full(shape, 130, np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_the_content_of_a_file_is_read_as_the_file(mode, kind, tmp_path):
+    if (kind, mode) in (("WEBP", "1"), ("WEBP", "LA"), ("WEBP", "P"), ("WEBP", "I;16")):
+        pytest.skip("the format has no such images")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
+    gray = pixels[..., 0].astype(np.uint16)
+    image = Image.fromarray(gray) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    path = tmp_path / f"image.{kind.lower()}"
+    image.save(path, kind, **({"transparency": 0} if (kind, mode) == ("PNG", "L") else {}))
+    np.testing.assert_array_equal(read_image(path.read_bytes()), read_image(path))
+
+
+def test_the_content_of_a_file_opens_no_path():
+    with pytest.raises(UserError, match="'sent' is not an image in a format known to Pillow"):
+        read_image(b"/etc/hostname")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cnnjax.data import load
-from cnnjax.data.packaged import archives, fetch, tuxpaint
+from cnnjax.data.packaged import archives, emoji, fetch, pictures, tuxpaint
 from cnnjax.errors import UserError
 
 CONTENT = b"what was published"
@@ -277,3 +277,101 @@ def test_real_weights_know_real_pictures(tmp_path):
     assert "right: 25 of 31; among the first five: 29" in done.stdout
     card = json.loads((tmp_path / "lite0" / "card.json").read_text())
     assert card["sha256"].startswith("57934424")
+
+
+EMOJI_TEST = """\
+# group: Smileys & Emotion
+# subgroup: face-smiling
+1F600                                      ; fully-qualified     # X E1.0 grinning face
+263A                                       ; unqualified         # X E0.6 smiling face
+# group: People & Body
+# subgroup: person-activity
+1F6B6                                      ; fully-qualified     # X E0.6 person walking
+1F6B6 1F3FB                     ; fully-qualified     # X E1.0 person walking: light skin tone
+1F6B6 200D 2640 FE0F                       ; fully-qualified     # X E4.0 woman walking
+# subgroup: hands
+1F44F                                      ; fully-qualified     # X E0.6 clapping hands
+# group: Symbols
+# subgroup: keycap
+0023 FE0F 20E3                             ; fully-qualified     # X E0.6 keycap: #
+002A FE0F 20E3                             ; fully-qualified     # X E2.0 keycap: *
+"""
+
+
+def test_names_of_emoji_without_skin_tones_and_other_spellings():
+    found = emoji.read_names(EMOJI_TEST)
+    assert [each.path for each in found] == [
+        "smileys_emotion/face_smiling-grinning_face.png",
+        "people_body/person_activity-person_walking.png",
+        "people_body/person_activity-woman_walking.png",
+        "people_body/hands-clapping_hands.png",
+        "symbols/keycap-keycap.png",
+        "symbols/keycap-keycap_2a.png",
+    ]
+    assert found[2].codes == (0x1F6B6, 0x200D, 0x2640, 0xFE0F)
+    assert emoji.stem(found[1].path) == emoji.stem(found[2].path) != emoji.stem(found[3].path)
+
+
+def color_font():
+    """A font of two colored bitmaps, the second drawn for two characters in a row."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.ttLib import newTable
+    from fontTools.ttLib.tables.BitmapGlyphMetrics import SmallGlyphMetrics
+    from fontTools.ttLib.tables.C_B_D_T_ import cbdt_bitmap_format_17
+
+    builder = FontBuilder(128)
+    builder.setupGlyphOrder([".notdef", "walk", "she", "both"])
+    builder.setupCharacterMap({0x1F6B6: "walk", 0x2640: "she"})
+    builder.addOpenTypeFeatures("feature ccmp { sub walk she by both; } ccmp;")
+    bitmaps = newTable("CBDT")
+    bitmaps.strikeData = [{}]
+    for name, color in (("walk", (255, 0, 0, 255)), ("both", (0, 0, 255, 0))):
+        glyph = cbdt_bitmap_format_17(b"", builder.font)
+        glyph.metrics = SmallGlyphMetrics()
+        content = io.BytesIO()
+        Image.new("RGBA", (6, 5), color).save(content, format="PNG")
+        glyph.imageData = content.getvalue()
+        bitmaps.strikeData[0][name] = glyph
+    builder.font["CBDT"] = bitmaps
+    return builder.font
+
+
+def test_pictures_are_those_of_characters_and_of_ligatures(monkeypatch):
+    from fontTools import ttLib
+
+    font = color_font()
+    monkeypatch.setattr(ttLib, "TTFont", lambda file: font)
+    walking, she = (
+        emoji.Emoji("people_body", "walk", name, codes)
+        for name, codes in (("person", (0x1F6B6,)), ("woman", (0x1F6B6, 0x2640, 0xFE0F)))
+    )
+    unknown = emoji.Emoji("people_body", "walk", "man", (0x1F6B6, 0x2642))
+    found = emoji.drawings(b"", [walking, she, unknown])
+    assert set(found) == {walking.path, she.path}
+    assert found[walking.path].shape == (5, 6, 3)
+    assert (found[walking.path] == (255, 0, 0)).all()
+    assert (found[she.path] == 255).all()  # What is transparent lies over white.
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    def save(name, path):
+        if name == "b":
+            raise OSError("no space")
+        path.write_bytes(name.encode())
+
+    out = tmp_path / "made"
+    with pytest.raises(OSError, match="no space"):
+        pictures.make_folder(out, {"train": ["a", "b"]}, lambda n: f"x/{n}.png", save, {})
+    assert not list(tmp_path.iterdir())
+    counts = pictures.make_folder(
+        out, {"train": ["a", "c"], "test": ["d"]}, lambda n: f"x/{n}.png", save, {"T.txt": b"t"}
+    )
+    assert counts == {"train": {"x": 2}, "test": {"x": 1}}
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
+        "T.txt",
+        "test/x/d.png",
+        "train/x/a.png",
+        "train/x/c.png",
+    ]
+    with pytest.raises(UserError, match="exists already"):
+        pictures.check_new(out)

@@ -63,6 +63,8 @@ def test_other_content_is_refused(script, tmp_path):
         (["mnits"], "did you mean mnist"),
         (["tuxpaint", "--source", "/nowhere"], "there is no tuxpaint-stamps-default_2022"),
         (["tuxpaint", "--manual-dir", "."], "tuxpaint has no archives"),
+        (["emoji", "--source", "/nowhere"], "there is no fonts-noto-color-emoji_2.042"),
+        (["emoji", "--download"], "emoji has no archives"),
     ],
 )
 def test_errors(script, tmp_path, arguments, message):

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from cnnjax import paths
 from cnnjax.data import load, mnist, open_dataset, tfds_source
 from cnnjax.data.image_files import fit_image
 from cnnjax.data.tfds_splits import choose_splits, parse_spec, split_size
@@ -43,7 +44,7 @@ def test_default_data_directory(monkeypatch):
     with pytest.raises(UserError, match="is not prepared in /some/where"):
         load("tfds:cifar10")
     monkeypatch.delenv("TFDS_DATA_DIR")
-    assert tfds_source.default_data_dir() == "~/tensorflow_datasets"
+    assert paths.default_data_dir() == "~/tensorflow_datasets"
     monkeypatch.setenv("TFDS_DATA_DIR", "")
     monkeypatch.setenv("HOME", "/home/of/nobody")
     with pytest.raises(UserError, match="not prepared in /home/of/nobody/tensorflow_datasets"):

@@ -9,7 +9,8 @@ from jax import export as jax_export
 
 from cnnjax import export, models, ops
 from cnnjax.errors import UserError
-from cnnjax.export import onnx_model, program, rewrites, stablehlo
+from cnnjax.export import onnx_model, program, stablehlo
+from cnnjax.export.onnx_graph import rewrites
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")

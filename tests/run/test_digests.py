@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cnnjax import checkpoint
-from cnnjax.devices import backend
+from cnnjax.devices import host
 from cnnjax.trees import named_leaves
 
 # `python -m experiments.mnist_lenet --epochs 1 --seed SEED --devices DEVICES`: parameters and their
@@ -41,7 +41,7 @@ def digest(run):
 @pytest.mark.slow
 @pytest.mark.parametrize(("seed", "devices"), DIGESTS)
 def test_mnist_lenet_ends_with_the_same_bits(tmp_path, seed, devices):
-    features = hashlib.sha256(backend.processor_features().encode()).hexdigest()[:16]
+    features = hashlib.sha256(host.processor_features().encode()).hexdigest()[:16]
     if (features, jaxlib.__version__, len(os.sched_getaffinity(0))) != MADE_WITH:
         pytest.skip(f"the digests were made with {MADE_WITH}")
     command = [sys.executable, "-m", "experiments.mnist_lenet", "--epochs", "1"]

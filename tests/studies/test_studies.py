@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cnnjax.commands import evaluate, inspect_labels
+from cnnjax.errors import UserError
 from cnnjax.run import classifier, cli, settings
 from cnnjax.run import state as states
 from experiments import classify, digits_mlp, mnist_adversarial, mnist_ensemble
@@ -225,6 +226,35 @@ def test_intervals_are_student_s(seeds_table):
         2.776 * 1.5811 / 5**0.5, 1e-3
     )
     assert np.isnan(seeds_table.half_interval([1.0]))
+
+
+def test_rows_tell_shares_in_percent_and_paired_differences(seeds_table):
+    first = {"accuracy": [0.5, 0.6, 0.7], "parameters": [10.0] * 3}
+    second = {"accuracy": [0.6, 0.7, 0.8], "parameters": [20.0] * 3}
+    assert seeds_table.titles(list(first), ["accuracy"], ["accuracy"], paired=True) == (
+        "| experiment | accuracy, % | each seed | less the first | parameters |\n"
+        "|---|---|---|---|---|"
+    )
+    one = seeds_table.row("a", first, ["accuracy"], first)
+    assert one == "| `a` | 60.00 ± 10.00 | 50.00 60.00 70.00 |  | 10 |"
+    two = seeds_table.row("b --c 1", second, ["accuracy"], first)
+    assert "| 70.00 ± 10.00 | 60.00 70.00 80.00 | +10 ±" in two and two.endswith("| 20 |")
+
+
+def test_lines_and_columns_that_cannot_be_are_told_before_any_run(seeds_table):
+    check = seeds_table.check
+    with pytest.raises(UserError, match="did you mean digits_mlp"):
+        check(["digits_mlp", "digits_mpl"], [0], paired=False)
+    with pytest.raises(UserError, match="has --seed, which this script gives"):
+        check(["digits_mlp --seed 3"], [0], paired=False)
+    with pytest.raises(UserError, match="--epochs"):
+        check(["digits_mlp --epchs 3"], [0], paired=False)
+    with pytest.raises(UserError, match="give two or more"):
+        check(["digits_mlp"], [0, 0], paired=True)
+    summaries = [{"test_accuracy": 0.5, "seconds": 3, "model": "mlp"}]
+    assert seeds_table.scores(summaries, "seconds") == [3.0]
+    with pytest.raises(UserError, match="unknown column 'accurcy': did you mean accuracy"):
+        seeds_table.scores(summaries, "accurcy")
 
 
 def test_long_lines_have_directories_of_their_own(seeds_table, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 
 from cnnjax.data.pipelines import ResidentPipeline
 from cnnjax.data.streaming import stream_arrays
+from cnnjax.devices import host
 from cnnjax.devices.sharding import batch_sharding, make_mesh, replicated, state_shardings
 from cnnjax.errors import UserError
 from cnnjax.train import memory
@@ -54,7 +55,7 @@ def test_the_parts_of_a_plan_are_counted_from_shapes():
     # The first convolution's output, which the gradient needs, is 14 x 14 x 4.
     assert whole.workspace > 32 * 14 * 14 * 4 * 4
     assert divided.workspace < whole.workspace
-    assert whole.available == memory.host_bytes()
+    assert whole.available == host.memory_bytes()
     assert divided.available == whole.available // 2
 
 

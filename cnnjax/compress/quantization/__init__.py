@@ -19,7 +19,7 @@ lazy.attach(
     __name__,
     (
         *("calibration", "card", "equalization", "folding", "integers", "lsq", "mixed", "network"),
-        *("quantized", "report", "schemes", "traced"),
+        *("quantized", "report", "schemes", "simulated", "traced"),
     ),
 )
 
@@ -35,4 +35,5 @@ if TYPE_CHECKING:
     from cnnjax.compress.quantization import quantized as quantized
     from cnnjax.compress.quantization import report as report
     from cnnjax.compress.quantization import schemes as schemes
+    from cnnjax.compress.quantization import simulated as simulated
     from cnnjax.compress.quantization import traced as traced

@@ -62,6 +62,7 @@ def quantization_parameters(model: Quantized, variables: Variables) -> dict[str,
 
     Returns:
       `{path: ...}`, in the order of computation, with
+
         `kernel`: int8 codes `[..., features]` (never packed), or float16 or bfloat16 weights;
         `kernel_scale`: float32 `[features]`; None where there are no codes;
         `kernel_zero`: 0;
@@ -72,6 +73,7 @@ def quantization_parameters(model: Quantized, variables: Variables) -> dict[str,
         `input_scale`, `input_zero`: of the input: `x = input_scale * (code - input_zero)`;
         `input_range`: (low, high), the values of the smallest and the largest code;
         `folded`: path of the norm that is folded into it, or None.
+
       Scale, zero and range are None where the input is not quantized.
     """
     norms = dict(model.folded)

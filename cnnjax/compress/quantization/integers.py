@@ -83,8 +83,12 @@ def quantize_weight(kernel: Array, scale: Array, bits: int) -> Array:
     return jnp.clip(jnp.round(kernel / scale), -bound, bound).astype(jnp.int8)
 
 
+@jax.jit
 def dequantize_weight(codes: Array, scale: Array) -> Array:
-    """Returns the weights, float32, that codes `[..., features]` stand for."""
+    """Returns the weights, float32, that codes `[..., features]` stand for.
+
+    In a traced program it is one call of this name, which `cnnjax.export` looks for.
+    """
     return codes.astype(jnp.float32) * scale
 
 
@@ -109,6 +113,20 @@ def activation_scale(
     scale = np.float32((high - low) / (2**bits - 1))
     zero = round(smallest(bits) - low / float(scale))
     return float(scale), int(np.clip(zero, smallest(bits), largest(bits)))
+
+
+@jax.jit
+def fake_quantize(x: Array, scale: Array, zero: Any, low: Any, high: Any) -> Array:
+    """Returns activations after they were rounded to codes, float32 of the shape of `x`.
+
+    In a traced program it is one call of this name, which `cnnjax.export` looks for.
+
+    Args:
+      x: float.
+      scale, zero: `x` is about `scale * (code - zero)`.
+      low, high: the smallest and the largest code.
+    """
+    return (jnp.clip(jnp.round(x / scale) + zero, low, high) - zero) * scale
 
 
 def offsets(x: Array, scale: Any, zero: int, bits: int, *, symmetric: bool = False) -> Array:

@@ -82,8 +82,8 @@ class Quantized(Folded):
     def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As `flax.linen.Module.apply`."""
         plans = dict(self.layers)
-        params, stored = _separated(variables["params"], plans)
-        intercept = _interceptor(
+        params, stored = separated(variables["params"], plans)
+        intercept = intercept_layers(
             lambda path, call, module, x: integer_layer(module, x, plans[path], stored[path]),
             {path for path, plan in plans.items() if plan.activations},
         )
@@ -120,7 +120,7 @@ class FakeQuantized(Folded):
         """As `flax.linen.Module.apply`."""
         plans = dict(self.layers)
         params, input_steps = lsq.rounded_kernels(variables["params"], plans)
-        intercept = _interceptor(
+        intercept = intercept_layers(
             lambda path, call, module, x: call(
                 lsq.rounded_input(x, input_steps[path], plans[path])
             ),
@@ -181,7 +181,7 @@ def kernel_of(stored: Mapping[str, Any], plan: LayerPlan) -> Array:
     return integers.dequantize_weight(codes_of(stored, plan), stored["kernel_scale"])
 
 
-def _separated(
+def separated(
     params: Any, plans: Mapping[str, LayerPlan]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Returns parameters that the folded model takes, and what is stored of each planned layer."""
@@ -198,9 +198,15 @@ def _separated(
     return from_named_leaves(leaves), stored
 
 
-def _interceptor(
+def intercept_layers(
     change: Callable[[str, Callable, nn.Module, Array], Array], paths: set[str]
 ) -> Any:
+    """Returns an interceptor of the calls of layers.
+
+    Args:
+      change: (path, the layer's own call, the module, its input) -> its output.
+      paths: of the layers.
+    """
     wanted = {tuple(path.split("/")): path for path in paths}
 
     def intercept(

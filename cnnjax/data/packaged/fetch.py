@@ -78,6 +78,36 @@ TUXPAINT = Package(
     command=("apt-get", "download", "tuxpaint-stamps-default=2022.06.04-1"),
     before=("apt-get", "update"),
 )
+FASHION_MNIST = Package(
+    name="dataset-fashion-mnist 0.0~git20200523.55506a9-1",
+    registry="Debian",
+    file="dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+    sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+    license="MIT",
+    about="Fashion-MNIST, 70,000 pictures of clothes; Zalando, 2017",
+    command=("apt-get", "download", "dataset-fashion-mnist=0.0~git20200523.55506a9-1"),
+    before=("apt-get", "update"),
+)
+EMOJI = Package(
+    name="fonts-noto-color-emoji 2.042-0+deb12u1",
+    registry="Debian",
+    file="fonts-noto-color-emoji_2.042-0+deb12u1_all.deb",
+    sha256="a5ab0f69c7938423862320d9aca5dd187b3fd879d6a9a57dd52e17c3fa8d2751",
+    license="OFL-1.1",
+    about="Noto Color Emoji, 3,926 pictures; Google, 2013-2023",
+    command=("apt-get", "download", "fonts-noto-color-emoji=2.042-0+deb12u1"),
+    before=("apt-get", "update"),
+)
+EMOJI_NAMES = Package(
+    name="unicode-data 15.0.0-1",
+    registry="Debian",
+    file="unicode-data_15.0.0-1_all.deb",
+    sha256="5efef23bbb1c6a133ecbdd63a2cfa07159ccacf5466a49e2426101c5ecd691fc",
+    license="Unicode-DFS-2016",
+    about="names and groups of emoji; Unicode, 2022",
+    command=("apt-get", "download", "unicode-data=15.0.0-1"),
+    before=("apt-get", "update"),
+)
 
 
 def obtain(package: Package, directory: Path, *, source: Path | None = None) -> Path:

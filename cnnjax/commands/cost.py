@@ -1,0 +1,254 @@
+"""What a network costs: operations, bytes, memory and time by layer, and limits for a project's CI.
+
+    cnnjax cost resnet18
+    cnnjax cost resnet50 --batch-size 32 --precision bfloat16
+    cnnjax cost lenet5 --device flops=100G,bandwidth=20G     (peaks of another device, per second)
+    cnnjax cost --run RUN --budget flops=1M,params=50K,memory=2MiB,train_memory=20MiB
+    cnnjax cost resnet18 --json --no-train
+
+Operations are counted in the traced program (a multiplication and an addition are two), bytes as if
+each layer were one kernel, and the least time follows from what the device can do, measured in a
+second (the roofline). Memory and measured times are those of the compiled programs. With --budget
+the exit code is 1 if anything is over its limit: flops, macs and bytes are those of one image,
+memory and train_memory the peaks for the batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from cnnjax import commands
+from cnnjax.errors import UserError
+
+# What a budget may limit.
+LIMITS = ("flops", "macs", "bytes", "params", "memory", "train_memory")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the costs; returns the exit code: 1 if one is over the budget.
+
+    Raises:
+      UserError: an unknown flag, model or limit, no such run, or an image that does not fit.
+    """
+    options = _options(argv)
+    from cnnjax.cost import budget, roofline
+    from cnnjax.devices import backend
+
+    limits = budget.parse(options.budget, LIMITS, "--budget") if options.budget else {}
+    peaks = None
+    if options.device:
+        names = ("flops", "bandwidth")
+        peaks = roofline.given(budget.parse(options.device, names, "--device"))
+    if "train_memory" in limits and options.no_train:
+        raise UserError("--no-train leaves out the train_memory that --budget limits: drop one.")
+    backend.start(1)
+    network = _of_run(options) if options.run else _named(options)
+    found = _costs(network, options, peaks)
+    if options.json:
+        print(
+            json.dumps({**found, "layers": [_as_dict(each) for each in found["layers"]]}, indent=2)
+        )
+    else:
+        _show(network, found)
+    over = budget.exceeded(limits, found)
+    for line in over:
+        print(f"over budget  {line}")
+    if limits and not over and not options.json:
+        print(f"budget       {options.budget} holds")
+    return int(bool(over))
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = commands.Parser(
+        prog="cnnjax cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", nargs="?", help="a model that cnnjax models lists, or MODULE:NAME of a file")
+    add("--run", help="instead: the network of a run, with its classes and image size")
+    add("--num-classes", type=int, help="classes of the head (default: as published)")
+    add(
+        "--image-shape",
+        type=int,
+        nargs=3,
+        metavar=("HEIGHT", "WIDTH", "CHANNELS"),
+        help="size of the image (default: as published)",
+    )
+    add("--batch-size", type=int, default=1, help="images at a time (1)")
+    add("--precision", help="float32, bfloat16 or float16 (float32; of a run, the run's)")
+    add("--optimizer", default="adamw", help="of the training step (adamw)")
+    add("--no-train", action="store_true", help="leave out the training step, which takes longest")
+    add("--device", help="flops=...,bandwidth=... per second, in place of those measured here")
+    add("--budget", help=f"NAME=NUMBER,... of {', '.join(LIMITS)}; K, M, G, T, Ki, Mi, Gi, B")
+    add("--json", action="store_true", help="print all as JSON")
+    options = parser.parse_args(argv)
+    if bool(options.model) == bool(options.run):
+        raise UserError("give a model, such as cnnjax cost lenet5, or --run RUN.")
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size {options.batch_size}: give 1 or more.")
+    for value in options.image_shape or ():
+        if value < 1:
+            raise UserError(f"--image-shape {value}: give lengths of 1 or more.")
+    if options.num_classes is not None and options.num_classes < 1:
+        raise UserError(f"--num-classes {options.num_classes}: give 1 or more.")
+    return options
+
+
+class Network(NamedTuple):
+    """A network: its name, its module, the forms of its variables, its image and its classes."""
+
+    name: str
+    model: Any
+    variables: Any
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    dtype: Any
+
+
+def _named(options: argparse.Namespace) -> Network:
+    import jax.numpy as jnp
+
+    from cnnjax import models
+    from cnnjax.models.summary import abstract_variables
+    from cnnjax.run import load
+    from cnnjax.train.precision import compute_dtype
+
+    name, arguments = models.read_model(options.model, ())
+    num_classes = options.num_classes or models.canonical_classes(name)
+    shape = tuple(options.image_shape or models.input_shape(name))
+    fields = load.computation(name, arguments, precision=options.precision)
+    model = models.create(name, num_classes=num_classes, **fields)
+    dtype = compute_dtype(options.precision or "float32") or jnp.float32
+    classes = 2 if num_classes == 1 else num_classes
+    return Network(name, model, abstract_variables(model, shape), shape, classes, dtype)
+
+
+def _of_run(options: argparse.Namespace) -> Network:
+    import jax
+    import jax.numpy as jnp
+
+    from cnnjax.run import load
+    from cnnjax.train.precision import compute_dtype
+
+    given = {"--num-classes": options.num_classes, "--image-shape": options.image_shape}
+    for flag, value in {**given, "--precision": options.precision}.items():
+        if value:
+            raise UserError(f"{flag} is the run's own: drop it, or name the model without --run.")
+    trained = load.load_classifier(options.run)
+    card = trained.card
+    forms = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), trained.variables
+    )
+    dtype = compute_dtype(card.get("precision") or "float32") or jnp.float32
+    classes = len(card["class_names"])
+    shape = tuple(card["image_shape"])
+    return Network(card["model"], trained.model, forms, shape, classes, dtype)
+
+
+def _costs(network: Network, options: argparse.Namespace, peaks: Any) -> dict[str, Any]:
+    """Returns all costs by name; `layers` are those of the batch, in the order of computation."""
+    import jax
+    import jax.numpy as jnp
+
+    from cnnjax import optim, trees
+    from cnnjax.cost import compiled, operations, roofline
+
+    if options.optimizer not in optim.OPTIMIZERS:
+        from cnnjax.errors import unknown_name
+
+        raise unknown_name("optimizer", options.optimizer, optim.OPTIMIZERS)
+    image = jax.ShapeDtypeStruct((options.batch_size, *network.image_shape), jnp.float32)
+    model, variables = network.model, network.variables
+    layers = operations.layer_costs(
+        lambda variables, image: model.apply(variables, image, train=False), variables, image
+    )
+    all_flops, moved = operations.total(layers)
+    program = compiled.inference(model, variables, image)
+    inference = compiled.read(program)
+    if peaks is None:
+        peaks = roofline.measure(network.dtype)
+    found: dict[str, Any] = {
+        "model": network.name,
+        "image_shape": network.image_shape,
+        "batch_size": options.batch_size,
+        "flops": all_flops / options.batch_size,
+        "macs": sum(each.products for each in layers) / 2 / options.batch_size,
+        "bytes": moved / options.batch_size,
+        "params": trees.count_parameters(variables["params"]),
+        "memory": inference.peak,
+        "inference": dataclasses.asdict(inference),
+        "roofline": dataclasses.asdict(peaks),
+        "least_secs": sum(peaks.seconds(each) for each in layers),
+        "layers": layers,
+    }
+    if not options.device:
+        found["measured_secs"] = compiled.seconds(program, (variables, image))
+    if not options.no_train:
+        train, step, forms = compiled.training(
+            model, variables, image, num_classes=network.num_classes, optimizer=options.optimizer
+        )
+        training = compiled.read(train)
+        found["train_memory"], found["training"] = training.peak, dataclasses.asdict(training)
+        found["train_flops"] = operations.total(operations.layer_costs(step, *forms))[0]
+    return found
+
+
+def _as_dict(layer: Any) -> dict[str, Any]:
+    return {**dataclasses.asdict(layer), "operations": layer.operations}
+
+
+def _show(network: Network, found: dict[str, Any]) -> None:
+    from cnnjax.cost import roofline, table
+    from cnnjax.devices import backend
+
+    peaks = roofline.Roofline(**found["roofline"])
+    height, width, channels = network.image_shape
+    batch = found["batch_size"]
+    print(
+        f"{network.name}: {batch} image{'s' * (batch > 1)} of {height}x{width}x{channels} on "
+        f"{backend.describe()}\n"
+    )
+    print(table.table(found["layers"], peaks))
+    print(
+        f"\nan image     {found['flops']:,.0f} FLOP ({found['macs']:,.0f} multiply-accumulates), "
+        f"{found['bytes']:,.0f} bytes\nparameters   {found['params']:,}"
+    )
+    print(
+        f"device       {peaks.operations_per_sec / 1e9:,.1f} GFLOP/s, "
+        f"{peaks.bytes_per_sec / 1e9:,.1f} GB/s ({peaks.source}): bound by memory below "
+        f"{peaks.ridge:,.1f} FLOP/byte"
+    )
+    least = f"at least {1e3 * found['least_secs']:,.3f} ms"
+    if "measured_secs" in found:
+        fraction = found["least_secs"] / found["measured_secs"]
+        measured = f"measured {1e3 * found['measured_secs']:,.3f} ms"
+        least += f", {measured}: {fraction:.0%} of the roofline"
+        if fraction > 1:
+            least += " (its arrays stay in the caches, which are faster than the memory)"
+    print(f"inference    {least}")
+    inference = found["inference"]
+    print(
+        f"memory       {_megabytes(found['memory'])} at the peak of inference, "
+        f"{_megabytes(inference['temporary'])} of it activations and workspace"
+    )
+    if "training" in found:
+        print(
+            f"training     {_megabytes(found['train_memory'])} at the peak of a step, "
+            f"{_megabytes(found['training']['temporary'])} of it activations, gradients and "
+            f"workspace; {found['train_flops'] / 1e6:,.3f} MFLOP"
+        )
+    if inference["operations"]:
+        print(
+            f"XLA counts   {inference['operations'] / 1e6:,.3f} MFLOP and "
+            f"{(inference['bytes_accessed'] or 0) / 1e6:,.3f} MB of inference, without calls of "
+            "libraries"
+        )
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:,.2f} MB"

@@ -1,0 +1,46 @@
+"""Costs by layer as a text table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cnnjax.cost.operations import LayerCost, total
+from cnnjax.cost.roofline import Roofline
+
+
+def table(costs: Sequence[LayerCost], roofline: Roofline) -> str:
+    """Returns a row for each layer, and one of all: operations, bytes, intensity, least time."""
+    header = ("layer", "MFLOP", "MB", "FLOP/byte", "bound by", "least us", "time")
+    whole = sum(roofline.seconds(each) for each in costs)
+    rows = [header] + [
+        (
+            each.layer or "(the network itself)",
+            f"{each.operations / 1e6:,.3f}",
+            f"{each.bytes / 1e6:,.3f}",
+            f"{each.intensity:,.2f}",
+            roofline.bound(each),
+            f"{1e6 * roofline.seconds(each):,.1f}",
+            f"{roofline.seconds(each) / whole:.1%}" if whole else "",
+        )
+        for each in costs
+    ]
+    operations, moved = total(costs)
+    rows.append(
+        (
+            "all",
+            f"{operations / 1e6:,.3f}",
+            f"{moved / 1e6:,.3f}",
+            f"{operations / moved:,.2f}" if moved else "",
+            "",
+            f"{1e6 * whole:,.1f}",
+            "100.0%",
+        )
+    )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = []
+    for row in rows:
+        first = row[0].ljust(widths[0])
+        rest = [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([first, *rest]).rstrip())
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])

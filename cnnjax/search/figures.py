@@ -1,0 +1,244 @@
+"""The figures of a search, by Optuna where it draws them well."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cnnjax.search import study as studies
+from cnnjax.search.plan import Search, validations
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def all_of(search: Search, study: optuna.Study) -> list[tuple[str, str, Callable[[], Any]]]:
+    """Returns what may be drawn, if there is enough for it: (name of the file, title, function)."""
+    plots = studies.optuna_module().visualization.matplotlib
+    names = [each.name for each in search.objectives]
+    if len(names) == 1:
+        found: list[tuple[str, str, Callable[[], Any]]] = [
+            (
+                "history",
+                "History",
+                lambda: plots.plot_optimization_history(study, target_name=names[0]),
+            ),
+            ("curves", "Learning curves", lambda: _curves(search, study)),
+        ]
+    else:
+        found = [
+            (
+                "pareto",
+                "What no other trial beats in all",
+                lambda: plots.plot_pareto_front(study, target_names=names),
+            ),
+            ("curves", "Learning curves", lambda: _curves(search, study)),
+        ]
+    for index, name in enumerate(names):
+        found += _of_objective(study, plots, index, name, is_alone=len(names) == 1)
+    return found
+
+
+def _of_objective(
+    study: optuna.Study, plots: Any, index: int, name: str, *, is_alone: bool
+) -> list[tuple[str, str, Callable[[], Any]]]:
+    """The figures of one objective and the settings."""
+    suffix, title = ("", "") if is_alone else (f"_{name}", f" of {name}")
+
+    def target(trial: Any) -> float:
+        return trial.values[index]
+
+    found: list[tuple[str, str, Callable[[], Any]]] = [
+        (
+            f"parallel{suffix}",
+            f"Settings and values{title}",
+            lambda: _parallel(study, index, name),
+        ),
+        (
+            f"slices{suffix}",
+            f"Values{title} by one setting each",
+            lambda: plots.plot_slice(study, target=target, target_name=name),
+        ),
+    ]
+    shares = importances(study, index)
+    if shares:
+        figure = (
+            f"importances{suffix}",
+            f"Share of the variance{title} that a setting explains",
+            lambda: _bars(shares),
+        )
+        found.insert(0, figure)
+    return found
+
+
+def _curves(search: Search, study: optuna.Study) -> None:
+    """Draws the validation score of every trial by epoch; those that were pruned end early."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    _, axes = plt.subplots(figsize=(8, 4.5))
+    best = {each.number for each in best_trials(study)}
+    first = search.objectives[0]
+    shown = 0
+    for each in studies.counted(study):
+        found = validations(search.trial_directory(each.number), first.name)
+        if not found and each.intermediate_values:
+            found = [value for _, value in sorted(each.intermediate_values.items())]
+        if not found:
+            continue
+        shown += 1
+        is_best = each.number in best
+        axes.plot(
+            range(1, len(found) + 1),
+            found,
+            color="#D55E00" if is_best else "#0072B2",
+            alpha=1.0 if is_best else 0.35,
+            linewidth=2.0 if is_best else 1.0,
+            zorder=3 if is_best else 2,
+            marker="o" if len(found) == 1 else None,
+            markersize=3,
+            label=f"trial {each.number}" if is_best and len(best) <= 5 else None,
+        )
+    if not shown:
+        plt.close("all")
+        raise ValueError("no trial has been validated")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(first.name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, title="best")
+
+
+def _parallel(study: optuna.Study, index: int, name: str) -> None:
+    """Draws a line a trial through its settings and its value; the best are on top and yellow."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    optuna = studies.optuna_module()
+    complete = (optuna.trial.TrialState.COMPLETE,)
+    sign = 1 if study.directions[index] == optuna.study.StudyDirection.MAXIMIZE else -1
+    trials = study.get_trials(deepcopy=False, states=complete)
+    trials = sorted(trials, key=lambda trial: sign * trial.values[index])
+    if len(trials) < 2:
+        raise ValueError("too few trials have ended")
+    distributions = {name: each for t in trials for name, each in t.distributions.items()}
+    axes_names = [name, *distributions]
+    columns = [[trial.values[index] for trial in trials]]
+    columns += [[trial.params.get(each) for trial in trials] for each in distributions]
+    _, axes = plt.subplots(figsize=(2.0 + 1.6 * len(axes_names), 4.5))
+    scaled = []
+    for place, (column, label) in enumerate(zip(columns, axes_names, strict=True)):
+        is_log = getattr(distributions.get(label), "log", False) if place else False
+        heights, ticks = _heights(column, is_log)
+        scaled.append(heights)
+        axes.axvline(place, color="black", linewidth=0.8)
+        for height, text in ticks:
+            axes.annotate(
+                text,
+                (place, height),
+                xytext=(4, 0),
+                textcoords="offset points",
+                fontsize=8,
+                zorder=3,
+                bbox={"color": "white", "alpha": 0.7, "pad": 1},
+            )
+    rows = np.array(scaled, np.float64).T
+    colors = plt.get_cmap("viridis")(np.linspace(0, 1, len(rows)))
+    for row, color in zip(rows, colors, strict=True):
+        axes.plot(range(len(axes_names)), row, color=color, alpha=0.8, linewidth=1.4)
+    axes.set_xticks(range(len(axes_names)), axes_names, rotation=20, ha="right")
+    axes.set_yticks([])
+    axes.set_xlim(-0.1, len(axes_names) - 0.5)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+
+
+def _heights(column: list[Any], is_log: bool) -> tuple[list[float], list[tuple[float, str]]]:
+    """Returns heights from 0 to 1 of values, NaN for none, and the labels of an axis."""
+    known = [each for each in column if each is not None]
+    if any(isinstance(each, (str, bool)) for each in known):
+        names = sorted({str(each) for each in known})
+        step = max(len(names) - 1, 1)
+        places = {text: number / step for number, text in enumerate(names)}
+        ticks = [(height, text) for text, height in places.items()]
+        return [math.nan if x is None else places[str(x)] for x in column], ticks
+    change = math.log if is_log else float
+    low, high = change(min(known)), change(max(known))
+    width = high - low or 1.0
+    heights = [math.nan if each is None else (change(each) - low) / width for each in column]
+    ends = [low + width * share for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    values = [math.exp(each) if is_log else each for each in ends]
+    return heights, [(share / 4, f"{value:.3g}") for share, value in enumerate(values)]
+
+
+def _bars(shares: dict[str, float]) -> None:
+    """Draws the importance of each setting, the largest on top."""
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(8, 0.8 + 0.4 * len(shares)))
+    bars = axes.barh(list(shares), list(shares.values()), color="#0072B2")
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.set_xlim(0, 1.1 * max(shares.values()))
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("share of the variance")
+
+
+def drawn(draw: Callable[[], Any]) -> bytes | None:
+    """The figure as PNG; None where the trials are too few for it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    try:
+        # Optuna's have a style of their own, which they would leave behind.
+        with plt.style.context("default"):
+            draw()
+        file = io.BytesIO()
+        for axes in plt.gcf().axes:
+            axes.set_title("")  # The page has titles.
+        plt.gcf().suptitle("")
+        plt.gcf().savefig(file, format="png", dpi=110, bbox_inches="tight")
+        return file.getvalue()
+    except (ValueError, RuntimeError, IndexError):
+        return None
+    finally:
+        plt.close("all")
+
+
+def importances(study: optuna.Study, index: int = 0) -> dict[str, float]:
+    """Returns how much of an objective's variance each setting explains, by fANOVA.
+
+    Hutter et al. 2014. Of settings that are chosen in some trials only nothing is known. Empty
+    where too few trials have ended.
+
+    Args:
+      study: the study.
+      index: of the objective.
+    """
+    optuna = studies.optuna_module()
+    complete = (optuna.trial.TrialState.COMPLETE,)
+    if len(study.get_trials(deepcopy=False, states=complete)) < 4:
+        return {}
+    try:
+        return dict(
+            optuna.importance.get_param_importances(
+                study,
+                evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
+                target=lambda trial: trial.values[index],
+            )
+        )
+    except (ValueError, RuntimeError):
+        return {}
+
+
+def best_trials(study: optuna.Study) -> list[Any]:
+    """Returns the best trial; of several objectives, those that no other is better than in all."""
+    state = studies.optuna_module().trial.TrialState.COMPLETE
+    if not study.get_trials(deepcopy=False, states=(state,)):
+        return []
+    return [study.best_trial] if len(study.directions) == 1 else study.best_trials

@@ -1,0 +1,276 @@
+"""Requests that arrive together are computed together.
+
+    batcher = Batcher(runtime, Limits(delay_secs=0.002, queue_images=256, concurrency=1))
+    logits, probabilities = await batcher.submit(images, deadline_secs=1.0)
+    await batcher.close()
+
+A batch starts when it is full, or when its oldest image has waited for the delay, and a slot is
+free. While all slots compute, requests gather: the next batch takes them all, up to the largest. A
+request of more images than one batch holds is computed in several. The queue is bounded: what does
+not fit is refused at once, with the seconds after which another try may succeed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from cnnjax.errors import UserError
+from cnnjax.serve.refusals import Busy, Late, Unavailable
+from cnnjax.serve.runtime import Runtime
+
+# Of the seconds that an image takes, a moving average: the weight of the newest batch.
+NEWEST = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How long and how many images wait.
+
+    Attributes:
+      delay_secs: how long the oldest image waits for others while a slot is free.
+      queue_images: images that may wait; more are refused.
+      concurrency: batches that are computed at the same time.
+    """
+
+    delay_secs: float = 0.0
+    queue_images: int = 256
+    concurrency: int = 1
+
+
+@dataclasses.dataclass
+class _Waiting:
+    """A request in the queue: its images from `sent` on wait, those before it are computed."""
+
+    images: np.ndarray
+    future: asyncio.Future
+    arrived: float
+    parts: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+    sent: int = 0
+    answered: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Images of a request that are computed in one batch, and where they start in it."""
+
+    request: _Waiting
+    start: int
+    images: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """What is known of a batch when it is done.
+
+    Attributes:
+      images: in it, without those that filled the bucket up.
+      bucket: the batch size that was computed.
+      secs: it took.
+      waited_secs: the time in the queue of each of its requests.
+      failed: whether the runtime raised.
+    """
+
+    images: int
+    bucket: int
+    secs: float
+    waited_secs: tuple[float, ...]
+    failed: bool
+
+
+def check_limits(limits: Limits) -> None:
+    """Raises a UserError for limits out of range."""
+    if not 0 <= limits.delay_secs <= 10:
+        raise UserError(f"--delay-ms {limits.delay_secs * 1e3:g}: give 0 to 10000.")
+    if limits.queue_images < 1:
+        raise UserError(f"--queue {limits.queue_images}: give room for 1 image or more.")
+    if not 1 <= limits.concurrency <= 64:
+        raise UserError(f"--concurrency {limits.concurrency}: give 1 to 64 batches at a time.")
+
+
+class Batcher:
+    """The queue of one version of a model; all but the computation is on one event loop."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        limits: Limits | None = None,
+        *,
+        on_batch: Callable[[Computed], None] | None = None,
+    ) -> None:
+        """Args: the runtime, the limits, and what is told of each batch that is done."""
+        self.runtime = runtime
+        self.limits = limits or Limits()
+        check_limits(self.limits)
+        self._on_batch = on_batch or (lambda computed: None)
+        self._slots = self.limits.concurrency if runtime.parallel else 1
+        self._threads = concurrent.futures.ThreadPoolExecutor(self._slots, "batch")
+        self._queues: dict[tuple[int, ...], collections.deque[_Waiting]] = {
+            shape: collections.deque() for shape in runtime.shapes
+        }
+        self._running = 0
+        self._timer: asyncio.Handle | None = None
+        self._secs_per_image = 1e-3
+        self._closing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def queued(self) -> int:
+        """The images that wait; those of clients that have gone may still be among them."""
+        return sum(
+            len(each.images) - each.sent for queue in self._queues.values() for each in queue
+        )
+
+    async def submit(
+        self, images: np.ndarray, *, deadline_secs: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns logits and probabilities `[images, classes]`.
+
+        A caller that is cancelled leaves the queue: what was not computed yet will not be.
+
+        Args:
+          images: `[images, height, width, channels]` of one of the runtime's shapes, at least one.
+          deadline_secs: after which the answer is of no use; None for no such time.
+
+        Raises:
+          Busy: the queue is full.
+          Late: the deadline passed.
+          Unavailable: the batcher is closing.
+        """
+        if self._closing:
+            raise Unavailable("the model is being unloaded: try again.", retry_after=1)
+        queued = self.queued
+        # A request larger than the queue is let in when nothing else waits.
+        if queued and queued + len(images) > self.limits.queue_images:
+            self._forget_gone()
+            queued = self.queued
+            if queued and queued + len(images) > self.limits.queue_images:
+                wait = self._secs_per_image * queued / self._slots
+                raise Busy(f"{queued} images are waiting: try again later.", retry_after=wait)
+        if deadline_secs is not None and deadline_secs <= 0:
+            raise Late("the deadline has passed.")
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(images, loop.create_future(), loop.time())
+        self._queues[images.shape[1:]].append(waiting)
+        self._idle.clear()
+        if self._timer is None:
+            # Requests that arrive in the same turn of the loop share a batch.
+            self._timer = loop.call_soon(self._start)
+        elif queued < self.runtime.largest_batch <= queued + len(images):
+            self._timer.cancel()
+            self._timer = loop.call_soon(self._start)
+        try:
+            if deadline_secs is None:
+                return await waiting.future
+            async with asyncio.timeout(deadline_secs):
+                return await waiting.future
+        except TimeoutError:
+            raise Late(f"no answer within the deadline of {deadline_secs:.3g} s.") from None
+
+    async def close(self) -> None:
+        """Answers what is in the queue and lets nothing new in."""
+        self._closing = True
+        await self._idle.wait()
+        self._threads.shutdown(wait=False)
+
+    def _forget_gone(self) -> None:
+        """Drops the requests whose clients are gone or whose deadlines have passed."""
+        for shape, queue in self._queues.items():
+            if any(each.future.done() for each in queue):
+                kept = (each for each in queue if not each.future.done())
+                self._queues[shape] = collections.deque(kept)
+
+    def _start(self) -> None:
+        """Starts batches while there are slots and images; sets the timer where it must wait."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        self._forget_gone()
+        while self._running < self._slots:
+            # The shape whose oldest request has waited longest.
+            queues = [queue for queue in self._queues.values() if queue]
+            if not queues:
+                break
+            queue = min(queues, key=lambda queue: queue[0].arrived)
+            due = queue[0].arrived + self.limits.delay_secs
+            count = sum(len(each.images) - each.sent for each in queue)
+            if count < self.runtime.largest_batch and loop.time() < due:
+                self._timer = loop.call_at(due, self._start)
+                break
+            self._send(self._take(queue))
+        if not self._running and not any(self._queues.values()):
+            self._idle.set()
+
+    def _take(self, queue: collections.deque[_Waiting]) -> list[_Part]:
+        """Takes up to a largest batch from a queue."""
+        room = self.runtime.largest_batch
+        taken = []
+        while queue and room:
+            first = queue[0]
+            part = first.images[first.sent : first.sent + room]
+            taken.append(_Part(first, first.sent, part))
+            first.sent += len(part)
+            room -= len(part)
+            if first.sent == len(first.images):
+                queue.popleft()
+        return taken
+
+    def _send(self, taken: list[_Part]) -> None:
+        """Computes a batch on a thread."""
+        loop = asyncio.get_running_loop()
+        self._running += 1
+        began = time.perf_counter()
+        now = loop.time()
+        waited = tuple(now - part.request.arrived for part in taken)
+        parts = [part.images for part in taken]
+        future = loop.run_in_executor(self._threads, self.runtime.run_parts, parts)
+        future.add_done_callback(lambda done: self._answer(taken, done, began, waited))
+
+    def _answer(
+        self,
+        taken: list[_Part],
+        done: asyncio.Future,
+        began: float,
+        waited: tuple[float, ...],
+    ) -> None:
+        """Gives every request of a batch its rows, and starts what waits."""
+        self._running -= 1
+        secs, count = time.perf_counter() - began, sum(len(part.images) for part in taken)
+        self._secs_per_image += NEWEST * (secs / count - self._secs_per_image)
+        error = done.exception()
+        bucket = self.runtime.bucket(count)
+        self._on_batch(Computed(count, bucket, secs, waited, error is not None))
+        at = 0
+        for part in taken:
+            rows = slice(at, at + len(part.images))
+            at += len(part.images)
+            if part.request.future.done():
+                continue
+            if error is not None:
+                part.request.future.set_exception(error)
+                continue
+            logits, probabilities = done.result()
+            _give(part, logits[rows], probabilities[rows])
+        if self._timer is None:
+            self._start()
+
+
+def _give(part: _Part, logits: np.ndarray, probabilities: np.ndarray) -> None:
+    """Adds rows to a request's answer; the last ones complete it.
+
+    With several slots a later part may be done before an earlier one.
+    """
+    request = part.request
+    request.parts[part.start] = logits, probabilities
+    request.answered += len(logits)
+    if request.answered == len(request.images):
+        found = [request.parts[start] for start in sorted(request.parts)]
+        pairs = zip(*found, strict=True)
+        whole = (rows[0] if len(rows) == 1 else np.concatenate(rows) for rows in pairs)
+        request.future.set_result(tuple(whole))

@@ -1,0 +1,1 @@
+"""Whether what a server sees and answers is still what its network was trained for."""

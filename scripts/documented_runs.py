@@ -1,0 +1,136 @@
+"""Runs what the guides show, shortened: for scripts/check_docs.py."""
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scripts.documented import ROOT, Outcome, Shown
+
+LONGEST_SECS = 600
+# What makes a command take seconds.
+SHORT = {
+    "explain": "--check 16",
+    "show-network": "--steps 8 --points 100 --channels 2",
+    "compress": "--epochs 1",
+    "export": "--check 32",
+    "probe": "--labels 5",
+    "search": "--trials 1 --epochs 1 --smoke",
+    "cross-validate": "--folds 2 --repeats 1 --smoke",
+}
+# What a line needs that is not here: a text of the line, and why it is not run.
+NOT_HERE = {
+    "tfds:": "data that are not shipped",
+    "folder:": "the reader's own images",
+    "fashion": "data that are not shipped",
+    "cifar10": "data that are not shipped",
+    "imagenet": "data that are not shipped",
+    "resnet50.pth": "weights that are not shipped",
+    "seresnet50": "weights that are not shipped",
+    "lite0": "made by scripts/real_weights.py, hours",
+    "LITE0": "made by scripts/real_weights.py, hours",
+    "FILE": "a file of the reader's",
+    "SOURCE": "a file of the reader's",
+    "FOLDER": "a folder of the reader's",
+    "my_nets": "a network of the reader's",
+    "--coordinator": "one process of several",
+    "python scripts/": "a study of minutes to hours",
+    "python benchmarks/": "a benchmark of minutes to hours",
+    "--resume runs/search": "a search of the reader's",
+    "--search runs/search": "a search of the reader's",
+}
+
+
+def run_blocks(blocks: Sequence[Shown], directory: Path) -> Iterator[Outcome]:
+    """Prepares a directory with the runs that guides name, and runs the blocks in it.
+
+    A block that imports a package that is missing here is left out.
+    """
+    runnable = []
+    for block in blocks:
+        missing = [name for name in _imported(block.text) if importlib.util.find_spec(name) is None]
+        if missing:
+            yield Outcome(block, f"left out (no {', '.join(missing)})", 0.0)
+        else:
+            runnable.append(block)
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.documented_names"],
+        input=json.dumps([block.text for block in runnable]),
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    prepared = Shown("prepared", "runs, weights and pictures that examples name")
+    if done.returncode:
+        yield Outcome(prepared, "prepared", 0.0, done.stderr)
+        return
+    answers = json.loads(done.stdout)
+    yield Outcome(prepared, "prepared", *answers[0])
+    for block, (seconds, problem) in zip(runnable, answers[1:], strict=True):
+        yield Outcome(block, "run", seconds, problem)
+
+
+def _imported(block: str) -> list[str]:
+    nodes = list(ast.walk(ast.parse(block)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return sorted({name.partition(".")[0] for name in names})
+
+
+def run_lines(lines: Sequence[Shown], directory: Path) -> Iterator[Outcome]:
+    """Runs each command that can be run here, shortened, where `run_blocks` prepared its runs."""
+    seen: set[str] = set()
+    for line in lines:
+        words = shortened(line.text)
+        text = " ".join(words)
+        if not words or text in seen:
+            continue
+        seen.add(text)
+        reason = next((why for part, why in NOT_HERE.items() if part in line.text), "")
+        if reason:
+            yield Outcome(line, f"not run ({reason})", 0.0)
+            continue
+        for out in ("runs/out", "page"):
+            shutil.rmtree(directory / out, ignore_errors=True)
+        began = time.perf_counter()
+        problem = _call(words, directory)
+        yield Outcome(Shown(line.where, text), "run", time.perf_counter() - began, problem)
+
+
+def shortened(text: str) -> list[str]:
+    """Returns a line's words as they are run: a smoke run, the prepared directory for RUN; [] if
+    it is no command of ours."""
+    text = re.sub(r"\bRUN[123]?\b", "runs/mine", text).replace("...", "")
+    text = re.sub(r"--(run-dir|out) runs/\S+", r"--\1 runs/out", text)
+    words = shlex.split(text)
+    if words[:2] == ["python", "-m"] and words[2].startswith("experiments."):
+        smoke = [] if "--smoke" in words else ["--smoke"]
+        return [sys.executable, *words[1:], *smoke]
+    if words[0] == "cnnjax":
+        return [sys.executable, "-m", *words, *shlex.split(SHORT.get(words[1], ""))]
+    return [sys.executable, *words[1:]] if words[0] == "python" else []
+
+
+def _call(words: Sequence[str], directory: Path) -> str:
+    """Runs a program; returns the end of what it said if it failed, "" otherwise."""
+    try:
+        done = subprocess.run(
+            words,
+            cwd=directory,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_SECS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it takes more than {LONGEST_SECS} s"
+    return (done.stdout + done.stderr)[-2000:] if done.returncode else ""
