@@ -306,6 +306,7 @@ def _require(*, grpc: bool) -> None:
     needed = {
         "fastapi": "fastapi",
         "uvicorn": "uvicorn",
+        "httptools": "httptools",
         "jwt": "pyjwt[crypto]",
         "prometheus_client": "prometheus-client",
         "python_multipart": "python-multipart",

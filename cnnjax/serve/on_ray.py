@@ -103,7 +103,7 @@ class Replica:
 
         repository, loop = self.repository, asyncio.get_running_loop()
 
-        async def load(replica: Any, name: str) -> _Held:
+        async def load(name: str) -> _Held:
             await repository.load(name)
             return _Held(repository, name, loop)
 
@@ -112,7 +112,7 @@ class Replica:
         async def asgi(scope: Any, receive: Any, send: Any) -> None:
             name = model_of(scope["path"]) if scope["type"] == "http" else ""
             if name in repository.models:
-                await hold(self, name)
+                await hold(name)
             await application(scope, receive, send)
 
         return asgi
@@ -219,7 +219,10 @@ def run(config: Any, build: Build) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         stop.wait()
-        serve.shutdown()
+        if config.ray_address:
+            serve.delete("cnnjax")  # Other applications of the cluster go on.
+        else:
+            serve.shutdown()
     finally:
         ray.shutdown()
     return 0
