@@ -65,7 +65,9 @@ def run_blocks(blocks: Sequence[Shown], directory: Path) -> Iterator[Outcome]:
         [sys.executable, str(ROOT / "scripts" / "documented_names.py")],
         input=json.dumps([block.text for block in runnable]),
         cwd=directory,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        # What runs for a second is compiled for longer than that, unless in a hurry.
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         capture_output=True,
         text=True,
     )
