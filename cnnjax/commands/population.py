@@ -140,6 +140,9 @@ def _resumed(options: argparse.Namespace, rest: list[str]) -> tuple[argparse.Nam
             f"--resume {directory}: it goes on with its own experiment and settings; only --way "
             "may be given."
         )
+    missing = [name for name in (*KEPT, "way", "argv") if name not in saved]
+    if missing:
+        raise UserError(f"{directory / RECORD} is damaged: it has no {missing[0]}.")
     kept = {name: saved[name] for name in KEPT}
     way = options.way if "--way" in words else saved["way"]
     found = argparse.Namespace(**{**vars(options), **kept, "way": way, "out": str(directory)})

@@ -90,6 +90,9 @@ def train(
             if left is not None:
                 placed, done = _copied(prepared, programs, left, done, rules, bar)
                 saver.save(_stored(placed, done.epoch, prepared), _notes(placed, done))
+                # Python 3.11 cannot parse in two threads at a time, as settings are when a step is
+                # traced; and an epoch of many members is long beside a save.
+                saver.wait()
     return done, 0
 
 
