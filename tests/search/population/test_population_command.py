@@ -179,7 +179,7 @@ def test_mistakes_are_one_line_before_anything_is_trained(flags, message, capsys
         (["--space", "learning_rate=choice(-1, 1)"], "--learning-rate -1: give 0 or more"),
         (["--space", "fold=choice('1/4', '2/4', '3/4')", "--validation", "0"], "different shapes"),
         (["--seeds", "2", "--balance", "weights"], "--balance weights"),
-        (["--seeds", "2", "--recalibrate", "4"], "--recalibrate 4"),
+        (["--seeds", "2", "--recalibrate", "4"], "--recalibrate: members of a population"),
         (["--seeds", "2", "--batch-size", "100000"], "batch_size=100000 is larger"),
     ],
 )
