@@ -157,6 +157,8 @@ def test_members_end_early_and_the_others_are_repacked(tmp_path, capsys):
             "say by --members how many",
         ),
         (["experiments.digits_mlp", "--pbt", "--members", "4"], "--pbt explores settings"),
+        (["experiments.digits_mlp", "--augment", "rotate:{angle}"], "--augment has {angle}"),
+        (["experiments.digits_mlp", "--pbt", "pbt(fraction=2)"], "at most 0.5"),
         (["experiments.dcgan_mnist", "--seeds", "2"], "trains by a main of its own"),
         (["--resume", "nowhere"], "nowhere is not the directory of a population"),
     ],
