@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,13 @@ def kernel_runs() -> bool:
 
 
 def draws_widgets() -> bool:
-    """Whether a progress bar can be a widget: in a notebook where ipywidgets is installed."""
+    """Whether a progress bar is a widget: in a notebook where ipywidgets is installed.
+
+    The environment variable CNNJAX_PROGRESS=lines asks for lines of text, which a notebook that is
+    shown on a page keeps.
+    """
+    if os.environ.get("CNNJAX_PROGRESS") == "lines":
+        return False
     return kernel_runs() and importlib.util.find_spec("ipywidgets") is not None
 
 

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import cnnjax
+from cnnjax.errors import UserError
 
 COLAB_BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 # Sections of a docstring, whose content is indented and no code.
@@ -108,17 +109,23 @@ def copy_notebooks(sources: Path, executed: Path, folder: Path) -> None:
     folder.mkdir()
     for path in sorted(sources.glob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        run = executed / path.name
-        if run.exists():
-            found = json.loads(run.read_text(encoding="utf-8"))
-            if _sources(found) == _sources(notebook):
-                notebook = found
+        found = _read(executed / path.name)
+        if found and _sources(found) == _sources(notebook):
+            notebook = found
         for cell in notebook["cells"]:
             if cell["cell_type"] == "markdown":
                 text = "".join(cell["source"]).replace(COLAB_BADGE, "../_static/colab.svg")
                 text = re.sub(r"\(https://github\.com/[\w./-]+/docs/(\w+\.md)\)", r"(../\1)", text)
                 cell["source"] = text.splitlines(keepends=True)
         (folder / path.name).write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Returns a notebook; None where there is none, or one that is not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _sources(notebook: dict[str, Any]) -> list[str]:
@@ -136,13 +143,14 @@ def for_the_site(app: Any, docname: str, content: list[str]) -> None:
     """Makes of a guide for GitHub one for the site, in place.
 
     Functions that are linked by their file are linked by their lines, in the site's copy of the
-    source; the index lists the guides that no other list of it has.
+    source; the index lists the guides that no other list of it has; `search.md` is its copy.
     """
     text = content[0]
     if docname == "index":
         written = set(re.findall(r"^([\w/]+)$", text, re.MULTILINE)) | {"index", "search"}
         more = [path.stem for path in Path(app.srcdir).glob("*.md") if path.stem not in written]
         text = text.replace("MORE GUIDES", "\n".join(sorted(more)))
+    text = text.replace("](search.md", "](copied/search_settings.md")
     content[0] = FUNCTION_LINK.sub(
         r'<a class="reference internal" href="_modules/\2.html#\1"><code>\1</code></a>', text
     )
@@ -152,9 +160,10 @@ def copy_mathjax(app: Any, error: Exception | None) -> None:
     """Puts MathJax into the built site; it is read by `mathjax_path`."""
     if error is None and app.builder.format == "html":
         spec = importlib.util.find_spec(MATHJAX[0])
-        folder = next(iter(spec.submodule_search_locations or ())) if spec else ""
-        target = Path(app.outdir) / "_static" / "mathjax.js"
-        shutil.copyfile(Path(folder) / MATHJAX[1], target)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"{MATHJAX[0]} is missing: install it by pip install '.[docs]'.")
+        source = Path(next(iter(spec.submodule_search_locations))) / MATHJAX[1]
+        shutil.copyfile(source, Path(app.outdir) / "_static" / "mathjax.js")
 
 
 def as_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

@@ -1,9 +1,9 @@
 """Check every command and Python block that README.md and docs/*.md show.
 
-    python -m scripts.check_docs            # flags by the own parser of each; Python is run
-    python -m scripts.check_docs --list             # every line, with what is done with it
-    python -m scripts.check_docs --run              # also runs the commands, shortened; by hand
-    python -m scripts.check_docs --run --only evaluate
+    python scripts/check_docs.py            # flags by the own parser of each; Python is run
+    python scripts/check_docs.py --list             # every line, with what is done with it
+    python scripts/check_docs.py --run              # also runs the commands, shortened; by hand
+    python scripts/check_docs.py --run --only evaluate
 
 A command is a line that begins with a known program, in an indented or fenced block. Without --run
 it is given to the parser of what it names, so that a flag that is not there, or a value that it
@@ -26,12 +26,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnjax import commands
-from cnnjax.errors import UserError
-from cnnjax.paths import expand_flags
-from cnnjax.run import cli
-from cnnjax.run.exits import one_line_errors
-from scripts.documented import (
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from documented import (
     ROOT,
     Outcome,
     Shown,
@@ -40,7 +37,13 @@ from scripts.documented import (
     python_blocks,
     shell_lines,
 )
-from scripts.documented_runs import run_blocks, run_lines
+from documented_runs import run_blocks, run_lines
+
+from cnnjax import commands
+from cnnjax.errors import UserError
+from cnnjax.paths import expand_flags
+from cnnjax.run import cli
+from cnnjax.run.exits import one_line_errors
 
 # Flags that guides name of programs of others.
 FLAGS_ELSEWHERE = ("--no-deps", "--requeue")

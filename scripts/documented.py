@@ -48,13 +48,13 @@ def shell_lines(path: Path) -> list[Shown]:
 
 
 def flags_in_prose(path: Path) -> list[Shown]:
-    """Returns the flags between backticks, outside of blocks: `--flag` and those of longer code."""
+    """Returns the flags between backticks, outside of blocks: `--flag`, and those of commands."""
     found, fenced = [], False
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         fenced ^= line.startswith("```")
         if fenced or line.startswith("    "):
             continue
-        for code in re.findall(r"`([^`]+)`", line):
+        for code in re.findall(r"`((?:--|cnnjax |python )[^`]+)`", line):
             flags = re.findall(r"(?:^|(?<=[\s(\[]))--[a-z][\w-]*", code)
             found += [Shown(f"{_name(path)}:{number}", flag) for flag in flags]
     return found
@@ -72,6 +72,7 @@ def python_blocks(path: Path) -> list[Shown]:
 def _commands(text: str) -> Iterator[str]:
     """Yields the parts of a line that are calls of programs that are known here."""
     text = re.sub(r"(^|\s)#.*", "", text).strip()
+    text = re.sub(r"\s2?>>?\s*[\w./-]+$", "", text)  # Where its output goes.
     first = re.sub(r"^([A-Z_]+=\S+ )+", "", text)
     known = ("python ", "cnnjax ", "scripts/", ".ci/run", *(f"{name} " for name in ELSEWHERE))
     if not first.startswith(known) or first.startswith("python -c"):

@@ -1,6 +1,6 @@
 """Runs Python blocks of the guides, with the names and runs that they take for granted.
 
-    python -m scripts.documented_names < BLOCKS    # in an empty directory: scripts/check_docs.py
+    python scripts/documented_names.py < BLOCKS    # in an empty directory: see check_docs.py
 
 BLOCKS are a JSON list of texts. Each is run in names of its own, and the answer is a JSON list of
 its seconds and its traceback, "" if it ran.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scripts.documented import ROOT, Outcome, Shown
+from documented import ROOT, Outcome, Shown
 
 LONGEST_SECS = 600
 # What makes a command take seconds.
@@ -62,7 +62,7 @@ def run_blocks(blocks: Sequence[Shown], directory: Path) -> Iterator[Outcome]:
         else:
             runnable.append(block)
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.documented_names"],
+        [sys.executable, str(ROOT / "scripts" / "documented_names.py")],
         input=json.dumps([block.text for block in runnable]),
         cwd=directory,
         env=os.environ | {"PYTHONPATH": str(ROOT)},

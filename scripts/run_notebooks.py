@@ -23,6 +23,7 @@ from typing import Any
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.paths import expand_flags
 from cnnjax.run.exits import one_line_errors
+from cnnjax.run.files import make_directory
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SMALL_VARIABLE = "CNNJAX_NOTEBOOK_SMALL"
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     check_packages()
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
+        make_directory(options.out, "the folder of the executed notebooks", "--out")
     began = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         running = [pool.submit(run, path, options.out, small=not options.full) for path in paths]
@@ -121,6 +122,8 @@ def run(path: Path, out: Path | None, *, small: bool) -> bool:
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         SMALL_VARIABLE: "1" if small else "",
+        # A page shows no widgets, or fetches what draws them.
+        "CNNJAX_PROGRESS": "lines",
     }
     began, problem = time.perf_counter(), ""
     with tempfile.TemporaryDirectory(prefix=f"{path.stem}-") as directory:

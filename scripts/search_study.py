@@ -84,7 +84,7 @@ def search(method: str, seed: int, arguments: argparse.Namespace) -> None:
     else:
         command += [arguments.experiment, "--space", *SPACE, *METHODS[method]]
         command += ["--epochs", str(arguments.epochs), "--seed", str(seed)]
-        command += ["--out", str(directory), "--keep-last", "1"]
+        command += ["--out", str(directory), "--keep-last", "1", "--devices", "1"]
         for flag in arguments.flags:
             name, _, value = flag.partition("=")
             command += [f"--{name}", value]

@@ -1,23 +1,30 @@
 """Commands and Python of the guides: what scripts/check_docs.py finds in them, and what it refuses.
 
-All of it runs in CI: `python -m scripts.check_docs`.
+All of it runs in CI: `python scripts/check_docs.py`.
 """
+
+import sys
+from pathlib import Path
 
 import pytest
 
 from cnnjax.errors import UserError
-from scripts import check_docs
-from scripts.documented import ROOT, Shown, flags_in_prose, python_blocks, shell_lines
-from scripts.documented_runs import shortened
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import check_docs
+from documented import ROOT, Shown, flags_in_prose, python_blocks, shell_lines
+from documented_runs import shortened
 
 GUIDE = """# A guide
 
-Text with `--epochs 3` and `cnnjax predict --top 2`, and `--no-such-flag`.
+Text with `--epochs 3` and `cnnjax predict --top 2`, and `--no-such-flag`;
+`tensorboard --logdir runs`.
 
     cnnjax predict --run RUN digit.png    # a comment
     python -m experiments.mnist_lenet \\
         --epochs 3
-    pip install -e . && python scripts/chaos.py
+    pip install -e . && python scripts/chaos.py > report.txt
     epoch 1: what a program printed
 
 ```bash
@@ -41,12 +48,12 @@ def guide(tmp_path):
 
 def test_lines_of_the_shell_are_found_and_joined(guide):
     assert [(line.where, line.text) for line in shell_lines(guide)] == [
-        ("guide.md:5", "cnnjax predict --run RUN digit.png"),
-        ("guide.md:6", "python -m experiments.mnist_lenet --epochs 3"),
-        ("guide.md:8", "pip install -e ."),
-        ("guide.md:8", "python scripts/chaos.py"),
-        ("guide.md:12", "cnnjax models 'resnet*'"),
-        ("guide.md:19", "cnnjax models NAME"),
+        ("guide.md:6", "cnnjax predict --run RUN digit.png"),
+        ("guide.md:7", "python -m experiments.mnist_lenet --epochs 3"),
+        ("guide.md:9", "pip install -e ."),
+        ("guide.md:9", "python scripts/chaos.py"),
+        ("guide.md:13", "cnnjax models 'resnet*'"),
+        ("guide.md:20", "cnnjax models NAME"),
     ]
 
 

@@ -125,8 +125,12 @@ def test_progress_in_a_notebook_is_a_widget(monkeypatch, capsys):
     assert "epoch 1/1  step 2/2" in stream.getvalue()
 
 
-def test_progress_in_a_notebook_without_widgets_is_lines(monkeypatch, capsys):
-    without(monkeypatch, "ipywidgets")
+@pytest.mark.parametrize("asked", [False, True])
+def test_progress_in_a_notebook_without_widgets_is_lines(asked, monkeypatch, capsys):
+    if asked:
+        monkeypatch.setenv("CNNJAX_PROGRESS", "lines")
+    else:
+        without(monkeypatch, "ipywidgets")
     monkeypatch.setattr(notebook, "kernel_runs", lambda: True)
     with ProgressBar(2, 2, 64) as bar:
         bar.update(2, {"loss": 1.0})

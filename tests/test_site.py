@@ -70,10 +70,11 @@ def test_guides_that_the_index_does_not_name_are_added(tmp_path):
 
 
 def test_functions_are_linked_by_their_lines_on_the_site():
-    content = ["see [`conv2d`](../cnnjax/ops/convolution.py) and [text](weights.md)"]
+    content = ["see [`conv2d`](../cnnjax/ops/convolution.py), [text](weights.md), [s](search.md#x)"]
     site_pages.for_the_site(None, "curriculum", content)
     assert 'href="_modules/cnnjax/ops/convolution.html#conv2d"' in content[0]
     assert "[text](weights.md)" in content[0]
+    assert "[s](copied/search_settings.md#x)" in content[0]
 
 
 def test_docstrings_become_restructuredtext():
@@ -119,12 +120,15 @@ def test_outputs_of_another_notebook_are_not_shown(tmp_path):
         folder.mkdir()
     (sources / "same.ipynb").write_text(json.dumps(notebook("1 + 1", [])))
     (executed / "same.ipynb").write_text(json.dumps(notebook("1 + 1", ["2"])))
+    (sources / "torn.ipynb").write_text(json.dumps(notebook("1 + 1", [])))
+    (executed / "torn.ipynb").write_text(json.dumps(notebook("1 + 1", ["2"]))[:-20])
     (sources / "changed.ipynb").write_text(json.dumps(notebook("1 + 2", [])))
     (executed / "changed.ipynb").write_text(json.dumps(notebook("1 + 1", ["2"])))
     site_pages.copy_notebooks(sources, executed, out)
-    names = "same", "changed"
-    same, changed = (json.loads((out / f"{name}.ipynb").read_text()) for name in names)
-    assert same["cells"][1]["outputs"] == ["2"] and changed["cells"][1]["outputs"] == []
+    names = "same", "changed", "torn"
+    same, changed, torn = (json.loads((out / f"{name}.ipynb").read_text()) for name in names)
+    assert same["cells"][1]["outputs"] == ["2"]
+    assert changed["cells"][1]["outputs"] == torn["cells"][1]["outputs"] == []
     text = "".join(same["cells"][0]["source"])
     assert "(../_static/colab.svg)" in text and "[guide](../export.md)" in text
 

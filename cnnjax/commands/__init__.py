@@ -71,6 +71,7 @@ COMMANDS = {
     "show-batch": "draw what a training step sees",
     "show-network": "what a run's layers see: filters, maps, fields, what neurons respond to",
     "track": "send runs to Weights & Biases or MLflow after their training",
+    "train": "train a classifier on MNIST, a folder of images or a dataset of tfds",
     "verify-resume": "kill and resume an experiment, and compare it with one that was not killed",
 }
 
@@ -96,7 +97,8 @@ def usage() -> str:
         "usage: cnnjax COMMAND [FLAG ...]    (python -m cnnjax is the same)\n\n"
         f"{rows}\n\n"
         "cnnjax COMMAND --help lists a command's flags, cnnjax --version prints the version.\n"
-        "Networks are trained by experiments, such as python -m experiments.mnist_lenet."
+        "Networks are trained by cnnjax train, or, in a checkout, by experiments such as\n"
+        "python -m experiments.mnist_lenet."
     )
 
 

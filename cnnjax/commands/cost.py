@@ -4,6 +4,7 @@
     cnnjax cost resnet50 --batch-size 32 --precision bfloat16
     cnnjax cost lenet5 --device flops=100G,bandwidth=20G     (peaks of another device, per second)
     cnnjax cost --run RUN --budget flops=1M,params=50K,memory=2MiB,train_memory=20MiB
+    cnnjax cost resnet50 --batch-size 128 --precision bfloat16 --tpu v5e:2x2      (without a TPU)
     cnnjax cost resnet18 --json --no-train
 
 Operations are counted in the traced program (a multiplication and an addition are two), bytes as if
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       UserError: an unknown flag, model or limit, no such run, or an image that does not fit.
     """
     options = _options(argv)
-    from cnnjax.cost import budget, roofline
+    from cnnjax.cost import budget, roofline, tpu
     from cnnjax.devices import backend
 
     limits = budget.parse(options.budget, LIMITS, "--budget") if options.budget else {}
@@ -43,11 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.device:
         names = ("flops", "bandwidth")
         peaks = roofline.given(budget.parse(options.device, names, "--device"))
+    chip = tpu.described(options.tpu)[0] if options.tpu else None
+    if chip is not None and peaks is None:
+        peaks = tpu.peaks(chip)
     if "train_memory" in limits and options.no_train:
         raise UserError("--no-train leaves out the train_memory that --budget limits: drop one.")
     backend.start(1)
     network = _of_run(options) if options.run else _named(options)
-    found = _costs(network, options, peaks)
+    found = _costs(network, options, peaks, chip)
     if options.json:
         print(
             json.dumps({**found, "layers": [_as_dict(each) for each in found["layers"]]}, indent=2)
@@ -84,6 +88,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--optimizer", default="adamw", help="of the training step (adamw)")
     add("--no-train", action="store_true", help="leave out the training step, which takes longest")
     add("--device", help="flops=...,bandwidth=... per second, in place of those measured here")
+    add("--tpu", help="compile for a chip of this slice, such as v5e:2x2; no TPU is needed")
     add("--budget", help=f"NAME=NUMBER,... of {', '.join(LIMITS)}; K, M, G, T, Ki, Mi, Gi, B")
     add("--json", action="store_true", help="print all as JSON")
     options = parser.parse_args(argv)
@@ -150,13 +155,17 @@ def _of_run(options: argparse.Namespace) -> Network:
     return Network(card["model"], trained.model, forms, shape, classes, dtype)
 
 
-def _costs(network: Network, options: argparse.Namespace, peaks: Any) -> dict[str, Any]:
-    """Returns all costs by name; `layers` are those of the batch, in the order of computation."""
+def _costs(network: Network, options: argparse.Namespace, peaks: Any, chip: Any) -> dict[str, Any]:
+    """Returns all costs by name; `layers` are those of the batch, in the order of computation.
+
+    `chip` is the device that is compiled for, where it is not there.
+    """
     import jax
     import jax.numpy as jnp
 
     from cnnjax import optim, trees
-    from cnnjax.cost import compiled, operations, roofline
+    from cnnjax.cost import compiled, operations, roofline, tpu
+    from cnnjax.devices import backend
 
     if options.optimizer not in optim.OPTIMIZERS:
         from cnnjax.errors import unknown_name
@@ -168,12 +177,14 @@ def _costs(network: Network, options: argparse.Namespace, peaks: Any) -> dict[st
         lambda variables, image: model.apply(variables, image, train=False), variables, image
     )
     all_flops, moved = operations.total(layers)
-    program = compiled.inference(model, variables, image)
+    placed = (lambda tree: tree) if chip is None else (lambda tree: tpu.on(tree, chip))
+    program = compiled.inference(model, placed(variables), placed(image))
     inference = compiled.read(program)
     if peaks is None:
         peaks = roofline.measure(network.dtype)
     found: dict[str, Any] = {
         "model": network.name,
+        "device": backend.describe() if chip is None else f"1 x {chip.device_kind} (described)",
         "image_shape": network.image_shape,
         "batch_size": options.batch_size,
         "flops": all_flops / options.batch_size,
@@ -186,12 +197,13 @@ def _costs(network: Network, options: argparse.Namespace, peaks: Any) -> dict[st
         "least_secs": sum(peaks.seconds(each) for each in layers),
         "layers": layers,
     }
-    if not options.device:
+    if not options.device and chip is None:
         found["measured_secs"] = compiled.seconds(program, (variables, image))
     if not options.no_train:
-        train, step, forms = compiled.training(
+        step, forms = compiled.training_step(
             model, variables, image, num_classes=network.num_classes, optimizer=options.optimizer
         )
+        train = compiled.training(step, *placed(forms))
         training = compiled.read(train)
         found["train_memory"], found["training"] = training.peak, dataclasses.asdict(training)
         found["train_flops"] = operations.total(operations.layer_costs(step, *forms))[0]
@@ -204,14 +216,13 @@ def _as_dict(layer: Any) -> dict[str, Any]:
 
 def _show(network: Network, found: dict[str, Any]) -> None:
     from cnnjax.cost import roofline, table
-    from cnnjax.devices import backend
 
     peaks = roofline.Roofline(**found["roofline"])
     height, width, channels = network.image_shape
     batch = found["batch_size"]
     print(
         f"{network.name}: {batch} image{'s' * (batch > 1)} of {height}x{width}x{channels} on "
-        f"{backend.describe()}\n"
+        f"{found['device']}\n"
     )
     print(table.table(found["layers"], peaks))
     print(

@@ -122,7 +122,11 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         help="trials at a time (0: one a device, or a core up to 4)",
     )
     add("--engine", default="local", help="local (default), or ray: trials on a Ray cluster")
-    add("--address", default="", help="of --engine ray: HOST:PORT of its head (auto)")
+    add(
+        "--address",
+        default="",
+        help="of --engine ray: HOST:PORT of its head; auto: of this machine's cluster",
+    )
     add("--storage", default="", help="URL of a database; by default study.db in the directory")
     add("--out", default="", help="directory (runs/search-EXPERIMENT-DATE-TIME)")
     add("--resume", default="", help="go on with the search in this directory")
@@ -157,6 +161,10 @@ def _check_numbers(options: argparse.Namespace) -> None:
             raise UserError(f"--{flag} {getattr(options, name):g}: give at least {least}.")
     if options.engine not in ENGINES:
         raise unknown_name("--engine", options.engine, ENGINES)
+    if options.engine == "ray" and not options.address:
+        raise UserError(
+            "--engine ray: name the cluster with --address HOST:PORT of its head, or auto"
+        )
     if options.address and options.engine != "ray":
         raise UserError(f"--address {options.address} is of a Ray cluster: add --engine ray")
     if options.value not in ("last", "best"):
@@ -177,9 +185,7 @@ def _search(options: argparse.Namespace, argv: Sequence[str]) -> Any:
     spec.check(options.prune, studies.PRUNERS, "pruner", supplied=("epochs",))
     studies.optuna_module()
     if options.engine == "ray":
-        options.address = options.address or "auto"
-        cluster.ray_module()
-        cluster.check_reachable(options.address)
+        cluster.check(options.address)
     module = experiment_module(options.experiment)
     config = cli.parse(module.Config, list(argv))
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} | {
@@ -251,15 +257,46 @@ def _objectives(options: argparse.Namespace, search: Any) -> list[Any]:
     from cnnjax.search import plan
 
     given = [_objective(text) for text in options.objective]
-    names = [each.name for each in given]
-    if len(set(names)) < len(names):
-        raise UserError(f"--objective {' '.join(options.objective)}: it names one twice: drop one")
+    _check_study(options, search, given)
     print("trying       the experiment for seconds (--smoke)", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         tried = plan.rehearse(dataclasses.replace(search, objectives=tuple(given)), Path(folder))
     found = given or [_objective(tried["monitor"])]
     plan.check_objectives(found, tried["scores"])
     return found
+
+
+def _check_study(options: argparse.Namespace, search: Any, objectives: Sequence[Any]) -> None:
+    """Raises UserError for what would end the search later: nothing has been run yet."""
+    from cnnjax import spec
+    from cnnjax.search import plan
+    from cnnjax.search import study as studies
+
+    names = [each.name for each in objectives]
+    if len(set(names)) < len(names):
+        raise UserError(f"--objective {' '.join(options.objective)}: it names one twice: drop one")
+    pruner = spec.parse_one(options.prune, "pruner").name
+    if pruner != "none" and len(names) > 1:
+        raise UserError(f"--prune {options.prune}: trials of several objectives cannot be pruned")
+    if pruner != "none" and names and names[0] in (*plan.OF_SUMMARY, *plan.COSTS):
+        raise UserError(f"--prune {options.prune}: {names[0]} is known at the end of a trial only")
+    sampler = spec.parse_one(options.sampler, "sampler")
+    if sampler.name == "cmaes" and len(names) > 1:
+        raise UserError("--sampler cmaes: it takes one objective; take evolution or tpe")
+    with studies.refused("--sampler", options.sampler):
+        spec.call(sampler, studies.SAMPLERS, "sampler", seed=options.seed, space=search.space)
+    _pruner(options, search.settings)
+    if options.storage:
+        studies.check_storage(options.storage)
+
+
+def _pruner(options: argparse.Namespace, settings: Any) -> Any:
+    from cnnjax import spec
+    from cnnjax.search import study as studies
+
+    item = spec.parse_one(options.prune, "pruner")
+    with studies.refused("--prune", options.prune):
+        return spec.call(item, studies.PRUNERS, "pruner", epochs=settings.get("epochs", 1))
 
 
 def _objective(text: str) -> Any:
@@ -275,19 +312,9 @@ def _objective(text: str) -> Any:
 def _study(options: argparse.Namespace, search: Any) -> tuple[Any, Any]:
     """Opens the study; returns it, and the combinations of a grid."""
     from cnnjax import spec
-    from cnnjax.search import plan
     from cnnjax.search import study as studies
 
-    several = len(search.objectives) > 1
-    pruner = spec.parse_one(options.prune, "pruner")
-    if several and pruner.name != "none":
-        raise UserError(f"--prune {options.prune}: trials of several objectives cannot be pruned")
-    first = search.objectives[0].name
-    if pruner.name != "none" and first in (*plan.OF_SUMMARY, *plan.COSTS):
-        raise UserError(f"--prune {options.prune}: {first} is known at the end of a trial only")
     sampler = spec.parse_one(options.sampler, "sampler")
-    if several and sampler.name == "cmaes":
-        raise UserError("--sampler cmaes: it takes one objective; take evolution or tpe")
     url = options.storage or f"sqlite:///{(search.directory / 'study.db').absolute()}"
     name = search.directory.name
     what = {key: getattr(options, key) for key in KEPT if key not in ("argv", "objective")}
@@ -301,9 +328,7 @@ def _study(options: argparse.Namespace, search: Any) -> tuple[Any, Any]:
         url,
         directions=[each.direction for each in search.objectives],
         sampler=drawing(options.seed),
-        pruner=spec.call(
-            pruner, studies.PRUNERS, "pruner", epochs=search.settings.get("epochs", 1)
-        ),
+        pruner=_pruner(options, search.settings),
         what=json.loads(json.dumps(what)),
     )
     with studies.storage_errors(url):

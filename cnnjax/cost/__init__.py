@@ -10,7 +10,7 @@ from cnnjax import lazy
 
 lazy.attach(
     __name__,
-    ("budget", "compiled", "operations", "profile", "roofline", "scopes", "table"),
+    ("budget", "compiled", "operations", "profile", "roofline", "scopes", "table", "tpu"),
     {"operations": ("layer_costs",), "roofline": ("measure",)},
 )
 
@@ -22,5 +22,6 @@ if TYPE_CHECKING:
     from cnnjax.cost import roofline as roofline
     from cnnjax.cost import scopes as scopes
     from cnnjax.cost import table as table
+    from cnnjax.cost import tpu as tpu
     from cnnjax.cost.operations import layer_costs as layer_costs
     from cnnjax.cost.roofline import measure as measure

@@ -82,10 +82,10 @@ def inference(model: Any, variables: PyTree, image: Any) -> Any:
     return apply.lower(variables, image).compile()
 
 
-def training(
+def training_step(
     model: Any, variables: PyTree, image: Any, *, num_classes: int, optimizer: str = "adamw"
-) -> tuple[Any, Any, tuple[Any, Any]]:
-    """Returns a classifier's training step, compiled, and as a function with its arguments' forms.
+) -> tuple[Any, tuple[Any, Any]]:
+    """Returns a classifier's training step and the forms of its state and batch.
 
     Args:
       model, variables, image: as for `inference`.
@@ -102,8 +102,12 @@ def training(
         "label": jax.ShapeDtypeStruct(image.shape[:1], jnp.int32),
         "mask": jax.ShapeDtypeStruct(image.shape[:1], jnp.bool_),
     }
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-    return compiled, step, (state, batch)
+    return step, (state, batch)
+
+
+def training(step: Any, state: Any, batch: Any) -> Any:
+    """Returns the compiled step, which takes the memory of its state: see `training_step`."""
+    return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
 
 
 def seconds(compiled: Any, arguments: Sequence[PyTree], *, budget_secs: float = 1.0) -> float:

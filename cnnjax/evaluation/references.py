@@ -209,7 +209,11 @@ def read_reference(path: str | Path) -> Reference:
             f"there is no reference {name!r}: make it by cnnjax serve-reference --run RUN"
         ) from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"the reference {name!r} is damaged ({error}): make it again") from None
+        # NumPy would have a file that it does not know unpickled.
+        why = "no npz file of arrays" if "pickle" in str(error) else error
+        raise UserError(
+            f"the reference {name!r} is damaged ({why}): make it by cnnjax serve-reference"
+        ) from None
     if numbers.pop("version", 0) != VERSION:
         raise UserError(f"the reference {name!r} is of another version of cnnjax: make it again")
     tables["thresholds"] = {key: float(value) for key, value in tables["thresholds"].items()}

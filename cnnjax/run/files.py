@@ -129,9 +129,9 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path, problem: str) -> dict[str, Any]:
     """Returns the content of a JSON file; a UserError that starts with `problem` if it has none."""
+    if not os.path.exists(path):
+        raise UserError(f"{problem}: there is no {path}.")
     try:
-        if not path.exists():
-            raise UserError(f"{problem}: there is no {path}.")
         content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{problem}: cannot read {path} ({error}).") from None

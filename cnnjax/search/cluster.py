@@ -50,13 +50,7 @@ def connect(
     Raises:
       UserError: Ray is not installed, or the cluster cannot be reached or has no cores.
     """
-    ray = ray_module()
-    check_reachable(address)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except Exception as error:  # Of many types, depending on what is there.
-        text = str(error).strip().splitlines()[0]
-        raise UserError(f"--address {address}: no Ray cluster can be used there ({text})") from None
+    ray = _initialized(address)
     token = uuid.uuid4().hex
     (directory / TOKEN).write_text(token, encoding="utf-8")
     try:
@@ -81,6 +75,22 @@ def ray_module() -> Any:
     except ImportError:
         raise UserError(f"--engine ray needs Ray: {EXTRA}") from None
     return ray
+
+
+def _initialized(address: str) -> Any:
+    ray = ray_module()
+    check_reachable(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # Of many types, depending on what is there.
+        text = str(error).strip().partition(". ")[0].splitlines()[0]
+        raise UserError(f"--address {address}: no Ray cluster can be used there ({text})") from None
+    return ray
+
+
+def check(address: str) -> None:
+    """Raises UserError where Ray is not installed, or there is no cluster at the address."""
+    _initialized(address).shutdown()
 
 
 def check_reachable(address: str) -> None:

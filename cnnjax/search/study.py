@@ -62,6 +62,8 @@ def quasi(*, seed: int, space: Space) -> Any:
 
 def tpe(*, startup: int = 10, multivariate: bool = True, seed: int, space: Space) -> Any:
     """Tree-structured Parzen estimators: Bergstra et al. 2011; jointly, Falkner et al. 2018."""
+    if startup < 1:
+        raise UserError(f"startup is {startup}: give at least 1")
     with _quiet():
         return optuna_module().samplers.TPESampler(
             seed=seed,
@@ -126,6 +128,8 @@ def asha(*, min_epochs: int = 1, factor: int = 3, epochs: int) -> Any:
 
 def hyperband(*, min_epochs: int = 1, factor: int = 3, epochs: int) -> Any:
     """Brackets of successive halving: Li et al. 2018."""
+    if min_epochs < 1 or factor < 2:
+        raise UserError(f"min_epochs {min_epochs}, factor {factor}: give at least 1 and 2")
     return optuna_module().pruners.HyperbandPruner(
         min_resource=min_epochs, max_resource=max(epochs, min_epochs), reduction_factor=factor
     )
@@ -141,6 +145,23 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def refused(flag: str, text: str) -> Iterator[None]:
+    """Turns what Optuna says of an argument into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{flag} {text}: {str(error).splitlines()[0]}") from None
+
+
+def check_storage(url: str) -> None:
+    """Raises UserError where a storage cannot be opened or written."""
+    with storage_errors(url):
+        open_storage(url, wait_secs=5)
 
 
 def open_study(
@@ -189,12 +210,14 @@ def open_study(
     return study
 
 
-def open_storage(url: str) -> Any:
-    """Returns Optuna's storage at an URL."""
+def open_storage(url: str, *, wait_secs: int = 60) -> Any:
+    """Returns Optuna's storage at an URL; of a file that another holds after a wait."""
     optuna = optuna_module()
     if url.startswith("sqlite"):
         # Several workers write to one file: wait for each other.
-        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        return optuna.storages.RDBStorage(
+            url, engine_kwargs={"connect_args": {"timeout": wait_secs}}
+        )
     # SQLAlchemy 2.0 asks for psycopg2 where a URL names no driver.
     if url.startswith("postgresql://") and not importlib.util.find_spec("psycopg2"):
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)

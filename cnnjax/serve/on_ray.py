@@ -11,10 +11,13 @@ sends requests for a model to replicas that have it (multiplexing).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
 import threading
+import time
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +27,7 @@ from cnnjax.errors import UserError
 MODEL_HEADER = "serve_multiplexed_model_id"
 # Flags -> (application, repository, policy, bounds).
 Build = Callable[[Any], tuple[Any, Any, Any, Any]]
-HEALTH_SECS, DRAIN_SECS = 5.0, 30.0
+HEALTH_SECS, DRAIN_SECS, PROXY_SECS = 5.0, 30.0, 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +178,10 @@ def check(config: Any) -> tuple[int, int]:
         if getattr(config, flag):
             name = flag.replace("_", "-")
             raise UserError(f"--{name} with --ray: Ray's proxy speaks plain HTTP; leave it out.")
+    if config.workers > 1:
+        raise UserError(
+            "--workers with --ray: --ray says how many replicas there are; leave it out."
+        )
     for flag in ("ray_requests", "ray_upscale", "ray_downscale"):
         if not 0 < getattr(config, flag) < 1e6:
             name = flag.replace("_", "-")
@@ -195,19 +202,39 @@ def run(config: Any, build: Build) -> int:
     # On a busy machine Ray's proxy takes longer to start than the 5 s that it is given.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "30")
+    # Ray runs workers at niceness 15, below all else on a machine; these are what it is for.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
     from ray import serve
 
     ray.init(address=config.ray_address or None, include_dashboard=False, log_to_driver=False)
     try:
-        serve.start(http_options={"host": config.host, "port": config.port})
+        # Its proxy may take longer than the minute that is waited for: it is asked below.
+        with contextlib.suppress(TimeoutError):
+            serve.start(http_options={"host": config.host, "port": config.port})
         serve.run(application, name="cnnjax", route_prefix="/")
+        _wait_until_ready(config)
         print(f"serving      on Ray at http://{config.host}:{config.port}/", flush=True)
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         stop.wait()
-        serve.shutdown()
+        if config.ray_address:
+            serve.delete("cnnjax")  # Other applications of the cluster go on.
+        else:
+            serve.shutdown()
     finally:
         ray.shutdown()
     return 0
+
+
+def _wait_until_ready(config: Any) -> None:
+    """Returns when the proxy passes requests to a replica; a UserError if that takes too long."""
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    url = f"http://{host}:{config.port}/v2/health/ready"
+    deadline = time.monotonic() + PROXY_SECS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.5)
+    raise UserError(f"Ray's proxy does not answer at {url}: is the port taken? See `ray status`.")

@@ -35,6 +35,12 @@ class Unknown(Refused):
     status, reason = 404, "unknown"
 
 
+class Impossible(Refused):
+    """What was asked cannot be done as things stand."""
+
+    status, reason = 409, "impossible"
+
+
 class TooLarge(Refused):
     """More bytes, pixels or images than are accepted."""
 

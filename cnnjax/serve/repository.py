@@ -26,7 +26,7 @@ from cnnjax.serve.logs import log
 from cnnjax.serve.measures import Measures
 from cnnjax.serve.models import Loaded, Model, Source, check_images
 from cnnjax.serve.protocol import Answer
-from cnnjax.serve.refusals import Invalid, Refused, Unavailable, unknown
+from cnnjax.serve.refusals import Impossible, Invalid, Refused, Unavailable, unknown
 from cnnjax.serve.runtime import Options, check_options, open_runtime
 from cnnjax.serve.shared import Shared
 
@@ -162,7 +162,7 @@ class Repository:
 
         Raises:
           Unknown: there is no such model or version.
-          Invalid: the version gets traffic.
+          Impossible: the version gets traffic.
         """
         model = self._model(name)
         if version and version not in model.sources:
@@ -238,11 +238,11 @@ class Repository:
         """Divides the traffic as before the last change; once more undoes that.
 
         Raises:
-          Invalid: there was no change, or a version of before is no longer loaded.
+          Impossible: there was no change, or a version of before is no longer loaded.
         """
         model = self._model(name)
         if model.previous is None:
-            raise Invalid(f"{name} has no rollout to go back to.")
+            raise Impossible(f"{name} has no rollout to go back to.")
         return self.set_rollout(name, model.previous.said())
 
     def describe(self, name: str) -> dict[str, Any]:

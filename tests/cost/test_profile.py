@@ -45,11 +45,13 @@ def test_operations_have_the_layers_of_their_scopes():
     assert found["loop"].opcode == "while"
 
 
+@pytest.mark.slow
 def test_every_layer_of_a_training_step_is_found_forward_and_backward():
     model = models.create("lenet5", num_classes=10)
     image = jax.ShapeDtypeStruct((8, 28, 28, 1), jnp.float32)
     variables = abstract_variables(model, image.shape[1:])
-    program, _, _ = compiled.training(model, variables, image, num_classes=10)
+    step, forms = compiled.training_step(model, variables, image, num_classes=10)
+    program = compiled.training(step, *forms)
     found = profile.operations(program.as_text(), "LeNet5").values()
     places = {each.place for each in found}
     for layer in ("conv1", "conv2", "dense1", "dense2", "head"):

@@ -22,6 +22,7 @@ SPACE = ["--space", "learning_rate=log(1e-3, 1e-1)", "batch_size=choice(32, 64)"
     ("argv", "message"),
     [
         (["--engine", "rya"], "unknown --engine 'rya': did you mean ray"),
+        (["--engine", "ray"], "name the cluster with --address HOST:PORT"),
         (["--address", "10.0.0.1:6379"], "is of a Ray cluster: add --engine ray"),
     ],
 )

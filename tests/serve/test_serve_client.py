@@ -82,7 +82,7 @@ def test_models_are_listed_loaded_rolled_out_and_rolled_back(monkeypatch):
         (lambda client: client.infer("a/../b", images(1)), 404, "Not Found"),
         (lambda client: client.predict("digits", b"no image"), 400, "not an image"),
         (lambda client: client.infer("digits", images(1, shape=(3, 2, 1))), 400, "the model takes"),
-        (lambda client: client.rollback("digits"), 400, "no rollout to go back to"),
+        (lambda client: client.rollback("digits"), 409, "no rollout to go back to"),
     ],
 )
 def test_refusals_are_the_servers_own_words(monkeypatch, question, status, text):

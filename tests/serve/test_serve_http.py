@@ -251,3 +251,35 @@ def test_observers_are_told_of_every_answer(served):
     assert (model, version, request_id) == ("digits", "1", "a")
     np.testing.assert_array_equal(seen, images(5))
     assert logits.tolist() == [[5, -5]]
+
+
+def test_a_client_that_leaves_makes_room(monkeypatch):
+    served = Served(monkeypatch, largest=1)
+    content = json.dumps(body(images(7))).encode()
+    scope = {"type": "http", "method": "POST", "path": INFER, "raw_path": INFER.encode()}
+    scope |= {"query_string": b"", "headers": [], "client": ("127.0.0.1", 1), "root_path": ""}
+    scope |= {"http_version": "1.1", "scheme": "http", "server": ("127.0.0.1", 1)}
+
+    async def main():
+        async with served.client() as client:
+            served.made[0].go.clear()
+            first = asyncio.create_task(client.post(INFER, json=body(images(1))))
+            await asyncio.sleep(0.02)
+            messages = iter([{"type": "http.request", "body": content}])
+
+            async def receive():
+                await asyncio.sleep(0.01)
+                return next(messages, {"type": "http.disconnect"})
+
+            sent = []
+
+            async def send(message):
+                sent.append(message)
+
+            await served.app(scope, receive, send)
+            assert sent[0]["status"] == 499
+            served.made[0].go.set()
+            assert (await first).status_code == 200
+
+    asyncio.run(main())
+    assert [batch[0, 0, 0, 0] for batch in served.made[0].batches] == [1]

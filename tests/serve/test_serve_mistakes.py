@@ -6,7 +6,7 @@ from cnnjax.commands import serve
 from cnnjax.errors import UserError
 from cnnjax.run import cli
 
-for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
+for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "jwt"):
     pytest.importorskip(package)
 
 
@@ -27,6 +27,20 @@ for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
         (["--run", "{model}", "--delay-ms", "-1"], "--delay-ms -1: give 0 to 10000"),
         (["--run", "{model}", "--grpc-port", "70000"], "--grpc-port 70000: give 0 to 65535"),
         (["--run", "{model}", "--port", "-1"], "--port -1: give 0 to 65535"),
+        (["--run", "{model}", "--keys", "/no/keys"], "cannot read the file of keys '/no/keys'"),
+        (["--run", "{model}", "--keys", "{model}"], "is damaged"),
+        (["--run", "{model}", "--jwt-jwks", "a"], "--jwt-jwks needs --jwt-issuer"),
+        (["--run", "{model}", "--jwt-issuer", "a"], "need --jwt-jwks FILE or URL"),
+        (["--run", "{model}", "--jwt-per-second", "-1"], "--jwt-per-second -1: give 0 or more"),
+        (["--run", "{model}", "--tls-key", "a"], "TLS needs both --tls-certificate FILE and"),
+        (["--run", "{model}", "--tls-client-ca", "a"], "TLS needs both --tls-certificate FILE and"),
+        (
+            ["--run", "{model}", "--audit-log", "/no/where"],
+            "cannot write the audit log '/no/where'",
+        ),
+        (["--run", "{model}", "--reference", "a"], "--reference a: write NAME=RUN"),
+        (["--run", "{model}", "--reference", "a=b"], "unknown model 'a'"),
+        (["--run", "{model}", "--reference", "model=b"], "b has no reference.npz: make it by"),
         (["--run", "{model}", "--log", "/no/where"], "cannot write the log /no/where"),
         (["--run", "{model}", "--traces", "here"], "--traces here: give a URL"),
     ],
@@ -42,3 +56,26 @@ def test_mistakes_are_one_line_before_anything_is_loaded(flags, text, tmp_path, 
     with pytest.raises(UserError) as error:
         serve.main(config)
     assert text in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--ray", "x"], "--ray x: give a number of replicas, or LEAST:MOST such as 1:3"),
+        (["--ray", "3:1"], "--ray 3:1: give at least 1, and LEAST no more than MOST"),
+        (["--ray", "0"], "--ray 0: give at least 1"),
+        (["--ray", "1:"], "--ray 1:: give a number"),
+        (["--ray", "2", "--grpc-port", "9000"], "--grpc-port with --ray: Ray's proxy speaks plain"),
+        (["--ray", "2", "--ray-requests", "0"], "--ray-requests 0: give a number above 0"),
+        (["--ray", "2", "--ray-models", "-1"], "are 0 or more"),
+        (["--ray", "2", "--workers", "2"], "--workers with --ray: --ray says how many"),
+    ],
+)
+def test_mistakes_about_ray_are_one_line_before_it_is_started(flags, text, tmp_path):
+    pytest.importorskip("ray.serve")
+    model = tmp_path / "model.stablehlo"
+    model.write_bytes(b"")
+    config = cli.parse(serve.Config, ["--run", str(model), *flags], program="cnnjax serve")
+    with pytest.raises(UserError) as error:
+        serve.main(config)
+    assert text in str(error.value)

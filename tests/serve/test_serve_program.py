@@ -29,6 +29,8 @@ pytestmark = pytest.mark.slow
 # A Python that has tritonclient, which needs another protobuf than TensorFlow: of an environment of
 # its own, by `pip install 'tritonclient[all]'`.
 TRITON = os.environ.get("CNNJAX_TRITON_PYTHON", "")
+# A Python that has openapi-python-client.
+OPENAPI = os.environ.get("CNNJAX_OPENAPI_PYTHON", "")
 
 
 class Program:
@@ -160,6 +162,17 @@ def test_tritonclient_finds_every_method(served, run, digit, tmp_path):
     words = [Path(__file__).with_name("triton_conformance.py"), served.address[len("http://") :]]
     words += [grpc_address, tmp_path / "expected.npz", "digits"]
     done = subprocess.run([TRITON, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("conforms\n"), done.stdout + done.stderr
+
+
+def test_the_client_that_is_generated_of_the_description_finds_every_method(
+    served, digit, tmp_path
+):
+    if not OPENAPI:
+        pytest.skip("CNNJAX_OPENAPI_PYTHON names no Python with openapi-python-client")
+    script = Path(__file__).with_name("openapi_conformance.py")
+    words = [OPENAPI, str(script), served.address, str(tmp_path), "digits", str(digit)]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("conforms\n"), done.stdout + done.stderr
 
 

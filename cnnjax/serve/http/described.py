@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from cnnjax.serve.models import NAME
+
 SUMMARY = (
     "Trained networks behind the Open Inference Protocol, version 2, and a simpler way for image "
     "files. Errors are JSON with the key `error`."
@@ -167,11 +169,18 @@ class ModelStatus(BaseModel):
     compared: dict[str, Any]
 
 
+def readiness(model: Any) -> dict[int | str, dict[str, Any]]:
+    """Returns the responses of a probe: 503 has its own message, too."""
+    told = {"model": model, "description": "Not ready."}
+    return answers(model) | {503: told}
+
+
 def answers(model: Any) -> dict[int | str, dict[str, Any]]:
     """Returns the responses of a route for OpenAPI: its own, and errors."""
     refusals = {
         400: "The request is wrong.",
         404: "There is no such model, version or tensor.",
+        409: "It cannot be done as things stand.",
         408: "The body came too slowly.",
         413: "Too many bytes, pixels or images.",
         429: "The queue is full: try again after the seconds of Retry-After.",
@@ -189,7 +198,7 @@ def body(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_requests(schema: dict[str, Any]) -> dict[str, Any]:
-    """Returns an OpenAPI document with the messages that clients send among its schemas."""
+    """Returns an OpenAPI document with the messages that clients send, and what names are."""
     from pydantic.json_schema import models_json_schema
 
     _, found = models_json_schema(
@@ -197,6 +206,13 @@ def with_requests(schema: dict[str, Any]) -> dict[str, Any]:
         ref_template="#/components/schemas/{model}",
     )
     schema["components"].setdefault("schemas", {}).update(found["$defs"])
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            # What FastAPI refuses has the status 400 here.
+            operation["responses"].pop("422", None)
+            for each in operation.get("parameters", ()):
+                if each["name"] in ("name", "version"):
+                    each["schema"]["pattern"] = f"^{NAME.pattern}$"
     return schema
 
 

@@ -91,6 +91,7 @@ def application(
         version=cnnjax.__version__,
         description=described.SUMMARY,
         lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
         docs_url=None,
         redoc_url=None,
     )
@@ -118,7 +119,7 @@ def add_health(app: FastAPI, repository: Repository) -> None:
         """Whether the server answers."""
         return JSONResponse({"live": True})
 
-    @app.get("/v2/health/ready", tags=["health"], responses=described.answers(described.Ready))
+    @app.get("/v2/health/ready", tags=["health"], responses=described.readiness(described.Ready))
     async def ready() -> Response:
         """Whether every model is loaded and warm, and the server is not stopping."""
         is_ready = repository.ready
@@ -185,16 +186,16 @@ def add_models(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
         asgi.add_direct(app, f"{path}/infer", infer)
         kind = "_version" if "version" in path else ""
         for suffix, function, method, answers, more in (
-            ("", metadata, "GET", described.Metadata, {}),
-            ("/ready", ready, "GET", described.ModelReady, {}),
-            ("/infer", infer, "POST", described.Answer, described.INFER),
+            ("", metadata, "GET", described.answers(described.Metadata), {}),
+            ("/ready", ready, "GET", described.readiness(described.ModelReady), {}),
+            ("/infer", infer, "POST", described.answers(described.Answer), described.INFER),
         ):
             app.add_api_route(
                 path + suffix,
                 function,
                 methods=[method],
                 operation_id=f"model_{function.__name__}{kind}",
-                responses=described.answers(answers),
+                responses=answers,
                 openapi_extra=more,
                 tags=["models"],
             )

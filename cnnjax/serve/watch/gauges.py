@@ -16,7 +16,7 @@ class Gauges:
 
         model = ("model", "version")
 
-        def gauge(name: str, text: str, labels: tuple[str, ...], worst: str) -> Any:
+        def gauge(name: str, text: str, labels: tuple[str, ...], worst: Any) -> Any:
             return Gauge(name, text, labels, registry=registry, multiprocess_mode=worst)
 
         self.drift = gauge(

@@ -33,9 +33,10 @@ def check_references(watching: Watching, sources: Sequence[Source]) -> dict[str,
     """Returns the runs whose references are for models that are files, by the models' names.
 
     Raises:
-      UserError: a reference of no model, or that is not there.
+      UserError: a reference of no model, that is not there, or that is damaged.
     """
     from cnnjax.errors import UserError, unknown_name
+    from cnnjax.evaluation.references import read_reference
     from cnnjax.paths import expand
     from cnnjax.run.report import REFERENCE
 
@@ -52,6 +53,10 @@ def check_references(watching: Watching, sources: Sequence[Source]) -> dict[str,
                 f"--run {run}"
             )
         runs[name] = run
+    for source in sources if watching.watch else ():
+        path = Path(expand(runs.get(source.name, source.path))) / REFERENCE
+        if path.exists():
+            read_reference(path)
     return runs
 
 
