@@ -51,7 +51,7 @@ def body_of(image: np.ndarray) -> dict:
     return {"inputs": [tensor]}
 
 
-async def send(client, path: str, body: dict, counts: collections.Counter, times: list) -> None:
+async def send(client, path: str, body: dict, counts: collections.Counter, times) -> None:
     """Sends a request; counts its status, and keeps its time."""
     import httpx
 
@@ -82,7 +82,8 @@ async def soak(client, path: str, bodies: list[dict], args, rate: float):
     counts: collections.Counter = collections.Counter()
     times: collections.deque = collections.deque(maxlen=100_000)
     samples: list[tuple[float, float]] = []
-    began, sent, tasks = time.perf_counter(), 0, set()
+    tasks: set[asyncio.Task] = set()
+    began, sent = time.perf_counter(), 0
     while (now := time.perf_counter() - began) < args.minutes * 60:
         while sent < now * rate and len(tasks) < 1024:
             body = bodies[sent % len(bodies)]

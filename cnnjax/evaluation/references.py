@@ -174,7 +174,7 @@ _NUMBERS = (
 
 def save_reference(path: str | Path, reference: Reference) -> None:
     """Writes a reference as one npz file, by way of another so that a crash leaves no half."""
-    arrays = {"center": reference.center, "directions": reference.directions}
+    arrays: dict[str, Any] = {"center": reference.center, "directions": reference.directions}
     for table in _TABLES:
         arrays |= {f"{table}/{name}": value for name, value in getattr(reference, table).items()}
     numbers = {name: getattr(reference, name) for name in _NUMBERS} | {"version": VERSION}

@@ -73,6 +73,7 @@ def read_replicas(text: str) -> tuple[int, int]:
 class Replica:
     """One process with the whole application; Ray makes it, asks after it, and ends it."""
 
+    # Ray awaits it.
     async def __init__(self, config: Any, build: Build):  # type: ignore[misc]
         """Loads and warms all models. Args: the flags of `cnnjax serve`, and what uses them."""
         import cnnjax

@@ -66,7 +66,7 @@ def test_the_ten_commands_of_the_docs(tmp_path):
     # The server says so when it is ready, wherever in the output that is.
     assert "serving      lenet at" in done.stdout
     answer = json.loads(re.search(r"\{.*\}", started + predicted)[0])
-    assert answer["classes"][0]["name"] == "7"
+    assert answer["classes"][0]["class_name"] == "7"
     assert json.loads(re.search(r"\{.*\}", labeled)[0])["accuracy"] == 1.0
     events = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert {"shop", "prometheus"} <= {event["who"] for event in events}
