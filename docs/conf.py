@@ -80,5 +80,6 @@ mathjax_path = "mathjax.js"
 def setup(app):
     """Connects what turns our docstrings into those that Sphinx reads."""
     app.connect("autodoc-process-docstring", site_pages.as_rst, priority=400)
+    app.connect("env-get-outdated", site_pages.always_outdated)
     app.connect("source-read", site_pages.for_the_site)
     app.connect("build-finished", site_pages.copy_mathjax)

@@ -143,7 +143,8 @@ def for_the_site(app: Any, docname: str, content: list[str]) -> None:
     """Makes of a guide for GitHub one for the site, in place.
 
     Functions that are linked by their file are linked by their lines, in the site's copy of the
-    source; the index lists the guides that no other list of it has; `search.md` is its copy.
+    source; other files outside of docs/ are linked in the repository; the index lists the guides
+    that no other list of it has; `search.md` is its copy.
     """
     text = content[0]
     if docname == "index":
@@ -151,9 +152,18 @@ def for_the_site(app: Any, docname: str, content: list[str]) -> None:
         more = [path.stem for path in Path(app.srcdir).glob("*.md") if path.stem not in written]
         text = text.replace("MORE GUIDES", "\n".join(sorted(more)))
     text = text.replace("](search.md", "](copied/search_settings.md")
-    content[0] = FUNCTION_LINK.sub(
+    text = FUNCTION_LINK.sub(
         r'<a class="reference internal" href="_modules/\2.html#\1"><code>\1</code></a>', text
     )
+    if "/" not in docname:
+        repository = app.config.html_theme_options["repository_url"]
+        text = re.sub(r"\]\(\.\./", f"]({repository}/blob/main/", text)
+    content[0] = text
+
+
+def always_outdated(app: Any, *found: Any) -> list[str]:
+    """Returns the page that is read on every build: the index, which lists files of the folder."""
+    return ["index"]
 
 
 def copy_mathjax(app: Any, error: Exception | None) -> None:

@@ -113,7 +113,7 @@ def test_every_command_of_the_readme_parses(line):
 
 def test_a_command_is_shortened_to_a_smoke_run():
     words = shortened("python -m experiments.mnist_lenet --resume RUN")
-    assert words[1:] == ["-m", "experiments.mnist_lenet", "--resume", "runs/mine", "--smoke"]
+    assert words[1:] == ["-m", "experiments.mnist_lenet", "--resume", "runs/shown", "--smoke"]
     words = shortened("cnnjax evaluate --run RUN1 RUN2 --calibrate")
-    assert words[2:] == ["cnnjax", "evaluate", "--run", "runs/mine", "runs/mine", "--calibrate"]
+    assert words[2:] == ["cnnjax", "evaluate", "--run", "runs/shown", "runs/shown", "--calibrate"]
     assert shortened("gcloud compute tpus") == []

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,10 +61,15 @@ def test_links_and_pictures_of_a_guide_exist(path):
             assert (DOCS / link.partition("#")[0]).exists(), link
 
 
+def app_of(folder):
+    config = SimpleNamespace(html_theme_options={"repository_url": "https://example.org/r"})
+    return SimpleNamespace(srcdir=folder, config=config)
+
+
 def test_guides_that_the_index_does_not_name_are_added(tmp_path):
     for name in ("index", "search", "known", "new"):
         (tmp_path / f"{name}.md").write_text("# Guide")
-    app = type("App", (), {"srcdir": tmp_path})
+    app = app_of(tmp_path)
     content = ["```{toctree}\nknown\nMORE GUIDES\n```"]
     site_pages.for_the_site(app, "index", content)
     assert content == ["```{toctree}\nknown\nnew\n```"]
@@ -71,9 +77,11 @@ def test_guides_that_the_index_does_not_name_are_added(tmp_path):
 
 def test_functions_are_linked_by_their_lines_on_the_site():
     content = ["see [`conv2d`](../cnnjax/ops/convolution.py), [text](weights.md), [s](search.md#x)"]
-    site_pages.for_the_site(None, "curriculum", content)
+    content[0] += " [file](../scripts/a.sh)"
+    site_pages.for_the_site(app_of(DOCS), "curriculum", content)
     assert 'href="_modules/cnnjax/ops/convolution.html#conv2d"' in content[0]
     assert "[text](weights.md)" in content[0]
+    assert "[file](https://example.org/r/blob/main/scripts/a.sh)" in content[0]
     assert "[s](copied/search_settings.md#x)" in content[0]
 
 
