@@ -105,13 +105,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 class Network(NamedTuple):
-    """A network: its name, its module, the forms of its variables, its image and its classes."""
+    """A network: name, module, the forms of its variables, image, logits, precision."""
 
     name: str
     model: Any
     variables: Any
     image_shape: tuple[int, int, int]
-    num_classes: int
+    num_outputs: int
     dtype: Any
 
 
@@ -129,8 +129,7 @@ def _named(options: argparse.Namespace) -> Network:
     fields = load.computation(name, arguments, precision=options.precision)
     model = models.create(name, num_classes=num_classes, **fields)
     dtype = compute_dtype(options.precision or "float32") or jnp.float32
-    classes = 2 if num_classes == 1 else num_classes
-    return Network(name, model, abstract_variables(model, shape), shape, classes, dtype)
+    return Network(name, model, abstract_variables(model, shape), shape, num_classes, dtype)
 
 
 def _of_run(options: argparse.Namespace) -> Network:
@@ -150,9 +149,8 @@ def _of_run(options: argparse.Namespace) -> Network:
         lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), trained.variables
     )
     dtype = compute_dtype(card.get("precision") or "float32") or jnp.float32
-    classes = len(card["class_names"])
     shape = tuple(card["image_shape"])
-    return Network(card["model"], trained.model, forms, shape, classes, dtype)
+    return Network(card["model"], trained.model, forms, shape, card["num_outputs"], dtype)
 
 
 def _costs(network: Network, options: argparse.Namespace, peaks: Any, chip: Any) -> dict[str, Any]:
@@ -201,7 +199,7 @@ def _costs(network: Network, options: argparse.Namespace, peaks: Any, chip: Any)
         found["measured_secs"] = compiled.seconds(program, (variables, image))
     if not options.no_train:
         step, forms = compiled.training_step(
-            model, variables, image, num_classes=network.num_classes, optimizer=options.optimizer
+            model, variables, image, num_outputs=network.num_outputs, optimizer=options.optimizer
         )
         train = compiled.training(step, *placed(forms))
         training = compiled.read(train)

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (directory / "best.json").exists():
         raise UserError(f"{directory} has no best.json: no trial of it has ended")
     best = json.loads(read_text(directory / "best.json"))
-    found = _chosen(best, options.trial)
+    found, metric = _chosen(best, options.trial), score_name(saved)
     lines = {"found": _flags(saved, found["settings"], extra), "default": [*saved["argv"], *extra]}
     scores = {
         name: [
@@ -42,12 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         for name, flags in lines.items()
     }
-    name = saved["objectives"][0]["name"]
-    text = table(saved["experiment"], name, lines, scores, options.seeds)
+    text = table(saved["experiment"], metric, lines, scores, options.seeds)
     (directory / "final.md").write_text(text, encoding="utf-8")
     write_json(
         directory / "final.json",
-        {"metric": f"test_{name}", "seeds": options.seeds, "flags": lines, "scores": scores},
+        {"metric": f"test_{metric}", "seeds": options.seeds, "flags": lines, "scores": scores},
     )
     print(text, end="")
     return 0
@@ -95,11 +94,26 @@ def _flags(saved: dict[str, Any], chosen: dict[str, Any], extra: Sequence[str]) 
     return [*fixed, *chosen_flags(settings, chosen)]
 
 
+def score_name(saved: dict[str, Any]) -> str:
+    """Returns the first objective of a search that runs are tested for.
+
+    Raises:
+      UserError: there is none.
+    """
+    from cnnjax.search.plan import COSTS, OF_SUMMARY
+
+    names = [each["name"] for each in saved["objectives"]]
+    found = [name for name in names if name not in (*OF_SUMMARY, *COSTS)]
+    if not found:
+        raise UserError(f"no objective of this search is tested: {', '.join(names)} are costs")
+    return found[0]
+
+
 def _score(saved: dict[str, Any], flags: Sequence[str], seed: int, directory: Path) -> float:
     """Trains one seed, unless it is finished; returns its test score."""
     from cnnjax.run.files import read_json
 
-    name = saved["objectives"][0]["name"]
+    name = score_name(saved)
     if not (directory / "summary.json").exists():
         command = [sys.executable, "-m", saved["experiment"], *flags, "--seed", str(seed)]
         command += ["--run-dir", str(directory), "--resume", str(directory)]

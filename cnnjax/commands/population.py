@@ -19,6 +19,7 @@ them have the same images then.
 
 import argparse
 import dataclasses
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,6 +173,11 @@ def _members(options: argparse.Namespace, module: Any, config: Any) -> tuple[lis
 
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     space = None
+    if not options.space and (word := re.search(r"\{(\w+)\}", getattr(config, "augment", ""))):
+        raise UserError(
+            f"--augment has {word[0]}: say by --space where it lies, such as "
+            f"'{word[1]}=uniform(0, 20)'."
+        )
     if options.space or options.where or any("{" in str(each) for each in settings.values()):
         space = read_space(options.space, module.Config, settings, options.where)
     pruner = stopping.read_pruner(options.prune)

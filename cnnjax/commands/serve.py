@@ -103,6 +103,9 @@ def main(config: Config) -> int:
     if config.ray:
         return on_ray.run(config, build)
     sock = server.listen(config.host, config.port)
+    if config.grpc_port:
+        # gRPC opens it itself, when the models are loaded.
+        server.listen(config.host, config.grpc_port, "--grpc-port").close()
     if config.workers > 1:
         return asyncio.run(workers.supervise(config.workers, sock, dataclasses.asdict(config)))
     return _run(config, sock)
@@ -303,6 +306,7 @@ def _require(*, grpc: bool) -> None:
     needed = {
         "fastapi": "fastapi",
         "uvicorn": "uvicorn",
+        "httptools": "httptools",
         "jwt": "pyjwt[crypto]",
         "prometheus_client": "prometheus-client",
         "python_multipart": "python-multipart",

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.errors import UserError
+from cnnjax.losses import make_loss
 from cnnjax.optim import make_optimizer
 from cnnjax.tasks.classification import classification
 from cnnjax.train.state import create_state
@@ -83,19 +84,19 @@ def inference(model: Any, variables: PyTree, image: Any) -> Any:
 
 
 def training_step(
-    model: Any, variables: PyTree, image: Any, *, num_classes: int, optimizer: str = "adamw"
+    model: Any, variables: PyTree, image: Any, *, num_outputs: int, optimizer: str = "adamw"
 ) -> tuple[Any, tuple[Any, Any]]:
     """Returns a classifier's training step and the forms of its state and batch.
 
     Args:
       model, variables, image: as for `inference`.
-      num_classes: of the labels; 2 where the model has one logit.
+      num_outputs: the model's logits; one is for two classes.
       optimizer: a name of `cnnjax.optim`.
     """
     transformation = make_optimizer(optimizer, lambda step: jnp.float32(1e-3))
-    step = make_step(
-        model, transformation, classification(num_classes), schedule=lambda step: jnp.float32(1e-3)
-    )
+    name = "sigmoid_binary_cross_entropy" if num_outputs == 1 else "softmax_cross_entropy"
+    task = classification(2 if num_outputs == 1 else num_outputs, loss=make_loss(name))
+    step = make_step(model, transformation, task, schedule=lambda step: jnp.float32(1e-3))
     state = jax.eval_shape(lambda v: create_state(v, transformation, jax.random.key(0)), variables)
     batch = {
         "image": image,

@@ -243,13 +243,14 @@ def _limits(facts: Facts) -> Iterator[Finding]:
     machine = facts["host"]
     descriptors, most = machine["descriptors"], machine["descriptors_limit"]
     if descriptors is not None and descriptors < LEAST_DESCRIPTORS:
-        can = (
-            "" if most is None or most >= LEAST_DESCRIPTORS else f" (an administrator: {most} now)"
-        )
+        allowed = 4096 if most is None else min(most, 4096)
+        mend = f"ulimit -n {allowed}"
+        if allowed < LEAST_DESCRIPTORS:
+            mend = f"have an administrator raise the limit of {most} (limits.conf, --ulimit nofile)"
         yield Finding(
             "warning",
             f"a process may open only {descriptors} files: reading and saving may fail",
-            f"ulimit -n {4 * LEAST_DESCRIPTORS if most is None else min(most, 4096)}{can}",
+            mend,
         )
     available = machine["memory_available_bytes"]
     if available is not None and available < LEAST_MEMORY_BYTES:

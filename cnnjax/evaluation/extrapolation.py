@@ -150,8 +150,8 @@ def _fits(measured: np.ndarray, epoch: float, least: float, most: float) -> _Fit
     inverse = np.linalg.inv(design.transpose(0, 2, 1) @ design + 1e-9 * np.eye(2))
     params = np.einsum("lij,lnj,n->li", inverse, design, measured)
     residual = np.sum((np.einsum("lni,li->ln", design, params) - measured) ** 2, axis=1)
-    # A law that fits to the last bit is not infinitely more likely than one that nearly does.
-    residual = np.maximum(residual, (1e-4 * float(np.ptp(measured)) + 1e-9) ** 2 * count)
+    # Rates lie on a grid: no law is known better than to a thousandth of the range.
+    residual = np.maximum(residual, (1e-3 * float(np.ptp(measured)) + 1e-9) ** 2 * count)
     noise = np.sqrt(residual / (count - 2))
     # The end lies within the bounds: how likely that is belongs to the law's weight.
     spread = noise * np.sqrt(inverse[:, 0, 0])

@@ -181,7 +181,8 @@ def save_reference(path: str | Path, reference: Reference) -> None:
     path = Path(expand(path))
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays, numbers=np.array(json.dumps(numbers)))
+        content = np.array(json.dumps(numbers))
+        np.savez_compressed(file, **arrays, numbers=content)  # type: ignore[arg-type]
     temporary.replace(path)
 
 

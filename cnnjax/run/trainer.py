@@ -68,6 +68,10 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     rules = sharding.parse_rules(config.sharding)
     checks.check_retention(config, dataset)
     data = _pipeline(dataset, config, mesh)
+    if config.profile:
+        # Of a resumed run once more, when its first step is known.
+        last_step = config.epochs * data.steps_per_epoch
+        profiling.check(profiling.parse(config.profile), 0, last_step)
     method = choose_method(config.parallel, data, mesh)
     how: dict[str, Any] = {
         "method": method,

@@ -32,7 +32,7 @@ def all_of(search: Search, study: optuna.Study) -> list[tuple[str, str, Callable
             (
                 "pareto",
                 "What no other trial beats in all",
-                lambda: plots.plot_pareto_front(study, target_names=names),
+                lambda: _pareto(study, names),
             ),
             ("curves", "Learning curves", lambda: _curves(search, study)),
         ]
@@ -71,6 +71,40 @@ def _of_objective(
         )
         found.insert(0, figure)
     return found
+
+
+def _pareto(study: optuna.Study, names: list[str]) -> None:
+    """Draws the first objective against each other one; those that nothing beats in all, named."""
+    import matplotlib.pyplot as plt
+
+    complete = (studies.optuna_module().trial.TrialState.COMPLETE,)
+    trials = study.get_trials(deepcopy=False, states=complete)
+    best = best_trials(study)
+    if not best:
+        raise ValueError("no trial has ended")
+    _, grid = plt.subplots(
+        1, len(names) - 1, figsize=(5.5 * (len(names) - 1), 4.2), sharey=True, squeeze=False
+    )
+    for index, axes in enumerate(grid[0], 1):
+        for chosen, color, label in ((trials, "#0072B2", "trials"), (best, "#D55E00", "the front")):
+            points = [(each.values[index], each.values[0]) for each in chosen]
+            axes.scatter(*zip(*points, strict=True), color=color, s=24, label=label, zorder=2)
+        for each in best:
+            axes.annotate(
+                str(each.number),
+                (each.values[index], each.values[0]),
+                xytext=(4, 4),
+                textcoords="offset points",
+                fontsize=8,
+            )
+        if len(names) == 2:
+            steps = sorted((each.values[1], each.values[0]) for each in best)
+            axes.plot(*zip(*steps, strict=True), color="#D55E00", linewidth=1, zorder=1)
+        axes.set_xlabel(names[index])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    grid[0][0].set_ylabel(names[0])
+    grid[0][0].legend(frameon=False)
 
 
 def _curves(search: Search, study: optuna.Study) -> None:

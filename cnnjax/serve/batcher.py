@@ -16,6 +16,7 @@ import asyncio
 import collections
 import concurrent.futures
 import dataclasses
+import threading
 import time
 from collections.abc import Callable
 
@@ -95,7 +96,7 @@ def check_limits(limits: Limits) -> None:
 
 
 class Batcher:
-    """The queue of one version of a model; all but the computation is on one event loop."""
+    """The queue of one version of a model: filled on an event loop, emptied by threads."""
 
     def __init__(
         self,
@@ -114,6 +115,8 @@ class Batcher:
         self._queues: dict[tuple[int, ...], collections.deque[_Waiting]] = {
             shape: collections.deque() for shape in runtime.shapes
         }
+        # Of the queues and the number of slots in use, which threads look at too.
+        self._lock = threading.Lock()
         self._running = 0
         self._timer: asyncio.Handle | None = None
         self._secs_per_image = 1e-3
@@ -124,6 +127,10 @@ class Batcher:
     @property
     def queued(self) -> int:
         """The images that wait; those of clients that have gone may still be among them."""
+        with self._lock:
+            return self._count()
+
+    def _count(self) -> int:
         return sum(
             len(each.images) - each.sent for queue in self._queues.values() for each in queue
         )
@@ -146,20 +153,14 @@ class Batcher:
         """
         if self._closing:
             raise Unavailable("the model is being unloaded: try again.", retry_after=1)
-        queued = self.queued
-        # A request larger than the queue is let in when nothing else waits.
-        if queued and queued + len(images) > self.limits.queue_images:
-            self._forget_gone()
-            queued = self.queued
-            if queued and queued + len(images) > self.limits.queue_images:
-                wait = self._secs_per_image * queued / self._slots
-                raise Busy(f"{queued} images are waiting: try again later.", retry_after=wait)
         if deadline_secs is not None and deadline_secs <= 0:
             raise Late("the deadline has passed.")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(images, loop.create_future(), loop.time())
-        self._queues[images.shape[1:]].append(waiting)
-        self._idle.clear()
+        waiting = _Waiting(images, loop.create_future(), time.monotonic())
+        with self._lock:
+            queued = self._room_for(len(images))
+            self._queues[images.shape[1:]].append(waiting)
+            self._idle.clear()
         if self._timer is None:
             # Requests that arrive in the same turn of the loop share a batch.
             self._timer = loop.call_soon(self._start)
@@ -173,6 +174,20 @@ class Batcher:
                 return await waiting.future
         except TimeoutError:
             raise Late(f"no answer within the deadline of {deadline_secs:.3g} s.") from None
+
+    def _room_for(self, count: int) -> int:
+        """Returns the images that wait; raises Busy where so many more are too many.
+
+        A request larger than the queue is let in when nothing else waits.
+        """
+        for is_last_try in (False, True):
+            queued = self._count()
+            if not queued or queued + count <= self.limits.queue_images:
+                return queued
+            if not is_last_try:
+                self._forget_gone()
+        wait = self._secs_per_image * queued / self._slots
+        raise Busy(f"{queued} images are waiting: try again later.", retry_after=wait)
 
     async def close(self) -> None:
         """Answers what is in the queue and lets nothing new in."""
@@ -188,28 +203,39 @@ class Batcher:
                 self._queues[shape] = collections.deque(kept)
 
     def _start(self) -> None:
-        """Starts batches while there are slots and images; sets the timer where it must wait."""
+        """Gives free slots batches; sets the timer where images wait for others."""
         self._timer = None
         loop = asyncio.get_running_loop()
-        self._forget_gone()
-        while self._running < self._slots:
-            # The shape whose oldest request has waited longest.
-            queues = [queue for queue in self._queues.values() if queue]
-            if not queues:
-                break
-            queue = min(queues, key=lambda queue: queue[0].arrived)
-            due = queue[0].arrived + self.limits.delay_secs
-            count = sum(len(each.images) - each.sent for each in queue)
-            if count < self.runtime.largest_batch and loop.time() < due:
-                self._timer = loop.call_at(due, self._start)
-                break
-            self._send(self._take(queue))
-        if not self._running and not any(self._queues.values()):
-            self._idle.set()
+        with self._lock:
+            while self._running < self._slots:
+                taken, due = self._take()
+                if not taken:
+                    if due is not None:
+                        wait = due - time.monotonic()
+                        self._timer = loop.call_later(max(0.0, wait), self._start)
+                    break
+                self._running += 1
+                self._threads.submit(self._compute, taken, loop)
+            if not self._running and not any(self._queues.values()):
+                self._idle.set()
 
-    def _take(self, queue: collections.deque[_Waiting]) -> list[_Part]:
-        """Takes up to a largest batch from a queue."""
+    def _take(self) -> tuple[list[_Part], float | None]:
+        """Takes up to a largest batch of the shape whose oldest request has waited longest.
+
+        Returns:
+          The parts of the batch; none where nothing waits, or where the delay is not over: then
+          also the time at which it is.
+        """
+        self._forget_gone()
+        queues = [queue for queue in self._queues.values() if queue]
+        if not queues:
+            return [], None
+        queue = min(queues, key=lambda queue: queue[0].arrived)
         room = self.runtime.largest_batch
+        due = queue[0].arrived + self.limits.delay_secs
+        count = sum(len(each.images) - each.sent for each in queue)
+        if count < room and time.monotonic() < due and not self._closing:
+            return [], due
         taken = []
         while queue and room:
             first = queue[0]
@@ -219,44 +245,51 @@ class Batcher:
             room -= len(part)
             if first.sent == len(first.images):
                 queue.popleft()
-        return taken
+        return taken, None
 
-    def _send(self, taken: list[_Part]) -> None:
-        """Computes a batch on a thread."""
-        loop = asyncio.get_running_loop()
-        self._running += 1
-        began = time.perf_counter()
-        now = loop.time()
-        waited = tuple(now - part.request.arrived for part in taken)
-        parts = [part.images for part in taken]
-        future = loop.run_in_executor(self._threads, self.runtime.run_parts, parts)
-        future.add_done_callback(lambda done: self._answer(taken, done, began, waited))
+    def _compute(self, taken: list[_Part], loop: asyncio.AbstractEventLoop) -> None:
+        """Computes a batch, and those that wait when it is done; runs on a thread.
+
+        The next batch does not wait for the event loop, which may be busy with other requests.
+        """
+        while taken:
+            began = time.perf_counter()
+            now = time.monotonic()
+            waited = tuple(now - part.request.arrived for part in taken)
+            result: tuple[np.ndarray, np.ndarray] | Exception
+            try:
+                result = self.runtime.run_parts([part.images for part in taken])
+            except Exception as error:  # The requests of the batch raise it.
+                result = error
+            secs = time.perf_counter() - began
+            done = taken
+            with self._lock:
+                taken, _ = self._take()
+                self._running -= not taken
+            loop.call_soon_threadsafe(self._answer, done, result, secs, waited)
 
     def _answer(
         self,
         taken: list[_Part],
-        done: asyncio.Future,
-        began: float,
+        result: tuple[np.ndarray, np.ndarray] | Exception,
+        secs: float,
         waited: tuple[float, ...],
     ) -> None:
         """Gives every request of a batch its rows, and starts what waits."""
-        self._running -= 1
-        secs, count = time.perf_counter() - began, sum(len(part.images) for part in taken)
+        count = sum(len(part.images) for part in taken)
         self._secs_per_image += NEWEST * (secs / count - self._secs_per_image)
-        error = done.exception()
-        bucket = self.runtime.bucket(count)
-        self._on_batch(Computed(count, bucket, secs, waited, error is not None))
+        is_failed = isinstance(result, Exception)
+        self._on_batch(Computed(count, self.runtime.bucket(count), secs, waited, is_failed))
         at = 0
         for part in taken:
             rows = slice(at, at + len(part.images))
             at += len(part.images)
             if part.request.future.done():
                 continue
-            if error is not None:
-                part.request.future.set_exception(error)
-                continue
-            logits, probabilities = done.result()
-            _give(part, logits[rows], probabilities[rows])
+            if isinstance(result, Exception):
+                part.request.future.set_exception(result)
+            else:
+                _give(part, result[0][rows], result[1][rows])
         if self._timer is None:
             self._start()
 

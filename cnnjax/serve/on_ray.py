@@ -73,7 +73,7 @@ def read_replicas(text: str) -> tuple[int, int]:
 class Replica:
     """One process with the whole application; Ray makes it, asks after it, and ends it."""
 
-    async def __init__(self, config: Any, build: Build):
+    async def __init__(self, config: Any, build: Build):  # type: ignore[misc]
         """Loads and warms all models. Args: the flags of `cnnjax serve`, and what uses them."""
         import cnnjax
 
@@ -103,7 +103,7 @@ class Replica:
 
         repository, loop = self.repository, asyncio.get_running_loop()
 
-        async def load(replica: Any, name: str) -> _Held:
+        async def load(name: str) -> _Held:
             await repository.load(name)
             return _Held(repository, name, loop)
 
@@ -112,7 +112,7 @@ class Replica:
         async def asgi(scope: Any, receive: Any, send: Any) -> None:
             name = model_of(scope["path"]) if scope["type"] == "http" else ""
             if name in repository.models:
-                await hold(self, name)
+                await hold(name)
             await application(scope, receive, send)
 
         return asgi

@@ -13,25 +13,24 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cnnjax.errors import UserError
+from cnnjax.serve import after
 from cnnjax.serve import rollout as rollouts
+from cnnjax.serve.after import Observer
 from cnnjax.serve.batcher import Batcher, Computed, Limits, check_limits
 from cnnjax.serve.logs import log
 from cnnjax.serve.measures import Measures
 from cnnjax.serve.models import Loaded, Model, Source, check_images
 from cnnjax.serve.protocol import Answer
-from cnnjax.serve.refusals import Impossible, Invalid, Refused, Unavailable, unknown
+from cnnjax.serve.refusals import Impossible, Invalid, Unavailable, unknown
 from cnnjax.serve.runtime import Options, check_options, open_runtime
 from cnnjax.serve.shared import Shared
-
-# (model, version, images, logits, request id), after an answer.
-Observer = Callable[[str, str, np.ndarray, np.ndarray, str], None]
 
 
 class Repository:
@@ -62,14 +61,12 @@ class Repository:
         self._following: asyncio.Task | None = None
         self._loader = concurrent.futures.ThreadPoolExecutor(1, "load")
         self._changing = asyncio.Lock()
-        self._observers = tuple(observers)
-        self._observed = concurrent.futures.ThreadPoolExecutor(1, "observe")
-        self._unobserved = 0
+        self._observing = after.Observing(self.measures, observers)
         self._shadows: set[asyncio.Task] = set()
 
     def add_observers(self, observers: Sequence[Observer]) -> None:
         """Adds functions that are called after each answer, on a thread of their own."""
-        self._observers += tuple(observers)
+        self._observing.observers += tuple(observers)
 
     @property
     def ready(self) -> bool:
@@ -137,7 +134,7 @@ class Repository:
             await asyncio.gather(*(each.batcher.close() for each in model.loaded.values()))
         for task in list(self._shadows):
             await asyncio.gather(task, return_exceptions=True)
-        self._observed.shutdown(wait=True)
+        await asyncio.to_thread(self._observing.close)
         self._loader.shutdown(wait=False)
 
     async def load(self, name: str, version: str = "") -> None:
@@ -361,57 +358,13 @@ class Repository:
         version, found = self.find(name, version, request_id)
         check_images(images, found.runtime)
         logits, probabilities = await found.batcher.submit(images, deadline_secs=deadline_secs)
-        self._tell_observers(name, version, images, logits, request_id)
+        self._observing.tell(name, version, images, logits, request_id)
         model = self.models[name]
         if model.rollout is not None and model.rollout.shadow:
-            self._ask_shadow(model, name, model.rollout.shadow, images, probabilities)
+            asked = after.ask_shadow(model, name, images, probabilities, self.measures)
+            self._shadows.add(asked)
+            asked.add_done_callback(self._shadows.discard)
         return Answer(name, version, logits, probabilities, found.runtime.class_names)
-
-    def _ask_shadow(
-        self, model: Model, name: str, shadow: str, images: np.ndarray, sent: np.ndarray
-    ) -> None:
-        compared = model.compared
-
-        async def compare() -> None:
-            result = "dropped"
-            try:
-                batcher = model.loaded[shadow].batcher
-                check_images(images, batcher.runtime)
-                _, probabilities = await batcher.submit(images, deadline_secs=10.0)
-                agreed = compared.agreed
-                compared.add(sent, probabilities)
-                result = "agreed" if compared.agreed - agreed == len(sent) else "differed"
-            except Exception as error:  # A shadow must not hurt what it stands beside.
-                compared.dropped += len(images)
-                if not isinstance(error, Refused):
-                    log("shadow_failed", model=name, version=shadow, error=repr(error))
-            self.measures.shadowed.labels(name, shadow, result).inc(len(images))
-
-        task = asyncio.get_running_loop().create_task(compare())
-        self._shadows.add(task)
-        task.add_done_callback(self._shadows.discard)
-
-    def _tell_observers(self, *arguments: Any) -> None:
-        """Calls the observers on their thread; what comes faster than they are is dropped."""
-        if not self._observers:
-            return
-        if self._unobserved >= 1024:
-            self.measures.observed.labels("dropped").inc()
-            return
-        self._unobserved += 1
-        loop = asyncio.get_running_loop()
-
-        def tell() -> None:
-            for observer in self._observers:
-                try:
-                    observer(*arguments)
-                    self.measures.observed.labels("told").inc()
-                except Exception as error:  # An observer must not stop the others.
-                    self.measures.observed.labels("failed").inc()
-                    log("observer_failed", error=repr(error))
-            self._unobserved -= 1
-
-        loop.run_in_executor(self._observed, tell)
 
     def _model(self, name: str) -> Model:
         if name not in self.models:

@@ -150,8 +150,9 @@ def check_source(path: str | Path) -> str:
         read_config(found)
         return "jax_run"
     if found.suffix not in SUFFIXES:
-        kind = "is neither a run directory nor" if found.exists() else "is not there, and has not"
-        raise UserError(f"{path} {kind} a file that ends in {', '.join(SUFFIXES)}: name one.")
+        kinds = f"a run directory or a file that ends in {', '.join(SUFFIXES)}"
+        what = "is none" if found.exists() else "is not there"
+        raise UserError(f"{path} {what}: name {kinds}.")
     if not found.is_file():
         raise UserError(f"there is no file {path}: write it by cnnjax export.")
     require(SUFFIXES[found.suffix], running=True)

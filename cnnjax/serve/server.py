@@ -13,6 +13,7 @@ import ipaddress
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from cnnjax.errors import UserError
 from cnnjax.serve.http.asgi import App
 from cnnjax.serve.logs import log
 from cnnjax.serve.repository import Repository
+
+# Python's own is 0.005.
+SWITCH_SECS = 0.0005
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +73,14 @@ def check_host(host: str, *, guarded: bool) -> None:
         )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Returns a socket that listens.
+def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
+    """Returns a socket that listens; `flag` is what names the port.
 
     Raises:
       UserError: another program has the port, or there is no such address.
     """
     if not 0 <= port < 65536:
-        raise UserError(f"--port {port}: give 0 to 65535.")
+        raise UserError(f"{flag} {port}: give 0 to 65535.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # By name: asyncio sends small packets at once only where it sees that this is TCP.
     found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -89,7 +93,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         found.close()
         raise UserError(
-            f"cannot listen at {host}:{port}: {error.strerror or error}; choose another --port or "
+            f"cannot listen at {host}:{port}: {error.strerror or error}; choose another {flag} or "
             "--host."
         ) from None
     return found
@@ -122,6 +126,9 @@ async def run(
       UserError: a model cannot be loaded.
     """
     import uvicorn
+
+    # Threads compute while this one reads requests: neither may keep the other waiting for 5 ms.
+    sys.setswitchinterval(SWITCH_SECS)
 
     class Server(uvicorn.Server):
         """uvicorn's, without its signals: it would end by them."""

@@ -69,8 +69,15 @@ async def supervise(count: int, sock: socket.socket, settings: dict[str, Any]) -
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         places = [Place(sock.fileno(), alive, folder, number) for number in range(count)]
-        tasks = [asyncio.create_task(_keep(place, settings, stopping)) for place in places]
+        tasks = [asyncio.create_task(_keep(places[0], settings, stopping))]
         try:
+            # What keeps one from starting keeps all: it is said once.
+            while not tasks[0].done() and not any(Path(folder).glob("ready-*")):
+                await asyncio.wait(tasks, timeout=0.1)
+            if not stopping.is_set():
+                tasks += [
+                    asyncio.create_task(_keep(each, settings, stopping)) for each in places[1:]
+                ]
             codes = await asyncio.gather(*tasks)
         finally:
             os.close(kept)

@@ -207,7 +207,8 @@ def test_the_command_measures_and_compiles_training(capsys):
     assert 3 * products - first < found["train_flops"] < 1.3 * (3 * products)
     assert found["measured_secs"] > 0 and found["roofline"]["source"] == "measured, float32"
     assert math.isclose(found["flops"] * 4, sum(each["operations"] for each in found["layers"]))
-    code, out, _ = call(capsys, "cnn_32_64", "--budget", "train_memory=1K", *DEVICE)
+    flags = ("--num-classes", "1", "--budget", "train_memory=1K", *DEVICE)
+    code, out, _ = call(capsys, "cnn_32_64", *flags)
     assert code == 1 and "over budget  train_memory" in out
 
 

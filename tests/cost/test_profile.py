@@ -50,7 +50,7 @@ def test_every_layer_of_a_training_step_is_found_forward_and_backward():
     model = models.create("lenet5", num_classes=10)
     image = jax.ShapeDtypeStruct((8, 28, 28, 1), jnp.float32)
     variables = abstract_variables(model, image.shape[1:])
-    step, forms = compiled.training_step(model, variables, image, num_classes=10)
+    step, forms = compiled.training_step(model, variables, image, num_outputs=10)
     program = compiled.training(step, *forms)
     found = profile.operations(program.as_text(), "LeNet5").values()
     places = {each.place for each in found}

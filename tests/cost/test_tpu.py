@@ -28,7 +28,7 @@ def network(name, batch_size=8):
     fields = {"dtype": jnp.bfloat16} if "dtype" in models.model_fields(name) else {}
     model = models.create(name, num_classes=classes, **fields)
     image = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
-    return model, abstract_variables(model, shape), image, 2 if classes == 1 else classes
+    return model, abstract_variables(model, shape), image, classes
 
 
 def lowered(function, *forms):
@@ -41,7 +41,7 @@ def lowered(function, *forms):
 def check_lowering(name):
     model, variables, image, classes = network(name)
     predict = lowered(lambda v, x: model.apply(v, x, train=False), variables, image)
-    step, forms = compiled.training_step(model, variables, image, num_classes=classes)
+    step, forms = compiled.training_step(model, variables, image, num_outputs=classes)
     train = lowered(step, *forms)
     for program in (predict, train):
         assert not OF_CPUS.search(program)

@@ -192,6 +192,10 @@ CASES = {
     "few descriptors": (
         changed(host__descriptors=256), "warning", "may open only 256 files", "ulimit -n 4096",
     ),
+    "few descriptors by the system": (
+        changed(host__descriptors=256, host__descriptors_limit=256), "warning",
+        "may open only 256 files", "have an administrator raise the limit of 256",
+    ),
     "little memory": (
         changed(host__memory_available_bytes=10**8), "warning", "only 100 MB of memory", "end",
     ),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -18,17 +17,14 @@ def doctor(*flags, python=(), limit=None, **variables):
     names = ("XLA_FLAGS", "JAX_PLATFORMS")
     environment = {name: value for name, value in os.environ.items() if name not in names}
 
-    def limits():
-        if limit:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-
+    # Not by preexec_fn: it forks, which JAX's threads do not survive.
+    limited = ("sh", "-c", f'ulimit -n {limit} && exec "$@"', "sh") if limit else ()
     done = subprocess.run(
-        [sys.executable, *python, "-m", "cnnjax", "doctor", "--json", *flags],
+        [*limited, sys.executable, *python, "-m", "cnnjax", "doctor", "--json", *flags],
         capture_output=True,
         text=True,
         cwd=ROOT,
         env=environment | variables,
-        preexec_fn=limits,
     )
     return done.returncode, json.loads(done.stdout), done.stderr
 

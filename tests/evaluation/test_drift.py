@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjax import metrics
@@ -53,6 +53,7 @@ def test_image_values_are_those_of_numpy():
     np.testing.assert_allclose(same["pixels"], found["pixels"])
 
 
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.floats(-30, 30), min_size=3, max_size=3), min_size=1, max_size=20))
 def test_margins_are_the_log_odds_of_the_softmax(rows):
     logits = np.array(rows)

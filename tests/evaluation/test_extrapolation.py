@@ -29,7 +29,8 @@ def test_a_curve_without_noise_is_continued(law):
     found = extrapolate(curve(epochs(12)), 24, least=0)
     drop = abs(curve(1.0) - curve(24.0))
     assert found.value == pytest.approx(curve(24.0), abs=0.03 * drop + 1e-6)
-    assert found.low - 1e-3 <= curve(24.0) <= found.high + 1e-3
+    # Other laws nearly fit as well: without noise, that is all that is not known.
+    assert found.low - 0.01 * drop - 1e-6 <= curve(24.0) <= found.high + 0.01 * drop + 1e-6
     assert found.chance_above(curve(24.0) + 0.1) < 0.05 < 0.95 < found.chance_above(0.0)
 
 

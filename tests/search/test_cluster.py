@@ -84,12 +84,11 @@ def test_a_search_ends_with_all_trials_though_a_node_is_killed(three_nodes, tmp_
     command += ["--engine", "ray", "--address", found.address]
     search = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     # Until three trials have saved.
-    for _ in range(600):
+    begun: set[str] = set()
+    while len(begun) < 3 and search.poll() is None:
         time.sleep(0.2)
         begun = {path.parts[-3] for path in out.glob("trials/*/checkpoints/0*")}
-        if len(begun) >= 3:
-            break
-    assert len(begun) >= 3, search.communicate(timeout=60)
+    assert search.poll() is None, search.stdout.read()
     raylet = nodes[1].all_processes["raylet"][0].process.pid
     os.kill(raylet, signal.SIGKILL)
     printed, _ = search.communicate(timeout=400)

@@ -128,3 +128,12 @@ def test_costs_are_objectives(tmp_path):
     objectives = tuple(plan.Objective(name, name != "accuracy") for name in ("accuracy", "macs"))
     study, _ = searched(tmp_path, [0], objectives=(*objectives, plan.Objective("parameters", True)))
     assert [each.values for each in study.trials] == [[0.3, 2000.0, 100.0]] * 3
+
+
+def test_what_is_tested_is_the_first_score():
+    from cnnjax.commands.finish_search import score_name
+
+    objectives = [{"name": "macs"}, {"name": "loss"}, {"name": "accuracy"}]
+    assert score_name({"objectives": objectives}) == "loss"
+    with pytest.raises(UserError, match="no objective of this search is tested: macs are costs"):
+        score_name({"objectives": objectives[:1]})

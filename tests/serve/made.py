@@ -40,7 +40,7 @@ class Made:
         if self.fails:
             raise RuntimeError("it fails")
         logits = np.stack([images.mean((1, 2, 3)), -images.mean((1, 2, 3))], -1)
-        return logits.astype(np.float32), 1 / (1 + np.exp(-logits)).astype(np.float32)
+        return logits.astype(np.float32), (1 / (1 + np.exp(-logits))).astype(np.float32)
 
 
 def images(*values, shape=(2, 2, 1)):

@@ -66,6 +66,28 @@ def test_what_arrives_while_a_batch_is_computed_is_the_next_batch():
     assert made.batches[1][:5, 0, 0, 0].tolist() == [1, 2, 3, 4, 5]
 
 
+def test_batches_follow_each_other_while_the_event_loop_is_busy():
+    made = Made(largest=1)
+
+    async def main():
+        batcher = Batcher(made.runtime)
+        made.go.clear()
+        asked = [asyncio.create_task(batcher.submit(images(value))) for value in range(3)]
+        while not made.batches:
+            await asyncio.sleep(0.001)
+        made.go.set()
+        # Nothing else runs on the loop now.
+        end = time.monotonic() + 5
+        while len(made.batches) < 3 and time.monotonic() < end:
+            time.sleep(0.001)
+        computed = len(made.batches)
+        answers = await asyncio.gather(*asked)
+        await batcher.close()
+        return computed, [means(answer) for answer in answers]
+
+    assert asyncio.run(main()) == (3, [[0], [1], [2]])
+
+
 def test_the_delay_waits_for_others_but_not_for_more_than_a_batch():
     made = Made(largest=2)
 

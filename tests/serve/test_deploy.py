@@ -106,7 +106,7 @@ def test_promtool_accepts_rules_and_configuration(words, tmp_path):
     assert "SUCCESS" in done.stdout
 
 
-@pytest.mark.parametrize("version", ["1.30", "1.37"])
+@pytest.mark.parametrize("version", [pytest.param("1.30", marks=pytest.mark.slow), "1.37"])
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_manifests_are_valid_by_the_schemas_of_kubernetes(path, version):
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
@@ -169,3 +169,24 @@ def test_the_server_takes_the_flags_of_the_manifests():
                 assert config.host == "0.0.0.0" and config.port in ports
                 taken += 1
     assert taken == 2
+
+
+def test_the_image_is_pinned_hashed_and_not_root():
+    import tomllib
+
+    text = (DEPLOY / "Containerfile").read_text()
+    assert re.search(r"^ARG BASE=\S+@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${BASE}"}
+    assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", text, re.MULTILINE)
+    assert text.count("pip install") == text.count("--require-hashes") + text.count("--no-index")
+    entries = re.split(r"\n(?=\S)", (DEPLOY / "requirements.lock").read_text().strip())
+    names = set()
+    for entry in entries:
+        name = re.match(r"([a-z0-9.-]+)(\[[a-z,]+\])?==[^ ;]+", entry)
+        assert name and re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
+        names.add(name[1])
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    for needed in [*project["dependencies"], *project["optional-dependencies"]["serve"]]:
+        if "!=" in needed:  # What other machines take instead.
+            continue
+        assert re.split(r"[\[>;=]", needed)[0].strip().replace("_", "-").lower() in names, needed

@@ -7,7 +7,7 @@ import os
 import stat
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjax.errors import UserError
@@ -19,7 +19,7 @@ pytest.importorskip("prometheus_client")
 pytest.importorskip("jwt")
 
 from cnnjax.serve import measures
-from cnnjax.serve.guard import settings
+from cnnjax.serve.guard import settings as flags
 
 
 def refused_reason(call, *arguments, **options):
@@ -86,6 +86,7 @@ def test_a_file_of_keys_says_what_is_wrong_with_it(tmp_path, change, words):
         keys.read_keys(path)
 
 
+@settings(max_examples=30)
 @given(
     st.lists(st.floats(0, 3), min_size=1, max_size=60),
     st.floats(0.1, 50),
@@ -142,6 +143,7 @@ def test_paths_that_go_elsewhere_are_refused(path):
     assert refused_reason(requests.check_path, path) == "bad_path"
 
 
+@settings(max_examples=30)
 @given(st.from_regex(requests.MODEL_NAME, fullmatch=True))
 def test_every_name_of_a_model_may_be_asked_for(name):
     for path in (f"/v2/models/{name}/versions/3/infer", f"/v1/models/{name}:predict"):
@@ -150,6 +152,7 @@ def test_every_name_of_a_model_may_be_asked_for(name):
         assert requests.model_of(path) == name
 
 
+@settings(max_examples=30)
 @given(st.binary(max_size=60))
 def test_no_path_is_more_than_refused(path):
     try:
@@ -234,6 +237,7 @@ def test_a_key_comes_by_bearer_by_its_own_header_or_as_a_password():
     assert requests.credential([]) == ""
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from([b"authorization", b"x-api-key"]), st.binary())))
 def test_no_credential_is_more_than_refused(headers):
     try:
@@ -247,11 +251,9 @@ def test_elsewhere_needs_a_key_a_certificate_or_the_word(tmp_path):
     keys.write_keys(tmp_path / "keys.json", known)
     path = str(tmp_path / "keys.json")
 
-    def check(host, *, insecure=False, **flags):
+    def check(host, *, insecure=False, **given):
         measured = measures.Measures()
-        return settings.policy_of(
-            settings.Guarding(**flags), host, insecure=insecure, measures=measured
-        )
+        return flags.policy_of(flags.Guarding(**given), host, insecure=insecure, measures=measured)
 
     for host in ("127.0.0.1", "localhost", "::1"):
         assert not check(host).any_host

@@ -31,6 +31,7 @@ from cnnjax.errors import UserError
 from cnnjax.serve.guard import asgi, rpc, tokens, transport
 from cnnjax.serve.guard.policy import Policy
 from cnnjax.serve.http.web import application
+from cnnjax.serve.rpc import service
 from tests.serve.guarding import (
     AUDIENCE,
     ISSUER,
@@ -169,17 +170,10 @@ async def call(port, metadata):
 
 
 @contextlib.asynccontextmanager
-async def grpc_serving(policy, **options):
-    async def answer(request, context):
-        return request
-
-    handler = grpc.unary_unary_rpc_method_handler(answer)
-    server = grpc.aio.server(interceptors=[rpc.interceptor(policy)], options=rpc.server_options())
-    methods = {"ModelInfer": handler, "ServerLive": handler, "RepositoryModelLoad": handler}
-    service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)
-    server.add_generic_rpc_handlers((service,))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+async def grpc_serving(policy):
+    server, port = await service.start(
+        digits_repository(), "127.0.0.1:0", interceptors=(rpc.interceptor(policy),)
+    )
     try:
         yield port
     finally:
@@ -306,37 +300,41 @@ def test_a_head_that_does_not_come_is_not_waited_for(guarded):
 
 
 def test_grpc_lets_in_by_role_and_leaves_health_open(guarded):
-    _, policy, keys, issuer, _, _ = guarded
+    _, policy, keys, issuer, _, log = guarded
+    # Of a message whose first field is a name; its tag and length come first.
+    other, path = b"\x0a\x05other", b"\x0a\x09../../etc"
+    tried = (
+        ("ServerLive", b"", "", "OK"),
+        ("ServerMetadata", b"", "", "UNAUTHENTICATED"),
+        ("ServerMetadata", b"", keys["shop"], "OK"),
+        ("ServerMetadata", b"", issuer.token(), "OK"),
+        ("ModelMetadata", other, keys["shop"], "NOT_FOUND"),
+        ("ModelMetadata", path, keys["shop"], "INVALID_ARGUMENT"),
+        ("RepositoryModelUnload", b"", keys["shop"], "PERMISSION_DENIED"),
+        ("RepositoryModelUnload", b"", keys["operator"], "NOT_FOUND"),
+        ("Missing", b"", keys["operator"], "UNIMPLEMENTED"),
+    )
 
-    async def tried():
+    async def ask_all():
         async with (
             grpc_serving(policy) as port,
             grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         ):
-            results = {}
-            for method, key in (
-                ("ServerLive", ""),
-                ("ModelInfer", keys["shop"]),
-                ("ModelInfer", issuer.token()),
-                ("RepositoryModelLoad", keys["shop"]),
-                ("RepositoryModelLoad", keys["operator"]),
-                ("Missing", keys["operator"]),
-            ):
+            for method, content, key, _ in tried:
                 ask = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
-                pairs = [("x-api-key", key)] if key else []
                 try:
-                    await ask(b"", metadata=pairs, timeout=10)
-                    results.setdefault(method, []).append("OK")
+                    await ask(content, metadata=[("x-api-key", key)] if key else [], timeout=10)
+                    yield "OK"
                 except grpc.aio.AioRpcError as error:
-                    results.setdefault(method, []).append(error.code().name)
-            return results
+                    yield error.code().name
 
-    assert asyncio.run(tried()) == {
-        "ServerLive": ["OK"],
-        "ModelInfer": ["OK", "OK"],
-        "RepositoryModelLoad": ["PERMISSION_DENIED", "OK"],
-        "Missing": ["UNIMPLEMENTED"],
-    }
+    async def codes():
+        return [code async for code in ask_all()]
+
+    before = len(lines_of(log))
+    assert asyncio.run(codes()) == [code for *_, code in tried]
+    found = [event["reason"] for event in lines_of(log)[before:]]
+    assert found == ["no_credentials", "", "", "", "bad_path", "wrong_role", ""]
 
 
 def test_clients_need_a_certificate_of_the_authority(tmp_path):

@@ -258,6 +258,9 @@ def test_a_killed_worker_is_started_again_and_its_requests_are_asked_again(run, 
         def workers():
             return [line for line in started.lines() if line["event"] == "worker_started"]
 
+        while [line["event"] for line in started.lines()].count("ready") < 2:
+            time.sleep(0.1)
+
         def kill():
             os.kill(workers()[0]["process"], signal.SIGKILL)
 

@@ -105,7 +105,7 @@ def test_sources_get_names_and_versions(tmp_path):
         (["a b={run}"], "'a b' is no name of a model"),
         (["a="], "give a run directory or a file"),
         (["a=/nowhere/model.onnx"], "there is no file /nowhere/model.onnx"),
-        (["a=/nowhere/model.h5"], "is not there, and has not a file that ends in"),
+        (["a=/nowhere/model.h5"], "is not there: name a run directory or a file that ends in"),
     ],
 )
 def test_sources_that_cannot_be_are_one_line(texts, message, tmp_path):

@@ -39,6 +39,8 @@ def test_a_port_that_is_taken_is_one_line():
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1:{port}: "):
             listen("127.0.0.1", port)
+        with pytest.raises(UserError, match="choose another --grpc-port or --host"):
+            listen("127.0.0.1", port, "--grpc-port")
     with pytest.raises(UserError, match="--port 70000"):
         listen("127.0.0.1", 70000)
     with pytest.raises(UserError, match=r"cannot listen at nowhere\.invalid:1"):

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjax.errors import UserError
@@ -31,6 +31,7 @@ def reference():
     return references.make_reference(*made_data(2000), window=100)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 13), max_size=30))
 def test_a_window_holds_the_newest_rows(sizes):
     window, generator = Window(5, 2), np.random.default_rng(0)

@@ -11,6 +11,7 @@ lazy.attach(
     __name__,
     (
         "examples",
+        "member_runs",
         "members",
         "pbt",
         "prepare",

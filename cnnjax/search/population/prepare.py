@@ -25,6 +25,16 @@ from cnnjax.train.predict import make_eval_step
 from cnnjax.train.state import TrainState
 
 PyTree = Any
+# Settings of runs that are trained apart.
+NOT_OF_MEMBERS = (
+    "recalibrate",
+    "save_every_steps",
+    "stop_after_epochs",
+    "plan",
+    "mesh",
+    "track",
+    "profile",
+)
 SPLITS = ("train", "validation", "test")
 
 
@@ -192,10 +202,10 @@ def _check_experiment(module: Any, config: Any) -> None:
             "an experiment of classification, such as experiments.mnist_lenet; or compose "
             "cnnjax.search.population with its step."
         )
-    for name in ("recalibrate", "save_every_steps", "stop_after_epochs", "plan", "mesh"):
+    for name in NOT_OF_MEMBERS:
         if getattr(config, name):
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {getattr(config, name)}: a population has no such; drop it.")
+            raise UserError(f"{flag}: members of a population are trained without it; drop it.")
     if config.pipeline == "stream":
         raise UserError("--pipeline stream: members share data in memory; drop it.")
 

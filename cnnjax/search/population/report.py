@@ -18,6 +18,9 @@ from cnnjax.search.population.stopping import ranked
 from cnnjax.search.space import Value
 from cnnjax.studies.tables import mean_interval
 
+# With other images of the same dataset a member is one more draw of its setting.
+DATA_SEED = "data_seed"
+
 
 def write(prepared: Prepared, done: Progress, directory: Path) -> str:
     """Writes `members.json`, `population.md` and figures; returns the tables as text."""
@@ -68,10 +71,11 @@ def member_rows(prepared: Prepared, done: Progress) -> list[dict[str, Any]]:
 
 
 def groups_of(prepared: Prepared) -> dict[str, list[int]]:
-    """Returns the members of each setting, in the order of the seeds."""
+    """Returns the members of each setting: those that differ in their seeds alone."""
     groups: dict[str, list[int]] = {}
     for each in prepared.members:
-        groups.setdefault(setting_text(each.chosen), []).append(each.number)
+        chosen = {name: value for name, value in each.chosen.items() if name != DATA_SEED}
+        groups.setdefault(setting_text(chosen), []).append(each.number)
     return groups
 
 
@@ -111,7 +115,11 @@ def _groups_table(
 ) -> str:
     """Mean and 95% interval of each setting; the paired difference to the first, over seeds."""
     found = {
-        name: {rows[n]["seed"]: rows[n][score] for n in members if _is_number(rows[n].get(score))}
+        name: {
+            (rows[n]["seed"], rows[n]["settings"].get(DATA_SEED)): rows[n][score]
+            for n in members
+            if _is_number(rows[n].get(score))
+        }
         for name, members in groups.items()
     }
     found = {name: scores for name, scores in found.items() if scores}

@@ -157,6 +157,8 @@ def test_members_end_early_and_the_others_are_repacked(tmp_path, capsys):
             "say by --members how many",
         ),
         (["experiments.digits_mlp", "--pbt", "--members", "4"], "--pbt explores settings"),
+        (["experiments.digits_mlp", "--augment", "rotate:{angle}"], "--augment has {angle}"),
+        (["experiments.digits_mlp", "--pbt", "pbt(fraction=2)"], "at most 0.5"),
         (["experiments.dcgan_mnist", "--seeds", "2"], "trains by a main of its own"),
         (["--resume", "nowhere"], "nowhere is not the directory of a population"),
     ],
@@ -179,7 +181,7 @@ def test_mistakes_are_one_line_before_anything_is_trained(flags, message, capsys
         (["--space", "learning_rate=choice(-1, 1)"], "--learning-rate -1: give 0 or more"),
         (["--space", "fold=choice('1/4', '2/4', '3/4')", "--validation", "0"], "different shapes"),
         (["--seeds", "2", "--balance", "weights"], "--balance weights"),
-        (["--seeds", "2", "--recalibrate", "4"], "--recalibrate 4"),
+        (["--seeds", "2", "--recalibrate", "4"], "--recalibrate: members of a population"),
         (["--seeds", "2", "--batch-size", "100000"], "batch_size=100000 is larger"),
     ],
 )

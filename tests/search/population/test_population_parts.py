@@ -15,7 +15,15 @@ from cnnjax.data import ResidentPipeline
 from cnnjax.data.dataset import Arrays
 from cnnjax.errors import UserError
 from cnnjax.run import classifier
-from cnnjax.search.population import examples, members, pbt, progress, stopping, varied
+from cnnjax.search.population import (
+    examples,
+    members,
+    pbt,
+    progress,
+    report,
+    stopping,
+    varied,
+)
 from cnnjax.search.space import read_space
 
 
@@ -254,3 +262,24 @@ def test_progress_is_the_same_when_json_has_held_it():
         seconds=1.5,
     )
     assert progress.from_notes(json.loads(json.dumps(done.as_notes()))) == done
+
+
+def test_members_that_differ_in_seeds_alone_are_one_setting():
+    from types import SimpleNamespace
+
+    drawn = varied.draw_members(
+        space("data_seed=choice(0, 1)", "learning_rate=choice(0.1, 0.2)"), seeds=[3, 4]
+    )
+    chosen = [each for each in drawn if each.chosen["angle"] == 0]
+    groups = report.groups_of(SimpleNamespace(members=chosen))
+    assert list(groups) == ["learning_rate=0.1  angle=0", "learning_rate=0.2  angle=0"]
+    assert [len(members) for members in groups.values()] == [4, 4]
+    rows = [
+        {"seed": each.seed, "settings": each.chosen, "test_loss": float(n)}
+        for n, each in enumerate(chosen)
+    ]
+    places = {each.number: n for n, each in enumerate(chosen)}
+    groups = {name: [places[n] for n in members] for name, members in groups.items()}
+    text = report._groups_table(rows, groups, "test_loss")
+    # 0, 1, 4, 5 and 2, 3, 6, 7: the pairs of the same seeds differ by 2 each.
+    assert "| 4 | 2.5000 ± " in text and "| 4 | 4.5000 ± " in text and "| 2.0000 ± 0.0000 |" in text
