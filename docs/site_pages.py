@@ -72,7 +72,12 @@ def _write_page(folder: Path, room: str, linked: set[str]) -> tuple[str, str]:
             continue
         heading = part.__name__.removeprefix("cnnjax.")
         lines += [heading, "-" * len(heading), "", f".. automodule:: {part.__name__}"]
-        lines += [f"   :members: {', '.join(members)}", ""]
+        plain = [name for name in members if not hasattr(vars(part)[name], "__wrapped__")]
+        lines += [f"   :members: {', '.join(plain)}", ""] if plain else [""]
+        # Those that JAX has wrapped are not seen to be functions.
+        for name in members:
+            if name not in plain:
+                lines += [f".. autofunction:: {part.__name__}.{name}", ""]
     (folder / f"{room}.rst").write_text("\n".join(lines), encoding="utf-8")
     first = (module.__doc__ or "").strip().partition("\n\n")[0]
     return room, _escaped(" ".join(first.split()))
@@ -86,13 +91,17 @@ def _public(module: ModuleType) -> tuple[list[str], list[ModuleType]]:
         return own, []
     values = {name: getattr(module, name) for name in names}
     modules = [value for value in values.values() if inspect.ismodule(value)]
-    kinds = inspect.isfunction, inspect.isclass
-    return [name for name, value in values.items() if any(is_(value) for is_ in kinds)], modules
+    return [name for name, value in values.items() if _is_documented(value)], modules
 
 
 def _is_own(name: str, value: Any, module: ModuleType) -> bool:
-    is_documented = inspect.isfunction(value) or inspect.isclass(value)
-    return not name.startswith("_") and is_documented and value.__module__ == module.__name__
+    is_public = not name.startswith("_") and _is_documented(value)
+    return is_public and value.__module__ == module.__name__
+
+
+def _is_documented(value: Any) -> bool:
+    """Whether it is a class or a function, also one that JAX has wrapped."""
+    return inspect.isclass(value) or inspect.isfunction(getattr(value, "__wrapped__", value))
 
 
 def copy_notebooks(sources: Path, executed: Path, folder: Path) -> None:
