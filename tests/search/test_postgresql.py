@@ -56,7 +56,8 @@ def server():
 @pytest.mark.exhaustive
 def test_searches_that_start_together_make_the_tables_once(server):
     code = (
-        "import sys; from cnnjax.search.study import open_storage; print(flush=True); "
+        "import sys, psycopg, optuna; from cnnjax.search.study import open_storage; "
+        "optuna.storages.RDBStorage('sqlite://'); print(flush=True); "
         "sys.stdin.readline(); open_storage(sys.argv[1])"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
