@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ SEARCH = "search"
 # Draws of settings that break a constraint, one after another, before the search gives up.
 MOST_REJECTED = 300
 MOST_COMBINATIONS = 100_000
+MOST_OPENINGS = 8
 EXTRA = "pip install 'cnnjax[search]'"
 
 
@@ -212,18 +214,25 @@ def open_study(
 
 def open_storage(url: str, *, wait_secs: int = 60) -> Any:
     """Returns Optuna's storage at an URL; of a file that another holds after a wait."""
-    optuna = optuna_module()
+    import sqlalchemy.exc
+
+    storage = optuna_module().storages.RDBStorage
+    options: dict[str, Any] = {"pool_pre_ping": True}
     if url.startswith("sqlite"):
         # Several workers write to one file: wait for each other.
-        return optuna.storages.RDBStorage(
-            url, engine_kwargs={"connect_args": {"timeout": wait_secs}}
-        )
+        options = {"connect_args": {"timeout": wait_secs}}
     # SQLAlchemy 2.0 asks for psycopg2 where a URL names no driver.
     if url.startswith("postgresql://") and not importlib.util.find_spec("psycopg2"):
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
-    return optuna.storages.RDBStorage(
-        url, engine_kwargs={"pool_pre_ping": True}, skip_compatibility_check=False
-    )
+    for left in reversed(range(MOST_OPENINGS)):
+        try:
+            return storage(url, engine_kwargs=options)
+        except sqlalchemy.exc.DBAPIError as error:
+            # Searches that start together make the tables together; all but one find them made.
+            made = any(text in str(error) for text in ("already exists", "duplicate key"))
+            if not (made and left):
+                raise
+            time.sleep(0.5)
 
 
 @contextlib.contextmanager

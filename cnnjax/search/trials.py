@@ -124,7 +124,8 @@ def run(
             for worker in everyone:
                 if stopping or exhausted or worker.number in busy or not worker.is_ready():
                     continue
-                found = _next(search, study, budget, combinations)
+                with _alone(search):
+                    found = _next(search, study, budget, combinations)
                 if found is None:
                     exhausted = True
                     break
@@ -161,6 +162,21 @@ def run(
             worker.end()
         for running in busy.values():
             running.lock.close()
+
+
+@contextlib.contextmanager
+def _alone(search: Search) -> Iterator[None]:
+    """Keeps other searches from a trial that this one has asked for and not claimed yet."""
+    directory = search.directory / "claims" / "asking"
+    directory.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(only_writer(directory))
+                break
+            except UserError:
+                time.sleep(POLL_SECS / 2)
+        yield
 
 
 def _next(

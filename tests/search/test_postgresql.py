@@ -54,6 +54,26 @@ def server():
 
 
 @pytest.mark.exhaustive
+def test_searches_that_start_together_make_the_tables_once(server):
+    code = (
+        "import sys, psycopg, optuna; from cnnjax.search.study import open_storage; "
+        "optuna.storages.RDBStorage('sqlite://'); print(flush=True); "
+        "sys.stdin.readline(); open_storage(sys.argv[1])"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, server], text=True, **pipes) for _ in range(4)
+    ]
+    for each in processes:
+        each.stdout.readline()
+    for each in processes:
+        each.stdin.write("\n")
+        each.stdin.flush()
+    errors = [each.communicate(timeout=200)[1] for each in processes]
+    assert [each.returncode for each in processes] == [0] * 4, errors
+
+
+@pytest.mark.exhaustive
 def test_two_searches_of_two_workers_share_a_study(server, tmp_path):
     import optuna
 
