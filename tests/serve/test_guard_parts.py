@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjax.errors import UserError
-from cnnjax.serve.guard import audit, keys, rates, requests
+from cnnjax.serve.guard import audit, keys, rates, requests, tokens
 from cnnjax.serve.guard.keys import Identity
 from cnnjax.serve.guard.refusal import REASONS, Refused
 
@@ -291,3 +291,7 @@ def test_a_full_disk_costs_lines_of_the_log_and_no_answer(tmp_path, capsys):
     write({"who": "c"})
     assert json.loads(link.read_text())["who"] == "c"
     assert "is written again" in capsys.readouterr().err
+
+
+def test_tokens_know_all_roles():
+    assert set(tokens.WIDEST_FIRST) == set(keys.ROLES)

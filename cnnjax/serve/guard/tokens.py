@@ -18,7 +18,7 @@ from typing import Any
 
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.paths import read_text
-from cnnjax.serve.guard.keys import ROLES, Identity
+from cnnjax.serve.guard.keys import Identity
 from cnnjax.serve.guard.refusal import Refused
 
 # Those with a private and a public half: the server's half can check, and cannot sign.
@@ -110,7 +110,7 @@ def token_verifier(rules: TokenRules, *, clock: Callable[[], float] = time.monot
 
 
 def widest_role(claims: dict[str, Any], claim: str) -> str:
-    """Returns the widest of `ROLES` that the claims of a token name; "" if they name none."""
+    """Returns the widest of `WIDEST_FIRST` that the claims of a token name; "" if they name none."""
     found: Any = claims
     for part in claim.split("."):
         found = found.get(part) if isinstance(found, dict) else None
@@ -138,7 +138,6 @@ def _check_rules(rules: TokenRules) -> None:
             raise UserError(f"--jwt-algorithms {name}: it {why}; take one of {ALGORITHMS}")
         if name not in ALGORITHMS:
             raise unknown_name("algorithm", name, ALGORITHMS)
-    assert set(WIDEST_FIRST) == set(ROLES)
 
 
 class _PublicKeys:
