@@ -110,7 +110,7 @@ def token_verifier(rules: TokenRules, *, clock: Callable[[], float] = time.monot
 
 
 def widest_role(claims: dict[str, Any], claim: str) -> str:
-    """Returns the widest of `WIDEST_FIRST` that the claims of a token name; "" if they name none."""
+    """Returns the widest role that the claims of a token name; "" if they name none."""
     found: Any = claims
     for part in claim.split("."):
         found = found.get(part) if isinstance(found, dict) else None
