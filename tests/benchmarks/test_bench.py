@@ -320,7 +320,7 @@ def test_peers_have_the_parameters_of_our_models(peer, name):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_tiny_run_of_the_input_benchmark():
     command = [sys.executable, str(BENCHMARKS / "input_pipelines.py"), "--rounds", "1"]
     command += ["--seconds", "0.05", "--batch-size", "32"]

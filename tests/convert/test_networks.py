@@ -79,6 +79,11 @@ QUICK_COUNTERPARTS = {
 
 # Made of the same blocks as another one whose outputs are compared.
 ALIKE = (
+    "efficientnet_v2_s@timm",
+    "ghostnet_v2_x1_0",
+    "inception_resnet_v2",
+    "mobileone_s0",
+    "sk_resnext50_32x4d",
     "convnext_tiny@timm",
     "efficientnet_b0@timm",
     "mobilenet_v3_small@timm",

@@ -43,12 +43,16 @@ def every_network():
         yield name, model, IMAGE
 
 
+def marks_of(name):
+    """The second Inception takes ten seconds to compile, and has nothing that the first has not."""
+    if name == "inception_v3":
+        return pytest.mark.exhaustive
+    return [] if name in FAST else pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("name", "model", "image"),
-    [
-        pytest.param(*case, id=case[0], marks=[] if case[0] in FAST else pytest.mark.slow)
-        for case in every_network()
-    ],
+    [pytest.param(*case, id=case[0], marks=marks_of(case[0])) for case in every_network()],
 )
 def test_merged_is_applied(name, model, image):
     """In every family, grouped, depthwise, standardized and connected convolutions included."""

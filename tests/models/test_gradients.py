@@ -49,6 +49,7 @@ ALIKE = {
     *("cnn_32_64", "cnn_32_64_dense64", "mobilenet_v3_large", "resnet18", "resnet50_v1"),
     *("resnet50_v2", "wide_resnet16_8", "wide_resnet28_10", "wide_resnet50_2"),
     *("resnet10t", "se_resnet50", "inception_v4", "efficientnet_lite0", "resnet_rs50", "bagnet9"),
+    *("inception_v3", "nfnet_f0", "hrnet_w18_small"),
     *("mnasnet0_5", "mobileone_s1", "convmixer_1024_20_ks9_p14", "repvgg_a0", "convnext_v2_atto"),
     # Small ones of their classes are tested in test_branched, test_residual and test_attention.
     *(

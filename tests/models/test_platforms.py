@@ -44,7 +44,17 @@ def variables_of(variables):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS],
+    [
+        pytest.param(
+            name,
+            marks=()
+            if name in QUICK
+            else pytest.mark.exhaustive
+            if name == "inception_v3"
+            else pytest.mark.slow,
+        )
+        for name in MODELS
+    ],
 )
 def test_each_platform_gets_its_form(name):
     with ops.lowering("lax"):

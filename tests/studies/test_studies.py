@@ -282,7 +282,7 @@ def test_the_overfitting_study_makes_its_table_and_figure(tmp_path, monkeypatch)
     assert len(list(tmp_path.glob("*/summary.json"))) == 6
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_noise_study_makes_its_tables_and_does_nothing_twice(tmp_path, monkeypatch):
     flags = "--smoke --devices 1 --dataset digits --model mlp"
     argv = ["--seeds", 0, "--shares", 0, 0.2, "--flags", flags, "--out", tmp_path]
