@@ -86,7 +86,7 @@ def test_memory_and_time_of_a_process_group_are_read_from_the_system():
     assert input_peers.group_cpu_secs(group) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_tiny_real_runs(tmp_path):
     commands = [
         ["input_peers.py", "--smoke", "--contenders", "cnnjax", "--model", ""],

@@ -363,7 +363,14 @@ def test_sums_are_those_of_onnx_runtime():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["convnext_v2_atto", "unet", "cnn_32_64_dense128_dropout"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("convnext_v2_atto", marks=pytest.mark.exhaustive),
+        "unet",
+        "cnn_32_64_dense128_dropout",
+    ],
+)
 def test_other_networks_are_quantized(name):
     shape = {"unet": (32, 32, 1)}.get(name, (32, 32, 3))
     model = models.create(name, num_classes=5)

@@ -143,7 +143,11 @@ def test_small_networks_compute_the_same(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "networks",
-    [LARGE[:4], LARGE[4:], pytest.param(ALIKE, marks=pytest.mark.exhaustive)],
+    [
+        LARGE[:4],
+        pytest.param(LARGE[4:], marks=pytest.mark.exhaustive),
+        pytest.param(ALIKE, marks=pytest.mark.exhaustive),
+    ],
     ids=["first", "second", "alike"],
 )
 def test_networks_compute_the_same(tmp_path, networks):

@@ -267,7 +267,7 @@ def test_two_processes_make_the_run_of_one(smoke_runs):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_of_4_devices_train_as_one_of_8(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for directory, processes in ((one, 1), (two, 2)):
@@ -325,7 +325,7 @@ def test_sigterm_to_one_stops_all_at_the_same_step_and_one_process_goes_on(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [0, 1])
+@pytest.mark.parametrize("target", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_a_killed_process_ends_the_other_and_both_resume_to_the_same_bits(tmp_path, target):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     short = (*LONG, "--epochs", "2", "--save-every-steps", "20")

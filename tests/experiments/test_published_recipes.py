@@ -117,7 +117,11 @@ def jpeg_dir(tmp_path_factory):
     [
         # One block a stage: the whole network compiles for a minute.
         ("90", ["zero_init_residual=True", "stage_sizes=(1, 1, 1, 1)"]),
-        ("300", ["stochastic_depth_rate=0.05", "stage_sizes=(1, 1, 1, 1)"]),
+        pytest.param(
+            "300",
+            ["stochastic_depth_rate=0.05", "stage_sizes=(1, 1, 1, 1)"],
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 def test_imagenet_recipes_run_20_steps_on_jpeg_files(recipe, arguments, jpeg_dir, tmp_path):

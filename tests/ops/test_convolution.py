@@ -364,7 +364,7 @@ def test_row_blocks_change_nothing(monkeypatch, strides):
             assert_close(value_and_gradients(ours, image, kernel), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_memory_of_a_layer_of_resnet50_is_bounded():
     """Stage 1 of ResNet-50 at 224x224, batch 64, both ways: less than its patches alone."""
     image = jax.ShapeDtypeStruct((64, 56, 56, 64), jnp.float32)

@@ -303,7 +303,9 @@ def test_lenet_trains_to_nearly_the_loss_of_float32(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize(
+    "name", ["bfloat16", pytest.param("float16", marks=pytest.mark.exhaustive)]
+)
 def test_a_small_resnet_trains_to_nearly_the_loss_of_float32(name):
     """200 steps on MNIST, BatchNorm and projections in 16 bits."""
 
