@@ -116,7 +116,8 @@ def checked(line: Shown) -> str:
 def known_flags() -> set[str]:
     """Returns every flag that some command, experiment, script or benchmark takes."""
     found = {"--help", "--version", *FLAGS_ELSEWHERE}
-    for folder in ("cnnjax/commands", "cnnjax/run", "cnnjax/studies", "experiments"):
+    settings = ("cnnjax/commands", "cnnjax/run", "cnnjax/studies", "experiments")
+    for folder in (*settings, "cnnjax/serve", "cnnjax/serve/guard", "cnnjax/serve/watch"):
         for path in (ROOT / folder).glob("*.py"):
             # The fields of a Config become flags.
             for name in re.findall(r"^    (\w+): ", path.read_text(encoding="utf-8"), re.MULTILINE):

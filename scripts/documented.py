@@ -81,6 +81,8 @@ def _commands(text: str) -> Iterator[str]:
         yield from _commands(remote[1].partition("&& ")[2] or remote[1])
         text = text[: remote.start()]
     for part in re.split(r"\s&&\s|;\s", text):
+        # What its output goes through is no flag of its.
+        part = re.split(r"\s\|\s", part)[0]
         yield part.strip().removesuffix("&").strip()
 
 

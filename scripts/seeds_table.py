@@ -144,6 +144,8 @@ def _told(values: Sequence[float], share: bool) -> list[str]:
 
 def check(lines: Sequence[str], seeds: Sequence[int], *, paired: bool) -> None:
     """Raises a UserError for a line that cannot be run, before any is."""
+    # As `python -m experiments.NAME` has it.
+    sys.path.insert(0, "")
     for line in lines:
         name, *flags = shlex.split(line) or [""]
         try:
