@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         [each for path in guides() for each in find(path) if options.only in each.text]
         for find in (shell_lines, flags_in_prose, python_blocks)
     )
+    if not (lines or flags or blocks):
+        parser.error(f"--only {options.only!r}: no line of the guides has this text")
     outcomes = _shown_all((_timed(line, checked) for line in lines), options.list)
     known = known_flags()
     outcomes += _shown_all((_timed(flag, lambda it: _known(it, known)) for flag in flags), False)

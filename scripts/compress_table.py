@@ -25,6 +25,7 @@ from typing import Any
 
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.paths import expand_flags, read_text
+from cnnjax.run.exits import one_line_errors
 
 EXPERIMENTS = {
     "lenet5": "experiments.mnist_lenet",
@@ -91,10 +92,14 @@ def main() -> None:
     arguments = parser.parse_args(expand_flags())
     for name in arguments.networks:
         if name not in EXPERIMENTS:
-            raise UserError(str(unknown_name("network", name, EXPERIMENTS)))
+            raise unknown_name("network", name, EXPERIMENTS)
     for name in arguments.rows:
         if name not in ROWS:
-            raise UserError(str(unknown_name("row", name, ROWS)))
+            raise unknown_name("row", name, ROWS)
+    if arguments.epochs < 1:
+        raise UserError(f"--epochs {arguments.epochs}: give 1 or more.")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise UserError(f"--out {arguments.out} is a file: name a folder.")
     tables = [
         table(network, found(network, arguments), arguments) for network in arguments.networks
     ]
@@ -157,7 +162,14 @@ def run(directory: Path, line: str) -> None:
     arguments = [program] if program.startswith("experiments.") else ["cnnjax", flags.pop(0)]
     if any(directory.glob("*.json")):
         flags = ["--resume", str(directory)]
-    subprocess.run([sys.executable, "-m", *arguments, *flags], check=True, stdout=sys.stderr)
+    called([*arguments, *flags])
+
+
+def called(words: Sequence[str]) -> None:
+    """Runs a module to its end; raises a UserError if it fails."""
+    ended = subprocess.run([sys.executable, "-m", *words], check=False, stdout=sys.stderr)
+    if ended.returncode:
+        raise UserError(f"{shlex.join(words)} ended with code {ended.returncode}.")
 
 
 def measure(directory: Path) -> Measured:
@@ -181,9 +193,7 @@ def measure(directory: Path) -> Measured:
     for name, batch in RUNTIMES.items():
         path = Path(f"{directory}{name}")
         flags = ["--run", str(directory), "--out", str(path), "--check", "0"]
-        subprocess.run(
-            [sys.executable, "-m", "cnnjax", "export", *flags], check=True, stdout=sys.stderr
-        )
+        called(["cnnjax", "export", *flags])
         file = export.opened(path, name[1:], threads=1)
         result = export.compare(
             file, images[:CHECKED], logits[:CHECKED], limits={}, path=path, fixed=batch
@@ -242,7 +252,5 @@ def _word(text: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

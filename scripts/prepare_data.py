@@ -260,7 +260,9 @@ def prepare_from_archives(builder: Any, directory: pathlib.Path) -> None:
 
     if not directory.is_dir():
         raise UserError(f"no directory {str(directory)!r}: give the one that holds the files")
-    expected = sorted({info.filename for info in (builder.url_infos or {}).values()})
+    names = {info.filename for info in (builder.url_infos or {}).values()}
+    # Of what is downloaded by hand tfds knows no name.
+    expected = sorted(name for name in names if name)
     by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     if not any((directory / name).exists() for name in expected) and not by_hand:
         raise UserError(

@@ -44,7 +44,9 @@ def run(line: str, seed: int, out: Path) -> dict:
             command += ["--resume", str(directory)]
         else:
             command += [*flags, "--seed", str(seed), "--run-dir", str(directory)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        ended = subprocess.run(command, check=False, stdout=sys.stderr)
+        if ended.returncode:
+            raise UserError(f"{line!r} with seed {seed} ended with code {ended.returncode}.")
     return json.loads(read_text(directory / "summary.json"))
 
 
@@ -147,16 +149,23 @@ def check(lines: Sequence[str], seeds: Sequence[int], *, paired: bool) -> None:
     # As `python -m experiments.NAME` has it.
     sys.path.insert(0, "")
     for line in lines:
-        name, *flags = shlex.split(line) or [""]
+        try:
+            name, *flags = shlex.split(line) or [""]
+        except ValueError as error:
+            raise UserError(f"{line!r} is no command line: {error}.") from None
         try:
             module = importlib.import_module(f"experiments.{name}")
         except ModuleNotFoundError as error:
             if error.name != f"experiments.{name}":
                 raise
             experiments = [path.stem for path in Path("experiments").glob("[a-z]*.py")]
+            if not experiments:
+                raise UserError(
+                    "there is no folder experiments here: run it in a checkout."
+                ) from None
             raise unknown_name("experiment", name, experiments) from None
         for flag in ("--seed", "--run-dir", "--resume"):
-            if flag in flags:
+            if any(word.partition("=")[0] == flag for word in flags):
                 raise UserError(f"{line!r} has {flag}, which this script gives: leave it out.")
         with contextlib.suppress(SystemExit):
             cli.parse(module.Config, flags)

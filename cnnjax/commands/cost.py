@@ -92,7 +92,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--budget", help=f"NAME=NUMBER,... of {', '.join(LIMITS)}; K, M, G, T, Ki, Mi, Gi, B")
     add("--json", action="store_true", help="print all as JSON")
     options = parser.parse_args(argv)
-    if bool(options.model) == bool(options.run):
+    if options.model and options.run:
+        raise UserError(f"{options.model} and --run {options.run}: give one of the two.")
+    if not options.model and not options.run:
         raise UserError("give a model, such as cnnjax cost lenet5, or --run RUN.")
     if options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size}: give 1 or more.")

@@ -191,10 +191,24 @@ def _check(config: Config) -> None:
         raise UserError(f"--out {config.out} is a folder: name a file in it.")
     if config.format == "web":
         _check_page(config)
+    if config.format in ("saved_model", "web"):
+        _check_folder(config.out)
     if config.check:
         from cnnjax.export.packages import require
 
         require(cnnjax.export.formats.kind_of(config.out, config.format), running=True)
+
+
+def _check_folder(out: Path) -> None:
+    """Raises a UserError unless what a folder is to be written over was written by this command."""
+    if out.name in ("", ".."):
+        raise UserError(f"--out {out}: give the new folder's name.")
+    for path in (out, rejected(out)):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--out {out}: {path} is a file; name a new folder.")
+        ours = (path / "saved_model.pb").exists() or cnnjax.export.web.is_page(path)
+        if path.is_dir() and any(path.iterdir()) and not ours:
+            raise UserError(f"--out {out}: {path} holds other files; name a new folder.")
 
 
 def _check_page(config: Config) -> None:
@@ -204,9 +218,6 @@ def _check_page(config: Config) -> None:
         )
     if (config.batch or 1) != 1:
         raise UserError(f"--batch {config.batch}: a page has one image at a time; leave it out.")
-    out = config.out
-    if out.is_dir() and any(out.iterdir()) and not cnnjax.export.web.is_page(out):
-        raise UserError(f"--out {out} holds other files: name a new folder for the page.")
 
 
 def _check_runs_here(platforms: tuple[str, ...]) -> None:

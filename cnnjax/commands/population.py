@@ -239,6 +239,9 @@ def _directory(options: argparse.Namespace) -> Path:
     directory = Path(out)
     if not options.resume and (directory / RECORD).exists():
         raise UserError(f"{directory} holds a population: give another --out, or --resume it.")
+    is_new = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
+    if not options.resume and not is_new:
+        raise UserError(f"--out {directory} holds other files: name a new directory.")
     return directory
 
 

@@ -161,7 +161,7 @@ def _stretched_ink(gray: np.ndarray) -> np.ndarray:
     if strongest - noise < _MIN_CONTRAST:
         raise UserError(
             f"no digit found: nothing in the picture of {width} x {height} pixels departs from its "
-            f"background by more than {max(strongest, 0.0):.0f} of 255 gray levels"
+            f"background by more than {abs(max(strongest, 0.0)):.0f} of 255 gray levels"
         )
     # Full ink is what most of the stroke reaches, not what one bright pixel does.
     full = np.percentile(ink[ink > noise + 0.5 * (strongest - noise)], 90)

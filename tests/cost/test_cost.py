@@ -216,7 +216,7 @@ def test_the_command_measures_and_compiles_training(capsys):
     ("argv", "message"),
     [
         ((), "give a model, such as cnnjax cost lenet5, or --run RUN"),
-        (("lenet5", "--run", "x"), "give a model, such as"),
+        (("lenet5", "--run", "x"), "lenet5 and --run x: give one of the two"),
         (("lenet55",), "unknown model 'lenet55': did you mean lenet5"),
         (("lenet5", "--batch-size", "0"), "--batch-size 0: give 1 or more"),
         (("lenet5", "--device", "flops=1T"), "--device flops: give both"),

@@ -122,6 +122,30 @@ def test_mistakes_are_one_line(run, tmp_path, capsys, monkeypatch, flags, messag
     assert text.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["saved_model", "web"])
+def test_a_folder_of_others_is_not_written_over(run, tmp_path, capsys, monkeypatch, kind):
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "precious.txt").write_text("x")
+    (tmp_path / "note.txt").write_text("x")
+    monkeypatch.chdir(thesis)
+    before = sorted(path.name for path in run.iterdir())
+    for out, words in (
+        (thesis, "holds other files"),
+        (run, "holds other files"),
+        (tmp_path / "note", "holds other files"),
+        (".", "give the new folder's name"),
+        ("..", "give the new folder's name"),
+    ):
+        # What fails its check would be put there.
+        (tmp_path / "note.rejected").mkdir(exist_ok=True)
+        (tmp_path / "note.rejected" / "mine").touch()
+        code, text = called(capsys, "--run", run, "--format", kind, "--check", 0, "--out", out)
+        assert code == 2 and words in text, (out, text)
+    assert sorted(path.name for path in run.iterdir()) == before
+    assert (thesis / "precious.txt").read_text() == "x"
+
+
 def test_missing_packages_are_named_before_any_work(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
     code, text = called(capsys, "--run", run, "--out", tmp_path / "model.onnx")

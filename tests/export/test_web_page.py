@@ -242,7 +242,7 @@ def test_a_folder_of_other_files_and_other_images_are_refused(tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "mine.txt").write_text("mine")
     flags = {"run": "none", "out": tmp_path, "format": "web"}
-    with pytest.raises(UserError, match="holds other files: name a new folder"):
+    with pytest.raises(UserError, match="holds other files; name a new folder"):
         command.main(command.Config(**flags))
     with pytest.raises(UserError, match="--preprocess none: a page prepares images"):
         command.main(command.Config(**flags, preprocess="none"))

@@ -77,7 +77,9 @@ def add_images(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
         image, answer = await asgi.unless_gone(request, asked(request, name, version, content))
         runtime = repository.find(name, answer.version)[1].runtime
         if runtime.explain is None:
-            raise Unavailable(f"{name} has no Grad-CAM: it is a file, or has no layer of images.")
+            raise Unavailable(
+                f"{name} has no Grad-CAM: it is a file, has no layer of images, or --no-explain."
+            )
         if label >= len(answer.class_names):
             raise Invalid(f"label {label}: {name} has classes 0 to {len(answer.class_names) - 1}.")
         if label < 0:

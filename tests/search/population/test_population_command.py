@@ -170,6 +170,14 @@ def test_mistakes_are_one_line_before_anything_is_trained(flags, message, capsys
     assert not (tmp_path / "out").exists()
 
 
+def test_a_directory_of_others_is_not_trained_into(capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    flags = ("experiments.digits_mlp", "--seeds", "2", "--out", str(tmp_path))
+    code, _, errors = call(capsys, "population", *flags)
+    assert code == 2 and "holds other files: name a new directory" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
