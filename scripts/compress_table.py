@@ -174,7 +174,6 @@ def called(words: Sequence[str]) -> None:
 
 def measure(directory: Path) -> Measured:
     """Tests a run on all test images, and times its files in their runtimes with one thread."""
-    import jax
     import numpy as np
 
     from cnnjax import export
@@ -185,10 +184,7 @@ def measure(directory: Path) -> Measured:
     dataset: Any = again.data_of_run(directory)
     images, labels = dataset.test.image, np.asarray(dataset.test.label)
     forward = export.forward_of(trained.model, trained.normalize, integers=True)
-    call = jax.jit(lambda part: forward(trained.variables, part))
-    logits = np.concatenate(
-        [np.asarray(call(images[start : start + 500])) for start in range(0, len(images), 500)]
-    )
+    logits = export.comparison.logits_of(forward, trained.variables, images, step=500)
     latency: dict[str, float] = {}
     for name, batch in RUNTIMES.items():
         path = Path(f"{directory}{name}")

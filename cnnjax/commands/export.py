@@ -92,7 +92,7 @@ class Config:
 
 def main(config: Config) -> int:
     """Writes the file, checks it, and returns 1 where it does not answer as the network does."""
-    from cnnjax.export import formats, preprocessing
+    from cnnjax.export import comparison, formats, preprocessing
 
     _check(config)
     kind = formats.kind_of(config.out, config.format)
@@ -156,7 +156,7 @@ def main(config: Config) -> int:
             print(scales.table())
         good = True
         if tested is not None and config.check:
-            logits = _logits(own, trained.variables, tested.images)
+            logits = comparison.logits_of(own, trained.variables, tested.images)
             good = _compared(config, kind, temporary, tested, logits, precision)
         out = config.out if good else rejected(config.out)
         _put(temporary, out)
@@ -341,15 +341,6 @@ def _as_taken(stored: np.ndarray, trained: load.TrainedModel, made: Any) -> np.n
         return stored
     fit = cnnjax.data.image_to_shape
     return np.stack([fit(image, shape, fit="resize") for image in stored])
-
-
-def _logits(forward: Any, variables: Any, images: np.ndarray, step: int = 64) -> np.ndarray:
-    """Returns the network's answers, computed as it always is."""
-    import jax
-
-    call = jax.jit(forward)
-    parts = [images[start : start + step] for start in range(0, len(images), step)]
-    return np.concatenate([np.asarray(call(variables, part)) for part in parts])
 
 
 def _compared(

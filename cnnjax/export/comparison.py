@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnjax.export.program import Forward, Variables
 from cnnjax.export.runtimes import Run
 
 # Relative to the largest logit: float32 differs by the order of sums alone.
@@ -81,6 +82,17 @@ def limits_for(
     if agreement is not None or precision not in TOLERANCES:
         limits["agreement"] = AGREEMENT if agreement is None else agreement
     return limits
+
+
+def logits_of(
+    forward: Forward, variables: Variables, images: np.ndarray, step: int = 64
+) -> np.ndarray:
+    """Returns the network's answers, computed as it always is, `step` images at a time."""
+    import jax
+
+    call = jax.jit(forward)
+    parts = [images[start : start + step] for start in range(0, len(images), step)]
+    return np.concatenate([np.asarray(call(variables, part)) for part in parts])
 
 
 def compare(

@@ -77,7 +77,7 @@ def with_codes(content: bytes, layers: Mapping[str, Mapping[str, Any]]) -> tuple
         if path is not None:
             found.append((path, operator, kind))
             del waiting[path]
-    inputs = _rescale(graph, kinds, groups, [(path, op, kind) for path, op, kind in found], layers)
+    inputs = _rescale(graph, kinds, groups, found, layers)
     for path, operator, kind in found:
         _write_layer(model, graph, operator, kind, layers[path])
     written = Written(tuple(path for path, *_ in found), tuple(inputs), tuple(waiting))
@@ -148,20 +148,13 @@ def _rescale(
     layers: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
     """Gives the layers' inputs the run's scales; returns the paths of those that have them."""
-    fixed = {
-        groups[output]
-        for operator, kind in zip(graph.operators, kinds, strict=True)
-        if kind in FIXED_SCALE
-        for output in operator.outputs
-    }
-    fixed |= {
-        groups[each]
-        for operator, kind in zip(graph.operators, kinds, strict=True)
-        if kind == "CONCATENATION"
-        for each in operator.inputs
-    }
     # What enters and leaves the file keeps the type and the scale that it was made with.
-    fixed |= {groups[each] for each in (*graph.inputs, *graph.outputs)}
+    fixed = {groups[each] for each in (*graph.inputs, *graph.outputs)}
+    for operator, kind in zip(graph.operators, kinds, strict=True):
+        if kind in FIXED_SCALE:
+            fixed |= {groups[each] for each in operator.outputs}
+        if kind == "CONCATENATION":
+            fixed |= {groups[each] for each in operator.inputs}
     chosen: dict[int, tuple[float, int]] = {}
     done = []
     for path, operator, kind in found:
@@ -182,8 +175,8 @@ def _write_layer(
     model: Any, graph: Any, operator: Any, kind: str, entry: Mapping[str, Any]
 ) -> None:
     """Writes a layer's codes, and its bias in units of its input's scale in the file."""
-    source, _, bias_place, axis = LAYERS[kind]
-    tensor, _ = _kernel(model, graph, operator, kind)
+    source, place, bias_place, axis = LAYERS[kind]
+    tensor = graph.tensors[operator.inputs[place]]
     codes = _arranged(entry["kernel"], kind)
     shape = list(tensor.shape)
     moved = codes.reshape([shape[axis], *shape[:axis], *shape[axis + 1 :]])

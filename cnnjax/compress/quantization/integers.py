@@ -116,7 +116,7 @@ def activation_scale(
 
 
 @jax.jit
-def fake_quantize(x: Array, scale: Array, zero: Any, low: Any, high: Any) -> Array:
+def round_to_codes(x: Array, scale: Array, zero: Any, low: Any, high: Any) -> Array:
     """Returns activations after they were rounded to codes, float32 of the shape of `x`.
 
     In a traced program it is one call of this name, which `cnnjax.export` looks for.
@@ -126,7 +126,7 @@ def fake_quantize(x: Array, scale: Array, zero: Any, low: Any, high: Any) -> Arr
       scale, zero: `x` is about `scale * (code - zero)`.
       low, high: the smallest and the largest code.
     """
-    return (jnp.clip(jnp.round(x / scale) + zero, low, high) - zero) * scale
+    return _rounded(x / scale, low - zero, high - zero) * scale
 
 
 def offsets(x: Array, scale: Any, zero: int, bits: int, *, symmetric: bool = False) -> Array:

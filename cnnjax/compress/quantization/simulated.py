@@ -1,7 +1,7 @@
 """A quantized network in float32 arithmetic: what its codes stand for, rounded where it rounds.
 
 Other runtimes have kernels of their own for integers, which they find by this form: the input of a
-quantized layer goes through `integers.fake_quantize`, its kernel through
+quantized layer goes through `integers.round_to_codes`, its kernel through
 `integers.dequantize_weight`. Its answers are those of `Quantized` up to the rounding of float32
 sums, which moves a code by one where a value lies at the middle between two.
 """
@@ -50,7 +50,7 @@ class Simulated(Quantized):
             )
             scale = stored[path]["input_scale"]
             return call(
-                integers.fake_quantize(x.astype(jnp.float32), scale, *map(jnp.float32, codes))
+                integers.round_to_codes(x.astype(jnp.float32), scale, *map(jnp.float32, codes))
             )
 
         with intercept_methods(intercept_layers(rounded, set(rounds))):

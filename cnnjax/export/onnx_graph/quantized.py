@@ -36,7 +36,7 @@ def _weights(context: Context, codes: Value, scale: Value) -> Value:
     return Weights(array, context.shape, scales)
 
 
-@function_rule("fake_quantize")
+@function_rule("round_to_codes")
 def _activations(
     context: Context, x: Value, scale: Value, zero: Value, low: Value, high: Value
 ) -> Value:
