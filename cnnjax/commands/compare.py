@@ -123,7 +123,6 @@ def _heading(first: list[str], second: list[str], different: dict[str, tuple[Any
 
 def _of_classifiers(pairs: list[tuple[str, str]], place: Any, out: Path) -> dict[str, Any]:
     """Compares the answers of each pair; returns what was found."""
-    from cnnjax.run import record
     from cnnjax.studies import compared
 
     found = []
@@ -138,7 +137,7 @@ def _of_classifiers(pairs: list[tuple[str, str]], place: Any, out: Path) -> dict
         for path in drawn:
             print(f"drawn        {path}")
         return {"networks": found[0]}
-    seeds = [int(record.read_settings(Path(first)).get("seed", 0)) for first, _ in pairs]
+    seeds = [compared.seed_of(first) for first, _ in pairs]
     scores = [(each["accuracy"]["first"], each["accuracy"]["second"]) for each in found]
     p_values = [each["p_value"] for each in found]
     print(_settings(seeds, scores, "accuracy", p_values))
@@ -149,11 +148,10 @@ def _of_classifiers(pairs: list[tuple[str, str]], place: Any, out: Path) -> dict
 
 def _of_recorded(pairs: list[tuple[str, str]], split: str) -> dict[str, Any]:
     """Compares the recorded scores of runs of any task over their seeds."""
-    from cnnjax.run import record
     from cnnjax.studies import compared
 
     name, scores = compared.recorded_scores(pairs, split)
-    seeds = [int(record.read_settings(Path(first)).get("seed", 0)) for first, _ in pairs]
+    seeds = [compared.seed_of(first) for first, _ in pairs]
     print(f"on           the {split} scores that the runs recorded\n")
     print(_settings(seeds, scores, name, None))
     return {"seeds": seeds, "score": name, "scores": scores, "settings": _paired(scores)}

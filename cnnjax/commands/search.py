@@ -69,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             report.write_best(search, study)
     print(report.summary_line(search, study))
     if figures.best_trials(study):
-        for sentence in forecasts.sentences(search, study):
-            print(sentence)
-        print(f"see          {report.write_report(search, study)}")
+        notes = forecasts.sentences(search, study)
+        print("".join(f"{sentence}\n" for sentence in notes), end="")
+        print(f"see          {report.write_report(search, study, notes)}")
     if not ended:
         print(f"stopped; continue with cnnjax search --resume {search.directory}")
         return 143 if stopped() else 0

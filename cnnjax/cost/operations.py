@@ -107,7 +107,6 @@ def _by_layer(steps: list[Step], outputs: list[Array]) -> list[LayerCost]:
     made = {id(array): step.layer for step in steps for array in step.outputs}
     read: dict[str, dict[int, int]] = {layer: {} for layer in layers}
     written: dict[str, dict[int, int]] = {layer: {} for layer in layers}
-    sizes = {id(array): array.bytes for step in steps for array in step.outputs}
     for step in steps:
         for array in step.inputs:
             maker = made.get(id(array))
@@ -117,7 +116,7 @@ def _by_layer(steps: list[Step], outputs: list[Array]) -> list[LayerCost]:
                     written[maker][id(array)] = array.bytes
     for array in outputs:
         if id(array) in made:
-            written[made[id(array)]][id(array)] = sizes[id(array)]
+            written[made[id(array)]][id(array)] = array.bytes
     costs = [
         LayerCost(
             layer,

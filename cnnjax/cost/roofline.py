@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -53,14 +53,15 @@ def measure(dtype: Any = jnp.float32, *, budget_secs: float = 1.0) -> Roofline:
     cpu = device.platform == "cpu"
     side = CPU_SIDE if cpu else ACCELERATOR_SIDE
     square = jnp.ones((side, side), dtype)
-    product = _least_secs(jax.jit(jnp.matmul), (square, square), budget_secs / 2)
+    product = least_secs(jax.jit(jnp.matmul), (square, square), budget_secs / 2)
     count = (CPU_BYTES if cpu else ACCELERATOR_BYTES) // 4
     total = _sum_secs(count, budget_secs / 2)
     name = jnp.dtype(dtype).name
     return Roofline(2 * side**3 / product, 3 * 4 * count / total, f"measured, {name}")
 
 
-def _least_secs(function: Callable[..., Any], arguments: tuple, budget_secs: float) -> float:
+def least_secs(function: Callable[..., Any], arguments: Sequence[Any], budget_secs: float) -> float:
+    """Returns the least time of a call, of those that fit into `budget_secs` after the first."""
     jax.block_until_ready(function(*arguments))
     best, end = float("inf"), time.perf_counter() + budget_secs
     while time.perf_counter() < end or best == float("inf"):

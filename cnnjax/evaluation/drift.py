@@ -25,7 +25,6 @@ import numpy as np
 
 QUANTILE_BINS, PIXEL_BINS, MOST_CLASS_BINS = 10, 16, 20
 PREDICTED = ("image_mean", "image_contrast", "pixel_values", "predicted_class", "confidence")
-EMBEDDED = ("embedding_distance", "embedding_mean")
 
 Scores = dict[str, np.ndarray]
 

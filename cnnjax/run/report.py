@@ -1,5 +1,6 @@
 """The outputs of a finished run: figures, `summary.json`, `summary.md` and `reference.npz`."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -102,7 +103,7 @@ def answer_of(trained: load.TrainedModel) -> Answer:
     @jax.jit
     def answer(variables: Any, images: Any) -> tuple[Any, Any]:
         logits = trained.model.apply(variables, trained.normalize(images), train=False)
-        features = load.TrainedModel(trained.model, variables, trained.card, trained.step).features
+        features = dataclasses.replace(trained, variables=variables).features
         embeddings = features(images)
         return logits, embeddings.reshape(len(embeddings), -1)
 

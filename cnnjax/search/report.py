@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from cnnjax.explain import markup
 from cnnjax.search import figures
 from cnnjax.search import study as studies
 from cnnjax.search.figures import best_trials
-from cnnjax.search.forecasts import sentences
 from cnnjax.search.plan import Search
 
 if TYPE_CHECKING:
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 ROWS = 50
 
 
-def write_report(search: Search, study: optuna.Study) -> Path:
+def write_report(search: Search, study: optuna.Study, notes: Sequence[str] = ()) -> Path:
     """Draws the figures of a search and writes `report/index.html`, which opens without a server.
+
+    Args:
+      search, study: what is reported.
+      notes: sentences that stand above the figures.
 
     Returns:
       The path of the page.
@@ -40,11 +44,16 @@ def write_report(search: Search, study: optuna.Study) -> Path:
                 (directory / f"{name}.png").write_bytes(content)
                 shown.append((title, content))
     page = directory / "index.html"
-    page.write_text(_page(search, study, shown), encoding="utf-8")
+    page.write_text(_page(search, study, shown, notes), encoding="utf-8")
     return page
 
 
-def _page(search: Search, study: optuna.Study, pictures: list[tuple[str, bytes]]) -> str:
+def _page(
+    search: Search,
+    study: optuna.Study,
+    pictures: list[tuple[str, bytes]],
+    notes: Sequence[str],
+) -> str:
     best = {each.number for each in best_trials(study)}
     found = sorted(studies.counted(study), key=lambda each: _order(search, each))
     names = [each.name for each in search.space.dimensions]
@@ -64,7 +73,7 @@ def _page(search: Search, study: optuna.Study, pictures: list[tuple[str, bytes]]
     values = {
         "TITLE": html.escape(f"Search of {search.experiment}"),
         "SUMMARY": html.escape(summary_line(search, study)),
-        "NOTES": "".join(f"<p>{html.escape(each)}</p>" for each in sentences(search, study)),
+        "NOTES": "".join(f"<p>{html.escape(each)}</p>" for each in notes),
         "FIGURES": images,
         "HEAD": titles,
         "ROWS": rows,

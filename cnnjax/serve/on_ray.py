@@ -23,8 +23,6 @@ from typing import Any
 
 from cnnjax.errors import UserError
 
-# Of Ray: a request that names its model so is sent to a replica which has it.
-MODEL_HEADER = "serve_multiplexed_model_id"
 # Flags -> (application, repository, policy, bounds).
 Build = Callable[[Any], tuple[Any, Any, Any, Any]]
 HEALTH_SECS, DRAIN_SECS, PROXY_SECS = 5.0, 30.0, 600.0

@@ -245,24 +245,7 @@ class Repository:
     def describe(self, name: str) -> dict[str, Any]:
         """Returns versions, rollout and comparison with the shadow, as JSON has them."""
         model = self._model(name)
-        versions = {
-            version: {
-                "state": self._state(model, version),
-                "reason": model.reasons.get(version, ""),
-            }
-            | (
-                {
-                    "step": found.runtime.step,
-                    "platform": found.runtime.platform,
-                    "buckets": list(found.runtime.buckets),
-                    "queued": found.batcher.queued,
-                    "since": found.since,
-                }
-                if (found := model.loaded.get(version))
-                else {}
-            )
-            for version in model.sources
-        }
+        versions = {each: self._describe_version(model, each) for each in model.sources}
         said = model.rollout.said() if model.rollout else {"weights": {}, "shadow": ""}
         names = list(next(iter(model.loaded.values())).runtime.class_names) if model.loaded else []
         compared = model.compared.said()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import io
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from cnnjax.errors import UserError
+from cnnjax.explain import markup
 from cnnjax.paths import expand
 
 Shape = tuple[int, int, int]
@@ -203,12 +203,7 @@ def warm(runtime: Runtime) -> None:
 
 def _picture(shape: Shape) -> bytes:
     """Returns a PNG file of noise: what decoding imports is imported before the first request."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (*shape[:2], 3), np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return markup.png(np.random.default_rng(0).integers(0, 256, (*shape[:2], 3), np.uint8))
 
 
 def _of_run(path: str, options: Options) -> Runtime:

@@ -89,10 +89,15 @@ def pairs_by_seed(first: Sequence[str], second: Sequence[str]) -> list[tuple[str
     return [(ours[seed], theirs[seed]) for seed in sorted(ours)]
 
 
+def seed_of(directory: Path | str) -> int:
+    """Returns the seed of a run."""
+    return int(record.read_settings(Path(directory)).get("seed", 0))
+
+
 def _by_seed(runs: Sequence[str]) -> dict[int, str]:
     found: dict[int, str] = {}
     for directory in runs:
-        seed = int(record.read_settings(Path(directory)).get("seed", 0))
+        seed = seed_of(directory)
         if seed in found:
             raise UserError(
                 f"{found[seed]} and {directory} both have seed {seed}: give one run for each seed"

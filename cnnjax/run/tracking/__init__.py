@@ -8,5 +8,3 @@ has been sent is noted (`sent`), and a resumed run goes on in the same tracked r
 
 TRACKERS = ("wandb", "mlflow")
 DIRECTORY = "tracking"
-# What of the checkpoints is kept at the tracker: see `cnnjax.run.settings.Run`.
-CHECKPOINTS = ("none", "tested", "all")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -108,8 +107,3 @@ def scalars(record: Record) -> dict[str, float]:
         for name, value in record.items()
         if name not in ("step", "kind")
     }
-
-
-def finite(values: dict[str, float]) -> dict[str, float]:
-    """Returns the values that are numbers."""
-    return {name: value for name, value in values.items() if math.isfinite(value)}

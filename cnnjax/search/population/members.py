@@ -53,11 +53,6 @@ def take(stacked: PyTree, indices: Any) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[indices], stacked)
 
 
-def size(stacked: PyTree) -> int:
-    """Returns how many are stacked."""
-    return jax.tree.leaves(stacked)[0].shape[0]
-
-
 def _forms(tree: PyTree) -> dict[str, tuple[tuple[int, ...], Any]]:
     return {name: (jnp.shape(leaf), leaf.dtype) for name, leaf in named_leaves(tree).items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from cnnjax import models
 from cnnjax.data.dataset import Dataset
 from cnnjax.data.pipelines import count_steps
 from cnnjax.errors import UserError
-from cnnjax.run import checks, classifier
+from cnnjax.run import checks, classifier, record
 from cnnjax.run import state as states
 from cnnjax.run.recipe import Recipe
+from cnnjax.run.scoring import monitored
 from cnnjax.run.writer import model_card
 from cnnjax.search.population import varied
 from cnnjax.search.population.examples import Collected, Rows
@@ -68,6 +70,11 @@ class Prepared:
     moments: tuple[tuple[Any, Any], ...]
     leaves: tuple[str, ...]
     build: Callable[[PyTree], Recipe]
+
+    @functools.cached_property
+    def monitor(self) -> tuple[str, bool]:
+        """The score that members are compared by, and whether less of it is better."""
+        return monitored(self.config, self.recipe(0))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -153,9 +160,7 @@ def prepare(module: Any, config: Any, members: Sequence[Member], directory: Path
     checks.check_length(configs[0], 0, count_steps(len(dataset.train.label), config.batch_size))
     model_of(configs[0], dataset)
     prepared = Prepared(
-        experiment=module.Config.experiment
-        if "experiment" in vars(module.Config)
-        else module.__name__,
+        experiment=record.experiment_name(module.Config),
         config=config,
         members=tuple(members),
         configs=tuple(configs),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 from cnnjax import plots
 from cnnjax.evaluation.comparison import paired
 from cnnjax.run import files
-from cnnjax.run.scoring import monitored
 from cnnjax.search.population.prepare import Prepared
 from cnnjax.search.population.progress import Progress
 from cnnjax.search.population.stopping import ranked
@@ -25,7 +23,7 @@ DATA_SEED = "data_seed"
 def write(prepared: Prepared, done: Progress, directory: Path) -> str:
     """Writes `members.json`, `population.md` and figures; returns the tables as text."""
     rows = member_rows(prepared, done)
-    name, _ = monitored(prepared.config, prepared.recipe(0))
+    name, _ = prepared.monitor
     score = _score_of(rows, name)
     groups = groups_of(prepared)
     if done.copies:
@@ -39,13 +37,13 @@ def write(prepared: Prepared, done: Progress, directory: Path) -> str:
     heading = f"# {len(rows)} members of {prepared.experiment}\n\n"
     (directory / "population.md").write_text(heading + text + pictures, encoding="utf-8")
     content = {"score": score, "members": rows, "copies": done.as_notes()["copies"]}
-    files.write_json(directory / "members.json", json.loads(json.dumps(content)))
+    files.write_json(directory / "members.json", content)
     return text
 
 
 def member_rows(prepared: Prepared, done: Progress) -> list[dict[str, Any]]:
     """Returns for each member its seed, its settings, its scores and its end."""
-    name, _ = monitored(prepared.config, prepared.recipe(0))
+    name, _ = prepared.monitor
     rows = []
     for each in prepared.members:
         directory = Path(prepared.configs[each.number].run_dir)
@@ -207,7 +205,7 @@ def settings_over_epochs(
 
 def best_line(prepared: Prepared, done: Progress) -> str:
     """Returns which member validates best, in a line."""
-    name, lower = monitored(prepared.config, prepared.recipe(0))
+    name, lower = prepared.monitor
     latest = {member: found[-1][1] for member, found in done.scores.items() if found}
     finished = {
         m: score for m, score in latest.items() if done.ended.get(m, ("",))[0] != "diverged"

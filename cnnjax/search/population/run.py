@@ -22,7 +22,6 @@ from cnnjax.devices import backend
 from cnnjax.run import files
 from cnnjax.run.exits import INTERRUPT_EXIT_CODES, stop_requests
 from cnnjax.run.logs import MetricsLog, ProgressBar
-from cnnjax.run.scoring import monitored
 from cnnjax.search.population import member_runs, pbt, program, progress, stopping, training
 from cnnjax.search.population import members as stacks
 from cnnjax.search.population.prepare import Prepared
@@ -199,7 +198,7 @@ def _judged(
     spe, last = prepared.steps_per_epoch, epoch == config.epochs
     due = passes_multiple((epoch - 1) * spe, epoch * spe, config.validate_every_steps) or last
     if due and len(prepared.rows[0]["validation"]):
-        name, lower = monitored(config, prepared.recipe(0))
+        name, lower = prepared.monitor
         with bar.paused():
             values = _values(prepared, done, placed.numbers)
             found = dict(
@@ -277,7 +276,7 @@ def _copied(
     if rule is None or not rule.is_due(epoch, prepared.config.epochs):
         return placed, done
     latest = {number: done.scores[number][-1][1] for number in done.active if done.scores[number]}
-    _, lower = monitored(prepared.config, prepared.recipe(0))
+    _, lower = prepared.monitor
     found = pbt.copies(
         latest,
         done.chosen,

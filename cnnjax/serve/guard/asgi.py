@@ -52,7 +52,9 @@ class _Exchange:
 
     async def run(self, application: App) -> None:
         state = self.scope.setdefault("state", {})
-        self.request_id = state.setdefault("request_id", requests.request_id(self.scope["headers"]))
+        if "request_id" not in state:
+            state["request_id"] = requests.request_id(self.scope["headers"])
+        self.request_id = state["request_id"]
         needed = requests.needed_role(self.scope["method"], self.scope["path"])
         try:
             identity = await self._let_in(needed)

@@ -7,7 +7,6 @@ curl --data-binary @digit.png http://127.0.0.1:8080/v1/models/digits:predict
 from __future__ import annotations
 
 import asyncio
-import base64
 import importlib.resources
 import io
 from collections.abc import Awaitable, Callable
@@ -17,6 +16,7 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
+from cnnjax.explain import markup
 from cnnjax.serve import protocol
 from cnnjax.serve.http import asgi, described
 from cnnjax.serve.http.pictures import decode_all
@@ -226,12 +226,7 @@ def prediction(answer: protocol.Answer, request_id: str, top: int) -> dict[str, 
 
 def picture_of(image: np.ndarray) -> str:
     """Returns uint8 `[height, width, 1 or 3]` as the address of a PNG picture."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    pixels = image[..., 0] if image.shape[-1] == 1 else image
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return markup.uri(markup.png(image))
 
 
 def heat_over(image: np.ndarray, map_: np.ndarray) -> np.ndarray:
