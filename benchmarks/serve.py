@@ -7,9 +7,10 @@ The first takes about 20 minutes with all peers, the second 5.
 
 Each server takes its turn, its processes stopped by signal while another is measured. `batching
 off` is one image at a time. Throughput is of a closed loop; p50 and p99 are of an open loop, from
-when a request was due (see `load.py`), at the same rate for all servers: 80% of the throughput of
-the slowest of them. CPU is the time of the server's processes per request of the closed loop, which
-other work on the machine disturbs less. The generator shares the machine's cores with the server.
+when a request was due (see `load.py`), at the same rate: 80% of what both cnnjax and the best peer
+answer, or 80% of its own for a server that is slower. CPU is the time of the server's processes per
+request of the closed loop, which other work on the machine disturbs less. The generator shares the
+machine's cores with the server.
 
 Then each server gets twice what it has answered at most (`above capacity`). What is not 200 is
 counted in every row: 429, other errors, and requests that were lost: a connection that broke, or no
@@ -20,7 +21,8 @@ capacity, or answers one above it with anything but 200 and 429.
 installed; `--litserve-python`, `--mlserver-python` and `--ray-python` name Pythons that have them,
 and what cnnjax needs:
 
-    python -m venv mlserver && mlserver/bin/pip install mlserver .
+    python -m venv mlserver && mlserver/bin/pip install mlserver 'uvloop<0.22' .
+    python -m venv peers && peers/bin/pip install litserve 'ray[serve]' '.[serve]'
 """
 
 from __future__ import annotations
@@ -55,13 +57,23 @@ def errors_of(*found: dict[str, Any]) -> dict[str, int]:
     return counts
 
 
+def _is_own(server: Server) -> bool:
+    return server.name.startswith(OWN)
+
+
 def compare(
     servers: Sequence[Server], network: str, kind: str, clients: int, secs: float, rows: Rows
 ) -> None:
-    """Measures every server's throughput, and then its latency at a rate that all of them have."""
+    """Measures every server's throughput, and then its latency at a rate that it can answer."""
     full = [server.measure(kind, clients, secs) for server in servers]
-    rate = 0.8 * min(each["throughput"] for each in full)
+    own, peers = (
+        [most["throughput"] for server, most in zip(servers, full, strict=True) if of(server)]
+        for of in (_is_own, lambda server: not _is_own(server))
+    )
+    common = min(max(own), max(peers, default=max(own)))
     for server, most in zip(servers, full, strict=True):
+        # What is slower than these two would only fill its queue.
+        rate = 0.8 * min(common, most["throughput"])
         steady = server.measure(kind, clients, secs, rate)
         found = {"p50": steady["p50"], "p99": steady["p99"], "rate": rate}
         found |= {"throughput": most["throughput"], "cpu_ms": most["cpu_ms"]}
@@ -75,14 +87,16 @@ def overload(
 ) -> None:
     """Sends every server twice its largest throughput that was measured, by many connections."""
     for server in servers:
-        measured = [
+        most = max(
             each["throughput"]
             for (net, _, _, name), rounds in rows.items()
             if (net, name) == (network, server.name)
             for each in rounds
-        ]
-        found = server.measure(kind, clients, secs, 2 * max(measured))
-        found |= {"rate": 2 * max(measured)} | errors_of(found)
+        )
+        # Long enough for this server's queue to fill.
+        needed = min(10.0, 2 * clients / most) if _is_own(server) else 0.0
+        found = server.measure(kind, clients, max(secs, needed), 2 * most)
+        found |= {"rate": 2 * most} | errors_of(found)
         rows.setdefault((network, "above capacity", clients, server.name), []).append(found)
         print(f"{network} {server.name} above capacity: {json.dumps(found)}", flush=True)
 
