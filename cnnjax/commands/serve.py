@@ -151,7 +151,7 @@ def build(config: Config, traced=None):
 
     The models are not loaded yet: that is the caller's part.
     """
-    from cnnjax.serve import models, repository
+    from cnnjax.serve import logs, models, repository
     from cnnjax.serve.guard.asgi import guard
     from cnnjax.serve.guard.settings import policy_of
     from cnnjax.serve.http import web
@@ -160,6 +160,7 @@ def build(config: Config, traced=None):
 
     sources = models.read_sources(config.run)
     served = repository.Repository(sources, _options(config), _limits(config))
+    logs.count_lost(served.measures.log_lost.inc)
     bounds = web.Bounds(body_bytes=round(config.max_body_mb * 2**20), deadline_secs=config.timeout)
     policy = policy_of(config, config.host, insecure=config.insecure, measures=served.measures)
     watch = watch_of(config, sources, served.measures)

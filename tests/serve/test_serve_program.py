@@ -115,7 +115,7 @@ def test_a_full_disk_costs_log_lines_and_no_answer(run, tmp_path):
             assert client.infer("digits", image)["label"].shape == (1,)
         assert [path.stat().st_size for path in logs] == sizes
         metrics = urllib.request.urlopen(f"{started.address}/metrics").read().decode()
-        for name in ("cnnjax_log_lines_lost", "cnnjax_audit_lines_lost_total"):
+        for name in ("cnnjax_log_lines_lost_total", "cnnjax_audit_lines_lost_total"):
             assert float(re.search(rf"^{name} (\S+)$", metrics, re.MULTILINE)[1]) >= 20
         resource.prlimit(process, resource.RLIMIT_FSIZE, limits)
         client.infer("digits", image)

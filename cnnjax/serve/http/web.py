@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import cnnjax
-from cnnjax.serve import logs, protocol
+from cnnjax.serve import protocol
 from cnnjax.serve.ask import ask
 from cnnjax.serve.http import asgi, described
 from cnnjax.serve.http.pictures import MOST_PIXELS
@@ -136,7 +136,6 @@ def add_health(app: FastAPI, repository: Repository) -> None:
     async def metrics() -> Response:
         """The numbers that Prometheus reads."""
         watch_memory(repository.measures)
-        repository.measures.log_lost.set(logs.lost)
         repository.count_queues()
         content, kind = await asyncio.to_thread(repository.measures.text)
         return Response(content, media_type=kind)
