@@ -66,7 +66,9 @@ def main(config: Config) -> None:
             burst=config.burst,
         )
         keys.write_keys(path, known)
-        print(f"{secret}\nkept         its hash in {path}; the key itself is shown only now")
+        kept = f"kept         its hash in {path}; the key itself is shown only now"
+        # At once: `| head -1` leaves when it has the key.
+        print(f"{secret}\n{kept}\n", end="")
     elif config.action == "revoke":
         keys.write_keys(path, keys.revoke_key(keys.read_keys(path), config.name))
         print(f"revoked      {config.name} in {path}; running servers let it in no more")
