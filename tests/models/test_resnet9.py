@@ -34,9 +34,7 @@ def test_a_layer_with_a_silent_branch_hands_its_pooled_input_on(small):
         numbers = ("NHWC", "HWIO", "NHWC")
         x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
         if name != "prep":
-            x = jax.lax.reduce_window(
-                x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
-            )
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         x = jnp.maximum(x / jnp.sqrt(1 + 1e-5), 0)
     logits = x.max((1, 2)) @ params["head"]["kernel"] / 8
     np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
