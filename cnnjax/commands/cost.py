@@ -84,7 +84,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="size of the image (default: as published)",
     )
     add("--batch-size", type=int, default=1, help="images at a time (1)")
-    add("--precision", help="float32, bfloat16 or float16 (float32; of a run, the run's)")
+    add("--precision", help="float32, bfloat16 or float16 (of TPUs bfloat16; of a run, the run's)")
     add("--optimizer", default="adamw", help="of the training step (adamw)")
     add("--no-train", action="store_true", help="leave out the training step, which takes longest")
     add("--device", help="flops=...,bandwidth=... per second, in place of those measured here")
@@ -123,14 +123,16 @@ def _named(options: argparse.Namespace) -> Network:
     from cnnjax import models
     from cnnjax.models.summary import abstract_variables
     from cnnjax.run import load
-    from cnnjax.train.precision import compute_dtype
+    from cnnjax.train.precision import AUTO, compute_dtype
 
     name, arguments = models.read_model(options.model, ())
     num_classes = options.num_classes or models.canonical_classes(name)
     shape = tuple(options.image_shape or models.input_shape(name))
-    fields = load.computation(name, arguments, precision=options.precision)
+    asked, platform = options.precision or AUTO, "tpu" if options.tpu else ""
+    precision = load.precision_of(name, arguments, asked, platform=platform)
+    fields = load.computation(name, arguments, precision=precision)
     model = models.create(name, num_classes=num_classes, **fields)
-    dtype = compute_dtype(options.precision or "float32") or jnp.float32
+    dtype = compute_dtype(precision) or jnp.float32
     return Network(name, model, abstract_variables(model, shape), shape, num_classes, dtype)
 
 

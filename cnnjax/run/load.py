@@ -220,7 +220,7 @@ def computation(
     Args:
       model: a name of `cnnjax.models.MODELS`.
       arguments: the model's fields that were set otherwise.
-      precision: a name of `cnnjax.train.precision.DTYPES`; None is float32.
+      precision: a name of `cnnjax.train.precision.DTYPES`, or auto; None is float32.
       remat: whether activations within blocks are computed again in the backward pass.
 
     Raises:
@@ -229,7 +229,7 @@ def computation(
     from cnnjax import models
     from cnnjax.train.precision import compute_dtype
 
-    dtype = compute_dtype(precision or "float32")
+    dtype = compute_dtype(precision_of(model, arguments, precision))
     added = ({} if dtype is None else {"dtype": dtype}) | ({"remat": True} if remat else {})
     if remat and "remat" not in models.model_fields(model):
         raise UserError(
@@ -240,6 +240,22 @@ def computation(
         flag = "--precision" if name == "dtype" else "--remat"
         raise UserError(f"{flag} and the model argument {name} contradict each other: give one.")
     return arguments | added
+
+
+def precision_of(
+    model: str, arguments: dict[str, Any], precision: str | None, *, platform: str = ""
+) -> str:
+    """Returns in which precision a network computes: see `computation`.
+
+    `auto` is that of the platform (by default of JAX's devices, which are started), for a network
+    that has such a field which is not set otherwise.
+    """
+    from cnnjax import models
+    from cnnjax.train.precision import AUTO, of_platform
+
+    if precision == AUTO and ("dtype" in arguments or "dtype" not in models.model_fields(model)):
+        return "float32"
+    return of_platform(precision or "float32", platform)
 
 
 def read_base(source: str | Path) -> "Base":
