@@ -71,7 +71,7 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     mesh = choose_mesh(config.mesh or config.devices, config.batch_size * sizes.macs)
     rules = sharding.parse_rules(config.sharding)
     checks.check_retention(config, dataset)
-    data = _pipeline(dataset, config, mesh)
+    data = make_pipeline(dataset, config, mesh)
     if config.profile:
         # Of a resumed run once more, when its first step is known.
         last_step = config.epochs * data.steps_per_epoch
@@ -218,7 +218,8 @@ def shrink(dataset: D) -> D:
     return shorten(dataset, {"train": 1024, "validation": 256, "test": 256})
 
 
-def _pipeline(dataset: AnyDataset, config: Settings, mesh: Mesh) -> Pipeline:
+def make_pipeline(dataset: AnyDataset, config: Settings, mesh: Mesh) -> Pipeline:
+    """Returns the run's training data, batch by batch on the mesh, as its settings say."""
     sharding.check_batch_size(config.batch_size, mesh)
     check_parts(config.batch_size, config.accumulate, num_devices=sharding.num_batch_parts(mesh))
     return training_pipeline(
