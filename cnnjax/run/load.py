@@ -106,13 +106,17 @@ def load_trained(
       base: where the base of a fine-tuned run is now, if it is not where it was.
 
     Raises:
-      UserError: no run, no readable checkpoint, one that does not fit the model, or another base.
+      UserError: no run, no readable checkpoint, one that does not fit the model, another base, or a
+        base for a run that has none.
     """
     from cnnjax import models
 
     directory = Path(expand(directory))
-    read_config(directory)
-    card = read_json(directory / "model.json", f"{directory} has not trained a model yet")
+    card = _card(directory)
+    if base and "finetune" not in card:
+        raise UserError(
+            f"--base {base}: {directory} was not fine-tuned, and has no base; leave it out."
+        )
     if "num_outputs" not in card:
         raise UserError(
             f"{directory} is a run of {card['model']}, which has no name in cnnjax.models: build "
@@ -144,11 +148,19 @@ def load_trained(
 
 def task_of(directory: str | Path) -> str:
     """Returns the task that a run was trained for, such as `segmentation`."""
-    directory = Path(expand(directory))
-    read_config(directory)
-    card = read_json(directory / "model.json", f"{directory} has not trained a model yet")
     # Earlier versions knew no other task, and did not name it.
-    return card.get("task", "classification")
+    return _card(Path(expand(directory))).get("task", "classification")
+
+
+def base_if_tuned(directory: str | Path, base: str) -> str | None:
+    """Returns where the base of a run is, for one of several runs that share the setting: None for
+    a run that was not fine-tuned, and where the setting is ""."""
+    return base if base and "finetune" in _card(Path(expand(directory))) else None
+
+
+def _card(directory: Path) -> dict[str, Any]:
+    read_config(directory)
+    return read_json(directory / "model.json", f"{directory} has not trained a model yet")
 
 
 def load_classifier(
