@@ -21,9 +21,7 @@ def digits(count):
 
 def test_calibration_on_more_images_than_there_are_is_refused():
     many = compress.read_scheme("int8(samples=1000000000)")
-    with pytest.raises(
-        UserError, match=r"=1000000000: few has 20 training images .*at most"
-    ):
+    with pytest.raises(UserError, match=r"=1000000000: few has 20 training images .*at most"):
         quantized_runs.check_samples(digits(20), many)
     quantized_runs.check_samples(digits(20), compress.read_scheme("int8(samples=20)"))
     # The default number is as many as there are.
