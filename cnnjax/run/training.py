@@ -17,7 +17,7 @@ from cnnjax.data.fields import Label
 from cnnjax.data.streamed import AnyDataset, example_forms
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.paths import expand
-from cnnjax.run import load, record, trainer
+from cnnjax.run import files, load, record, trainer
 from cnnjax.run.files import read_json, writing_errors
 from cnnjax.run.groups import Training
 from cnnjax.run.logs import KINDS, read_metrics
@@ -92,7 +92,7 @@ class Trained:
         Raises:
           UserError: the run has no figure of that name.
         """
-        paths = {path.stem: path for path in (self.directory / "figures").glob("*.png")}
+        paths = {path.stem: path for path in files.figures(self.directory)}
         if name not in paths:
             raise unknown_name(f"figure of {self.directory}", name, sorted(paths))
         return paths[name]
