@@ -26,7 +26,6 @@ from cnnjax.trees import count_parameters
 if TYPE_CHECKING:
     from cnnjax.studies import few_labels
 
-SWEEP_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SWEEP_LABELS, SWEEP_SEEDS = 10, 3
 EVALUATION_BATCH = 500
 # Of a method that no sweep has tried on the task.
@@ -77,9 +76,8 @@ class Study:
         if method in given:
             return float(given[method])
         rates = self.task.rates
-        kind = method.partition(":")[0]
-        found = {name.partition(":")[0]: rate for name, rate in rates.items()}
-        return rates.get(method) or found.get(kind, UNTRIED_RATE)
+        found = {finetune.defaults.kind(name): rate for name, rate in rates.items()}
+        return rates.get(method) or found.get(finetune.defaults.kind(method), UNTRIED_RATE)
 
     def missing(self, wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Those of the wanted trials that were not made yet."""
@@ -228,7 +226,7 @@ def sweep(study: Study) -> None:
     wanted = [
         {"method": method, "labels": labels, "seed": seed, "learning_rate": rate}
         for method in study.config.methods
-        for rate in SWEEP_RATES
+        for rate in study.config.sweep_rates
         for seed in range(min(SWEEP_SEEDS, study.config.seeds))
     ]
     study.run(wanted, "validation")
