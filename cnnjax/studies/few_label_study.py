@@ -90,25 +90,26 @@ class Study:
 
     def run(self, wanted: list[dict[str, Any]], split: str) -> None:
         """Makes the trials that are missing; each is saved as soon as it is there."""
-        groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        groups: dict[str, list[dict[str, Any]]] = {}
         for trial in self.missing(wanted):
-            groups.setdefault((trial["method"], trial["labels"]), []).append(trial)
+            groups.setdefault(trial["method"], []).append(trial)
         done, total = len(wanted) - len(self.missing(wanted)), len(wanted)
-        for (method, labels), group in groups.items():
-            runner = self._runner(method, labels, split)
+        for method, group in groups.items():
+            runner = self._runner(method, split)
             for trial in group:
                 self.results["trials"].append(trial | runner(trial))
                 files.write_json(self.path, self.results)
                 done += 1
-            print(f"{done:4d} of {total}  {method}, {labels} labels per class", flush=True)
+                told = f"{method}, {trial['labels']} labels per class, seed {trial['seed']}"
+                print(f"{done:4d} of {total}  {told}", flush=True)
 
     def accuracy_before(self) -> float:
         """Of the base on its own test set."""
         eval_step = self._eval_step(self._source_model, self._num_source_classes)
         return trials.accuracy(eval_step, self.base.variables, self._device_batches("source"))
 
-    def _runner(self, method: str, labels: int, split: str) -> Callable[[dict], dict[str, Any]]:
-        """Compiles a method for a number of labels; returns trial -> its results."""
+    def _runner(self, method: str, split: str) -> Callable[[dict], dict[str, Any]]:
+        """Returns trial -> its results, of a method; compiles it once for each size of batch."""
         config, shape = self.config, self.target.image_shape
         way = trials.find_way(method)
         prepared = trials.prepare(
@@ -120,16 +121,22 @@ class Study:
             normalize=self.normalize,
             norm_statistics=config.norm_statistics,
         )
-        few = cnnjax.data.few_labels(self.target, labels, seed=0).train
-        program = trials.Program(prepared, few, config.batch_size)
+        most = max(config.labels) if not config.sweep else SWEEP_LABELS
+        programs: dict[int, trials.Program] = {}
         evaluate = self._eval_step(prepared.tuned, self.target.num_classes)
         old = finetune.FineTuned(self._source_model, prepared.tuned.method)
         evaluate_old = self._eval_step(old, self._num_source_classes)
         size: list[int] = []
 
         def run(trial: dict[str, Any]) -> dict[str, Any]:
-            seed = trial["seed"]
+            seed, labels = trial["seed"], trial["labels"]
             few = cnnjax.data.few_labels(self.target, labels, seed=seed).train
+            batch_size = min(config.batch_size, len(few.label))
+            if batch_size not in programs:
+                full = batch_size == config.batch_size
+                room = max(labels, most if full else 0) * self.target.num_classes
+                programs[batch_size] = trials.Program(prepared, few, batch_size, room=room)
+            program = programs[batch_size]
             state, variables, step_secs = program(few, seed, trial["learning_rate"])
             size[:] = size or [trials.checkpoint_bytes(state)]
             accuracy = trials.accuracy(evaluate, variables, self._device_batches(split))
