@@ -141,7 +141,7 @@ class Study:
             size[:] = size or [trials.checkpoint_bytes(state)]
             accuracy = trials.accuracy(evaluate, variables, self._device_batches(split))
             before = None
-            if not way.scratch and split == "test":
+            if config.forgetting and not way.scratch and split == "test":
                 kept = trials.with_old_head(variables, self.base)
                 before = trials.accuracy(evaluate_old, kept, self._device_batches("source"))
             return {
@@ -182,6 +182,7 @@ class Study:
             "steps": self.config.steps,
             "batch_size": self.config.batch_size,
             "norm_statistics": self.config.norm_statistics,
+            "forgetting": self.config.forgetting,
             "smoke": self.config.smoke,
             "base_checksum": self.base.checksum,
             "data_checksum": self.target.checksum,
@@ -190,10 +191,12 @@ class Study:
             return {"settings": same, **environment.describe(), "trials": []}
         found = json.loads(read_text(self.path, "results"))
         for name, value in same.items():
-            if found["settings"][name] != value:
+            # Runs of before some setting have what is its default now.
+            was = found["settings"].get(name, value)
+            if was != value:
                 raise UserError(
-                    f"{self.path} holds results with {name} {found['settings'][name]!r}, not "
-                    f"{value!r}: choose another --run-dir."
+                    f"{self.path} holds results with {name} {was!r}, not {value!r}: choose another "
+                    "--run-dir."
                 )
         return found
 
@@ -212,7 +215,9 @@ def compare(study: Study) -> None:
     before = study.accuracy_before()
     form = abstract_variables(study.model, study.target.image_shape)
     text = tables.markdown(
-        rows, source_accuracy=before, all_parameters=count_parameters(form["params"])
+        rows,
+        source_accuracy=before if config.forgetting else None,
+        all_parameters=count_parameters(form["params"]),
     )
     study.results |= {"source_accuracy_before": before, "rows": rows}
     files.write_json(study.path, study.results)

@@ -104,6 +104,9 @@ class Config:
     norm_statistics: Literal["auto", "frozen", "batch"] = "auto"
     """Layers of BatchNorm that keep their running statistics: auto, frozen or batch."""
 
+    forgetting: bool = True
+    """Test on the first task again, with the old head, after each run."""
+
     sweep: bool = False
     """Try learning rates on the validation split instead, for every method and for scratch alike,
     with 10 labels per class and 3 seeds."""
