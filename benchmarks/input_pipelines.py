@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import itertools
 import statistics
 import tempfile
 import time
@@ -312,33 +311,19 @@ def training_measures(setting: Setting) -> dict[str, Measure]:
     }
 
 
-class Repeated(NamedTuple):
-    """A pipeline of one batch, which is on the device already."""
-
-    batch: dict[str, Any]
-    batch_size: int
-    num_examples: int
-    steps_per_epoch: int
-    batch_shapes: dict[str, Any]
-
-    def batches(self, first_step: int) -> Iterator[dict[str, Any]]:
-        return itertools.repeat(self.batch)
-
-
 def training(setting: Setting, pipeline: Any, method: str, repeat: bool) -> Measure:
     """Returns a measure of the compiled training step of `cnnjax`, fed by `pipeline`."""
     import jax
 
     from cnnjax import models, optim, schedules
     from cnnjax.train import compile as parallel
+    from cnnjax.train import feeding
     from cnnjax.train import step as steps
     from cnnjax.train.state import create_state
 
     dataset, mesh = setting.dataset, setting.mesh
     if repeat:
-        batch = jax.block_until_ready(next(pipeline.batches(0)))
-        shapes = pipeline.batch_shapes
-        pipeline = Repeated(batch, setting.batch_size, pipeline.num_examples, 1, shapes)
+        pipeline = feeding.repeated(pipeline)
     model = models.create(setting.model, num_classes=dataset.num_classes)
     normalize = functools.partial(augment_lib.normalize, mean=dataset.mean, std=dataset.std)
     schedule = schedules.constant(0.01, total_steps=1)

@@ -34,7 +34,7 @@ from cnnjax.run import classifier, load, settings, trainer
 from cnnjax.run.recipe import Recipe
 from cnnjax.tasks import generation
 from cnnjax.train import gan
-from cnnjax.train.precision import compute_dtype
+from cnnjax.train.precision import compute_dtype, of_platform
 
 LATENT_SIZE, ADAM_BETA1 = 100, 0.5  # Figure 1; section 4.
 
@@ -95,7 +95,7 @@ def recipe(config: Config) -> Recipe:
         normalize=gan.as_symmetric,
         metadata=lambda: {"model": "dcgan", "arguments": arguments},
         ema=config.ema_decay > 0,
-        precision=config.precision,
+        precision=of_platform(config.precision),
         after_validation=generation.make_draw(model.generator, key=key),
     )
 

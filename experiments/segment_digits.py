@@ -89,6 +89,7 @@ def recipe(config: Config) -> Recipe:
 
     name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
     fields = load.computation(name, arguments, precision=config.precision, remat=config.remat)
+    precision = load.precision_of(name, arguments, config.precision)
     metadata = {
         "model": name,
         "arguments": arguments,
@@ -99,7 +100,7 @@ def recipe(config: Config) -> Recipe:
         "std": std,
     }
     return make_recipe(
-        config,
+        dataclasses.replace(config, precision=precision),
         dataset,
         task,
         cnnjax.models.create(name, num_classes=num_classes, **fields),

@@ -87,6 +87,7 @@ def recipe(config: Config) -> Recipe:
 
     name, arguments = cnnjax.models.read_model(config.model, config.model_arguments)
     computed = load.computation(name, arguments, precision=config.precision, remat=config.remat)
+    precision = load.precision_of(name, arguments, config.precision)
     encoder = cnnjax.models.create(name, num_classes=None, **computed)
     mean, std = labeled.mean, labeled.std
     # Read back, the run is its encoder.
@@ -101,7 +102,7 @@ def recipe(config: Config) -> Recipe:
         "std": std,
     }
     return make_recipe(
-        config,
+        dataclasses.replace(config, precision=precision),
         paired(labeled, augment, seed=config.seed),
         contrastive(temperature=config.temperature, class_names=labeled.class_names),
         Projected(encoder, dtype=computed.get("dtype")),

@@ -25,6 +25,8 @@ SHORT = {
     "probe": "--labels 5",
     "search": "--trials 1 --epochs 1 --smoke",
     "cross-validate": "--folds 2 --repeats 1 --smoke",
+    "population": "--smoke --epochs 1 --devices 1",
+    "serve": "--port 0",
 }
 # What a line needs that is not here: a text of the line, and why it is not run.
 NOT_HERE = {
@@ -47,11 +49,20 @@ NOT_HERE = {
     "FOLDER": "a folder of the reader's",
     "my_nets": "a network of the reader's",
     "--coordinator": "one process of several",
+    "--concept": "the reader's own images",
+    "-seed*": "runs of the reader's",
+    "HEAD:": "a cluster",
+    "--ray": "a cluster",
+    "--resume runs/population": "a population of the reader's",
     "python scripts/": "a study of minutes to hours",
     "python benchmarks/": "a benchmark of minutes to hours",
     "--resume runs/search": "a search of the reader's",
     "--search runs/search": "a search of the reader's",
 }
+# Runs that guides name, for which the prepared one stands.
+NAMED = r"\bRUN[123]?\b|runs/(mine|mnist|mnist_lenet|lenet|a|b)(?=\s|$)"
+# What a server says when it answers.
+SERVING = "serving "
 
 
 def run_blocks(blocks: Sequence[Shown], directory: Path) -> Iterator[Outcome]:
@@ -121,7 +132,7 @@ def run_lines(lines: Sequence[Shown], directory: Path) -> Iterator[Outcome]:
 def shortened(text: str) -> list[str]:
     """Returns a line's words as they are run: a smoke run, the prepared directory for RUN; [] if
     it is no command of ours."""
-    text = re.sub(r"\bRUN[123]?\b|runs/(mine|mnist)\b", "runs/shown", text).replace("...", "")
+    text = re.sub(NAMED, "runs/shown", text).replace("...", "")
     text = re.sub(r"--(run-dir|out) runs/\S+", r"--\1 runs/out", text)
     words = shlex.split(text)
     if words[:2] == ["python", "-m"] and words[2].startswith("experiments."):
@@ -133,16 +144,29 @@ def shortened(text: str) -> list[str]:
 
 
 def _call(words: Sequence[str], directory: Path) -> str:
-    """Runs a program; returns the end of what it said if it failed, "" otherwise."""
-    try:
-        done = subprocess.run(
+    """Runs a program; returns the end of what it said if it failed, "" otherwise.
+
+    A server is asked to stop once it answers.
+    """
+    serves = words[1:4] == ["-m", "cnnjax", "serve"]
+    said = directory / "said.txt"
+    with said.open("w+", encoding="utf-8") as output:
+        process = subprocess.Popen(
             words,
             cwd=directory,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=LONGEST_SECS,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
-    except subprocess.TimeoutExpired:
-        return f"it takes more than {LONGEST_SECS} s"
-    return (done.stdout + done.stderr)[-2000:] if done.returncode else ""
+        end = time.monotonic() + LONGEST_SECS
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
+            if serves and SERVING in said.read_text(encoding="utf-8"):
+                process.terminate()
+                serves = False
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+            return f"it takes more than {LONGEST_SECS} s"
+    return said.read_text(encoding="utf-8")[-2000:] if process.returncode else ""

@@ -20,6 +20,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,11 +28,14 @@ from typing import Any
 
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.paths import expand_flags, read_text
-from cnnjax.run import cli
+from cnnjax.run import classifier, cli
 from cnnjax.run.exits import one_line_errors
 
 # File systems allow 255 bytes.
 MAX_NAME_LENGTH = 150
+# Columns that runs have whatever their task, and scores of classifiers.
+OF_EVERY_RUN = {"parameters", "trained_parameters", "epochs", "seconds", "seed", "step"}
+OF_CLASSIFIERS = {"accuracy", "loss"}
 
 
 def run(line: str, seed: int, out: Path) -> dict:
@@ -173,6 +177,27 @@ def check(lines: Sequence[str], seeds: Sequence[int], *, paired: bool) -> None:
         raise UserError("--paired compares over seeds: give two or more.")
 
 
+def check_columns(lines: Sequence[str], columns: Sequence[str], seeds: Any, out: Path) -> None:
+    """Raises a UserError for a column that some line's runs do not have, before any long run.
+
+    Which scores a run has its experiment says. Where none of a line's runs is finished, and not all
+    columns are known without, a smoke run of seconds tells.
+    """
+    for line in lines:
+        name, *flags = shlex.split(line)
+        config = importlib.import_module(f"experiments.{name}").Config
+        known = OF_EVERY_RUN | (OF_CLASSIFIERS if issubclass(config, classifier.Config) else set())
+        if set(columns) <= known:
+            continue
+        finished = [run_directory(line, seed, out) / "summary.json" for seed in seeds]
+        path = next((each for each in finished if each.exists()), None)
+        with tempfile.TemporaryDirectory() as directory:
+            smoke = line if "--smoke" in flags else f"{line} --smoke"
+            found = json.loads(read_text(path)) if path else run(smoke, seeds[0], Path(directory))
+        for column in columns:
+            scores([found], column)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -191,6 +216,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
     arguments = parser.parse_args(expand_flags())
     check(arguments.lines, arguments.seeds, paired=arguments.paired)
+    check_columns(arguments.lines, arguments.columns, arguments.seeds, arguments.out)
     found: list[dict[str, list[float]]] = []
     for line in arguments.lines:
         summaries = [run(line, seed, arguments.out) for seed in arguments.seeds]

@@ -19,6 +19,7 @@ ROOMS = (
     "errors",
     "paths",
     "lazy",
+    "aligned",
     "notebook",
     "trees",
     "rng",

@@ -5,6 +5,8 @@
     cnnjax cost lenet5 --device flops=100G,bandwidth=20G     (peaks of another device, per second)
     cnnjax cost --run RUN --budget flops=1M,params=50K,memory=2MiB,train_memory=20MiB
     cnnjax cost resnet50 --batch-size 128 --precision bfloat16 --tpu v5e:2x2      (without a TPU)
+    cnnjax cost resnet18 --lanes                  (what of a TPU's matrix unit its channels fill)
+    cnnjax cost --run RUN --input                 (images/s of the run's input, and of its step)
     cnnjax cost resnet18 --json --no-train
 
 Operations are counted in the traced program (a multiplication and an addition are two), bytes as if
@@ -49,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         peaks = tpu.peaks(chip)
     if "train_memory" in limits and options.no_train:
         raise UserError("--no-train leaves out the train_memory that --budget limits: drop one.")
-    backend.start(1)
+    backend.start(**_devices(options))
     network = _of_run(options) if options.run else _named(options)
     found = _costs(network, options, peaks, chip)
+    if options.input:
+        found["input"] = _input_rates(options)
     if options.json:
         print(
             json.dumps({**found, "layers": [_as_dict(each) for each in found["layers"]]}, indent=2)
@@ -84,11 +88,15 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         help="size of the image (default: as published)",
     )
     add("--batch-size", type=int, default=1, help="images at a time (1)")
-    add("--precision", help="float32, bfloat16 or float16 (float32; of a run, the run's)")
+    add("--precision", help="float32, bfloat16 or float16 (of TPUs bfloat16; of a run, the run's)")
     add("--optimizer", default="adamw", help="of the training step (adamw)")
     add("--no-train", action="store_true", help="leave out the training step, which takes longest")
     add("--device", help="flops=...,bandwidth=... per second, in place of those measured here")
     add("--tpu", help="compile for a chip of this slice, such as v5e:2x2; no TPU is needed")
+    add("--lanes", action="store_true", help="name the layers that leave most lanes of a TPU idle")
+    add("--input", action="store_true", help="of a run: images/s of its input, and of its step")
+    add("--dataset", help="of --input: where the run's data are now, such as folder:NEW")
+    add("--data-dir", help="of --input: where tfds datasets are now")
     add("--budget", help=f"NAME=NUMBER,... of {', '.join(LIMITS)}; K, M, G, T, Ki, Mi, Gi, B")
     add("--json", action="store_true", help="print all as JSON")
     options = parser.parse_args(argv)
@@ -96,6 +104,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"{options.model} and --run {options.run}: give one of the two.")
     if not options.model and not options.run:
         raise UserError("give a model, such as cnnjax cost lenet5, or --run RUN.")
+    if options.input and not options.run:
+        raise UserError("--input is of a run's data and step: give --run RUN.")
+    for flag in ("dataset", "data_dir"):
+        if getattr(options, flag) and not options.input:
+            name = flag.replace("_", "-")
+            raise UserError(f"--{name} {getattr(options, flag)}: it is of --input; give that too.")
     if options.batch_size < 1:
         raise UserError(f"--batch-size {options.batch_size}: give 1 or more.")
     for value in options.image_shape or ():
@@ -123,14 +137,16 @@ def _named(options: argparse.Namespace) -> Network:
     from cnnjax import models
     from cnnjax.models.summary import abstract_variables
     from cnnjax.run import load
-    from cnnjax.train.precision import compute_dtype
+    from cnnjax.train.precision import AUTO, compute_dtype
 
     name, arguments = models.read_model(options.model, ())
     num_classes = options.num_classes or models.canonical_classes(name)
     shape = tuple(options.image_shape or models.input_shape(name))
-    fields = load.computation(name, arguments, precision=options.precision)
+    asked, platform = options.precision or AUTO, "tpu" if options.tpu else ""
+    precision = load.precision_of(name, arguments, asked, platform=platform)
+    fields = load.computation(name, arguments, precision=precision)
     model = models.create(name, num_classes=num_classes, **fields)
-    dtype = compute_dtype(options.precision or "float32") or jnp.float32
+    dtype = compute_dtype(precision) or jnp.float32
     return Network(name, model, abstract_variables(model, shape), shape, num_classes, dtype)
 
 
@@ -207,7 +223,52 @@ def _costs(network: Network, options: argparse.Namespace, peaks: Any, chip: Any)
         training = compiled.read(train)
         found["train_memory"], found["training"] = training.peak, dataclasses.asdict(training)
         found["train_flops"] = operations.total(operations.layer_costs(step, *forms))[0]
+    if options.lanes or "tpu" in (jax.default_backend(), getattr(chip, "platform", "")):
+        padded = tpu.padded_layers(variables["params"], layers)
+        found["padded"] = [each._asdict() for each in padded]
     return found
+
+
+def _devices(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the devices to compute on: one; of a run's input, those that the run has."""
+    if not options.input:
+        return {"devices": 1}
+    from cnnjax.run import again
+
+    settings = again.settings_of_run(options.run)
+    batch_size = settings.batch_size // settings.accumulate
+    return {"devices": settings.devices, "mesh": settings.mesh, "batch_size": batch_size}
+
+
+def _input_rates(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures a run's pipeline and its training step."""
+    from pathlib import Path
+
+    import jax
+
+    from cnnjax.data import ResidentPipeline
+    from cnnjax.devices import sharding
+    from cnnjax.run import again, classifier, load, trainer
+    from cnnjax.run import state as states
+    from cnnjax.train import feeding
+
+    directory, settings = Path(options.run), again.settings_of_run(options.run)
+    data = again.data_of_run(
+        directory, dataset=options.dataset or "", data_dir=options.data_dir or ""
+    )
+    trained = load.load_classifier(directory)
+    recipe = classifier.make_recipe(settings, data, trained.model, trained.card)
+    mesh = sharding.make_mesh(settings.mesh or settings.devices or None)
+    state = states.initial_state(recipe, settings.seed, trained.variables)
+    pipeline = trainer.make_pipeline(data, settings, mesh)
+    rates = feeding.measure(
+        recipe.make_step,
+        jax.device_put(state, sharding.state_shardings(state, mesh)),
+        pipeline,
+        mesh=mesh,
+        streamed=not isinstance(pipeline, ResidentPipeline),
+    )
+    return {**dataclasses.asdict(rates), "text": str(rates)}
 
 
 def _as_dict(layer: Any) -> dict[str, Any]:
@@ -215,7 +276,7 @@ def _as_dict(layer: Any) -> dict[str, Any]:
 
 
 def _show(network: Network, found: dict[str, Any]) -> None:
-    from cnnjax.cost import roofline, table
+    from cnnjax.cost import roofline, table, tpu
 
     peaks = roofline.Roofline(**found["roofline"])
     height, width, channels = network.image_shape
@@ -253,6 +314,11 @@ def _show(network: Network, found: dict[str, Any]) -> None:
             f"{_megabytes(found['training']['temporary'])} of it activations, gradients and "
             f"workspace; {found['train_flops'] / 1e6:,.3f} MFLOP"
         )
+    if "padded" in found:
+        layers = [tpu.Padded(**each) for each in found["padded"]]
+        print(f"TPU lanes    {tpu.describe_padded(layers)}")
+    if "input" in found:
+        print(f"input        {found['input']['text']}")
     if inference["operations"]:
         print(
             f"XLA counts   {inference['operations'] / 1e6:,.3f} MFLOP and "

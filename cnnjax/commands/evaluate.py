@@ -141,8 +141,12 @@ def main(config: Config) -> None:
 
 def _evaluate_classifiers(config, attacks, views):
     """Scores one classifier, or several as one."""
-    members = [load.load_classifier(*_at_step(run), base=config.base or None) for run in config.run]
     directories = [_at_step(run)[0] for run in config.run]
+    base_of = load.base_if_tuned if len(directories) > 1 else lambda run, base: base or None
+    members = [
+        load.load_classifier(*_at_step(run), base=base_of(directory, config.base))
+        for run, directory in zip(config.run, directories, strict=True)
+    ]
     evaluated = cnnjax.studies.evaluated
     dataset = evaluated.open_data(config, directories, [member.card for member in members])
     reference = _reference(config, members[0].card) if config.full else None
@@ -226,7 +230,8 @@ def _reference(config, card):
         of_imagenet = len(names) == 1000 and set(names) == set(imagenet.wordnet_numbers())
         return corruption_error.published_reference() if of_imagenet else None
     directory, step = _at_step(config.reference)
-    trained = load.load_classifier(directory, step, base=config.base or None)
+    base = load.base_if_tuned(directory, config.base)
+    trained = load.load_classifier(directory, step, base=base)
     for what, key in (("classes", "class_names"), ("images", "image_shape")):
         if list(trained.card[key]) != list(card[key]):
             raise UserError(

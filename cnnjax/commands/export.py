@@ -298,6 +298,11 @@ def _images(config: Config, trained: load.TrainedModel, made: Any, *, int8: bool
                 "the run's own by --dataset."
             )
     count = config.calibration
+    if int8 and train and len(train["image"]) < count != Config.calibration:
+        raise UserError(
+            f"--calibration {count}: there are {len(train['image']):,} training images: give at "
+            "most that many."
+        )
     calibration = _as_taken(train["image"][:count], trained, made) if int8 and train else None
     labels = test.get("label")
     return _Tested(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax import ops
+from cnnjax.cost.compiled import inference
 
 PyTree = Any
 
@@ -38,7 +39,7 @@ def milliseconds(
     for name, (model, variables) in networks.items():
         on_device = jax.tree.map(jnp.asarray, variables)
         with ops.outside_loops():
-            compiled = _compiled(model, on_device, image)
+            compiled = inference(model, on_device, image)
         passes[name] = (compiled, on_device)
         jax.block_until_ready(compiled(on_device, image))
     least = dict.fromkeys(passes, np.inf)
@@ -49,8 +50,3 @@ def milliseconds(
             jax.block_until_ready(compiled(on_device, image))
             least[name] = min(least[name], time.perf_counter() - began)
     return {name: 1000 * float(value) for name, value in least.items()}
-
-
-def _compiled(model: Any, variables: PyTree, image: jax.Array) -> Any:
-    apply = jax.jit(lambda variables, image: model.apply(variables, image, train=False))
-    return apply.lower(variables, image).compile()

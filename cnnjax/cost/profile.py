@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cnnjax import aligned
 from cnnjax.cost.scopes import layer_of
 from cnnjax.errors import UserError
 
@@ -177,15 +178,11 @@ def table(found: Sequence[Spent], steps: int, *, most: int = 10) -> str:
                 each.name,
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        numbers = [text.rjust(width) for text, width in zip(row[:3], widths[:3], strict=True)]
-        names = [text.ljust(width) for text, width in zip(row[3:], widths[3:], strict=True)]
-        lines.append("  ".join(numbers + names).rstrip())
+    lines = aligned.lines(rows, "rrrl")
     rest = sum(each.seconds for each in found[most:])
     if rest:
-        lines.append(f"{rest / whole:.1%} in {len(found) - most} others".rjust(widths[0]))
+        width = max(len(row[0]) for row in rows)
+        lines.append(f"{rest / whole:.1%} in {len(found) - most} others".rjust(width))
     return "\n".join(lines)
 
 

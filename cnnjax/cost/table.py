@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cnnjax import aligned
 from cnnjax.cost.operations import LayerCost, total
 from cnnjax.cost.roofline import Roofline
 
@@ -36,11 +37,5 @@ def table(costs: Sequence[LayerCost], roofline: Roofline) -> str:
             "100.0%",
         )
     )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = []
-    for row in rows:
-        first = row[0].ljust(widths[0])
-        rest = [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([first, *rest]).rstrip())
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+    head, rule, *layers, whole_network = aligned.lines(rows, "lr", ruled=True)
+    return "\n".join([head, rule, *layers, rule, whole_network])

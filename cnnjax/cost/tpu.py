@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import SingleDeviceSharding
 
+from cnnjax.cost.operations import LayerCost
 from cnnjax.cost.roofline import Roofline
 from cnnjax.errors import UserError
+from cnnjax.trees import named_leaves
 
 # By JAX's name of a chip: operations (bfloat16) and bytes per second of one, as Google states them:
 # https://cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e.
@@ -31,6 +34,20 @@ VARIABLES = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
 }
+# Columns of the matrix unit, and of a tile in the memory of every generation but v6e, which has 256
+# columns: https://cloud.google.com/tpu/docs/performance-guide
+LANES = 128
+# Layers that are named on one line.
+MOST_NAMED = 8
+
+
+class Padded(NamedTuple):
+    """A layer that fills less than half of the lanes: its path, its channels, its operations as a
+    fraction of all."""
+
+    layer: str
+    channels: int
+    fraction: float
 
 
 def described(topology: str) -> list[Any]:
@@ -70,4 +87,40 @@ def on(tree: Any, device: Any) -> Any:
     place = SingleDeviceSharding(device)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
+    )
+
+
+def padded_layers(params: Any, costs: Sequence[LayerCost]) -> list[Padded]:
+    """Returns the layers of which padding to whole tiles takes more than half, dearest first.
+
+    Args:
+      params: of a network, arrays or their forms; channels are the last dimension of a kernel.
+      costs: of its layers.
+    """
+    whole = sum(each.products for each in costs) or 1
+    products = {each.layer: each.products for each in costs}
+    kernels = {
+        path.removesuffix("/kernel"): leaf.shape[-1]
+        for path, leaf in named_leaves(params).items()
+        if path.endswith("/kernel")
+    }
+    found = [
+        Padded(layer, channels, products.get(layer, 0) / whole)
+        for layer, channels in kernels.items()
+        if 2 * channels < -(-channels // LANES) * LANES
+    ]
+    return sorted(found, key=lambda each: -each.fraction)
+
+
+def describe_padded(layers: Sequence[Padded]) -> str:
+    """Returns one line: which layers leave most lanes of a TPU idle, and how much they compute."""
+    if not layers:
+        return f"every layer fills half or more of the {LANES} lanes"
+    named = ", ".join(f"{each.layer} ({each.channels})" for each in layers[:MOST_NAMED])
+    more = len(layers) - MOST_NAMED
+    rest = f" and {more} more" if more > 0 else ""
+    fraction = sum(each.fraction for each in layers)
+    return (
+        f"less than half of the {LANES} are filled by the channels of {named}{rest}: "
+        f"{fraction:.0%} of the multiply-accumulates"
     )

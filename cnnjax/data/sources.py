@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable
 
@@ -17,7 +18,7 @@ from cnnjax.data.dataset import (
 )
 from cnnjax.data.image_files import fit_image, pad_to, parse_fit, shrunk_size
 from cnnjax.data.packaged import digits
-from cnnjax.errors import UserError, unknown_name
+from cnnjax.errors import UserError
 from cnnjax.paths import expand
 
 # Larger datasets are streamed: see `cnnjax.data.streamed`.
@@ -155,15 +156,16 @@ def _open(
 def _unknown_dataset(name: str) -> UserError:
     import tensorflow_datasets as tfds
 
-    known = [
-        "mnist",
-        "digits",
-        *(f"tfds:{each}" for each in tfds.list_builders(with_community_datasets=False)),
-    ]
-    error = unknown_name("dataset", name, known)
-    if len(str(error)) > 400:
-        error = UserError(f"unknown dataset {name!r}:")
-    return UserError(f"{error} Datasets are named 'mnist', 'digits', 'tfds:NAME' or 'folder:PATH'")
+    known = {each: f"tfds:{each}" for each in tfds.list_builders(with_community_datasets=False)}
+    known |= {"mnist": "mnist", "digits": "digits"}
+    # Among hundreds of short names some are always somewhat alike.
+    near = [each for each in known if len(name) > 3 and each.startswith(name.lower())]
+    near = near or difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.75)
+    hint = f": did you mean {' or '.join(known[each] for each in near[:3])}?" if near else "."
+    return UserError(
+        f"unknown dataset {name!r}{hint} Datasets are named 'mnist', 'digits', 'tfds:NAME' or "
+        "'folder:PATH'"
+    )
 
 
 def _open_arrays(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cnnjax import metrics, trees
+from cnnjax import aligned, metrics, trees
 from cnnjax.errors import UserError
 from cnnjax.explain import checks, gradients, targets
 from cnnjax.explain.named import Method
@@ -233,15 +233,8 @@ def layer_rows(beliefs: Sequence[Belief]) -> list[dict[str, str]]:
 def layer_table(beliefs: Sequence[Belief]) -> str:
     """Returns the lines of `layer_rows` under a heading that says what they mean."""
     rows = layer_rows(beliefs)
-    widths = {
-        name: max(len(name), *(len(row[name]) for row in rows), 6 if name != "layer" else 0)
-        for name in rows[0]
-    }
-    lines = [LAYERS_MEANING]
-    for row in [{name: "" if name == "layer" else name for name in widths}, *rows]:
-        cells = [f"{row[name]:>{width}}" for name, width in widths.items() if name != "layer"]
-        lines.append("  ".join([f"{row['layer']:{widths['layer']}}", *cells]))
-    return "\n".join(lines)
+    cells = [["", *list(rows[0])[1:]], *(list(row.values()) for row in rows)]
+    return "\n".join([LAYERS_MEANING, *aligned.lines(cells, "lr")])
 
 
 class Completeness(NamedTuple):

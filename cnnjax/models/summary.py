@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnnjax import ops, trees
+from cnnjax import aligned, ops, trees
 from cnnjax.models.interceptors import intercept_methods
 
 
@@ -118,12 +118,7 @@ def format_summary(result: Summary, *, layers: bool = True) -> str:
             )
             for row in result.rows
         ]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-        for row in cells:
-            left = [text.ljust(width) for text, width in zip(row[:3], widths[:3], strict=True)]
-            right = [text.rjust(width) for text, width in zip(row[3:], widths[3:], strict=True)]
-            lines.append("  ".join(left + right).rstrip())
-        lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+        lines = aligned.lines(cells, "lllr", ruled=True)
     size = "x".join(map(str, result.image_shape))
     totals = f"{result.parameters:,} parameters"
     if result.trained < result.parameters:

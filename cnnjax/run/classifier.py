@@ -118,6 +118,7 @@ def make_model(config: Config, name: str, arguments: dict, dataset):
         "arguments": arguments,
         "preprocess": config.preprocess,
         "fit": config.fit,
+        "precision": load.precision_of(name, arguments, config.precision),
     }
 
 
@@ -158,6 +159,8 @@ def make_recipe(config: Config, dataset, model, card: dict, **others) -> "Recipe
         ),
         class_names=dataset.class_names,
     )
+    if config.precision == cnnjax.train.precision.AUTO and "precision" in card:
+        config = dataclasses.replace(config, precision=card["precision"])
     return cnnjax.run.recipe.make_recipe(
         config,
         dataset,

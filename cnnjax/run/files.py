@@ -147,6 +147,11 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
     return content
 
 
+def figures(directory: Path) -> list[Path]:
+    """Returns the figures of a run, by name."""
+    return sorted((directory / "figures").glob("*.png"))
+
+
 def share_directory(directory: Path) -> None:
     """Makes the run directory; a UserError if it cannot be written or a process does not see it."""
     if processes.is_first():

@@ -52,6 +52,23 @@ LISTINGS = {
     ),
 }
 
+# What tyro says of a value, and what is meant.
+MEANINGS = {
+    r"Error parsing (\S+): invalid literal for int\(\) with base \d+: (.*)": (
+        r"\1 \2: give a whole number"
+    ),
+    r"Error parsing (\S+): could not convert string to float: (.*)": r"\1 \2: give a number",
+    r"Error parsing (\S+): no type matching \S*INT\S* could be instantiated from \[(.*?)\].*": (
+        r"\1 \2: give a whole number"
+    ),
+    r"Error parsing (\S+): no type matching \S*FLOAT\S* could be instantiated from \[(.*?)\].*": (
+        r"\1 \2: give a number"
+    ),
+    r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\)": (
+        r"\2 \1: give one of \3"
+    ),
+}
+
 
 def listed(*names: str) -> dict[str, str]:
     """Returns some of them."""
@@ -92,6 +109,13 @@ def one_line(boxed: str) -> str:
             sections[-1].append(text.strip())
     sentences = [" ".join(lines).strip(" .") for lines in sections]
     skipped = ("Argument helptext", "For full helptext")
-    return "; ".join(each for each in sentences if each and not each.startswith(skipped)) + (
-        " (see --help)"
-    )
+    kept = [_plain(each) for each in sentences if each and not each.startswith(skipped)]
+    return "; ".join(kept) + " (see --help)"
+
+
+def _plain(sentence: str) -> str:
+    """Returns what tyro says of a value that is no number, or no choice, in the words of a user."""
+    for pattern, meaning in MEANINGS.items():
+        if found := re.fullmatch(pattern, sentence, re.DOTALL):
+            return found.expand(meaning)
+    return sentence

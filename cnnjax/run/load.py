@@ -106,13 +106,17 @@ def load_trained(
       base: where the base of a fine-tuned run is now, if it is not where it was.
 
     Raises:
-      UserError: no run, no readable checkpoint, one that does not fit the model, or another base.
+      UserError: no run, no readable checkpoint, one that does not fit the model, another base, or a
+        base for a run that has none.
     """
     from cnnjax import models
 
     directory = Path(expand(directory))
-    read_config(directory)
-    card = read_json(directory / "model.json", f"{directory} has not trained a model yet")
+    card = _card(directory)
+    if base and "finetune" not in card:
+        raise UserError(
+            f"--base {base}: {directory} was not fine-tuned, and has no base; leave it out."
+        )
     if "num_outputs" not in card:
         raise UserError(
             f"{directory} is a run of {card['model']}, which has no name in cnnjax.models: build "
@@ -144,11 +148,19 @@ def load_trained(
 
 def task_of(directory: str | Path) -> str:
     """Returns the task that a run was trained for, such as `segmentation`."""
-    directory = Path(expand(directory))
-    read_config(directory)
-    card = read_json(directory / "model.json", f"{directory} has not trained a model yet")
     # Earlier versions knew no other task, and did not name it.
-    return card.get("task", "classification")
+    return _card(Path(expand(directory))).get("task", "classification")
+
+
+def base_if_tuned(directory: str | Path, base: str) -> str | None:
+    """Returns where the base of a run is, for one of several runs that share the setting: None for
+    a run that was not fine-tuned, and where the setting is ""."""
+    return base if base and "finetune" in _card(Path(expand(directory))) else None
+
+
+def _card(directory: Path) -> dict[str, Any]:
+    read_config(directory)
+    return read_json(directory / "model.json", f"{directory} has not trained a model yet")
 
 
 def load_classifier(
@@ -220,7 +232,7 @@ def computation(
     Args:
       model: a name of `cnnjax.models.MODELS`.
       arguments: the model's fields that were set otherwise.
-      precision: a name of `cnnjax.train.precision.DTYPES`; None is float32.
+      precision: a name of `cnnjax.train.precision.DTYPES`, or auto; None is float32.
       remat: whether activations within blocks are computed again in the backward pass.
 
     Raises:
@@ -229,7 +241,7 @@ def computation(
     from cnnjax import models
     from cnnjax.train.precision import compute_dtype
 
-    dtype = compute_dtype(precision or "float32")
+    dtype = compute_dtype(precision_of(model, arguments, precision))
     added = ({} if dtype is None else {"dtype": dtype}) | ({"remat": True} if remat else {})
     if remat and "remat" not in models.model_fields(model):
         raise UserError(
@@ -240,6 +252,22 @@ def computation(
         flag = "--precision" if name == "dtype" else "--remat"
         raise UserError(f"{flag} and the model argument {name} contradict each other: give one.")
     return arguments | added
+
+
+def precision_of(
+    model: str, arguments: dict[str, Any], precision: str | None, *, platform: str = ""
+) -> str:
+    """Returns in which precision a network computes: see `computation`.
+
+    `auto` is that of the platform (by default of JAX's devices, which are started), for a network
+    that has such a field which is not set otherwise.
+    """
+    from cnnjax import models
+    from cnnjax.train.precision import AUTO, of_platform
+
+    if precision == AUTO and ("dtype" in arguments or "dtype" not in models.model_fields(model)):
+        return "float32"
+    return of_platform(precision or "float32", platform)
 
 
 def read_base(source: str | Path) -> "Base":

@@ -18,6 +18,7 @@ from cnnjax.run.settings import Run
 from cnnjax.tasks.task import Task
 from cnnjax.traced import is_on
 from cnnjax.train import averaging
+from cnnjax.train.precision import of_platform
 from cnnjax.train.predict import EvalStep, as_float
 from cnnjax.train.state import TrainState
 from cnnjax.train.step import TrainStep, make_step
@@ -153,7 +154,7 @@ def make_recipe(
         metadata=metadata,
         ema=is_on(config.ema_decay) or averages is not None,
         recalibrate_batches=config.recalibrate,
-        precision=config.precision,
+        precision=of_platform(config.precision),
         **others,
     )
 

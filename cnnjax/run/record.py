@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "summary.json"
 # What runs did before there was a setting for it, where that is not the default.
-EARLIER = {"stratify": False}
+EARLIER = {"stratify": False, "precision": "float32"}
 # What a resumed run may change: how long it trains, where it computes and reads, what it keeps.
 HOW_LONG = {"epochs", "stop_after_epochs", "patience"}
 WHERE = {
@@ -141,7 +141,7 @@ def _is_done_already(config: Any, experiment: str) -> bool:
             "choose another --run-dir."
         )
     saved = read_config(directory)
-    given = as_json(recorded_settings(config) | _filled_in(config, saved["settings"]))
+    given = as_json(recorded_settings(config) | filled_in(config, saved["settings"]))
     # Where it computes and lies, and what it keeps, makes no other run of it.
     compared = given.keys() - (CHANGEABLE_ON_RESUME - HOW_LONG - {"dataset"})
     # Settings that its version had not got.
@@ -154,15 +154,18 @@ def _is_done_already(config: Any, experiment: str) -> bool:
     return True
 
 
-def _filled_in(config: Settings, saved: Mapping[str, Any]) -> dict[str, Any]:
+def filled_in(config: Settings, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the saved values of settings that `config` leaves open: those that its class lists as
-    `automatic`, and that have their defaults."""
+    `automatic`, and that have their defaults; and the precision, where the platform decides it."""
     names = getattr(type(config), "automatic", ())
-    return {
+    found = {
         field.name: saved.get(field.name)
         for field in dataclasses.fields(config)
         if field.name in names and getattr(config, field.name) == field.default
     }
+    if config.precision == "auto":
+        found["precision"] = saved.get("precision", EARLIER["precision"])
+    return found
 
 
 def is_finished(config: Settings) -> bool:

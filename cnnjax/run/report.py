@@ -68,10 +68,7 @@ def write_summary(directory: Path, summary: dict[str, Any], scores: str) -> None
       scores: the table of scores by class, as text.
     """
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in summary.items())
-    figures = "\n".join(
-        f"![{path.stem}](figures/{path.name})"
-        for path in sorted((directory / "figures").glob("*.png"))
-    )
+    figures = "\n".join(f"![{path.stem}](figures/{path.name})" for path in files.figures(directory))
     text = (
         f"# {summary['experiment']}: {score_text(summary)}\n\n"
         f"| | |\n|---|---|\n{rows}\n\n```\n{scores}\n```\n\n{figures}\n"

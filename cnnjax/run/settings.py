@@ -134,8 +134,9 @@ class Devices:
     for BatchNorm, which normalizes each microbatch by its own statistics and updates the running
     ones after each."""
 
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What layers compute in; parameters, statistics, losses and gradients are float32. float16
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What layers compute in; parameters, statistics, losses and gradients are float32. auto is
+    bfloat16 on TPUs and float32 elsewhere; a resumed run keeps what it was started in. float16
     scales the loss, and skips steps whose gradient overflows."""
 
     remat: bool = False

@@ -5,6 +5,7 @@ order in which a reader would. Whoever wants another order calls the same functi
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from cnnjax.run.tracking import followers
 from cnnjax.train import loop, memory, profiling
 from cnnjax.train.compile import Train, choose_mesh, choose_method, start_compiling
 from cnnjax.train.gradients import check_parts
+from cnnjax.train.precision import AUTO
 from cnnjax.train.state import TrainState
 
 # Training metrics are averaged over a twentieth of an epoch: fine enough for a curve and a bar.
@@ -59,6 +61,8 @@ def train(config: Settings, recipe: Recipe) -> int:
 def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     started = time.monotonic()
     experiment = record.experiment_name(type(config))
+    if config.precision == AUTO:
+        config = dataclasses.replace(config, precision=recipe.precision)
     config = record.agree(record.place(config, experiment))
     directory, dataset = Path(config.run_dir), recipe.dataset
     sharding.count_devices(config.mesh, config.devices)
@@ -67,7 +71,7 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     mesh = choose_mesh(config.mesh or config.devices, config.batch_size * sizes.macs)
     rules = sharding.parse_rules(config.sharding)
     checks.check_retention(config, dataset)
-    data = _pipeline(dataset, config, mesh)
+    data = make_pipeline(dataset, config, mesh)
     if config.profile:
         # Of a resumed run once more, when its first step is known.
         last_step = config.epochs * data.steps_per_epoch
@@ -214,7 +218,8 @@ def shrink(dataset: D) -> D:
     return shorten(dataset, {"train": 1024, "validation": 256, "test": 256})
 
 
-def _pipeline(dataset: AnyDataset, config: Settings, mesh: Mesh) -> Pipeline:
+def make_pipeline(dataset: AnyDataset, config: Settings, mesh: Mesh) -> Pipeline:
+    """Returns the run's training data, batch by batch on the mesh, as its settings say."""
     sharding.check_batch_size(config.batch_size, mesh)
     check_parts(config.batch_size, config.accumulate, num_devices=sharding.num_batch_parts(mesh))
     return training_pipeline(

@@ -17,7 +17,7 @@ from cnnjax.data.fields import Label
 from cnnjax.data.streamed import AnyDataset, example_forms
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.paths import expand
-from cnnjax.run import load, record, trainer
+from cnnjax.run import files, load, record, trainer
 from cnnjax.run.files import read_json, writing_errors
 from cnnjax.run.groups import Training
 from cnnjax.run.logs import KINDS, read_metrics
@@ -26,6 +26,7 @@ from cnnjax.run.report import score_text
 from cnnjax.run.state import model_input
 from cnnjax.schedules import Schedule
 from cnnjax.tasks.task import Task
+from cnnjax.train.precision import AUTO
 from cnnjax.train.predict import as_float
 from cnnjax.train.step import TrainStep, make_step
 
@@ -91,7 +92,7 @@ class Trained:
         Raises:
           UserError: the run has no figure of that name.
         """
-        paths = {path.stem: path for path in (self.directory / "figures").glob("*.png")}
+        paths = {path.stem: path for path in files.figures(self.directory)}
         if name not in paths:
             raise unknown_name(f"figure of {self.directory}", name, sorted(paths))
         return paths[name]
@@ -185,11 +186,15 @@ def train(
                 f"{directory} holds a run already: give resume=True to go on with it, or another "
                 "run_dir."
             )
+        decided = record.filled_in(config, record.read_settings(directory))
+        config = dataclasses.replace(config, **decided)
         _check_same(directory, config, data)
         config = dataclasses.replace(config, resume=config.run_dir)
         if record.is_finished(config):
-            return _trained(directory, module)
+            return _trained(directory, _module(model, task, config))
     trainer.start(config)
+    module = _module(model, task, config)
+    config = dataclasses.replace(config, precision=_precision(model, config))
     own_optimizer = None if isinstance(optimizer, str) else optimizer
     if own_optimizer is not None and schedule is None:
         # What it uses is not known here.
@@ -220,7 +225,8 @@ def train(
     return _trained(Path(config.run_dir), module)
 
 
-def _module(model: str | nn.Module, task: Task) -> nn.Module:
+def _module(model: str | nn.Module, task: Task, config: Called | None = None) -> nn.Module:
+    """Returns the network; with settings, one that computes as they say, when JAX has started."""
     if not isinstance(model, str):
         return model
     label = task.inputs.get("label")
@@ -229,7 +235,18 @@ def _module(model: str | nn.Module, task: Task) -> nn.Module:
         raise UserError(
             f"{model!r} is a classifier's name, but the task has no classes: give a Linen module."
         )
-    return models.create(model, num_classes=1 if num_classes == 2 else num_classes)
+    name, fields = models.read_model(model)
+    if config is not None:
+        how = {"precision": config.precision, "remat": config.remat}
+        fields = load.computation(name, fields, **how)
+    return models.create(name, num_classes=1 if num_classes == 2 else num_classes, **fields)
+
+
+def _precision(model: str | nn.Module, config: Called) -> str:
+    """Returns the precision to record; a module of the caller's own computes as it was made."""
+    if isinstance(model, str):
+        return load.precision_of(*models.read_model(model), config.precision)
+    return "float32" if config.precision == AUTO else config.precision
 
 
 def _metadata(model: str | nn.Module, module: nn.Module) -> dict[str, Any]:

@@ -174,9 +174,11 @@ def print_header(
         f"{split_size(dataset, split):,} {name}" if split_size(dataset, split) else f"no {name}"
         for name, split in (("training", "train"), ("validation", "validation"), ("test", "test"))
     )
+    computed = "" if config.precision == "float32" else f" in {config.precision}"
     kept = "resident" if isinstance(data, ResidentPipeline) else "streamed"
     processes.say(
         f"run          {config.run_dir}\n"
-        f"devices      {backend.describe()}; {sharding.describe(mesh)} in use, step by {method}\n"
+        f"devices      {backend.describe()}; {sharding.describe(mesh)} in use, "
+        f"step by {method}{computed}\n"
         f"data         {dataset.name}, {kept}: {splits} {dataset.description}"
     )

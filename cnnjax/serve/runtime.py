@@ -251,7 +251,7 @@ def _picture(shape: Shape) -> bytes:
 def _of_run(path: str, options: Options) -> Runtime:
     from cnnjax.run import load
 
-    trained = load.load_classifier(path, base=options.base or None)
+    trained = load.load_classifier(path, base=load.base_if_tuned(path, options.base))
     names = tuple(map(str, trained.card["class_names"]))
     height, width, channels = trained.card["image_shape"]
     sizes = dict.fromkeys([(height, width), *options.image_sizes])

@@ -193,7 +193,7 @@ def answers(directory: str, place: Place) -> tuple[Answers, Any]:
     Raises:
       UserError: it is no run of a classifier, its checkpoints or its data are not there.
     """
-    trained = load.load_classifier(directory, base=place.base or None)
+    trained = load.load_classifier(directory, base=load.base_if_tuned(directory, place.base))
     dataset = open_data(directory, trained.card, place)
     logits_of = cnnjax.evaluation.ensemble.model_logits(trained.model, trained.normalize)
     found, label = evaluated.predict([logits_of], [trained.variables], dataset, place.split)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax import metrics, plots, rng, robust
+from cnnjax import aligned, metrics, plots, rng, robust
 from cnnjax.augment import apply_per_image, corruptions
 from cnnjax.data.packaged.imagenet import TestImages
 from cnnjax.devices.sharding import make_mesh
@@ -198,17 +198,10 @@ def markdown(rows: Sequence[Row]) -> str:
     with_reference = any(row.relative_to is not None for row in rows)
     heads = ["score", "value", *map(str, SEVERITIES), *(["CE", "relative CE"] * with_reference)]
     table = [heads, *(list(_cells(row, with_reference)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = (
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        return f"| {' | '.join([first, *others])} |"
-
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([line(heads), line(rule), *map(line, table[1:])])
+    head, *body = aligned.padded(table, "lr")
+    first, *others = ("-" * (len(cell) - 1) for cell in head)
+    rule = [f":{first}", *(f"{dashes}:" for dashes in others)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
 
 
 def _cells(row: Row, with_reference: bool) -> Iterator[str]:

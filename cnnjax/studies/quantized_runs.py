@@ -75,10 +75,9 @@ def choose_images(dataset: Dataset, scheme: compress.Scheme, seed: int, *, label
       labeled: whether the labels are those of the network's classes; else nothing is measured.
 
     Raises:
-      UserError: no training images.
+      UserError: no training images, or fewer than are asked for.
     """
-    if not len(dataset.train.label):
-        raise UserError(f"{dataset.name} has no training images to calibrate on.")
+    check_samples(dataset, scheme)
     drawn = np.asarray(
         jax.random.permutation(stream_key(seed, "calibration", 0), len(dataset.train.label))
     )
@@ -96,6 +95,21 @@ def choose_images(dataset: Dataset, scheme: compress.Scheme, seed: int, *, label
         tuple(map(_batches, validation)) if labeled else nothing,  # type: ignore[arg-type]
         tuple(map(_batches, dataset.test)) if labeled else nothing,  # type: ignore[arg-type]
     )
+
+
+def check_samples(dataset: Dataset, scheme: compress.Scheme) -> None:
+    """Raises a UserError unless a dataset has the images to calibrate on that a scheme names.
+
+    Of the default number, all are taken where there are fewer.
+    """
+    count = len(dataset.train.label)
+    if not count:
+        raise UserError(f"{dataset.name} has no training images to calibrate on.")
+    if scheme.samples > count and scheme.samples != compress.Scheme.samples:
+        raise UserError(
+            f"samples={scheme.samples}: {dataset.name} has {count:,} training images to calibrate "
+            "on: give at most that many."
+        )
 
 
 def check_shape(dataset: Any, card: dict[str, Any]) -> None:

@@ -44,7 +44,13 @@ def run(config: Any, prune: Callable[[Any], int]) -> int:
     _check(config, scheme)
     source, out = Path(config.run), Path(config.out)
     if config.prune or config.low_rank:
-        _check_plain(source, load.load_classifier(source, base=config.base or None))
+        trained = load.load_classifier(source, base=config.base or None)
+        _check_plain(source, trained)
+        if scheme.samples != compress.Scheme.samples:
+            # Before pruning trains for long.
+            dataset, _ = _images(config, source, trained.card, scheme)
+            if dataset is not None:
+                quantized_runs.check_samples(dataset, scheme)
         _begin(config, out)
         source = out / PRUNED
         if not (source / "summary.json").exists():
@@ -62,7 +68,9 @@ def _quantize(config: Any, scheme: compress.Scheme, source: Path, out: Path) -> 
         cnnjax.devices.backend.start(devices=1)
     else:
         cnnjax.run.trainer.start(settings)
-    trained = load.load_classifier(source, base=config.base or None)
+    # What pruning left has none.
+    base = None if source.name == PRUNED else config.base or None
+    trained = load.load_classifier(source, base=base)
     _check_plain(source, trained)
     dataset, labeled = _images(config, source, trained.card, scheme)
     images = None

@@ -19,6 +19,7 @@ lazy.attach(
         "compile",
         "dropout",
         "evaluate",
+        "feeding",
         "gan",
         "gradients",
         "loop",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from cnnjax.train import compile as compile
     from cnnjax.train import dropout as dropout
     from cnnjax.train import evaluate as evaluate
+    from cnnjax.train import feeding as feeding
     from cnnjax.train import gan as gan
     from cnnjax.train import gradients as gradients
     from cnnjax.train import loop as loop

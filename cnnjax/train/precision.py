@@ -22,6 +22,8 @@ from cnnjax.errors import unknown_name
 PyTree = Any
 # None: whatever image and parameters are, which is float32.
 DTYPES: dict[str, Any] = {"float32": None, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+# The setting that leaves it to the platform.
+AUTO = "auto"
 
 # The initial scale and the interval of PyTorch and Flax.
 INITIAL_SCALE = 2.0**16
@@ -46,14 +48,37 @@ class LossScale:
     skipped_steps: jax.Array
 
 
+def of_platform(name: str, platform: str = "") -> str:
+    """Returns the precision that a setting means: `auto` is what the devices multiply fastest.
+
+    The matrix unit of a TPU multiplies bfloat16. Elsewhere float32 is what others compute in too.
+
+    Args:
+      name: a name of `DTYPES`, which is returned as it is, or `auto`.
+      platform: such as `tpu`; by default that of JAX's devices, which are started.
+    """
+    if name != AUTO:
+        return name
+    return "bfloat16" if (platform or started_platform()) == "tpu" else "float32"
+
+
+def started_platform() -> str:
+    """Returns the platform of JAX's devices, which this starts if nothing has."""
+    return jax.default_backend()
+
+
 def compute_dtype(name: str) -> Any:
     """Returns the `dtype` that a model gets: None for float32, which leaves all as it is.
+
+    Args:
+      name: a name of `DTYPES`, or `auto` (see `of_platform`).
 
     Raises:
       UserError: a name that is not in `DTYPES`.
     """
+    name = of_platform(name)
     if name not in DTYPES:
-        raise unknown_name("precision", name, DTYPES)
+        raise unknown_name("precision", name, (AUTO, *DTYPES))
     return DTYPES[name]
 
 

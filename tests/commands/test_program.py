@@ -84,7 +84,7 @@ def test_both_spellings_are_alike(argv):
         (["evaluate"], "no run given: name one, such as --run runs/mine, or give --weights"),
         (["predict", "x.png"], "Missing from cnnjax predict: --run STR (see --help)"),
         (["evaluate", "--run", "x", "--attak", "y"], "--attak, y; Perhaps you meant: --attack "),
-        (["evaluate", "--run", "x", "--split", "all"], "invalid choice 'all' for argument"),
+        (["evaluate", "--run", "x", "--split", "all"], "--split 'all': give one of 'test', "),
         (["evaluate", "--run", "absent"], "absent is not a run directory"),
         (["inspect-labels", "--run", "absent"], "absent is not a run directory"),
         (["predict", "--run", "absent", "docs/worst_classified.png"], "absent is not a run direc"),

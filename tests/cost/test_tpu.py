@@ -13,7 +13,8 @@ import pytest
 from jax import export
 
 from cnnjax import models
-from cnnjax.cost import compiled, tpu
+from cnnjax.commands import cost as command
+from cnnjax.cost import compiled, operations, tpu
 from cnnjax.errors import UserError
 from cnnjax.models.summary import abstract_variables
 
@@ -88,6 +89,31 @@ def test_without_libtpu_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'cnnjax\[tpu\]'"):
         tpu.described("v5e:2x2")
+
+
+def test_layers_that_padding_wastes_are_named_by_what_they_compute():
+    shapes = {"a": (3, 3, 1, 6), "b": (3, 3, 6, 64), "c": (64, 65), "d": (65, 129), "e": (129, 257)}
+    params = {name: {"kernel": jax.ShapeDtypeStruct(each, "f")} for name, each in shapes.items()}
+    products = {"a": 10, "b": 60, "c": 20, "d": 5, "e": 5}
+    costs = [operations.LayerCost(name, count, 0, 0, 0) for name, count in products.items()]
+    found = tpu.padded_layers(params, costs)
+    # 64 of 128 and 129 of 256 are half; 257 of 384 is more.
+    assert found == [("a", 6, 0.1)]
+    assert tpu.describe_padded(found) == (
+        "less than half of the 128 are filled by the channels of a (6): 10% of the "
+        "multiply-accumulates"
+    )
+    assert tpu.describe_padded([]) == "every layer fills half or more of the 128 lanes"
+    many = [tpu.Padded(f"conv{number}", 3, 0.01) for number in range(11)]
+    assert "conv7 (3) and 3 more: 11%" in tpu.describe_padded(many)
+
+
+def test_the_command_names_them(capsys):
+    assert (
+        command.main(["lenet5", "--lanes", "--no-train", "--device", "flops=1T,bandwidth=1G"]) == 0
+    )
+    # 6 x 24 x 24 x 25 + 16 x 8 x 8 x 150 + 10 x 84 of 281,640 multiply-accumulates.
+    assert "channels of conv2 (16), conv1 (6), head (10): 86% of the" in capsys.readouterr().out
 
 
 def cost(*flags):

@@ -51,9 +51,13 @@ def test_image_size_pads_around_the_digit():
     [
         ("minst", "unknown dataset 'minst': did you mean mnist"),
         ("fashion_mnist", "did you mean tfds:fashion_mnist"),
+        ("fashion", "did you mean tfds:fashion_mnist"),
+        ("cifar", "did you mean tfds:cifar10"),
+        # No name of hundreds is meant, however alike some short one is.
+        ("bogus", "unknown dataset 'bogus'. Datasets are named"),
         (
             "xyzzyplugh",
-            "'xyzzyplugh': Datasets are named 'mnist', 'digits', 'tfds:NAME' or 'folder:PATH'",
+            "'xyzzyplugh'. Datasets are named 'mnist', 'digits', 'tfds:NAME' or 'folder:PATH'",
         ),
         ("folder:/nowhere/at/all", "no directory '/nowhere/at/all'"),
         ("tfds:", "Datasets are named"),

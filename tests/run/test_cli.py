@@ -29,6 +29,12 @@ class Config:
     smoke: bool = False
     """Shrink the run."""
 
+    members: int | None = None
+    """How many, if it is said."""
+
+    limit: float | None = None
+    """The most."""
+
 
 def test_flags_become_typed_fields():
     config = cli.parse(Config, ["--epochs", "3", "--learning-rate", "1e-2", "--smoke"])
@@ -52,8 +58,12 @@ def test_help_documents_every_field_with_its_default(capsys):
     ("argv", "words"),
     [
         (["--epoch", "3"], ["--epoch", "--epochs"]),
-        (["--epochs", "many"], ["--epochs", "many"]),
-        (["--method", "magic"], ["magic", "--method", "pmap"]),
+        (["--epochs", "many"], ["--epochs 'many': give a whole number (see --help)"]),
+        (["--epochs", "0.5"], ["--epochs '0.5': give a whole number (see --help)"]),
+        (["--learning-rate", "fast"], ["--learning-rate 'fast': give a number (see --help)"]),
+        (["--members", "0.5"], ["--members '0.5': give a whole number (see --help)"]),
+        (["--limit", "x"], ["--limit 'x': give a number (see --help)"]),
+        (["--method", "magic"], ["--method 'magic': give one of 'jit', 'pmap' (see --help)"]),
         (["stray"], ["stray"]),
     ],
 )

@@ -257,6 +257,30 @@ def test_lines_and_columns_that_cannot_be_are_told_before_any_run(seeds_table):
         seeds_table.scores(summaries, "accurcy")
 
 
+def test_columns_that_no_run_has_are_told_before_the_long_runs(seeds_table, tmp_path, monkeypatch):
+    started = []
+
+    def run(line, seed, out):
+        started.append((line, seed))
+        return {"test_miou": 0.5, "test_loss": 1.0, "seconds": 3}
+
+    monkeypatch.setattr(seeds_table, "run", run)
+    # Scores of classifiers are known without a run.
+    seeds_table.check_columns(["digits_mlp"], ["accuracy", "loss", "seconds"], [0], tmp_path)
+    assert not started
+    seeds_table.check_columns(["segment_digits --epochs 9"], ["miou"], [4, 5], tmp_path)
+    assert started == [("segment_digits --epochs 9 --smoke", 4)]
+    with pytest.raises(UserError, match="unknown column 'accuracy': choose from loss, miou"):
+        seeds_table.check_columns(["segment_digits"], ["accuracy"], [0], tmp_path)
+    finished = seeds_table.run_directory("digits_mlp", 1, tmp_path)
+    finished.mkdir()
+    (finished / "summary.json").write_text('{"test_accuracy": 1.0}')
+    with pytest.raises(UserError, match="unknown column 'bogus'"):
+        seeds_table.check_columns(["digits_mlp"], ["bogus"], [0, 1], tmp_path)
+    # A run that is there was read instead of another.
+    assert len(started) == 2
+
+
 def test_long_lines_have_directories_of_their_own(seeds_table, tmp_path):
     long = "classify " + "--augment rotate:10 " * 30
     first, second = (seeds_table.run_directory(long + end, 0, tmp_path) for end in ("a", "b"))

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cnnjax import aligned
 from cnnjax.compress.quantization.calibration import average_over, inputs_of
 from cnnjax.compress.quantization.quantized import leaves_of, linear_output
 from cnnjax.trees import named_leaves
@@ -135,15 +136,7 @@ def report_table(rows: Sequence[Row]) -> str:
         if measured:
             line.append("" if row.accuracy is None else f"{100 * row.accuracy:.2f}")
         cells.append([*line, row.note])
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = []
-    for line in cells:
-        padded = [
-            text.rjust(width) if 4 <= column < len(line) - 1 else text.ljust(width)
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        lines.append("  ".join(padded).rstrip())
-    lines.insert(1, "-" * max(map(len, lines)))
+    lines = aligned.lines(cells, "llll" + "r" * (len(cells[0]) - 5) + "l", ruled=True)
     quantized = [row for row in rows if row.weights != "float32"]
     lines.append(f"{len(quantized)} of {len(rows)} layers with parameters are quantized.")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from cnnjax import aligned
 from cnnjax.explain import taps
 from cnnjax.explain.inside import passes
 
@@ -174,11 +175,5 @@ def effective_rank(covariance: np.ndarray) -> float:
 def table(statistics: dict[str, Neurons], count: int) -> str:
     """Returns the lines that the command prints, under a heading that says what they mean."""
     rows = [{"layer": name, **each.cells()} for name, each in statistics.items()]
-    names = list(rows[0])
-    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in names]
-    lines = [f"Over {count} images. {MEANING}"]
-    for row in ({name: name for name in names}, *rows):
-        first, *others = zip(names, widths, strict=True)
-        cells = [row[first[0]].ljust(first[1]), *(row[name].rjust(width) for name, width in others)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join([f"Over {count} images. {MEANING}", *aligned.lines(cells, "lr")])

@@ -67,11 +67,6 @@ def summary(directory: Path) -> dict[str, Any]:
     return read_json(path, f"{directory} is damaged") if path.exists() else {}
 
 
-def figures(directory: Path) -> list[Path]:
-    """Returns the figures of a run, by name."""
-    return sorted((directory / "figures").glob("*.png"))
-
-
 def checkpoints(directory: Path, which: str) -> list[Path]:
     """Returns the step directories that are to be kept at a tracker: none, the tested one, or all.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cnnjax.errors import UserError
+from cnnjax.run import files
 from cnnjax.run.tracking import DIRECTORY, facts
 from cnnjax.run.tracking import sent as states
 from cnnjax.run.tracking.sent import Record, Records, Sent
@@ -155,7 +156,7 @@ def _send_checkpoints(
 def _send_files(run: TrackedRun, tracker: str, directory: Path, sent: Sent) -> None:
     """Sends figures and tables; those of a run that trained on are sent again."""
     last = max(sent.steps.values(), default=0)
-    for path in facts.figures(directory):
+    for path in files.figures(directory):
         run.figure(path, last)
     for name in facts.FILES:
         if (directory / name).exists():

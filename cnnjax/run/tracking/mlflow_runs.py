@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,10 @@ class MlflowRun:
         if sent.key:
             self._key = sent.key
             self._client.update_run(self._key, status="RUNNING")
-            settings, changed = self._changes(settings)
+            there = self._client.get_run(self._key).data
+            settings, changed = _changes(there.params, settings)
             tags |= changed
-            self._ask_what_is_there(sent)
+            sent.steps = self._last_steps(there.metrics)
         else:
             self._key = self._client.create_run(
                 self._experiment(described.experiment), run_name=described.name
@@ -59,21 +61,15 @@ class MlflowRun:
         found = self._client.get_experiment_by_name(name)
         return found.experiment_id if found else self._client.create_experiment(name)
 
-    def _changes(self, settings: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-        """Returns new settings, and as tags those that a resumed run has changed: MLflow's
-        parameters are written once."""
-        before = self._client.get_run(self._key).data.params
-        new = {name: value for name, value in settings.items() if name not in before}
-        changed = {n: v for n, v in settings.items() if before.get(n, v) != v}
-        return new, {f"resumed.{name}": value for name, value in changed.items()}
-
-    def _ask_what_is_there(self, sent: Sent) -> None:
-        sent.steps = {}
-        for name in self._client.get_run(self._key).data.metrics:
+    def _last_steps(self, names: Iterable[str]) -> dict[str, int]:
+        """Returns the last step that the tracked run has of each kind of metrics."""
+        found: dict[str, int] = {}
+        for name in names:
             kind, _, metric = name.partition("/")
-            if kind != "system" and metric and kind not in sent.steps:
+            if kind != "system" and metric and kind not in found:
                 history = self._client.get_metric_history(self._key, name)
-                sent.steps[kind] = max(each.step for each in history)
+                found[kind] = max(each.step for each in history)
+        return found
 
     def _send_facts(self, settings: dict[str, str], tags: dict[str, str]) -> None:
         from mlflow.entities import Param, RunTag
@@ -129,6 +125,16 @@ class MlflowRun:
         """Closes the run: `finished`, `stopped` or `killed`."""
         self._client.set_tag(self._key, "cnnjax.ended", summary.get("ended", status))
         self._client.set_terminated(self._key, STATUS[status])
+
+
+def _changes(
+    before: Mapping[str, str], settings: dict[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns new settings, and as tags those that a resumed run has changed: MLflow's parameters
+    are written once."""
+    new = {name: value for name, value in settings.items() if name not in before}
+    changed = {n: v for n, v in settings.items() if before.get(n, v) != v}
+    return new, {f"resumed.{name}": value for name, value in changed.items()}
 
 
 def _monitors() -> list[Any]:

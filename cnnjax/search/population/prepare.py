@@ -158,7 +158,11 @@ def prepare(module: Any, config: Any, members: Sequence[Member], directory: Path
     dataset = datasets[0]
     checks.check_retention(config, dataset)
     checks.check_length(configs[0], 0, count_steps(len(dataset.train.label), config.batch_size))
-    model_of(configs[0], dataset)
+    # One program: of all members alike.
+    precision = model_of(configs[0], dataset)[1]["precision"]
+    config, *configs = (
+        dataclasses.replace(each, precision=precision) for each in (config, *configs)
+    )
     prepared = Prepared(
         experiment=record.experiment_name(module.Config),
         config=config,
