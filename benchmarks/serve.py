@@ -216,18 +216,35 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--secs", type=float, default=4.0, help="of each loop")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--requests", nargs="+", default=["png", "tensor"])
+    kinds = ("png", "tensor")
+    parser.add_argument("--requests", nargs="+", choices=kinds, default=list(kinds))
     parser.add_argument("--queue", type=int, default=256, help="of cnnjax: images that may wait")
     parser.add_argument("--network", default="resnet18", help="with random weights; '' for none")
     parser.add_argument("--network-clients", type=int, nargs="+", default=[8])
     for package in ("litserve", "mlserver", "ray"):
         parser.add_argument(f"--{package}-python", default=sys.executable, metavar="PYTHON")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    counts = (*options.clients, *options.network_clients, options.rounds, options.queue)
+    if min(counts) < 1 or not 0 < options.secs <= 3600:
+        parser.error("--clients, --rounds and --queue are 1 or more, --secs above 0")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures every contender and prints the tables; 1 where cnnjax failed a request."""
+    from cnnjax import models
+    from cnnjax.run import exits, load
+
     options = read_options(argv)
+    with exits.one_line_errors():
+        load.load_classifier(options.run)
+        if options.network:
+            models.find(options.network)
+        return measure_all(options)
+
+
+def measure_all(options: argparse.Namespace) -> int:
+    """Does what `main` says, of checked options."""
     pythons = (options.litserve_python, options.mlserver_python, options.ray_python)
     peers = contenders.peers_of(*pythons)
     rows: Rows = {}

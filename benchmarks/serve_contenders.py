@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from serve_processes import HERE, Asked, Server, free_port
+
+from cnnjax.errors import UserError
 
 JSON = ("Content-Type:application/json",)
 BYTES = ("Content-Type:application/octet-stream",)
@@ -39,6 +42,8 @@ def peers_of(litserve: str, mlserver: str, ray: str) -> tuple[Peer, ...]:
     found = []
     for peer in known:
         words = [peer.python, "-c", f"import {peer.package}"]
+        if not shutil.which(peer.python):
+            raise UserError(f"there is no Python {peer.python} for {peer.name}: name another.")
         if subprocess.run(words, capture_output=True).returncode:
             print(f"{peer.name} is left out: {peer.python} has no {peer.package}", flush=True)
         else:
