@@ -146,8 +146,8 @@ def _run(config: Config, sock: socket.socket, place=None) -> int:
     return 0
 
 
-def build(config: Config, traced=None):
-    """Returns the guarded and watched application, its repository, policy and bounds.
+def build(config: Config):
+    """Returns the guarded and watched application, its repository, policy, bounds and tracing.
 
     The models are not loaded yet: that is the caller's part.
     """
@@ -164,16 +164,17 @@ def build(config: Config, traced=None):
     bounds = web.Bounds(body_bytes=round(config.max_body_mb * 2**20), deadline_secs=config.timeout)
     policy = policy_of(config, config.host, insecure=config.insecure, measures=served.measures)
     watch = watch_of(config, sources, served.measures)
+    tracing = _tracing(config)
     app = web.application(
         served,
         middleware=(guard(policy),),
         observers=(watch.observe,) if watch else (),
         routes=(routes(watch),) if watch else (),
         bounds=bounds,
-        traced=traced,
+        traced=tracing and tracing.http,
         loads=False,
     )
-    return app, served, policy, bounds
+    return app, served, policy, bounds, tracing
 
 
 async def _serve(config: Config, sock: socket.socket, place) -> None:
@@ -183,8 +184,7 @@ async def _serve(config: Config, sock: socket.socket, place) -> None:
     from cnnjax.serve.guard.settings import uvicorn_options
     from cnnjax.serve.guard.transport import grpc_credentials
 
-    tracing = _tracing(config)
-    app, served, policy, bounds = build(config, tracing and tracing.http)
+    app, served, policy, bounds, tracing = build(config)
     uvicorn = uvicorn_options(config, policy)
     host, port = sock.getsockname()[:2]
     where = f"[{host}]" if ":" in host else host

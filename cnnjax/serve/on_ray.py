@@ -23,8 +23,8 @@ from typing import Any
 
 from cnnjax.errors import UserError
 
-# Flags -> (application, repository, policy, bounds).
-Build = Callable[[Any], tuple[Any, Any, Any, Any]]
+# Flags -> (application, repository, and what other servers need).
+Build = Callable[[Any], tuple[Any, ...]]
 HEALTH_SECS, DRAIN_SECS, PROXY_SECS = 5.0, 30.0, 600.0
 
 
@@ -77,7 +77,7 @@ class Replica:
         import cnnjax
 
         cnnjax.devices.backend.start(devices=1)
-        application, self.repository, _, _ = build(config)
+        application, self.repository, *_ = build(config)
         if config.ray_models:
             # Loaded when they are named.
             self.repository.started_empty()
