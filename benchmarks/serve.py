@@ -201,7 +201,7 @@ def measure_network(
                         compare(servers, network, kind, count, secs, rows)
                 if not is_large:
                     kind = options.requests[-1]
-                    overload(servers, network, kind, 2 * options.queue, secs, rows)
+                    overload(servers, network, kind, 3 * options.queue, secs, rows)
         finally:
             for server in servers:
                 server.close()
