@@ -9,6 +9,7 @@ Serve is set for throughput, without a log of requests.
 import argparse
 import os
 import signal
+from typing import Any
 
 # What its guide to performance names; read when Ray Serve is imported, in every process.
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
@@ -33,8 +34,9 @@ class Classifier:
         backend.start(devices=1)
         options = Options(largest_batch=largest, prepare="image", explain=False)
         self.runtime, self.largest = open_runtime(run, options), largest
-        self.batched.set_max_batch_size(largest)
-        self.batched.set_batch_wait_timeout_s(batch_secs)
+        batched: Any = self.batched
+        batched.set_max_batch_size(largest)
+        batched.set_batch_wait_timeout_s(batch_secs)
 
     @serve.batch
     async def batched(self, images: list[np.ndarray]) -> list[list[float]]:
@@ -59,12 +61,11 @@ def main(options: argparse.Namespace) -> None:
     # Of its own, whatever cluster there may be; a replica's CPU is one of these.
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": options.port})
-    deployment = serve.deployment(
-        Classifier,
+    deployed = serve.deployment(
         max_ongoing_requests=4096,
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    application = deployment.bind(options.run, options.max_batch, options.batch_secs)
+    application = deployed(Classifier).bind(options.run, options.max_batch, options.batch_secs)
     serve.run(application, name="model", route_prefix="/")
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     ray.shutdown()
