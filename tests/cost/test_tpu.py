@@ -58,7 +58,7 @@ def test_the_steps_of_a_network_lower_for_a_tpu():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SOME[1:])
+@pytest.mark.parametrize("name", [*SOME[1:], "unet_2015"])
 def test_steps_of_larger_networks_lower_for_a_tpu(name):
     check_lowering(name)
 
