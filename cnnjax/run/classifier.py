@@ -182,8 +182,9 @@ def make_recipe(config: Config, dataset, model, card: dict, **others) -> "Recipe
         ),
         class_names=dataset.class_names,
     )
-    if config.precision == cnnjax.train.precision.AUTO and "precision" in card:
-        config = dataclasses.replace(config, precision=card["precision"])
+    if config.precision == cnnjax.train.precision.AUTO:
+        # The model is made: its metadata say how. Older ones, and converted networks, are float32.
+        config = dataclasses.replace(config, precision=card.get("precision", "float32"))
     return cnnjax.run.recipe.make_recipe(
         config,
         dataset,
