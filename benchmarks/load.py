@@ -20,6 +20,9 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+# After which a request counts as lost.
+PATIENCE_SECS = 60.0
+
 
 @dataclasses.dataclass
 class Measured:
@@ -62,19 +65,28 @@ class Connection:
         self.writer: asyncio.StreamWriter | None = None
 
     async def ask(self, request: bytes) -> int:
-        """Sends a request and reads the whole answer; 0 where the connection breaks."""
+        """Sends a request and reads the whole answer; 0 where the connection breaks, or hangs."""
         try:
-            if self.writer is None:
-                self.reader, self.writer = await asyncio.open_connection(self.host, self.port)
-            assert self.reader is not None
-            self.writer.write(request)
-            head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
-            length = head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
-            await self.reader.readexactly(int(length))
-            return int(head[9:12])
+            async with asyncio.timeout(PATIENCE_SECS):
+                return await self._ask(request)
         except (OSError, asyncio.IncompleteReadError, ValueError):
             self.close()
             return 0
+
+    async def _ask(self, request: bytes) -> int:
+        if self.writer is None:
+            self.reader, self.writer = await asyncio.open_connection(self.host, self.port)
+        assert self.reader is not None
+        self.writer.write(request)
+        head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+        if b"\r\ntransfer-encoding: chunked" in head:
+            while size := int(await self.reader.readuntil(b"\r\n"), 16):
+                await self.reader.readexactly(size + 2)
+            await self.reader.readexactly(2)
+        else:
+            length = head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
+            await self.reader.readexactly(int(length))
+        return int(head[9:12])
 
     def close(self) -> None:
         """Closes the connection; the next request opens another."""

@@ -27,15 +27,16 @@ from cnnjax.run.classifier import main
 class Config(classifier.Config):
     """A residual network on Fashion-MNIST: trains, validates each epoch, tests at the end."""
 
-    model: str = "cifar_resnet20"
+    model: str = "resnet9"
+    model_arguments: tuple[str, ...] = ("width=32",)
     dataset: str = "tfds:fashion_mnist"
-    epochs: int = 60
-    batch_size: int = 128
+    epochs: int = 24
+    batch_size: int = 256
     optimizer: str = "nesterov"
-    learning_rate: float = 0.2
+    learning_rate: float = 0.3
     schedule: str = "one_cycle"
     warmup_epochs: float = 0.0
-    l2: float = 1e-4
+    l2: float = 5e-4
     label_smoothing: float = 0.1
     ema_decay: float = 0.998
     recalibrate: int = 50

@@ -61,8 +61,8 @@ class Config(classifier.Config):
     lora_ranks: tuple[str, ...] = ()
     """Ranks of some kernels, before lora's own: PATTERN=RANK, such as 'stage4/.*=16'."""
 
-    lora_alpha: float = 8.0
-    """LoRA's change of a kernel is multiplied by alpha / rank."""
+    lora_alpha: float = 0.0
+    """LoRA's change of a kernel is multiplied by alpha / rank; 0: by what the method says."""
 
     norm_statistics: Literal["auto", "frozen", "batch"] = "auto"
     """Layers of BatchNorm that keep their running statistics and normalize by them: auto, those
@@ -139,7 +139,7 @@ def main(config: Config) -> int:
         shape,
         also_train=config.also_train,
         lora_ranks=finetune.parse_ranks(config.lora_ranks),
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha or None,
         norm_statistics=config.norm_statistics,
     )
     tuned = finetune.FineTuned(model, method)

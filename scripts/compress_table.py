@@ -30,7 +30,9 @@ from cnnjax.run.exits import one_line_errors
 EXPERIMENTS = {
     "lenet5": "experiments.mnist_lenet",
     "cnn_32_64": "experiments.mnist_cnn",
-    "cifar_resnet20": "experiments.fashion_mnist_resnet",
+    "cifar_resnet20": (
+        "experiments.fashion_mnist_resnet --model cifar_resnet20 --model-arguments"  # Of none.
+    ),
 }
 # Small enough to be worth it: 5,258 parameters for the first two, 34,826 for the last.
 STUDENTS = {

@@ -78,6 +78,15 @@ class Config(Scaling, Watching, Guarding):
     drain: float = 0.0
     """Seconds for which a stopping server says that it is not ready before it closes its port."""
 
+    grace: float = 30.0
+    """Seconds in which a stopping server answers what it has accepted."""
+
+    keep_alive: float = 20.0
+    """Seconds for which an idle connection is kept; longer than a load balancer in front does."""
+
+    threads: int = 0
+    """Of the runtime of an exported file; 0 for as many as it takes."""
+
     base: str = ""
     """Where the base of a fine-tuned run is now; by default where it was."""
 
@@ -142,7 +151,7 @@ def build(config: Config, traced=None):
 
     The models are not loaded yet: that is the caller's part.
     """
-    from cnnjax.serve import models, repository
+    from cnnjax.serve import logs, models, repository
     from cnnjax.serve.guard.asgi import guard
     from cnnjax.serve.guard.settings import policy_of
     from cnnjax.serve.http import web
@@ -151,6 +160,7 @@ def build(config: Config, traced=None):
 
     sources = models.read_sources(config.run)
     served = repository.Repository(sources, _options(config), _limits(config))
+    logs.count_lost(served.measures.log_lost.inc)
     bounds = web.Bounds(body_bytes=round(config.max_body_mb * 2**20), deadline_secs=config.timeout)
     policy = policy_of(config, config.host, insecure=config.insecure, measures=served.measures)
     watch = watch_of(config, sources, served.measures)
@@ -173,8 +183,8 @@ async def _serve(config: Config, sock: socket.socket, place) -> None:
     from cnnjax.serve.guard.settings import uvicorn_options
     from cnnjax.serve.guard.transport import grpc_credentials
 
-    traced, end_traces = _traces(config)
-    app, served, policy, bounds = build(config, traced)
+    tracing = _tracing(config)
+    app, served, policy, bounds = build(config, tracing and tracing.http)
     uvicorn = uvicorn_options(config, policy)
     host, port = sock.getsockname()[:2]
     where = f"[{host}]" if ":" in host else host
@@ -196,6 +206,7 @@ async def _serve(config: Config, sock: socket.socket, place) -> None:
             bounds=bounds,
             credentials=grpc_credentials(uvicorn),
             shares_port=shares,
+            traced=tracing and tracing.rpc,
         )
         if place is None or not place.number:
             print(f"gRPC         at {where}:{rpc_port}", flush=True)
@@ -212,14 +223,15 @@ async def _serve(config: Config, sock: socket.socket, place) -> None:
     await server.run(
         served,
         app,
-        server.Listening(config.host, port, config.grpc_port, config.drain, uvicorn=uvicorn),
+        server.Listening(config.drain, config.grace, config.keep_alive, uvicorn),
         sock,
         start_grpc=start_grpc if config.grpc_port else None,
         on_ready=say,
         while_running=running,
         loads_first=place is not None,
     )
-    end_traces()
+    if tracing:
+        tracing.end()
 
 
 async def _with_others(place, served) -> None:
@@ -240,6 +252,7 @@ def _options(config: Config):
         prepare=config.prepare,
         explain=config.explain,
         base=config.base,
+        threads=config.threads or None,
     )
 
 
@@ -249,10 +262,10 @@ def _limits(config: Config):
     return Limits(config.delay_ms / 1e3, config.queue, config.concurrency)
 
 
-def _traces(config: Config):
+def _tracing(config: Config):
     from cnnjax.serve import traces
 
-    return traces.tracing(config.traces) if config.traces else (None, lambda: None)
+    return traces.tracing(config.traces) if config.traces else None
 
 
 def read_sizes(text: str) -> tuple[tuple[int, int], ...]:
@@ -277,14 +290,20 @@ def _check(config: Config) -> None:
     from cnnjax.serve.guard.settings import check_guard
     from cnnjax.serve.watch.settings import check_references
 
-    check_references(config, models.read_sources(config.run))
+    sources = models.read_sources(config.run)
+    check_references(config, sources)
     runtime.check_options(_options(config))
+    for source in sources:
+        runtime.check_sizes(source.path, _options(config))
     batcher.check_limits(_limits(config))
     workers.check_count(config.workers)
     for name, least, most in (
         ("timeout", 0.001, 86_400),
         ("max_body_mb", 0.001, 4096),
         ("drain", 0, 3600),
+        ("grace", 0, 3600),
+        ("keep_alive", 1, 3600),
+        ("threads", 0, 1024),
         ("reload_secs", 0, 86_400),
         ("grpc_port", 0, 65_535),
     ):
@@ -292,8 +311,8 @@ def _check(config: Config) -> None:
         if not least <= value <= most:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} {value:g}: give {least:g} to {most:g}.")
-    if config.traces:
-        _traces(config)[1]()
+    if tracing := _tracing(config):
+        tracing.end()
     check_guard(config, config.host, insecure=config.insecure)
     if config.ray:
         on_ray.check(config)

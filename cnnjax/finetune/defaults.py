@@ -30,6 +30,11 @@ UPDATES, LEAST_EPOCHS = 300, 10
 FEW_EXAMPLES, FEW_BATCH, BATCH = 1000, 24, 64
 
 
+def kind(method: str) -> str:
+    """Returns what a method's name begins with: `lora` of `lora:2` and of `lora(rank=2)`."""
+    return method.partition(":")[0].partition("(")[0]
+
+
 def learning_rate(method: str, optimizer: str, num_parameters: int) -> float:
     """Returns the learning rate of a method.
 
@@ -38,7 +43,7 @@ def learning_rate(method: str, optimizer: str, num_parameters: int) -> float:
       optimizer: a name of `cnnjax.optim`.
       num_parameters: of the model.
     """
-    name = method.partition(":")[0].partition("(")[0]
+    name = kind(method)
     if optimizer not in RATE_OPTIMIZERS:
         return OTHER_RATE
     large = num_parameters > LARGE_PARAMETERS and name in WHOLE_LAYERS

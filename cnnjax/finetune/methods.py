@@ -58,10 +58,14 @@ class Target:
             )
         return (pattern,)
 
+    def optional(self, pattern: str) -> tuple[str, ...]:
+        """Returns the pattern if it matches anything."""
+        return (pattern,) if any(re.fullmatch(pattern, path) for path in self.paths) else ()
+
     @property
     def head(self) -> tuple[str, ...]:
         """The pattern of the head, if it has parameters."""
-        return (HEAD,) if any(re.fullmatch(HEAD, path) for path in self.paths) else ()
+        return self.optional(HEAD)
 
 
 def make_method(
@@ -71,19 +75,20 @@ def make_method(
     *,
     also_train: Sequence[str] = (),
     lora_ranks: Ranks = (),
-    lora_alpha: float = 8.0,
+    lora_alpha: float | None = None,
     norm_statistics: str = "auto",
 ) -> Method:
     """Returns what a method trains of a model.
 
     Args:
-      text: a key of `METHODS`, with its arguments where it has any: `last:2`, `lora(rank=8)`.
+      text: a key of `METHODS`, with its arguments where it has any: `last:2`, `lora(8, alpha=16)`.
       model: a Linen module with the contract of `cnnjax.models`.
       image_shape: `[height, width, channels]` of its images.
       also_train: patterns of more parameters to train.
       lora_ranks: for `lora`: pairs (pattern, rank) before the method's own, which is its number for
         every kernel that is not trained.
-      lora_alpha, norm_statistics: see `Method`.
+      lora_alpha: see `Method`; None: the method's own.
+      norm_statistics: see `Method`.
 
     Raises:
       UserError: an unknown method, a number that is missing, too much or out of range, or a model
@@ -99,7 +104,7 @@ def make_method(
         trainable=(*method.trainable, *also_train),
         norm_statistics=norm_statistics,
         lora_ranks=tuple((pattern, rank) for pattern, rank in ranks),
-        lora_alpha=lora_alpha,
+        lora_alpha=method.lora_alpha if lora_alpha is None else lora_alpha,
     )
 
 
@@ -146,16 +151,39 @@ def norm(target: Target) -> Method:
     return Method(trainable=target.patterns("norm", NORMS) + target.head)
 
 
-def lora(target: Target, rank: int) -> Method:
-    """Low-rank changes of every kernel, of that rank, and the head."""
+def lora(
+    target: Target, rank: int, norms: bool = False, alpha: float = 8.0, layers: str = KERNELS
+) -> Method:
+    """Low-rank changes of kernels, and the head.
+
+    Args:
+      target: the model.
+      rank: of the change.
+      norms: scales and biases of the normalizations are trained too, where there are any, so that
+        BatchNorm follows the new images' statistics.
+      alpha: the change is multiplied by `alpha / rank`.
+      layers: pattern of the kernels that are changed.
+    """
     _check_count(rank=rank)
-    return Method(trainable=target.head, lora_ranks=((KERNELS, rank),))
+    if alpha <= 0:
+        raise UserError(f"alpha={alpha:g}: give a number above 0")
+    try:
+        target.patterns("lora", layers)
+    except re.error as error:
+        raise UserError(f"layers={layers!r} is no regular expression: {error}") from None
+    trainable = target.head + (target.optional(NORMS) if norms else ())
+    return Method(trainable=trainable, lora_ranks=((layers, rank),), lora_alpha=alpha)
 
 
-def adapter(target: Target, units: int) -> Method:
-    """A residual adapter of that width behind each stage, and the head."""
+def adapter(target: Target, units: int, norms: bool = False) -> Method:
+    """A residual adapter of that width behind each stage, and the head.
+
+    With `norms`, scales and biases of the normalizations too, where there are any, so that
+    BatchNorm follows the new images' statistics.
+    """
     _check_count(units=units)
-    return Method(trainable=target.head, adapter_width=units)
+    trainable = target.head + (target.optional(NORMS) if norms else ())
+    return Method(trainable=trainable, adapter_width=units)
 
 
 METHODS: dict[str, Callable[..., Method]] = {

@@ -111,12 +111,19 @@ def writing_errors(directory: Path) -> Iterator[None]:
             directory.rmdir()  # Only an empty one.
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that a crash leaves the old file or the new one, never half of one."""
+def write_json(path: Path, content: Any, *, mode: int = 0o666) -> None:
+    """Writes JSON so that a crash leaves the old file or the new one, never half of one.
+
+    Args:
+      path: of the file, whose directory is made.
+      content: of it.
+      mode: its permissions, of which the umask takes some away.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with os.fdopen(os.open(temporary, flags, mode), "w") as file:
             json.dump(content, file, indent=2)
             file.write("\n")
             file.flush()

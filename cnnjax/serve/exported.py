@@ -20,15 +20,13 @@ def of_file(path: Path, kind: str, options: Options) -> Runtime:
     Args:
       path: of the file.
       kind: its format, `onnx`, `tflite` or `stablehlo`.
-      options: `image_sizes` must be empty: the file's size is fixed.
+      options: of batches and of preparation; `image_sizes` are left to `check_sizes`.
 
     Raises:
       UserError: the file is damaged, or does not say what it takes.
     """
     from cnnjax.export import runtimes
 
-    if options.image_sizes:
-        raise UserError(f"--sizes: {path} takes images of one size; leave it out.")
     try:
         about = read_about(path, kind)
         run = runtimes.opened(path, kind, threads=options.threads)

@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,8 +21,13 @@ from cnnjax.paths import expand
 
 _lock = threading.Lock()
 _stream: TextIO | None = None
-# Lines that could not be written.
-lost = 0
+_count_lost: Callable[[], None] | None = None
+
+
+def count_lost(count: Callable[[], None]) -> None:
+    """Has a function called for each line that cannot be written."""
+    global _count_lost
+    _count_lost = count
 
 
 def write_to(path: str | Path | None) -> None:
@@ -43,7 +48,6 @@ def write_to(path: str | Path | None) -> None:
 
 def log(event: str, **fields: Any) -> None:
     """Writes a line: the time, the event, the fields that are not None."""
-    global lost
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     text = line({"time": now.replace("+00:00", "Z"), "event": event, **fields})
     with _lock:
@@ -52,7 +56,8 @@ def log(event: str, **fields: Any) -> None:
             stream.write(text)
             stream.flush()
         except (OSError, ValueError, AttributeError):
-            lost += 1
+            if _count_lost is not None:
+                _count_lost()
 
 
 def line(fields: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ class Measures:
             Counter, "requests_total", "Requests answered.", ("protocol", "route", "status")
         )
         self.refused = of(Counter, "refused_total", "Requests refused.", ("reason",))
+        self.log_lost = of(Counter, "log_lines_lost_total", "Log lines not written.")
         self.audit_lost = of(Counter, "audit_lines_lost_total", "Audit lines not written.")
         self.latency = of(
             Histogram, "request_seconds", "Time to answer.", ("protocol", "route"), buckets=SECS

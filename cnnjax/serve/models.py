@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.errors import UserError
+from cnnjax.paths import expand
 from cnnjax.serve import rollout as rollouts
 from cnnjax.serve.batcher import Batcher
 from cnnjax.serve.refusals import Invalid
@@ -61,6 +62,11 @@ def read_sources(texts: Sequence[str]) -> list[Source]:
     sources: list[Source] = []
     for text in texts:
         name, equals, path = text.partition("=")
+        if equals and "/" in name and not Path(expand(text)).exists():
+            raise UserError(
+                f"--run {text}: there is no such path, and {name!r} is no name of a model: use "
+                "letters, digits, - _ and ., as in NAME=PATH or NAME:VERSION=PATH."
+            )
         if not equals or "/" in name:
             name, path = Path(text).resolve().name, text
             name = name.removesuffix(Path(name).suffix) if Path(text).is_file() else name

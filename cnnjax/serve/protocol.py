@@ -47,6 +47,11 @@ class Request:
     outputs: tuple[tuple[str, bool], ...]
     deadline_secs: float | None
 
+    @property
+    def given(self) -> np.ndarray | list[bytes]:
+        """The images, or the contents of image files."""
+        return (self.files or []) if self.images is None else self.images
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
@@ -359,10 +364,9 @@ def _text(value: Any, name: str) -> str:
 def _read_tensor(each: dict[str, Any], view: memoryview, at: int) -> tuple[Tensor, int]:
     """Returns an input, and where the binary data go on behind its own."""
     shape = each.get("shape")
-    if not isinstance(shape, list) or len(shape) > 8:
-        shape = [-1]
-    if not all(type(side) is int and 0 <= side < 2**31 for side in shape):
+    if not isinstance(shape, list):
         raise Invalid("an input has no shape: give a list of numbers.")
+    check_shape(shape)
     size = _mapping(each, "parameters").get("binary_data_size")
     if size is None:
         data = each.get("data")
@@ -374,6 +378,20 @@ def _read_tensor(each: dict[str, Any], view: memoryview, at: int) -> tuple[Tenso
         data, at = view[at : at + size], at + size
     name, datatype = (_text(each.get(key), key) for key in ("name", "datatype"))
     return Tensor(name, datatype, tuple(shape), data), at
+
+
+def check_shape(shape: Sequence[Any]) -> None:
+    """Raises `Invalid` for a shape that no tensor of a request has."""
+    if len(shape) > 8:
+        raise Invalid(f"an input has a shape of {len(shape)} sides: give at most 8.")
+    for side in shape:
+        if type(side) is not int or side >= 2**31:
+            raise Invalid("the shape of an input is no list of whole numbers below 2147483648.")
+        if side < 0:
+            raise Invalid(
+                f"an input has shape {list(shape)[:8]}: in a request each side is a number of 0 or "
+                "more; -1 is only what a model's metadata say for any number."
+            )
 
 
 def _read_output(each: dict[str, Any], is_binary: bool) -> tuple[str, bool]:

@@ -154,32 +154,20 @@ class Repository:
                 kept = "the old one goes on answering" if each in model.loaded else "not loaded"
                 raise Invalid(f"cannot load {name} version {each} ({kept}): {error}") from None
 
-    async def unload(self, name: str, version: str = "") -> None:
-        """Stops answering for a version, or for all of a model; what was accepted is answered.
+    async def unload(self, name: str) -> None:
+        """Stops answering for a model, all of its versions; what was accepted is answered.
 
         Raises:
-          Unknown: there is no such model or version.
-          Impossible: the version gets traffic.
+          Unknown: there is no such model.
         """
         model = self._model(name)
-        if version and version not in model.sources:
-            raise unknown(f"version of {name}", version, model.sources)
         async with self._changing:
-            if version:
-                left = rollouts.Rollout({}) if model.rollout is None else model.rollout
-                others = {each for each in model.loaded if each != version}
-                if others and (version in left.weights or version == left.shadow):
-                    raise Invalid(
-                        f"version {version} of {name} has traffic: roll out another first."
-                    )
-            gone = [version] if version else list(model.loaded)
-            dropped = [model.loaded.pop(each) for each in gone if each in model.loaded]
-            if not model.loaded:
-                model.rollout = model.previous = None
-            model.reasons |= {each: "unloaded" for each in gone}
-        for each in dropped:
+            dropped, model.loaded = model.loaded, {}
+            model.rollout = model.previous = None
+            model.reasons |= dict.fromkeys(dropped, "unloaded")
+        for each in dropped.values():
             await each.batcher.close()
-        log("model_unloaded", model=name, versions=gone)
+        log("model_unloaded", model=name, versions=list(dropped))
 
     async def _load(self, name: str, version: str) -> None:
         """Opens a version on the loader's thread, and puts it in the place of the old one."""

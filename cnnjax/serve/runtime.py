@@ -159,6 +159,47 @@ def check_source(path: str | Path) -> str:
     return SUFFIXES[found.suffix]
 
 
+def check_sizes(path: str | Path, options: Options) -> None:
+    """Raises a UserError for image sizes that a source does not take; no weights are read.
+
+    Args:
+      path: a source that `check_source` has found good.
+      options: whose `image_sizes` are tried.
+    """
+    if not options.image_sizes:
+        return
+    import jax
+    import jax.numpy as jnp
+
+    from cnnjax import models
+    from cnnjax.run import load
+    from cnnjax.run.files import read_json
+
+    directory = Path(expand(path))
+    if not directory.is_dir():
+        raise UserError(f"--sizes: {path} takes images of one size; leave it out.")
+    card = read_json(directory / "model.json", f"{directory} has not trained a model yet")
+    if not {"num_outputs", "image_shape"} <= card.keys():
+        return  # It is no classifier, which is said when it is opened.
+    fields = load.computation(card["model"], card["arguments"], precision=card.get("precision"))
+    network = models.create(card["model"], num_classes=card["num_outputs"], **fields)
+    height, width, channels = card["image_shape"]
+
+    def image_of(size: tuple[int, int]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(network.init, key, image_of((height, width)))
+    for size in options.image_sizes:
+        try:
+            jax.eval_shape(functools.partial(network.apply, train=False), variables, image_of(size))
+        except Exception:  # Of many types: shapes that do not fit.
+            raise UserError(
+                f"--sizes {size[0]}x{size[1]}: {card['model']} of {path}, trained on images of "
+                f"{height}x{width}, takes none of this size; leave it out."
+            ) from None
+
+
 def open_runtime(path: str | Path, options: Options | None = None) -> Runtime:
     """Loads a model, compiles a program for each bucket and each image size, and runs each once.
 
@@ -172,6 +213,7 @@ def open_runtime(path: str | Path, options: Options | None = None) -> Runtime:
     options = options or Options()
     check_options(options)
     platform = check_source(path)
+    check_sizes(path, options)
     began = time.perf_counter()
     if platform == "jax_run":
         runtime = _of_run(str(path), options)
@@ -211,7 +253,9 @@ def _of_run(path: str, options: Options) -> Runtime:
 
     trained = load.load_classifier(path, base=load.base_if_tuned(path, options.base))
     names = tuple(map(str, trained.card["class_names"]))
-    shapes = _shapes(trained, options)
+    height, width, channels = trained.card["image_shape"]
+    sizes = dict.fromkeys([(height, width), *options.image_sizes])
+    shapes = tuple((*size, channels) for size in sizes)
     buckets = buckets_up_to(options.largest_batch)
     prepare, _ = load.preparation(trained, options.prepare)
     return Runtime(
@@ -227,27 +271,6 @@ def _of_run(path: str, options: Options) -> Runtime:
         prepare=prepare,
         explain=_compiled_map(trained, shapes[0]) if options.explain else None,
     )
-
-
-def _shapes(trained: Any, options: Options) -> tuple[Shape, ...]:
-    """Returns the shapes of images, each of which the network must take."""
-    import jax
-    import jax.numpy as jnp
-
-    height, width, channels = trained.card["image_shape"]
-    sizes = dict.fromkeys([(height, width), *options.image_sizes])
-    for size in sizes:
-        image = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
-        try:
-            jax.eval_shape(
-                functools.partial(trained.model.apply, train=False), trained.variables, image
-            )
-        except Exception as error:  # Of many types: shapes that do not fit.
-            raise UserError(
-                f"--sizes {size[0]}x{size[1]}: {trained.card['model']} takes no such images "
-                f"({str(error).splitlines()[0][:200]}); leave it out."
-            ) from None
-    return tuple((*size, channels) for size in sizes)
 
 
 def program_of(trained: Any) -> Any:

@@ -28,20 +28,15 @@ SWITCH_SECS = 0.0005
 
 @dataclasses.dataclass(frozen=True)
 class Listening:
-    """Where and how a server listens.
+    """How a server listens, and stops.
 
     Attributes:
-      host, port: of HTTP; port 0 for any that is free.
-      grpc_port: of gRPC; 0 for none.
       drain_secs: how long a stopping server says that it is not ready before it closes its sockets.
       grace_secs: in which what has been accepted must be answered then.
       keep_alive_secs: how long an idle connection is kept.
       uvicorn: more settings of uvicorn's, such as `ssl_certfile`.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8080
-    grpc_port: int = 0
     drain_secs: float = 0.0
     grace_secs: float = 30.0
     keep_alive_secs: float = 20.0

@@ -26,7 +26,6 @@ from cnnjax.trees import count_parameters
 if TYPE_CHECKING:
     from cnnjax.studies import few_labels
 
-SWEEP_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SWEEP_LABELS, SWEEP_SEEDS = 10, 3
 EVALUATION_BATCH = 500
 # Of a method that no sweep has tried on the task.
@@ -77,9 +76,8 @@ class Study:
         if method in given:
             return float(given[method])
         rates = self.task.rates
-        kind = method.partition(":")[0]
-        found = {name.partition(":")[0]: rate for name, rate in rates.items()}
-        return rates.get(method) or found.get(kind, UNTRIED_RATE)
+        found = {finetune.defaults.kind(name): rate for name, rate in rates.items()}
+        return rates.get(method) or found.get(finetune.defaults.kind(method), UNTRIED_RATE)
 
     def missing(self, wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Those of the wanted trials that were not made yet."""
@@ -92,25 +90,26 @@ class Study:
 
     def run(self, wanted: list[dict[str, Any]], split: str) -> None:
         """Makes the trials that are missing; each is saved as soon as it is there."""
-        groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        groups: dict[str, list[dict[str, Any]]] = {}
         for trial in self.missing(wanted):
-            groups.setdefault((trial["method"], trial["labels"]), []).append(trial)
+            groups.setdefault(trial["method"], []).append(trial)
         done, total = len(wanted) - len(self.missing(wanted)), len(wanted)
-        for (method, labels), group in groups.items():
-            runner = self._runner(method, labels, split)
+        for method, group in groups.items():
+            runner = self._runner(method, split)
             for trial in group:
                 self.results["trials"].append(trial | runner(trial))
                 files.write_json(self.path, self.results)
                 done += 1
-            print(f"{done:4d} of {total}  {method}, {labels} labels per class", flush=True)
+                told = f"{method}, {trial['labels']} labels per class, seed {trial['seed']}"
+                print(f"{done:4d} of {total}  {told}", flush=True)
 
     def accuracy_before(self) -> float:
         """Of the base on its own test set."""
         eval_step = self._eval_step(self._source_model, self._num_source_classes)
         return trials.accuracy(eval_step, self.base.variables, self._device_batches("source"))
 
-    def _runner(self, method: str, labels: int, split: str) -> Callable[[dict], dict[str, Any]]:
-        """Compiles a method for a number of labels; returns trial -> its results."""
+    def _runner(self, method: str, split: str) -> Callable[[dict], dict[str, Any]]:
+        """Returns trial -> its results, of a method; compiles it once for each size of batch."""
         config, shape = self.config, self.target.image_shape
         way = trials.find_way(method)
         prepared = trials.prepare(
@@ -122,21 +121,27 @@ class Study:
             normalize=self.normalize,
             norm_statistics=config.norm_statistics,
         )
-        few = cnnjax.data.few_labels(self.target, labels, seed=0).train
-        program = trials.Program(prepared, few, config.batch_size)
+        most = max(config.labels) if not config.sweep else SWEEP_LABELS
+        programs: dict[int, trials.Program] = {}
         evaluate = self._eval_step(prepared.tuned, self.target.num_classes)
         old = finetune.FineTuned(self._source_model, prepared.tuned.method)
         evaluate_old = self._eval_step(old, self._num_source_classes)
         size: list[int] = []
 
         def run(trial: dict[str, Any]) -> dict[str, Any]:
-            seed = trial["seed"]
+            seed, labels = trial["seed"], trial["labels"]
             few = cnnjax.data.few_labels(self.target, labels, seed=seed).train
+            batch_size = min(config.batch_size, len(few.label))
+            if batch_size not in programs:
+                full = batch_size == config.batch_size
+                room = max(labels, most if full else 0) * self.target.num_classes
+                programs[batch_size] = trials.Program(prepared, few, batch_size, room=room)
+            program = programs[batch_size]
             state, variables, step_secs = program(few, seed, trial["learning_rate"])
             size[:] = size or [trials.checkpoint_bytes(state)]
             accuracy = trials.accuracy(evaluate, variables, self._device_batches(split))
             before = None
-            if not way.scratch and split == "test":
+            if config.forgetting and not way.scratch and split == "test":
                 kept = trials.with_old_head(variables, self.base)
                 before = trials.accuracy(evaluate_old, kept, self._device_batches("source"))
             return {
@@ -177,6 +182,7 @@ class Study:
             "steps": self.config.steps,
             "batch_size": self.config.batch_size,
             "norm_statistics": self.config.norm_statistics,
+            "forgetting": self.config.forgetting,
             "smoke": self.config.smoke,
             "base_checksum": self.base.checksum,
             "data_checksum": self.target.checksum,
@@ -185,10 +191,12 @@ class Study:
             return {"settings": same, **environment.describe(), "trials": []}
         found = json.loads(read_text(self.path, "results"))
         for name, value in same.items():
-            if found["settings"][name] != value:
+            # Runs of before some setting have what is its default now.
+            was = found["settings"].get(name, value)
+            if was != value:
                 raise UserError(
-                    f"{self.path} holds results with {name} {found['settings'][name]!r}, not "
-                    f"{value!r}: choose another --run-dir."
+                    f"{self.path} holds results with {name} {was!r}, not {value!r}: choose another "
+                    "--run-dir."
                 )
         return found
 
@@ -207,7 +215,9 @@ def compare(study: Study) -> None:
     before = study.accuracy_before()
     form = abstract_variables(study.model, study.target.image_shape)
     text = tables.markdown(
-        rows, source_accuracy=before, all_parameters=count_parameters(form["params"])
+        rows,
+        source_accuracy=before if config.forgetting else None,
+        all_parameters=count_parameters(form["params"]),
     )
     study.results |= {"source_accuracy_before": before, "rows": rows}
     files.write_json(study.path, study.results)
@@ -228,7 +238,7 @@ def sweep(study: Study) -> None:
     wanted = [
         {"method": method, "labels": labels, "seed": seed, "learning_rate": rate}
         for method in study.config.methods
-        for rate in SWEEP_RATES
+        for rate in study.config.sweep_rates
         for seed in range(min(SWEEP_SEEDS, study.config.seeds))
     ]
     study.run(wanted, "validation")

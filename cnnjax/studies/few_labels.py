@@ -104,9 +104,15 @@ class Config:
     norm_statistics: Literal["auto", "frozen", "batch"] = "auto"
     """Layers of BatchNorm that keep their running statistics: auto, frozen or batch."""
 
+    forgetting: bool = True
+    """Test on the first task again, with the old head, after each run."""
+
     sweep: bool = False
-    """Try learning rates of three decades on the validation split instead, for every method and for
-    scratch alike, with 10 labels per class and 3 seeds."""
+    """Try learning rates on the validation split instead, for every method and for scratch alike,
+    with 10 labels per class and 3 seeds."""
+
+    sweep_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    """The learning rates that --sweep tries."""
 
     smoke: bool = False
     """Shrink everything to seconds: few images, steps and methods. The scores mean nothing."""
@@ -163,12 +169,15 @@ def _checked(config: Config, tasks: dict[str, Transfer]) -> Config:
         if getattr(config, name) < 1:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} {getattr(config, name)}: give at least 1.")
-    for name in ("methods", "labels"):
+    for name in ("methods", "labels", "sweep_rates"):
         if not getattr(config, name):
-            raise UserError(f"--{name}: name at least one.")
+            raise UserError(f"--{name.replace('_', '-')}: name at least one.")
     for method in config.methods:
-        if method.partition(":")[0] not in trials.known_ways():
+        if finetune.defaults.kind(method) not in trials.known_ways():
             raise unknown_name("fine-tuning method", method, trials.known_ways())
+    for rate in config.sweep_rates:
+        if not 0 < rate < float("inf"):
+            raise UserError(f"--sweep-rates {rate:g}: give rates above 0.")
     for word in config.rates:
         method, equals, number = word.rpartition("=")
         try:

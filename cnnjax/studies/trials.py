@@ -188,23 +188,25 @@ def peak_bytes(compiled: Any) -> int:
 
 
 class Program:
-    """The compiled run of a way on so many examples: any seed, learning rate and choice of them.
+    """The compiled run of a way: any seed, learning rate and choice of examples.
 
     Attributes:
       peak_bytes: memory of the whole run on the device, as the compiler says: state, examples,
         activations and gradients.
     """
 
-    def __init__(self, prepared: Prepared, arrays: Arrays, batch_size: int):
+    def __init__(self, prepared: Prepared, arrays: Arrays, batch_size: int, room: int = 0):
         """Compiles.
 
         Args:
           prepared: the way.
-          arrays: examples; all calls have as many.
+          arrays: examples; all calls have as many, or at most `room`.
           batch_size: per step; all examples where there are fewer.
+          room: the most examples that a call has; 0: as many as here.
         """
         self._prepared = prepared
         self._batch_size = min(batch_size, len(arrays.label))
+        self._room = max(room, len(arrays.label))
         arguments = self._arguments(arrays, 0, 0.0)
         compiled = jax.jit(self._run).lower(*arguments).compile()
         self._compiled = compiled
@@ -230,7 +232,12 @@ class Program:
         indices = data.indices(0, self._prepared.num_steps)
         variables = jax.tree.map(jax.numpy.asarray, self._prepared.begin(seed))
         key = stream_key(seed, "train", 0)
-        return variables, data.arrays, indices, np.float32(learning_rate), key
+        if data.num_examples > self._room:
+            raise ValueError(f"{data.num_examples} examples, but room for {self._room}")
+        # The indices name the first alone, so that what fills the room is never seen.
+        rows = np.arange(self._room) % data.num_examples
+        filled = {name: array[rows] for name, array in data.arrays.items()}
+        return variables, filled, indices, np.float32(learning_rate), key
 
     def _run(
         self,

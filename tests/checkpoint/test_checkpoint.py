@@ -25,6 +25,7 @@ from cnnjax.checkpoint import arrays, directories
 from cnnjax.devices import environment
 from cnnjax.errors import UserError
 from cnnjax.train.state import create_state
+from tests import disks
 
 ROOT = Path(__file__).parents[2]
 
@@ -574,17 +575,8 @@ def test_space_is_checked_before_the_first_step(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 2 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("mounting a file system needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with disks.mounted(tmp_path / "disk", "size=2m") as disk:
+        yield disk
 
 
 def test_a_full_disk_keeps_the_earlier_steps_and_leaves_nothing(small_disk):

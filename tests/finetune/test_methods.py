@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cnnjax import finetune, models, trees
@@ -28,6 +29,34 @@ def test_what_a_method_trains(text, paths):
     assert trained_paths(tuned(text)) == paths | {"head/kernel", "head/bias"}
 
 
+@pytest.mark.parametrize("text", ["lora(1, norms=True)", "adapter(1, norms=True)"])
+def test_norms_are_trained_besides_and_then_follow_the_new_images(text):
+    variables = initialized(tuned(text))
+    norms = {f"norm{n}/{leaf}" for n in (1, 2) for leaf in ("scale", "bias")}
+    assert norms <= set(trees.named_leaves(variables["params"]))
+    live = {f"norm{n}/{leaf}" for n in (1, 2) for leaf in ("mean", "var")}
+    assert set(trees.named_leaves(variables["batch_stats"])) == live
+    # A network without any has none to train.
+    plain = models.create("lenet5", num_classes=10)
+    assert not any("norm" in path for path in finetune.make_method(text, plain, SHAPE).trainable)
+
+
+def test_lora_takes_its_layers_and_its_alpha():
+    changed = tuned("lora(2, layers=conv2/.*, alpha=3)")
+    variables = initialized(changed)
+    paths = set(trees.named_leaves(variables["params"]))
+    assert {path for path in paths if "lora" in path} == {"conv2/lora_a", "conv2/lora_b"}
+    variables["params"]["conv2"]["lora_b"] += 1.0
+    change = changed.merge(variables)["params"]["conv2"]["kernel"]
+    change -= variables["frozen"]["params"]["conv2"]["kernel"]
+    sums = 3 / 2 * variables["params"]["conv2"]["lora_a"].sum(axis=1)
+    np.testing.assert_allclose(
+        change.reshape(len(sums), -1).T, [sums] * change.shape[-1], atol=1e-6
+    )
+    # What is given besides goes before the method's own.
+    assert tuned("lora(2, alpha=3)", lora_alpha=5.0).method.lora_alpha == 5
+
+
 def test_more_can_be_trained():
     assert "conv1/kernel" in trained_paths(tuned("head", also_train=["conv1/.*"]))
 
@@ -47,6 +76,10 @@ def test_groups_of_a_residual_network():
         ("last", r"'last': missing a required argument: 'stages'. Write it as last\(stages\)"),
         ("lora:zero", "'lora:zero': rank='zero': give a whole number"),
         ("adapter:0", "'adapter:0': units=0: give a whole number from 1 on"),
+        ("lora(2, alpha=0)", r"'lora\(2, alpha=0\)': alpha=0: give a number above 0"),
+        ("lora(2, layers=conv9/.*)", r"trains parameters like 'conv9/.\*', but SimpleCNN has none"),
+        ("lora(2, layers='(')", r"layers='\(' is no regular expression: missing \)"),
+        ("adapter(4, norms=3)", "norms=3: give True or False"),
         ("head:2", "'head:2': it takes no arguments. Write it as head"),
         ("last:3", "'last:3': SimpleCNN has 2 stages .stage1, stage2.: choose 1 to 2"),
     ],

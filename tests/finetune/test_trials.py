@@ -70,6 +70,13 @@ def test_a_program_makes_the_steps_of_the_library(base, arrays, name):
     assert program.peak_bytes > arrays.image.nbytes
 
 
+def test_room_for_more_examples_changes_nothing(base, arrays):
+    made = prepared(base, "head")
+    roomy = trials.Program(made, random_arrays(30, num_classes=4, seed=1), BATCH, room=40)
+    expected = trials.Program(made, arrays, BATCH)(arrays, 2, 0.1)[0]
+    jax.tree.map(np.testing.assert_array_equal, roomy(arrays, 2, 0.1)[0].params, expected.params)
+
+
 def test_scratch_takes_nothing_of_the_base_and_others_all_but_the_head(base):
     old = base.variables["params"]
     kept = prepared(base, "full").begin(0)["params"]

@@ -29,7 +29,7 @@ SLOW = {
     *("googlenet", "inception_v3", "efficientnet_v2", "mnasnet", "repvgg", "mobileone", "fastvit"),
     *("ghostnet", "ghostnet_v2", "mobilenet_v4", "convnext_v2", "convmixer"),
 }
-WITHOUT_BLOCKS = ("lenet", "simple", "alexnet", "airbench")
+WITHOUT_BLOCKS = ("lenet", "simple", "alexnet", "airbench", "resnet9")
 
 
 def image_of(size):

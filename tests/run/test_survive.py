@@ -15,6 +15,7 @@ from cnnjax.run import files, settings
 from cnnjax.run.logs import MetricsLog
 from cnnjax.run.verify_resume import compare_runs
 from experiments import classify
+from tests import disks
 from tests.run.test_logs import shown_by_tensorboard
 from tests.tiny import use_made_data
 
@@ -258,17 +259,8 @@ def test_a_killed_writer_lets_go(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 16 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("mounting a file system needs root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    with disks.mounted(tmp_path / "disk", "size=16m") as disk:
+        yield disk
 
 
 def fill(disk):
@@ -330,17 +322,8 @@ def test_a_full_disk_leaves_no_half_of_a_json_file(small_disk):
 @pytest.fixture
 def read_only_disk(tmp_path):
     """A file system that nobody can write to, root included."""
-    disk = tmp_path / "read-only"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("mounting a file system needs root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    with disks.mounted(tmp_path / "read-only", "ro,size=1m") as disk:
+        yield disk
 
 
 @pytest.mark.slow

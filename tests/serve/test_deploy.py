@@ -76,6 +76,30 @@ def test_every_reason_that_rules_ask_for_is_one():
             assert set(pattern.split("|")) <= known, title
 
 
+def test_the_dashboard_is_one_of_grafanas_own_schema():
+    """Read and written by Grafana's own library, nothing of it is lost."""
+    dashboard = pytest.importorskip("grafana_foundation_sdk.models.dashboard").Dashboard
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+
+    register_default_plugins()
+    content = json.loads((DEPLOY / "dashboard.json").read_text())
+    written = json.loads(JSONEncoder(sort_keys=True).encode(dashboard.from_json(content)))
+
+    def check_kept(told, kept):
+        if isinstance(told, dict):
+            for key, value in told.items():
+                check_kept(value, kept[key])
+        elif isinstance(told, list):
+            for value, other in zip(told, kept, strict=True):
+                check_kept(value, other)
+        else:
+            assert told == kept
+
+    check_kept(content, written)
+    assert len(content["panels"]) == len(written["panels"]) > 20
+
+
 def test_the_dashboard_has_a_place_for_each_panel():
     panels = json.loads((DEPLOY / "dashboard.json").read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)

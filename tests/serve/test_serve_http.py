@@ -174,6 +174,55 @@ def test_image_files_that_cannot_be_are_refused_before_they_are_decoded(served):
         assert any(part in answer.json()["error"] for part in text.split("|")), answer.text
 
 
+def test_verbs_and_methods_that_there_are_not_name_those_that_there_are(served):
+    verbs = "there are POST :explain, POST :predict, POST :rollback, POST :rollout."
+    model = "/v1/models/digits"
+    expected = [
+        ("GET", f"{model}:predict", 405, "send POST.", "POST"),
+        ("PUT", f"{model}:rollout", 405, "send POST.", "POST"),
+        ("GET", f"{model}/versions/1:explain", 405, "send POST.", "POST"),
+        ("POST", model, 405, "send GET or HEAD.", "GET, HEAD"),
+        ("GET", INFER, 405, "send POST.", "POST"),
+        ("POST", f"{model}:foo", 404, f"a model has no verb 'foo': {verbs}", None),
+        ("GET", f"{model}:foo", 404, f"a model has no verb 'foo': {verbs}", None),
+        ("POST", f"{model}/versions/1:rollout", 404, "there are POST :explain, POST :pre", None),
+    ]
+    answers = served.ask(*((method, path) for method, path, *_ in expected))
+    for answer, (_, _, status, text, allow) in zip(answers, expected, strict=True):
+        assert answer.status_code == status and text in answer.json()["error"]
+        assert answer.headers.get("allow") == allow
+
+
+def test_options_and_head_are_answered_for_whatever_is_there(served):
+    predict, status, nothing, head = served.ask(
+        ("OPTIONS", "/v1/models/digits:predict"),
+        ("OPTIONS", "/v1/models/digits"),
+        ("OPTIONS", "/v1/models/digits:foo"),
+        ("HEAD", "/v2/health/ready"),
+    )
+    assert (predict.status_code, predict.headers["allow"]) == (204, "POST")
+    assert (status.status_code, status.headers["allow"]) == (204, "GET, HEAD")
+    assert (nothing.status_code, head.status_code) == (404, 200)
+    line = next(each for each in served.lines if each["event"] == "request")
+    assert line["method"] == "OPTIONS" and line["status"] == 204
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ([-1, 2, 2, 1], "shape [-1, 2, 2, 1]: in a request each side is a number of 0 or more; -1"),
+        ("4", "an input has no shape: give a list of numbers."),
+        ([1.5, 2, 2, 1], "is no list of whole numbers below 2147483648"),
+        ([1] * 9, "a shape of 9 sides: give at most 8"),
+    ],
+)
+def test_a_shape_that_is_none_says_why(served, shape, text):
+    (answer,) = served.ask(
+        ("POST", INFER, {"json": {"inputs": [tensor(images(1), data=[1]) | {"shape": shape}]}})
+    )
+    assert answer.status_code == 400 and text in answer.json()["error"]
+
+
 def test_a_body_that_is_too_large_or_too_slow_is_refused(monkeypatch):
     served = Served(monkeypatch, bounds=bounds(body_bytes=100, body_secs=0.05))
 

@@ -22,6 +22,13 @@ for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "
         (["--run", "{model}", "--workers", "0"], "--workers 0: give 1 to 256"),
         (["--run", "{model}", "--sizes", "big"], "--sizes big: give HEIGHTxWIDTH"),
         (["--run", "{model}", "--sizes", "0x9"], "--sizes 0x9: give sides of 1 to 4096"),
+        (["--run", "{model}", "--sizes", "9x9"], "takes images of one size; leave it out"),
+        (["--run", "a/b={model}"], "there is no such path, and 'a/b' is no name of a model"),
+        (["--run", "{model}", "--grace", "-1"], "--grace -1: give 0 to 3600"),
+        (["--run", "{model}", "--keep-alive", "0"], "--keep-alive 0: give 1 to 3600"),
+        (["--run", "{model}", "--threads", "-1"], "--threads -1: give 0 to 1024"),
+        (["--run", "{model}", "--jwt-burst", "-1"], "--jwt-burst -1: give 0 or more"),
+        (["--run", "{model}", "--jwt-leeway", "nan"], "--jwt-leeway nan: give 0 or more"),
         (["--run", "{model}", "--timeout", "-1"], "--timeout -1: give 0.001 to 86400"),
         (["--run", "{model}", "--queue", "0"], "--queue 0: give room for 1 image"),
         (["--run", "{model}", "--delay-ms", "-1"], "--delay-ms -1: give 0 to 10000"),
@@ -56,6 +63,18 @@ def test_mistakes_are_one_line_before_anything_is_loaded(flags, text, tmp_path, 
     with pytest.raises(UserError) as error:
         serve.main(config)
     assert text in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_size_that_a_network_does_not_take_is_told_before_it_is_loaded(run, monkeypatch):
+    monkeypatch.setattr(serve, "_serve", lambda *arguments: pytest.fail("it served"))
+    monkeypatch.setattr("cnnjax.run.load.load_variables", lambda *a: pytest.fail("it loaded"))
+    words = ["--port", "0", "--run", str(run), "--sizes", "28x28,64x32"]
+    with pytest.raises(UserError) as error:
+        serve.main(cli.parse(serve.Config, words, program="cnnjax serve"))
+    assert str(error.value) == (
+        f"--sizes 64x32: lenet5 of {run}, trained on images of 28x28, takes none of this size; "
+        "leave it out."
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,33 @@ def digit(tmp_path_factory):
     path = tmp_path_factory.mktemp("digit") / "digit.png"
     Image.fromarray(cnnjax.data.load("mnist").test.image[0, ..., 0]).save(path)
     return path
+
+
+def test_a_full_disk_costs_log_lines_and_no_answer(run, tmp_path):
+    resource = pytest.importorskip("resource")
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("no prlimit")
+    logs = [tmp_path / "serve.log", tmp_path / "audit.jsonl"]
+    flags = ["--run", f"digits={run}", "--max-batch", "1", "--no-explain", "--no-watch"]
+    with program(tmp_path, *flags, "--log", logs[0], "--audit-log", logs[1]) as started:
+        process, image = started.process.pid, np.zeros((1, 28, 28, 1), np.uint8)
+        client = Client(started.address)
+        client.infer("digits", image)
+        limits = resource.prlimit(process, resource.RLIMIT_FSIZE)
+        # No file of this process may grow beyond this: its writes fail as on a full disk.
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (1, limits[1]))
+        sizes = [path.stat().st_size for path in logs]
+        for _ in range(20):
+            assert client.infer("digits", image)["label"].shape == (1,)
+        assert [path.stat().st_size for path in logs] == sizes
+        metrics = urllib.request.urlopen(f"{started.address}/metrics").read().decode()
+        for name in ("cnnjax_log_lines_lost_total", "cnnjax_audit_lines_lost_total"):
+            assert float(re.search(rf"^{name} (\S+)$", metrics, re.MULTILINE)[1]) >= 20
+        resource.prlimit(process, resource.RLIMIT_FSIZE, limits)
+        client.infer("digits", image)
+        for path, size in zip(logs, sizes, strict=True):
+            assert path.stat().st_size > size and json.loads(path.read_text().splitlines()[-1])
+        assert started.stop() == 0
 
 
 def test_curl_gets_the_likeliest_classes(served, digit):

@@ -18,14 +18,14 @@ from cnnjax.serve.rpc import messages  # noqa: E402
 ROOT = Path(__file__).parents[2]
 
 
-def called(served, *calls, interceptors=()):
+def called(served, *calls, interceptors=(), traced=None):
     """Returns what calls (method, message) are answered: a message, or (code, text, metadata)."""
     from cnnjax.serve.rpc import service
 
     async def main():
         await served.repository.start()
         server, port = await service.start(
-            served.repository, "127.0.0.1:0", interceptors=interceptors
+            served.repository, "127.0.0.1:0", interceptors=interceptors, traced=traced
         )
         found = []
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -128,6 +128,7 @@ def test_refusals_have_codes_and_the_text_of_http(monkeypatch):
         ("ModelInfer", asked(sent, parameters={"timeout": {"int64_param": 20_000}})),
         ("RepositoryModelLoad", {"first": "../etc/passwd"}),
         ("ModelMetadata", {"name": "digit"}),
+        ("ModelInfer", asked(sent, inputs=[tensor(sent) | {"shape": [-1, 2, 2, 1]}])),
     )
     expected = [
         ("NOT_FOUND", "unknown model 'digit': did you mean digits?"),
@@ -139,11 +140,46 @@ def test_refusals_have_codes_and_the_text_of_http(monkeypatch):
         ("DEADLINE_EXCEEDED", "deadline of 0.02 s"),
         ("NOT_FOUND", "unknown model '../etc/passwd'"),
         ("NOT_FOUND", "unknown model 'digit'"),
+        (
+            "INVALID_ARGUMENT",
+            "shape [-1, 2, 2, 1]: in a request each side is a number of 0 or more",
+        ),
     ]
     for (code, text, trailing), (right_code, part) in zip(found, expected, strict=True):
         assert code == right_code and part in text and trailing["x-request-id"]
     reasons = [line for line in served.lines if line["event"] == "request"]
-    assert [line["status"] for line in reasons][-1] == "NOT_FOUND"
+    assert [line["status"] for line in reasons][-2:] == ["NOT_FOUND", "INVALID_ARGUMENT"]
+
+
+def test_a_call_is_a_span_of_its_callers_trace(monkeypatch):
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from cnnjax.serve.traces import tracing
+
+    served, exporter = Served(monkeypatch), InMemorySpanExporter()
+    spans = tracing("http://collector", exporter=exporter)
+    metadata = {
+        "metadata": (("traceparent", f"00-{'1' * 32}-{'2' * 16}-01"), ("x-request-id", "a"))
+    }
+    served.made[0].fails = True
+    called(
+        served,
+        ("ModelInfer", asked(images(1)), metadata),
+        ("ModelMetadata", {"name": "digit"}, metadata),
+        traced=spans.rpc,
+    )
+    spans.end()
+    failed, refused = exporter.get_finished_spans()
+    assert failed.name == "inference.GRPCInferenceService/ModelInfer"
+    assert format(failed.context.trace_id, "032x") == "1" * 32
+    assert format(failed.parent.span_id, "016x") == "2" * 16
+    told = {"request.id": "a", "model": "digits", "version": "1", "images": 1}
+    told |= {"rpc.system": "grpc", "rpc.method": "ModelInfer", "rpc.grpc.status_code": 13}
+    assert told.items() <= dict(failed.attributes).items()
+    # A mistake of the caller's is no failure of the server.
+    assert refused.attributes["rpc.grpc.status_code"] == 5
+    assert (failed.status.is_ok, refused.status.is_ok) == (False, True)
 
 
 def test_a_call_that_is_cancelled_by_its_deadline_is_not_computed(monkeypatch):

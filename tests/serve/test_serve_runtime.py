@@ -101,7 +101,7 @@ def test_sources_get_names_and_versions(tmp_path):
     [
         ([], "no model given"),
         (["a={run}", "a:1={run}"], "a has a version 1: name another"),
-        (["../x={run}"], "there is no file"),
+        (["../x={run}"], "there is no such path, and .* is no name of a model"),
         (["a b={run}"], "'a b' is no name of a model"),
         (["a="], "give a run directory or a file"),
         (["a=/nowhere/model.onnx"], "there is no file /nowhere/model.onnx"),

@@ -61,12 +61,12 @@ def test_a_request_is_a_span_of_its_callers_trace(monkeypatch):
     from cnnjax.serve.traces import tracing
 
     served, exporter = Served(monkeypatch), InMemorySpanExporter()
-    traced, end = tracing("http://collector", exporter=exporter)
-    served.app = application(served.repository, traced=traced, loads=False)
+    spans = tracing("http://collector", exporter=exporter)
+    served.app = application(served.repository, traced=spans.http, loads=False)
     parent = f"00-{'1' * 32}-{'2' * 16}-01"
     headers = {"traceparent": parent, "x-request-id": "a"}
     served.ask(("POST", INFER, {"json": body(images(1)), "headers": headers}))
-    end()
+    spans.end()
     (span,) = exporter.get_finished_spans()
     assert span.name == "POST /v2/models/{name}/infer"
     assert format(span.context.trace_id, "032x") == "1" * 32

@@ -203,9 +203,18 @@ def test_feedback_and_drift_over_http(reference):
             answers = [await client.post(path, content=json.dumps(body)) for path, body in sent]
             answers.append(await client.get("/v1/models/lenet:drift"))
             answers.append(await client.get("/v1/models/other:drift"))
-            return answers
+            answers.append(await client.post("/v1/models/lenet:drift"))
+            answers.append(await client.get("/v1/models/lenet:none"))
+            return (await client.get("/openapi.json")).json()["paths"], *answers
 
-    first, *others = asyncio.run(talk())
+    paths, first, *others, wrong_method, no_verb = asyncio.run(talk())
     assert first.json()["accuracy"] == 1.0
     assert [answer.status_code for answer in others] == [404, 400, 400, 404, 200, 404]
     assert "labeled already" in others[0].json()["error"]
+    for operation in (
+        paths["/v1/models/{name}:feedback"]["post"],
+        paths["/v1/models/{name}:drift"]["get"],
+    ):
+        assert {"200", "400", "404"} <= operation["responses"].keys()
+    assert (wrong_method.status_code, wrong_method.headers["allow"]) == (405, "GET, HEAD")
+    assert "GET :drift, POST :explain, POST :feedback" in no_verb.json()["error"]

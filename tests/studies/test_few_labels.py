@@ -33,6 +33,8 @@ def run(module, *argv):
         (["--seeds", "0"], "--seeds 0: give at least 1"),
         (["--rates", "full=fast"], "--rates full=fast: write it as METHOD=RATE"),
         (["--task", "digits", "--labels", "500"], "500 labels per class asked for, but class"),
+        (["--sweep-rates", "0"], "--sweep-rates 0: give rates above 0"),
+        (["--methods", "lora(2, alpha=0)"], "'lora(2, alpha=0)': alpha=0: give a number above 0"),
         (["--task", "letters"], "letters"),
     ],
 )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cnnjax.serve.guard import requests
+from cnnjax.serve.guard.audit import event
 from cnnjax.serve.guard.policy import Policy, admit
 from cnnjax.serve.guard.refusal import Refused
 from cnnjax.serve.http.asgi import App, Scope
@@ -100,20 +101,19 @@ class _Exchange:
         await self.send({"type": "http.response.body", "body": body})
 
     def _write(self, reason: str) -> None:
-        failed = not 0 < self.status < 400
         self.policy.write(
-            {
-                "request_id": self.request_id,
-                "who": self.who,
-                "role": self.role,
-                "client": (self.scope.get("client") or ("", 0))[0],
-                "protocol": "http",
-                "action": f"{self.scope['method']} {self.scope['path']}",
-                "model": requests.model_of(self.scope["path"]),
-                "result": "refused" if reason else "failed" if failed else "allowed",
-                "reason": reason,
+            event(
+                "http",
+                request_id=self.request_id,
+                client=(self.scope.get("client") or ("", 0))[0],
+                status=self.status,
+                reason=reason,
                 # Nothing was sent: the client has gone, or the application failed.
-                "status": self.status,
-                "milliseconds": round((time.monotonic() - self.began) * 1000, 1),
-            }
+                failed=not 0 < self.status < 400,
+                who=self.who,
+                role=self.role,
+                action=f"{self.scope['method']} {self.scope['path']}",
+                model=requests.model_of(self.scope["path"]),
+                secs=time.monotonic() - self.began,
+            )
         )

@@ -54,6 +54,49 @@ class _Lines(logging.handlers.WatchedFileHandler):
                 stream.close()
 
 
+def event(
+    protocol: str,
+    *,
+    request_id: str,
+    client: str,
+    status: int | str,
+    reason: str = "",
+    failed: bool = False,
+    who: str = "",
+    role: str = "",
+    action: str = "",
+    model: str = "",
+    secs: float = 0.0,
+) -> dict[str, Any]:
+    """Returns what the audit log has of one request, over HTTP and gRPC alike.
+
+    Args:
+      protocol: `http` or `grpc`.
+      request_id: of the request.
+      client: its address.
+      status: that was answered; 0 where nothing was sent.
+      reason: why it was refused; "" where it was not.
+      failed: whether it was let in and came to nothing.
+      who, role: of the key or token; "" where nobody was known.
+      action: what was asked, such as `POST /v2/models/digits/infer`.
+      model: that it was about.
+      secs: it took.
+    """
+    return {
+        "request_id": request_id,
+        "who": who,
+        "role": role,
+        "client": client,
+        "protocol": protocol,
+        "action": action,
+        "model": model,
+        "result": "refused" if reason else "failed" if failed else "allowed",
+        "reason": reason,
+        "status": status,
+        "milliseconds": round(secs * 1000, 1),
+    }
+
+
 def audit_log(path: str | Path = "", *, lost: Callable[[], None] = lambda: None) -> Write:
     """Returns what writes one line for an event: a JSON object with the time in front.
 

@@ -12,7 +12,6 @@ import datetime
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 import threading
@@ -127,19 +126,12 @@ def _problem(key: Key) -> str:
 
 def write_keys(path: str | Path, keys: tuple[Key, ...]) -> None:
     """Writes a file of keys, which only its owner may read; a crash leaves the old one or this."""
+    from cnnjax.run.files import write_json
+
     path = Path(expand(path))
-    temporary = path.with_name(f".{path.name}.tmp")
-    content = json.dumps({"keys": [dataclasses.asdict(key) for key in keys]}, indent=2) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_json(path, {"keys": [dataclasses.asdict(key) for key in keys]}, mode=0o600)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write the file of keys {str(path)!r}: {error.strerror}") from None
 
 

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from cnnjax.serve.guard import requests
+from cnnjax.serve.guard.audit import event
 from cnnjax.serve.guard.policy import Policy, admit
 from cnnjax.serve.guard.refusal import Refused
 
@@ -78,23 +79,19 @@ def _checked(policy: Policy, answer: Any, details: Any) -> Any:
                 name = getattr(request, "model_name", "") or getattr(request, "name", "")
                 code = getattr(context, "code", lambda: None)()
                 policy.write(
-                    {
-                        "request_id": request_id,
-                        "who": identity.name if identity else who,
-                        "role": identity.role if identity else "",
-                        "client": context.peer(),
-                        "protocol": "grpc",
-                        "action": method,
-                        "model": str(name),
-                        "result": "refused"
-                        if reason
-                        else "allowed"
-                        if status == "OK"
-                        else "failed",
-                        "reason": reason,
-                        "status": getattr(code, "name", None) or status,
-                        "milliseconds": round((time.monotonic() - began) * 1000, 1),
-                    }
+                    event(
+                        "grpc",
+                        request_id=request_id,
+                        client=context.peer(),
+                        status=getattr(code, "name", None) or status,
+                        reason=reason,
+                        failed=status != "OK",
+                        who=identity.name if identity else who,
+                        role=identity.role if identity else "",
+                        action=method,
+                        model=str(name),
+                        secs=time.monotonic() - began,
+                    )
                 )
 
     return checked

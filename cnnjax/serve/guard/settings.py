@@ -37,6 +37,12 @@ class Guarding:
     jwt_per_second: float = 0.0
     """Requests per second that each subject of a token may send for long; 0 for any number."""
 
+    jwt_burst: int = 0
+    """Requests that each subject may send at once; 0 for two seconds' worth."""
+
+    jwt_leeway: float = 30.0
+    """Seconds that the clocks of issuer and server may be apart."""
+
     tls_certificate: str = ""
     """A PEM file: the server's certificate and those that lead to its root; then HTTPS."""
 
@@ -64,7 +70,9 @@ class Guarding:
             self.jwt_jwks,
             algorithms=tuple(filter(None, self.jwt_algorithms.replace(" ", "").split(","))),
             role_claim=self.jwt_role_claim,
+            leeway_secs=self.jwt_leeway,
             per_second=self.jwt_per_second,
+            burst=self.jwt_burst,
         )
 
 
@@ -85,8 +93,9 @@ def policy_of(guarding: Guarding, host: str, *, insecure: bool, measures: Measur
     from cnnjax.serve.guard import policy
     from cnnjax.serve.server import check_host, is_loopback
 
-    if guarding.jwt_per_second < 0:
-        raise UserError(f"--jwt-per-second {guarding.jwt_per_second:g}: give 0 or more.")
+    for flag in ("jwt_per_second", "jwt_burst", "jwt_leeway"):
+        if not 0 <= (value := getattr(guarding, flag)) < 1e9:
+            raise UserError(f"--{flag.replace('_', '-')} {value:g}: give 0 or more.")
     made = policy.make_policy(
         keys=guarding.keys,
         tokens=guarding.tokens(),

@@ -10,6 +10,7 @@ from typing import Any
 
 from cnnjax.errors import UserError
 from cnnjax.paths import expand
+from cnnjax.serve.guard.audit import event
 from cnnjax.serve.guard.policy import Policy
 from cnnjax.serve.guard.refusal import REASONS
 
@@ -136,17 +137,11 @@ def write_refused(policy: Policy, reason: str, client: str) -> None:
     """Writes down and counts a connection on which no request arrived."""
     policy.count_refused(reason)
     policy.write(
-        {
-            "request_id": uuid.uuid4().hex,
-            "who": "",
-            "role": "",
-            "client": client,
-            "protocol": "http",
-            "action": "",
-            "model": "",
-            "result": "refused",
-            "reason": reason,
-            "status": REASONS[reason][0],
-            "milliseconds": 0.0,
-        }
+        event(
+            "http",
+            request_id=uuid.uuid4().hex,
+            client=client,
+            status=REASONS[reason][0],
+            reason=reason,
+        )
     )

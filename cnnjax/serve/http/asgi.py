@@ -22,6 +22,8 @@ CLIENT_GONE = 499
 PATIENCE_SECS = 0.05
 # Routes that probes and scrapers call every few seconds are not in the log.
 QUIET = ("/v2/health/live", "/v2/health/ready", "/metrics")
+# The name of routes that take any method, to say which there are.
+CATCH_ALL = "other_verbs"
 
 
 class ClientGone(Refused):
@@ -103,15 +105,13 @@ class Recorded:
         )
 
 
-async def respond_error(
-    send: Any, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
+async def respond_error(send: Any, status: int, text: str) -> None:
     """Sends an error as the protocol has it: `{"error": TEXT}`."""
     import json
 
     body = json.dumps({"error": text}).encode()
     sized = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    start = {"type": "http.response.start", "status": status, "headers": sized + (headers or [])}
+    start = {"type": "http.response.start", "status": status, "headers": sized}
     await send(start)
     await send({"type": "http.response.body", "body": body})
 
@@ -210,3 +210,51 @@ def add_direct(app: Any, path: str, function: Callable[..., Awaitable[Any]]) -> 
 
     route = Route(path, direct, methods=["POST"])
     app.router.routes.insert(0, route)
+
+
+def verbs_of(app: Any, path: str) -> dict[str, str]:
+    """Returns the verbs behind a path, such as `predict` of `/v1/models/{name}:predict`.
+
+    Args:
+      app: of FastAPI's.
+      path: before the colon.
+
+    Returns:
+      The method of each.
+    """
+    found = {}
+    for route in app.routes:
+        before, colon, verb = getattr(route, "path", "").rpartition(":")
+        if colon and before == path and route.name != CATCH_ALL:
+            found[verb] = min(route.methods)
+    return found
+
+
+def allowed(app: Any, scope: Scope) -> list[str]:
+    """Returns the methods that the path of a request takes; none for a path that is not there."""
+    from starlette.routing import Match
+
+    found: set[str] = set()
+    for route in app.routes:
+        if route.matches(scope)[0] == Match.NONE:
+            continue
+        if route.name == CATCH_ALL:
+            break
+        found |= route.methods
+    return sorted(found | {"HEAD"} if "GET" in found else found)
+
+
+def with_heads(app: App) -> App:
+    """Returns an application that answers HEAD as GET, whose body the server does not send."""
+
+    async def asgi(scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await app(scope, receive, send)
+            return
+        scope["method"] = "GET"
+        try:
+            await app(scope, receive, send)
+        finally:
+            scope["method"] = "HEAD"
+
+    return asgi

@@ -169,6 +169,29 @@ class ModelStatus(BaseModel):
     compared: dict[str, Any]
 
 
+class Models(BaseModel):
+    """The status of every model."""
+
+    models: list[ModelStatus]
+
+
+class Drift(BaseModel):
+    """How far each version's newest images are from its reference."""
+
+    name: str
+    versions: dict[str, Any]
+
+
+class Labeled(BaseModel):
+    """What the labels that came back say of a version."""
+
+    model: str
+    version: str
+    labels: int
+    accuracy: float
+    calibration_error: float
+
+
 def readiness(model: Any) -> dict[int | str, dict[str, Any]]:
     """Returns the responses of a probe: 503 has its own message, too."""
     told = {"model": model, "description": "Not ready."}

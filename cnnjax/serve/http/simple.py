@@ -7,6 +7,7 @@ curl --data-binary @digit.png http://127.0.0.1:8080/v1/models/digits:predict
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.resources
 import io
 from collections.abc import Awaitable, Callable
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
 
 from cnnjax.explain import markup
 from cnnjax.serve import protocol
+from cnnjax.serve.ask import ask
 from cnnjax.serve.http import asgi, described
-from cnnjax.serve.http.pictures import decode_all
-from cnnjax.serve.refusals import Invalid, Unavailable
+from cnnjax.serve.refusals import Invalid, Unavailable, Unknown
 from cnnjax.serve.repository import Repository
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ def add_routes(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
     """Adds predictions and explanations of image files, rollouts, and the page."""
     add_images(app, repository, bounds)
     add_rollouts(app, repository)
+    add_other_verbs(app)
+    add_status(app, repository)
     for path, (name, kind) in PAGE.items():
         app.add_api_route(
             f"/{path}", _page_route(name, kind), include_in_schema=False, methods=["GET"]
@@ -48,16 +52,15 @@ def add_images(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
     async def asked(
         request: Request, name: str, version: str, content: bytes
     ) -> tuple[np.ndarray, protocol.Answer]:
-        request_id = request.state.request_id
-        version, found = repository.find(name, version, request_id)
-        images = await decode_all([content], found.runtime, most_pixels=bounds.pixels)
-        request.state.logged = {"model": name, "version": version, "images": 1}
-        answer = await repository.infer(
+        images, answer = await ask(
+            repository,
             name,
-            images,
+            [content],
             version=version,
-            request_id=request_id,
+            request_id=request.state.request_id,
             deadline_secs=bounds.deadline_secs,
+            most_pixels=bounds.pixels,
+            note=functools.partial(setattr, request.state, "logged"),
         )
         return images[0], answer
 
@@ -111,19 +114,8 @@ def add_images(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
 
 
 def add_rollouts(app: FastAPI, repository: Repository) -> None:
-    """Adds what says and changes who answers."""
-
-    @app.get("/v1/models", tags=["rollout"])
-    async def models() -> Response:
-        """Every model's versions, rollout and comparison with the shadow."""
-        return JSONResponse({"models": [repository.describe(name) for name in repository.models]})
-
+    """Adds what changes who answers."""
     status = described.answers(described.ModelStatus)
-
-    @app.get("/v1/models/{name}", tags=["rollout"], responses=status)
-    async def model(name: str) -> Response:
-        """A model's versions, rollout and comparison with the shadow."""
-        return JSONResponse(repository.describe(name))
 
     @app.post(
         "/v1/models/{name}:rollout",
@@ -141,6 +133,45 @@ def add_rollouts(app: FastAPI, repository: Repository) -> None:
     async def rollback(name: str) -> Response:
         """Divides a model's traffic as before the last change."""
         await repository.change("rollback", name)
+        return JSONResponse(repository.describe(name))
+
+
+def add_other_verbs(app: FastAPI) -> None:
+    """Adds the answer to verbs that there are not, and to methods that a verb does not take.
+
+    It comes behind all verbs, and before what takes `NAME:VERB` for the name of a model.
+    """
+    for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
+
+        def refuse(request: Request, path: str = path) -> Response:
+            verb, known = request.path_params["verb"], asgi.verbs_of(app, path)
+            if verb in known:
+                raise HTTPException(405)
+            ways = ", ".join(f"{method} :{each}" for each, method in sorted(known.items()))
+            raise Unknown(f"a model has no verb {verb[:100]!r}: there are {ways}.")
+
+        app.add_route(
+            f"{path}:{{verb}}",
+            refuse,
+            methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
+            name=asgi.CATCH_ALL,
+            include_in_schema=False,
+        )
+
+
+def add_status(app: FastAPI, repository: Repository) -> None:
+    """Adds what says who answers."""
+
+    @app.get("/v1/models", tags=["rollout"], responses=described.answers(described.Models))
+    async def models() -> Response:
+        """Every model's versions, rollout and comparison with the shadow."""
+        return JSONResponse({"models": [repository.describe(name) for name in repository.models]})
+
+    @app.get(
+        "/v1/models/{name}", tags=["rollout"], responses=described.answers(described.ModelStatus)
+    )
+    async def model(name: str) -> Response:
+        """A model's versions, rollout and comparison with the shadow."""
         return JSONResponse(repository.describe(name))
 
 

@@ -17,9 +17,10 @@ from starlette.exceptions import HTTPException
 
 import cnnjax
 from cnnjax.serve import protocol
+from cnnjax.serve.ask import ask
 from cnnjax.serve.http import asgi, described
-from cnnjax.serve.http.pictures import MOST_PIXELS, decode_all
-from cnnjax.serve.measures import watch_compilations, watch_memory
+from cnnjax.serve.http.pictures import MOST_PIXELS
+from cnnjax.serve.measures import Measures, watch_compilations, watch_memory
 from cnnjax.serve.refusals import Invalid, Refused
 from cnnjax.serve.repository import Observer, Repository
 
@@ -102,10 +103,10 @@ def application(
     for add in routes:
         add(app)
     simple.add_routes(app, repository, bounds)
-    add_errors(app, repository)
+    add_errors(app, repository.measures)
     plain = app.openapi
     app.openapi = lambda: described.with_requests(plain())  # type: ignore[method-assign]
-    inner: asgi.App = app
+    inner = asgi.with_heads(app)
     for wrap in reversed(middleware):
         inner = wrap(inner)
     return asgi.Recorded(inner, repository.measures, traced)
@@ -168,19 +169,17 @@ def add_models(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
     async def _answer(
         request: Request, name: str, version: str, asked: protocol.Request
     ) -> protocol.Answer:
-        request_id = request.state.request_id
-        version, found = repository.find(name, version, request_id)
-        images = asked.images
-        if images is None:
-            images = await decode_all(asked.files or [], found.runtime, most_pixels=bounds.pixels)
-        request.state.logged = {"model": name, "version": version, "images": len(images)}
-        return await repository.infer(
+        _, answer = await ask(
+            repository,
             name,
-            images,
+            asked.given,
             version=version,
-            request_id=request_id,
+            request_id=request.state.request_id,
             deadline_secs=asked.deadline_secs or bounds.deadline_secs,
+            most_pixels=bounds.pixels,
+            note=functools.partial(setattr, request.state, "logged"),
         )
+        return answer
 
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         asgi.add_direct(app, f"{path}/infer", infer)
@@ -253,12 +252,12 @@ def model_metadata(repository: Repository, name: str, version: str = "") -> dict
     return protocol.metadata(name, versions, found.runtime)
 
 
-def add_errors(app: FastAPI, repository: Repository) -> None:
+def add_errors(app: FastAPI, measures: Measures) -> None:
     """Says every error as the protocol does: `{"error": TEXT}`."""
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        repository.measures.refused.labels(error.reason).inc()
+        measures.refused.labels(error.reason).inc()
         # For the audit log.
         request.state.refused = error.reason
         headers = {}
@@ -268,8 +267,15 @@ def add_errors(app: FastAPI, repository: Repository) -> None:
 
     @app.exception_handler(HTTPException)
     async def known(request: Request, error: HTTPException) -> Response:
-        text = f"{request.method} {request.url.path[:200]}: {error.detail}"
-        return JSONResponse({"error": text}, error.status_code, error.headers)
+        where, headers = request.url.path[:200], error.headers
+        text = f"{request.method} {where}: {error.detail}"
+        if error.status_code == 405:
+            methods = asgi.allowed(app, request.scope)
+            headers = {"Allow": ", ".join(methods)}
+            if request.method == "OPTIONS":
+                return Response(None, 204, headers)
+            text = f"{request.method} {where}: send {' or '.join(methods)}."
+        return JSONResponse({"error": text}, error.status_code, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

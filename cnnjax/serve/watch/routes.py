@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from cnnjax.errors import UserError
 from cnnjax.serve import protocol
-from cnnjax.serve.http import asgi
+from cnnjax.serve.http import asgi, described
 from cnnjax.serve.refusals import Invalid, Refused
 from cnnjax.serve.watch.observer import Watch
 
@@ -51,14 +51,23 @@ def routes(watch: Watch) -> Callable[[FastAPI], None]:
     """Returns what adds `POST /v1/models/NAME:feedback` and `GET /v1/models/NAME:drift`."""
 
     def add(app: FastAPI) -> None:
-        @app.post("/v1/models/{name}:feedback", tags=["watch"], openapi_extra=FEEDBACK)
+        @app.post(
+            "/v1/models/{name}:feedback",
+            tags=["watch"],
+            responses=described.answers(described.Labeled),
+            openapi_extra=FEEDBACK,
+        )
         async def feedback(request: Request, name: str) -> JSONResponse:
             """Takes the true label of an answer, and returns the accuracy so far."""
             content = protocol.read_json(await asgi.read_body(request, MOST_BYTES, BODY_SECS))
             found = await _asked(watch.feedback, name, content, tries=TRIES)
             return JSONResponse(found)
 
-        @app.get("/v1/models/{name}:drift", tags=["watch"])
+        @app.get(
+            "/v1/models/{name}:drift",
+            tags=["watch"],
+            responses=described.answers(described.Drift),
+        )
         async def drift(name: str) -> JSONResponse:
             """How far the newest images are from the reference, and what has drifted."""
             return JSONResponse(await _asked(watch.describe, name))

@@ -29,14 +29,13 @@ class Watching:
     """For a model that is a file: NAME=RUN, the run that it was exported from."""
 
 
-def check_references(watching: Watching, sources: Sequence[Source]) -> dict[str, str]:
+def runs_of(watching: Watching, sources: Sequence[Source]) -> dict[str, str]:
     """Returns the runs whose references are for models that are files, by the models' names.
 
     Raises:
-      UserError: a reference of no model, that is not there, or that is damaged.
+      UserError: a reference of no model, or that is not there.
     """
     from cnnjax.errors import UserError, unknown_name
-    from cnnjax.evaluation.references import read_reference
     from cnnjax.paths import expand
     from cnnjax.run.report import REFERENCE
 
@@ -53,11 +52,20 @@ def check_references(watching: Watching, sources: Sequence[Source]) -> dict[str,
                 f"--run {run}"
             )
         runs[name] = run
+    return runs
+
+
+def check_references(watching: Watching, sources: Sequence[Source]) -> None:
+    """Raises a UserError for a reference of no model, that is not there, or that is damaged."""
+    from cnnjax.evaluation.references import read_reference
+    from cnnjax.paths import expand
+    from cnnjax.run.report import REFERENCE
+
+    runs = runs_of(watching, sources)
     for source in sources if watching.watch else ():
         path = Path(expand(runs.get(source.name, source.path))) / REFERENCE
         if path.exists():
             read_reference(path)
-    return runs
 
 
 def watch_of(watching: Watching, sources: Sequence[Source], measures: Measures) -> Watch | None:
@@ -69,7 +77,7 @@ def watch_of(watching: Watching, sources: Sequence[Source], measures: Measures) 
     from cnnjax.serve.logs import log
     from cnnjax.serve.watch.observer import Watch, open_watched
 
-    runs = check_references(watching, sources)
+    runs = runs_of(watching, sources)
     if not watching.watch:
         return None
     watched = {}
