@@ -116,6 +116,13 @@ def test_the_command_names_them(capsys):
     assert "channels of conv2 (16), conv1 (6), head (10): 86% of the" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("flags", "dtype"), [((), "float32"), (("--tpu", "v5e:2x2"), "bfloat16")])
+def test_a_tpu_that_is_described_computes_as_one_that_is_there(flags, dtype):
+    named = command._named(command._options(["lenet5", *flags]))
+    assert jnp.dtype(named.dtype) == dtype
+    assert jnp.dtype(named.model.dtype or "float32") == dtype
+
+
 def cost(*flags):
     command = [sys.executable, "-m", "cnnjax", "cost", *flags]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ)
