@@ -51,6 +51,9 @@ NOT_HERE = {
     "--coordinator": "one process of several",
     "--concept": "the reader's own images",
     "-seed*": "runs of the reader's",
+    "runs/a runs/b": "runs of the reader's",
+    "resnet.onnx": "a file of the reader's",
+    "serve-reference": "a run that validates on 1,000 images",
     "HEAD:": "a cluster",
     "--ray": "a cluster",
     "--resume runs/population": "a population of the reader's",
@@ -60,7 +63,7 @@ NOT_HERE = {
     "--search runs/search": "a search of the reader's",
 }
 # Runs that guides name, for which the prepared one stands.
-NAMED = r"\bRUN[123]?\b|runs/(mine|mnist|mnist_lenet|lenet|a|b)(?=\s|$)"
+NAMED = r"\bRUN[123]?\b|runs/(mine|mnist|mnist_lenet|lenet)(?=\s|$)"
 # What a server says when it answers.
 SERVING = "serving "
 
