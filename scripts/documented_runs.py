@@ -142,7 +142,10 @@ def shortened(text: str) -> list[str]:
         smoke = [] if "--smoke" in words else ["--smoke"]
         return [sys.executable, *words[1:], *smoke]
     if words[0] == "cnnjax":
-        return [sys.executable, "-m", *words, *shlex.split(SHORT.get(words[1], ""))]
+        short = SHORT.get(words[1], "")
+        if words[1] == "compress" and "--quantize" in words:
+            short = ""  # Its epochs are part of the scheme.
+        return [sys.executable, "-m", *words, *shlex.split(short)]
     return [sys.executable, *words[1:]] if words[0] == "python" else []
 
 

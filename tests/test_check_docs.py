@@ -119,6 +119,9 @@ def test_a_command_is_shortened_to_a_smoke_run():
     words = shortened("cnnjax evaluate --run RUN1 RUN2 --calibrate")
     assert words[2:] == ["cnnjax", "evaluate", "--run", "runs/shown", "runs/shown", "--calibrate"]
     assert shortened("gcloud compute tpus") == []
+    words = shortened('cnnjax compress --run RUN --quantize "int8(samples=5)" --out runs/int8')
+    assert words[-2:] == ["--out", "runs/out"]
+    assert shortened("cnnjax compress --run RUN --prune x --out y")[-2:] == ["--epochs", "1"]
 
 
 def test_servers_are_asked_to_stop_once_they_answer(tmp_path, monkeypatch):
