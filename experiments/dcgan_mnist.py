@@ -102,18 +102,10 @@ def recipe(config: Config) -> Recipe:
 
 def train_features(config: Config) -> int:
     """Starts, continues or leaves alone the run of the LeNet-5; returns the exit code."""
-    directory = Path(config.run_dir) / "features"
-    if config.plan or (directory / "summary.json").exists():
+    if config.plan:
         return 0
-    settings_of_lenet = classifier.Config(
-        model="lenet5",
-        epochs=2,
-        learning_rate=3e-3,
-        run_dir=str(directory),
-        resume=str(directory) if (directory / "config.json").exists() else "",
-        smoke=config.smoke,
-    )
-    return classifier.train(settings_of_lenet)
+    lenet = classifier.Config(model="lenet5", epochs=2, learning_rate=3e-3, smoke=config.smoke)
+    return classifier.train_part(lenet, Path(config.run_dir) / "features")
 
 
 if __name__ == "__main__":

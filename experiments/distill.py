@@ -125,15 +125,14 @@ def _images_of(card, config):
 
 def _earlier(config, directory, teacher, **seeds):
     """Trains a generation before the last, where that is not done; returns the exit code."""
+    changes = {"stop_after_epochs": 0, "plan": False, **seeds}
+    if not teacher:
+        return classifier.train_part(classifier.settings_like(config, **changes), directory)
     if (directory / "summary.json").exists():
         return 0
-    resume = str(directory) if (directory / "config.json").exists() else ""
-    changes = {"run_dir": str(directory), "resume": resume, "stop_after_epochs": 0, "plan": False}
-    config = dataclasses.replace(config, teacher=teacher, generations=0, **changes, **seeds)
-    if teacher:
-        return distilled(config, teacher)
-    fields = [field.name for field in dataclasses.fields(classifier.Config)]
-    return classifier.train(classifier.Config(**{name: getattr(config, name) for name in fields}))
+    changes |= {"run_dir": str(directory), "teacher": teacher, "generations": 0}
+    changes["resume"] = str(directory) if (directory / "config.json").exists() else ""
+    return distilled(dataclasses.replace(config, **changes), teacher)
 
 
 if __name__ == "__main__":

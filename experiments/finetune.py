@@ -198,23 +198,10 @@ def _by_group(config, groups, optimizer, total_steps):
 
 def _train_small_base(config, directory):
     """Trains a base for a smoke run, on the parity of the labels; returns the exit code."""
-    if (directory / "summary.json").exists():
-        return 0
-    settings = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(classifier.Config)
-        if field.name not in Config.automatic
-    }
-    settings |= {
-        "model": config.model or classifier.Config.model,
-        "classes": "even-odd",
-        "run_dir": str(directory),
-        "resume": str(directory) if (directory / "config.json").exists() else "",
-        "epochs": 1,
-        "stop_after_epochs": 0,
-        "plan": False,
-    }
-    return classifier.train(classifier.Config(**settings))
+    left_open = {name: getattr(classifier.Config, name) for name in Config.automatic}
+    of_base = {"model": config.model or classifier.Config.model, "classes": "even-odd", "epochs": 1}
+    small = left_open | of_base | {"stop_after_epochs": 0, "plan": False}
+    return classifier.train_part(classifier.settings_like(config, **small), directory)
 
 
 if __name__ == "__main__":

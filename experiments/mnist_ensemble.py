@@ -70,11 +70,11 @@ def main(config: Config) -> int:
     with cnnjax.run.files.only_writer(directory):
         record.write_config(config, record.experiment_name(type(config)))
         names = []
-        for member in _members(config, directory):
-            code = _train(member)
-            if code or not (Path(member.run_dir) / "summary.json").exists():
+        for member, own in _members(config, directory).items():
+            code = classifier.train_part(own, member)
+            if code or not (member / "summary.json").exists():
                 return code
-            names += _names(config, Path(member.run_dir))
+            names += _names(config, member)
         evaluate.main(
             evaluate.Config(
                 run=tuple(names),
@@ -90,36 +90,17 @@ def main(config: Config) -> int:
 
 
 def _members(config, directory):
-    """Returns the settings of each run to train."""
-    fields = {
-        field.name: getattr(config, field.name) for field in dataclasses.fields(classifier.Config)
-    }
+    """Returns the settings of each run to train, by its directory."""
     data_seed = classifier.data_seed(config)
-    fields |= {"data_seed": data_seed, "resume": "", "coordinator": "off"}
+    own = classifier.settings_like(config, data_seed=data_seed, coordinator="off")
     if config.snapshots:
         # The end of every cycle is kept, and the last one is not replaced by the best.
-        fields |= {"cycles": config.members, "warmup_epochs": 0.0, "keep_last": 0, "patience": 0}
-        return [classifier.Config(**fields | {"run_dir": str(directory / "member-1")})]
-    return [
-        classifier.Config(
-            **fields
-            | {
-                "seed": config.seed + number,
-                "run_dir": str(directory / f"member-{number + 1}"),
-            }
-        )
+        cycles = {"cycles": config.members, "warmup_epochs": 0.0, "keep_last": 0, "patience": 0}
+        return {directory / "member-1": dataclasses.replace(own, **cycles)}
+    return {
+        directory / f"member-{number + 1}": dataclasses.replace(own, seed=config.seed + number)
         for number in range(config.members)
-    ]
-
-
-def _train(member):
-    """Starts, continues or leaves alone one run; returns the exit code."""
-    directory = Path(member.run_dir)
-    if (directory / "summary.json").exists():
-        return 0
-    if (directory / "config.json").exists():
-        member = dataclasses.replace(member, resume=member.run_dir)
-    return classifier.main(member) or 0
+    }
 
 
 def _names(config, directory):

@@ -76,11 +76,11 @@ def main(config: Config) -> int:
         )
         write_digits(directory, config, train, test)
         for network, folder in zip(NETWORKS, ("marked", "plain"), strict=True):
-            own = directory / network
-            if not (own / "summary.json").exists():
-                code = classifier.main(_settings(config, own, directory / folder))
-                if code or not (own / "summary.json").exists():
-                    return code
+            data = f"folder:{directory / folder}"
+            own = classifier.settings_like(config, dataset=data, coordinator="off")
+            code = classifier.train_part(own, directory / network)
+            if code or not (directory / network / "summary.json").exists():
+                return code
         trained = [load.load_classifier(directory / name) for name in NETWORKS]
         found = find(config, directory, trained, train, test)
         text = "\n".join(f"{name:40} {value:.3f}" for name, value in found.items())
@@ -130,17 +130,6 @@ def write_digits(directory, config, train, test):
             path = directory / name / str(number) / f"{index:05}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels[..., 0]).save(path)
-
-
-def _settings(config, own, folder):
-    names = [field.name for field in dataclasses.fields(classifier.Config)]
-    fields = {name: getattr(config, name) for name in names}
-    if (own / "config.json").exists():
-        fields |= {"resume": str(own)}
-    else:
-        fields |= {"resume": ""}
-    fields |= {"dataset": f"folder:{folder}", "run_dir": str(own), "coordinator": "off"}
-    return classifier.Config(**fields)
 
 
 def find(config, directory, trained, train, test):

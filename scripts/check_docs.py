@@ -1,4 +1,4 @@
-"""Check every command and Python block that README.md and docs/*.md show.
+"""Check every command, link and Python block that README.md and docs/*.md show.
 
     python scripts/check_docs.py            # flags by the own parser of each; Python is run
     python scripts/check_docs.py --list             # every line, with what is done with it
@@ -9,7 +9,8 @@ A command is a line that begins with a known program, in an indented or fenced b
 it is given to the parser of what it names, so that a flag that is not there, or a value that it
 does not take, fails. Python blocks (fences of `python`) are run in an empty directory in which
 the runs that they name have been trained for seconds; one that imports a package that is missing
-here is left out, and named. The exit code is 1 where anything fails.
+here is left out, and named. Links within this repository must lead to a file and a heading that are
+there, in notebooks too. The exit code is 1 where anything fails.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from documented import (
     python_blocks,
     shell_lines,
 )
+from documented_links import check_link, linked_files, links
 from documented_runs import run_blocks, run_lines
 
 from cnnjax import commands
@@ -68,11 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         [each for path in guides() for each in find(path) if options.only in each.text]
         for find in (shell_lines, flags_in_prose, python_blocks)
     )
-    if not (lines or flags or blocks):
+    found_links = [
+        link for path in linked_files() for link in links(path) if options.only in link.text
+    ]
+    if not (lines or flags or blocks or found_links):
         parser.error(f"--only {options.only!r}: no line of the guides has this text")
     outcomes = _shown_all((_timed(line, checked) for line in lines), options.list)
     known = known_flags()
     outcomes += _shown_all((_timed(flag, lambda it: _known(it, known)) for flag in flags), False)
+    outcomes += _shown_all((_timed(link, check_link) for link in found_links), False)
     with tempfile.TemporaryDirectory(prefix="docs-") as directory:
         outcomes += _shown_all(run_blocks(blocks, Path(directory)), options.list)
         if options.run:

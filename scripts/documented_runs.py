@@ -51,6 +51,9 @@ NOT_HERE = {
     "--coordinator": "one process of several",
     "--concept": "the reader's own images",
     "-seed*": "runs of the reader's",
+    "runs/a runs/b": "runs of the reader's",
+    "resnet.onnx": "a file of the reader's",
+    "serve-reference": "a run that validates on 1,000 images",
     "HEAD:": "a cluster",
     "--ray": "a cluster",
     "--resume runs/population": "a population of the reader's",
@@ -60,7 +63,7 @@ NOT_HERE = {
     "--search runs/search": "a search of the reader's",
 }
 # Runs that guides name, for which the prepared one stands.
-NAMED = r"\bRUN[123]?\b|runs/(mine|mnist|mnist_lenet|lenet|a|b)(?=\s|$)"
+NAMED = r"\bRUN[123]?\b|runs/(mine|mnist|mnist_lenet|lenet)(?=\s|$)"
 # What a server says when it answers.
 SERVING = "serving "
 
@@ -139,7 +142,10 @@ def shortened(text: str) -> list[str]:
         smoke = [] if "--smoke" in words else ["--smoke"]
         return [sys.executable, *words[1:], *smoke]
     if words[0] == "cnnjax":
-        return [sys.executable, "-m", *words, *shlex.split(SHORT.get(words[1], ""))]
+        short = SHORT.get(words[1], "")
+        if words[1] == "compress" and "--quantize" in words:
+            short = ""  # Its epochs are part of the scheme.
+        return [sys.executable, "-m", *words, *shlex.split(short)]
     return [sys.executable, *words[1:]] if words[0] == "python" else []
 
 

@@ -13,8 +13,10 @@ from cnnjax.errors import UserError
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import check_docs
+import documented_links
 from documented import ROOT, Shown, flags_in_prose, python_blocks, shell_lines
-from documented_runs import shortened
+from documented_links import anchors, check_link, linked_files, links
+from documented_runs import run_lines, shortened
 
 GUIDE = """# A guide
 
@@ -117,3 +119,65 @@ def test_a_command_is_shortened_to_a_smoke_run():
     words = shortened("cnnjax evaluate --run RUN1 RUN2 --calibrate")
     assert words[2:] == ["cnnjax", "evaluate", "--run", "runs/shown", "runs/shown", "--calibrate"]
     assert shortened("gcloud compute tpus") == []
+    words = shortened('cnnjax compress --run RUN --quantize "int8(samples=5)" --out runs/int8')
+    assert words[-2:] == ["--out", "runs/out"]
+    assert shortened("cnnjax compress --run RUN --prune x --out y")[-2:] == ["--epochs", "1"]
+
+
+def test_servers_are_asked_to_stop_once_they_answer(tmp_path, monkeypatch):
+    script = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(CODE))\n"
+        "print('serving      digits at http://127.0.0.1:1/', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    # A program of another's name in the place of the package.
+    package = tmp_path / "cnnjax"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.setattr("documented_runs.ROOT", tmp_path)
+    for code, said in ((0, ""), (3, "serving      digits")):
+        (package / "__main__.py").write_text(script.replace("CODE", str(code)))
+        line = Shown("docs/serve.md:1", "cnnjax serve --run RUN")
+        outcome = list(run_lines([line], tmp_path))[-1]
+        assert (outcome.how, outcome.problem[: len(said)]) == ("run", said)
+        assert bool(outcome.problem) == bool(code) and outcome.seconds < 30
+
+
+LINKED = """# A guide: what it's about
+
+See [here](#a-guide-what-its-about), [there](#nowhere), [a file](other.md#two-words),
+[gone](none.md), [![picture](none.png)](https://example.org/a_(b)), [nobody](https:///x),
+`[code](none.py)`.
+
+    [indented](none.py)
+"""
+
+
+def test_links_must_lead_somewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(documented_links, "ROOT", tmp_path)
+    (tmp_path / "other.md").write_text("## Two *words*\n\n```\n# no heading\n```\n## Two words\n")
+    guide = tmp_path / "guide.md"
+    guide.write_text(LINKED)
+    assert anchors(tmp_path / "other.md") == {"two-words", "two-words-1"}
+    found = {}
+    for link in links(guide):
+        try:
+            found[link.text] = check_link(link)
+        except UserError as error:
+            found[link.text] = str(error)
+    assert found == {
+        "#a-guide-what-its-about": "link",
+        "#nowhere": "unknown heading of guide.md 'nowhere': choose from a-guide-what-its-about.",
+        "other.md#two-words": "link",
+        "none.md": "there is no none.md beside guide.md",
+        "https://example.org/a_(b)": "link",
+        "https:///x": "https:///x has no host",
+    }
+
+
+def test_every_link_of_guides_and_notebooks_leads_somewhere():
+    found = [link for path in linked_files() for link in links(path)]
+    assert {link.where.partition(":")[0] for link in found} >= {"README.md", "docs/tpu.md"}
+    for link in found:
+        assert check_link(link) == "link"

@@ -50,10 +50,3 @@ def test_files_that_the_guides_name_are_there(file):
         assert "FAMILY" in path or (ROOT / path).exists(), path
     for module in re.findall(r"\| `[\w.]+`[^|]*\| `(cnnjax(?:\.\w+)+)`", text):
         importlib.import_module(module)
-
-
-def test_its_links_and_paths_exist():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert links
-    for link in links:
-        assert link.startswith("https://") or (ROOT / link).exists(), link

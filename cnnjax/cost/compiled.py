@@ -15,6 +15,7 @@ from cnnjax.errors import UserError
 from cnnjax.losses import make_loss
 from cnnjax.optim import make_optimizer
 from cnnjax.tasks.classification import classification
+from cnnjax.tasks.segmentation import segmentation
 from cnnjax.train.state import create_state
 from cnnjax.train.step import make_step
 
@@ -85,7 +86,9 @@ def inference(model: Any, variables: PyTree, image: Any) -> Any:
 def training_step(
     model: Any, variables: PyTree, image: Any, *, num_outputs: int, optimizer: str = "adamw"
 ) -> tuple[Any, tuple[Any, Any]]:
-    """Returns a classifier's training step and the forms of its state and batch.
+    """Returns a training step and the forms of its state and batch.
+
+    That of a classifier; of a network with logits for each pixel, that of segmentation.
 
     Args:
       model, variables, image: as for `inference`.
@@ -93,13 +96,19 @@ def training_step(
       optimizer: a name of `cnnjax.optim`.
     """
     transformation = make_optimizer(optimizer, lambda step: jnp.float32(1e-3))
-    name = "sigmoid_binary_cross_entropy" if num_outputs == 1 else "softmax_cross_entropy"
-    task = classification(2 if num_outputs == 1 else num_outputs, loss=make_loss(name))
+    logits = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, image)
+    labels = {"label": jax.ShapeDtypeStruct(image.shape[:1], jnp.int32)}
+    if getattr(logits, "ndim", 2) == 4:
+        task = segmentation(num_outputs)
+        labels = {"class_map": jax.ShapeDtypeStruct(logits.shape[:-1], jnp.uint8)}
+    else:
+        name = "sigmoid_binary_cross_entropy" if num_outputs == 1 else "softmax_cross_entropy"
+        task = classification(2 if num_outputs == 1 else num_outputs, loss=make_loss(name))
     step = make_step(model, transformation, task, schedule=lambda step: jnp.float32(1e-3))
     state = jax.eval_shape(lambda v: create_state(v, transformation, jax.random.key(0)), variables)
     batch = {
         "image": image,
-        "label": jax.ShapeDtypeStruct(image.shape[:1], jnp.int32),
+        **labels,
         "mask": jax.ShapeDtypeStruct(image.shape[:1], jnp.bool_),
     }
     return step, (state, batch)

@@ -1,11 +1,12 @@
 """A classifier of `cnnjax.models` on image classification data: its settings and its recipe."""
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import cnnjax
 from cnnjax.errors import NotPreparedError
-from cnnjax.run import load
+from cnnjax.run import load, record
 from cnnjax.run.groups import LabeledImages, Training
 from cnnjax.run.help import listed
 
@@ -50,6 +51,28 @@ def train(config: Config) -> int:
     dataset = read_data(config)
     model, card = make_model(config, name, arguments, dataset)
     return cnnjax.run.trainer.train(config, make_recipe(config, dataset, model, card))
+
+
+def settings_like(config: Training, **changes) -> Config:
+    """Returns the settings of a classifier that are those of another config, with changes."""
+    names = [field.name for field in dataclasses.fields(Config) if hasattr(config, field.name)]
+    return Config(**{name: getattr(config, name) for name in names} | changes)
+
+
+def train_part(config: Config, directory: Path) -> int:
+    """Starts, continues or leaves alone a run that is part of another, when all has started.
+
+    Args:
+      config: the part's settings, but for its directory.
+      directory: the part's own.
+
+    Returns:
+      The exit code.
+    """
+    if (directory / record.SUMMARY).exists():
+        return 0
+    resume = str(directory) if (directory / "config.json").exists() else ""
+    return train(dataclasses.replace(config, run_dir=str(directory), resume=resume))
 
 
 def read_data(config: Config):
@@ -159,8 +182,9 @@ def make_recipe(config: Config, dataset, model, card: dict, **others) -> "Recipe
         ),
         class_names=dataset.class_names,
     )
-    if config.precision == cnnjax.train.precision.AUTO and "precision" in card:
-        config = dataclasses.replace(config, precision=card["precision"])
+    if config.precision == cnnjax.train.precision.AUTO:
+        # The model is made: its metadata say how. Older ones, and converted networks, are float32.
+        config = dataclasses.replace(config, precision=card.get("precision", "float32"))
     return cnnjax.run.recipe.make_recipe(
         config,
         dataset,

@@ -256,7 +256,7 @@ def computation(
 
 def precision_of(
     model: str, arguments: dict[str, Any], precision: str | None, *, platform: str = ""
-) -> str:
+) -> Any:
     """Returns in which precision a network computes: see `computation`.
 
     `auto` is that of the platform (by default of JAX's devices, which are started), for a network

@@ -62,7 +62,8 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     started = time.monotonic()
     experiment = record.experiment_name(type(config))
     if config.precision == AUTO:
-        config = dataclasses.replace(config, precision=recipe.precision)
+        decided: Any = recipe.precision
+        config = dataclasses.replace(config, precision=decided)
     config = record.agree(record.place(config, experiment))
     directory, dataset = Path(config.run_dir), recipe.dataset
     sharding.count_devices(config.mesh, config.devices)

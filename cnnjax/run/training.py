@@ -237,12 +237,11 @@ def _module(model: str | nn.Module, task: Task, config: Called | None = None) ->
         )
     name, fields = models.read_model(model)
     if config is not None:
-        how = {"precision": config.precision, "remat": config.remat}
-        fields = load.computation(name, fields, **how)
+        fields = load.computation(name, fields, precision=config.precision, remat=config.remat)
     return models.create(name, num_classes=1 if num_classes == 2 else num_classes, **fields)
 
 
-def _precision(model: str | nn.Module, config: Called) -> str:
+def _precision(model: str | nn.Module, config: Called) -> Any:
     """Returns the precision to record; a module of the caller's own computes as it was made."""
     if isinstance(model, str):
         return load.precision_of(*models.read_model(model), config.precision)

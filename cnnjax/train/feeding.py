@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -20,7 +20,8 @@ from cnnjax.train.step import TrainStep
 TOLERANCE = 0.9
 
 
-class Repeated(NamedTuple):
+@dataclasses.dataclass
+class Repeated:
     """A pipeline of one batch, which is on the device already: what the step alone can take."""
 
     batch: dict[str, Any]

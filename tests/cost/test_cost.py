@@ -232,3 +232,13 @@ def test_mistakes_are_one_line(argv, message, capsys):
     code, _, err = call(capsys, *argv)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
     assert message in err
+
+
+def test_a_network_with_logits_of_pixels_is_trained_to_segment():
+    model = models.create("unet", num_classes=3, widths=(4, 8))
+    image = jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.float32)
+    variables = abstract_variables(model, (16, 16, 1))
+    step, (state, batch) = compiled.training_step(model, variables, image, num_outputs=3)
+    assert batch["class_map"].shape == (2, 16, 16)
+    _, metrics = jax.eval_shape(step, state, batch)
+    assert {"loss", "pixel_accuracy"} <= set(metrics)

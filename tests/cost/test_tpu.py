@@ -58,7 +58,7 @@ def test_the_steps_of_a_network_lower_for_a_tpu():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SOME[1:])
+@pytest.mark.parametrize("name", [*SOME[1:], "unet_2015"])
 def test_steps_of_larger_networks_lower_for_a_tpu(name):
     check_lowering(name)
 
@@ -114,6 +114,13 @@ def test_the_command_names_them(capsys):
     )
     # 6 x 24 x 24 x 25 + 16 x 8 x 8 x 150 + 10 x 84 of 281,640 multiply-accumulates.
     assert "channels of conv2 (16), conv1 (6), head (10): 86% of the" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("flags", "dtype"), [((), "float32"), (("--tpu", "v5e:2x2"), "bfloat16")])
+def test_a_tpu_that_is_described_computes_as_one_that_is_there(flags, dtype):
+    named = command._named(command._options(["lenet5", *flags]))
+    assert jnp.dtype(named.dtype) == dtype
+    assert jnp.dtype(named.model.dtype or "float32") == dtype
 
 
 def cost(*flags):

@@ -102,10 +102,14 @@ def test_the_same_line_again_finds_what_was_left_open_filled_in(tmp_path):
 
     given = finetune.Config(base="somewhere", run_dir=str(tmp_path))
     filled = {"epochs": 150, "batch_size": 24, "learning_rate": 0.003, "warmup_epochs": 15.0}
-    assert record._filled_in(given, filled | {"seed": 3}) == filled
+    # A run from before the precision was a setting computed in float32.
+    expected = filled | {"precision": "float32"}
+    assert record.filled_in(given, filled | {"seed": 3}) == expected
+    assert record.filled_in(given, filled | {"precision": "bfloat16"})["precision"] == "bfloat16"
+    assert "precision" not in record.filled_in(finetune.Config(precision="float16"), filled)
     own = finetune.Config(base="somewhere", epochs=7)
-    assert record._filled_in(own, filled)["batch_size"] == 24
-    assert "epochs" not in record._filled_in(own, filled)
+    assert record.filled_in(own, filled)["batch_size"] == 24
+    assert "epochs" not in record.filled_in(own, filled)
 
 
 def test_short_epochs_are_validated_after_enough_steps(tmp_path, capsys):
