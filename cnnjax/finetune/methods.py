@@ -167,10 +167,20 @@ def lora(
     _check_count(rank=rank)
     if alpha <= 0:
         raise UserError(f"alpha={alpha:g}: give a number above 0")
+    kernels = [
+        path
+        for path in target.paths
+        if re.fullmatch(KERNELS, path) and not re.fullmatch(HEAD, path)
+    ]
     try:
-        target.patterns("lora", layers)
+        found = any(re.fullmatch(layers, path) for path in kernels)
     except re.error as error:
         raise UserError(f"layers={layers!r} is no regular expression: {error}") from None
+    if not found:
+        raise UserError(
+            f"layers={layers!r} is none of the kernels below the head of {target.name} "
+            f"({', '.join(kernels[:4])}{', ...' if kernels[4:] else ''})"
+        )
     trainable = target.head + (target.optional(NORMS) if norms else ())
     return Method(trainable=trainable, lora_ranks=((layers, rank),), lora_alpha=alpha)
 
