@@ -38,7 +38,10 @@ LISTINGS = {
         " pgd_l2(epsilon, num_steps=20, restarts=1, step_size=None), pgd_margin(epsilon, "
         "num_steps=20, restarts=1, step_size=None), noise(epsilon, tries=1)"
     ),
-    "method": "full, head, last(stages), bitfit, norm, lora(rank), adapter(units)",
+    "method": (
+        "full, head, last(stages), bitfit, norm, lora(rank, norms=False, alpha=8.0, "
+        "layers='.*kernel'), adapter(units, norms=False)"
+    ),
     "losses": (
         "logits(temperature=4.0, weight=0.9), features(weight=1.0, layers=''), "
         "attention(weight=1000.0, layers='', power=2.0), rkd_distance(weight=25.0, layers=''), "
