@@ -31,7 +31,6 @@ LONG = {
     "experiments.mnist_lenet --model-arguments activation=tanh pool=average": 0.985,
     "experiments.mnist_lenet --model lenet5_1998 --image-size 32 --loss lenet1998_map": 0.985,
     "experiments.mnist_lenet --profile steps=100:200": 0.99,
-    "experiments.mnist_lenet --precision bfloat16": 0.985,
     "experiments.segment_digits": 0.90,
     "experiments.mnist_adversarial": 0.98,
     "experiments.mnist_ensemble": 0.99,
