@@ -28,6 +28,13 @@ from cnnjax.serve.runtime import Runtime
 
 # Of the seconds that an image takes, a moving average: the weight of the newest batch.
 NEWEST = 0.1
+# A lone image that takes less is computed on the event loop: waking a thread up takes as long.
+QUICK_SECS = 5e-4
+# Above as many images a batch, requests gather while a thread computes, and share the next batch.
+ALONE = 1.2
+
+# Logits and probabilities.
+Result = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +59,7 @@ class _Waiting:
     images: np.ndarray
     future: asyncio.Future
     arrived: float
-    parts: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+    parts: dict[int, Result] = dataclasses.field(default_factory=dict)
     sent: int = 0
     answered: int = 0
 
@@ -120,6 +127,7 @@ class Batcher:
         self._running = 0
         self._timer: asyncio.Handle | None = None
         self._secs_per_image = 1e-3
+        self._images_per_batch = 1.0
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -135,9 +143,7 @@ class Batcher:
             len(each.images) - each.sent for queue in self._queues.values() for each in queue
         )
 
-    async def submit(
-        self, images: np.ndarray, *, deadline_secs: float | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    async def submit(self, images: np.ndarray, *, deadline_secs: float | None = None) -> Result:
         """Returns logits and probabilities `[images, classes]`.
 
         A caller that is cancelled leaves the queue: what was not computed yet will not be.
@@ -206,6 +212,7 @@ class Batcher:
         """Gives free slots batches; sets the timer where images wait for others."""
         self._timer = None
         loop = asyncio.get_running_loop()
+        here: list[_Part] = []
         with self._lock:
             while self._running < self._slots:
                 taken, due = self._take()
@@ -215,9 +222,28 @@ class Batcher:
                         self._timer = loop.call_later(max(0.0, wait), self._start)
                     break
                 self._running += 1
+                if self._is_quick(taken):
+                    here = taken
+                    break
                 self._threads.submit(self._compute, taken, loop)
             if not self._running and not any(self._queues.values()):
                 self._idle.set()
+        if here:
+            found = self._computed(here)
+            with self._lock:
+                self._running -= 1
+                if any(self._queues.values()):
+                    # In another turn: other requests have theirs, too.
+                    self._timer = loop.call_soon(self._start)
+            self._answer(here, *found)
+
+    def _is_quick(self, taken: list[_Part]) -> bool:
+        """Whether a batch had better be computed at once than by a thread."""
+        return (
+            len(taken) == len(taken[0].images) == self._running == 1
+            and self._images_per_batch < ALONE
+            and self._secs_per_image < QUICK_SECS
+        )
 
     def _take(self) -> tuple[list[_Part], float | None]:
         """Takes up to a largest batch of the shape whose oldest request has waited longest.
@@ -253,31 +279,36 @@ class Batcher:
         The next batch does not wait for the event loop, which may be busy with other requests.
         """
         while taken:
-            began = time.perf_counter()
-            now = time.monotonic()
-            waited = tuple(now - part.request.arrived for part in taken)
-            result: tuple[np.ndarray, np.ndarray] | Exception
-            try:
-                result = self.runtime.run_parts([part.images for part in taken])
-            except Exception as error:  # The requests of the batch raise it.
-                result = error
-            secs = time.perf_counter() - began
-            done = taken
+            done, found = taken, self._computed(taken)
             with self._lock:
                 taken, _ = self._take()
                 self._running -= not taken
-            loop.call_soon_threadsafe(self._answer, done, result, secs, waited)
+            loop.call_soon_threadsafe(self._answer, done, *found)
+
+    def _computed(self, taken: list[_Part]) -> tuple[Result | Exception, float, tuple[float, ...]]:
+        """Computes a batch; returns the answer, the seconds it took, and those its requests
+        waited."""
+        began = time.perf_counter()
+        now = time.monotonic()
+        waited = tuple(now - part.request.arrived for part in taken)
+        result: Result | Exception
+        try:
+            result = self.runtime.run_parts([part.images for part in taken])
+        except Exception as error:  # The requests of the batch raise it.
+            result = error
+        return result, time.perf_counter() - began, waited
 
     def _answer(
         self,
         taken: list[_Part],
-        result: tuple[np.ndarray, np.ndarray] | Exception,
+        result: Result | Exception,
         secs: float,
         waited: tuple[float, ...],
     ) -> None:
         """Gives every request of a batch its rows, and starts what waits."""
         count = sum(len(part.images) for part in taken)
         self._secs_per_image += NEWEST * (secs / count - self._secs_per_image)
+        self._images_per_batch += NEWEST * (count - self._images_per_batch)
         is_failed = isinstance(result, Exception)
         self._on_batch(Computed(count, self.runtime.bucket(count), secs, waited, is_failed))
         at = 0

@@ -13,6 +13,7 @@ class Made:
 
     def __init__(self, largest=4, secs=0.0, shapes=((2, 2, 1),), parallel=True):
         self.batches, self.secs, self.fails = [], secs, False
+        self.threads = []
         self.go = threading.Event()
         self.go.set()
         self.running = self.most_running = 0
@@ -34,6 +35,7 @@ class Made:
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         self.batches.append(images.copy())
+        self.threads.append(threading.current_thread())
         assert self.go.wait(10)
         time.sleep(self.secs)
         self.running -= 1

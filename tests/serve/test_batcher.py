@@ -1,6 +1,7 @@
 """Requests that arrive together are computed together, once each, in order, within bounds."""
 
 import asyncio
+import threading
 import time
 
 import numpy as np
@@ -44,6 +45,43 @@ def test_requests_of_one_turn_share_a_batch():
 
     assert [means(each) for each in asyncio.run(main())] == [[0], [1], [2], [3]]
     assert [len(batch) for batch in made.batches] == [4]
+
+
+def test_lone_quick_images_are_computed_on_the_event_loop_and_others_by_threads():
+    quick, slow = Made(largest=4), Made(largest=4, secs=2e-3)
+
+    async def main():
+        for made in (quick, slow):
+            batcher = Batcher(made.runtime)
+            for value in range(20):
+                assert means(await batcher.submit(images(value))) == [value]
+            # It does not know yet how long an image takes.
+            assert made.threads[0] is not threading.current_thread()
+            if made is quick:
+                for _ in range(20):
+                    await asyncio.gather(*(batcher.submit(images(value)) for value in range(4)))
+                await batcher.submit(images(7))
+            await batcher.close()
+        return threading.current_thread()
+
+    loop = asyncio.run(main())
+    assert quick.threads[19] is loop
+    assert loop not in quick.threads[20:] + slow.threads
+
+
+def test_many_quick_images_without_batching_are_answered_in_order():
+    made = Made(largest=1)
+
+    async def main():
+        batcher = Batcher(made.runtime, Limits(queue_images=3000))
+        for value in range(20):
+            await batcher.submit(images(value))
+        asked = [batcher.submit(images(value % 250)) for value in range(2500)]
+        answers = await asyncio.gather(*asked)
+        await batcher.close()
+        return answers
+
+    assert [means(each) for each in asyncio.run(main())] == [[n % 250] for n in range(2500)]
 
 
 def test_what_arrives_while_a_batch_is_computed_is_the_next_batch():
