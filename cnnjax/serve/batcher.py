@@ -5,8 +5,10 @@
     await batcher.close()
 
 A batch starts when it is full, or when its oldest image has waited for the delay, and a slot is
-free. While all slots compute, requests gather: the next batch takes them all, up to the largest. A
-request of more images than one batch holds is computed in several. The queue is bounded: what does
+free. While all slots compute, requests gather: the next batch takes them all, up to the largest.
+After a batch that took long, the next one waits a little for as many images as there were: clients
+that were answered ask again, and half as many batches are computed. A request of more images than
+one batch holds is computed in several. The queue is bounded: what does
 not fit is refused at once, with the seconds after which another try may succeed.
 """
 
@@ -32,6 +34,9 @@ NEWEST = 0.1
 QUICK_SECS = 5e-4
 # Above as many images a batch, requests gather while a thread computes, and share the next batch.
 ALONE = 1.2
+# How long answered clients are waited for, as a part of what their batch took, and the least that
+# is worth it.
+GATHER, LEAST_GATHER_SECS = 0.15, 2e-3
 
 # Logits and probabilities.
 Result = tuple[np.ndarray, np.ndarray]
@@ -128,6 +133,8 @@ class Batcher:
         self._timer: asyncio.Handle | None = None
         self._secs_per_image = 1e-3
         self._images_per_batch = 1.0
+        # Until when the next batch waits for how many images.
+        self._gather_until, self._expected = 0.0, 0
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -170,7 +177,7 @@ class Batcher:
         if self._timer is None:
             # Requests that arrive in the same turn of the loop share a batch.
             self._timer = loop.call_soon(self._start)
-        elif queued < self.runtime.largest_batch <= queued + len(images):
+        elif queued < self._enough() <= queued + len(images):
             self._timer.cancel()
             self._timer = loop.call_soon(self._start)
         try:
@@ -180,6 +187,12 @@ class Batcher:
                 return await waiting.future
         except TimeoutError:
             raise Late(f"no answer within the deadline of {deadline_secs:.3g} s.") from None
+
+    def _enough(self) -> int:
+        """Returns the images with which a batch need not wait for others."""
+        largest = self.runtime.largest_batch
+        is_gathering = time.monotonic() < self._gather_until
+        return min(largest, self._expected) if is_gathering else largest
 
     def _room_for(self, count: int) -> int:
         """Returns the images that wait; raises Busy where so many more are too many.
@@ -260,6 +273,8 @@ class Batcher:
         room = self.runtime.largest_batch
         due = queue[0].arrived + self.limits.delay_secs
         count = sum(len(each.images) - each.sent for each in queue)
+        if count < self._enough():
+            due = max(due, self._gather_until)
         if count < room and time.monotonic() < due and not self._closing:
             return [], due
         taken = []
@@ -281,9 +296,18 @@ class Batcher:
         while taken:
             done, found = taken, self._computed(taken)
             with self._lock:
+                self._gather(sum(len(part.images) for part in done), secs=found[1])
                 taken, _ = self._take()
                 self._running -= not taken
             loop.call_soon_threadsafe(self._answer, done, *found)
+
+    def _gather(self, count: int, secs: float) -> None:
+        """Has the next batch wait for the clients of one of `count` images that took `secs`."""
+        wait = GATHER * secs
+        is_worth_it = count > 1 or self._count() > 0
+        if wait >= LEAST_GATHER_SECS and is_worth_it:
+            self._gather_until = time.monotonic() + wait
+            self._expected = count + self._count()
 
     def _computed(self, taken: list[_Part]) -> tuple[Result | Exception, float, tuple[float, ...]]:
         """Computes a batch; returns the answer, the seconds it took, and those its requests

@@ -69,6 +69,29 @@ def test_lone_quick_images_are_computed_on_the_event_loop_and_others_by_threads(
     assert loop not in quick.threads[20:] + slow.threads
 
 
+def test_clients_that_ask_again_share_the_next_batch_of_a_slow_network():
+    """One begins before seven others: without a wait, batches of 1 and 7 would go on for ever."""
+    made = Made(largest=32, secs=0.05)
+
+    async def main():
+        batcher = Batcher(made.runtime)
+
+        async def client(value):
+            for _ in range(6):
+                assert means(await batcher.submit(images(value))) == [value]
+
+        first = asyncio.create_task(client(0))
+        while not made.batches:
+            await asyncio.sleep(0.001)
+        await asyncio.gather(first, *(client(value) for value in range(1, 8)))
+        await batcher.close()
+
+    asyncio.run(main())
+    sizes = [len(batch) for batch in made.batches]
+    assert sizes[0] == 1
+    assert len(sizes) <= 9
+
+
 def test_many_quick_images_without_batching_are_answered_in_order():
     made = Made(largest=1)
 
