@@ -313,6 +313,8 @@ def _begun(settings: Training, directory: Path, described: dict[str, Any]) -> Tr
     if not (directory / "config.json").exists():
         return settings
     saved = record.saved_config(Training, EXPERIMENT, directory)
+    decided = record.filled_in(settings, dataclasses.asdict(saved))
+    settings = dataclasses.replace(settings, **decided)
     places = record.CHANGEABLE_ON_RESUME - record.HOW_LONG
     for field in dataclasses.fields(Training):
         here, there = getattr(settings, field.name), getattr(saved, field.name)
