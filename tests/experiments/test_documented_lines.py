@@ -37,6 +37,10 @@ LONG = {
     "experiments.planted_fault": 0.99,
     "experiments.mnist_finetune": 0.9,
     "experiments.mnist_finetune --task digits": 0.9,
+    "experiments.mnist_finetune --run-dir runs/wide --no-forgetting --model-arguments"
+    ' "widths=(16,32,64)" "dense_widths=(1536,)" padding=SAME norm=batch --methods scratch full'
+    ' head "lora(14, norms=True)" "adapter(10, norms=True)" --rates scratch=0.003 full=0.001'
+    ' head=0.001 "lora(14, norms=True)=0.003" "adapter(10, norms=True)=0.003"': 0.95,
 }
 # What a line needs first.
 AFTER = {
