@@ -303,11 +303,9 @@ class Batcher:
 
     def _gather(self, count: int, secs: float) -> None:
         """Has the next batch wait for the clients of one of `count` images that took `secs`."""
-        wait = GATHER * secs
-        is_worth_it = count > 1 or self._count() > 0
-        if wait >= LEAST_GATHER_SECS and is_worth_it:
-            self._gather_until = time.monotonic() + wait
-            self._expected = count + self._count()
+        wait, expected = GATHER * secs, count + self._count()
+        if wait >= LEAST_GATHER_SECS and expected > 1:
+            self._gather_until, self._expected = time.monotonic() + wait, expected
 
     def _computed(self, taken: list[_Part]) -> tuple[Result | Exception, float, tuple[float, ...]]:
         """Computes a batch; returns the answer, the seconds it took, and those its requests
