@@ -85,13 +85,19 @@ class Graph:
         return output
 
     def constant(
-        self, array: np.ndarray | np.generic | Sequence[int], kind: str = "constant"
+        self,
+        array: np.ndarray | np.generic | Sequence[int],
+        kind: str = "constant",
+        *,
+        shared: bool = True,
     ) -> str:
-        """Adds a constant and returns its name; small ones are kept once."""
+        """Adds a constant and returns its name; small ones are kept once where they are shared."""
         if not isinstance(array, np.ndarray | np.generic):
             array = np.asarray(array, np.int64)
         array = np.ascontiguousarray(array).reshape(np.shape(array))
         key = (str(array.dtype), array.shape, array.tobytes()) if array.size <= 4096 else None
+        if not shared:
+            key = None
         if key in self._known and key is not None:
             return self._known[key]
         name = self.name(kind)

@@ -129,7 +129,8 @@ def _codes(graph: Graph, found: dict[str, Node], node: Node, scale: np.ndarray) 
         return
     graph.path = node.path
     name = graph.constant(codes.astype(np.int8), "codes")
-    zeros = graph.constant(np.zeros(len(scale), np.int8), "zero")
+    # ONNX Runtime's exact mode (see `cnnjax.export.runtimes`) replaces it, kernel by kernel.
+    zeros = graph.constant(np.zeros(len(scale), np.int8), "zero", shared=False)
     node.inputs[1] = graph.node(
         "DequantizeLinear", [name, graph.constant(scale, "scale"), zeros], axis=axis
     )
