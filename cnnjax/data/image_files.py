@@ -34,7 +34,7 @@ _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_PHOTOMETRIC = 256, 257, 258, 262
 _PNG_DEPTH = 24
 
 
-def read_image(path: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: Source | ImageFile.ImageFile, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decodes an image file, turned upright as its EXIF orientation says.
 
     Files of more than 8 bits are scaled from a range that is the same for all files of their type,
@@ -47,7 +47,7 @@ def read_image(path: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     | floats (TIFF, PFM) | 0.0 | 1.0 |
 
     Args:
-      path: any format that Pillow reads, or such a file's content; of an animation the first frame.
+      path: any format that Pillow reads, its content, or opened by Pillow; of many the first frame.
       max_pixels: larger images are refused by their header, before anything is decoded.
 
     Returns:
@@ -58,12 +58,12 @@ def read_image(path: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
       UserError: when the file is missing, is not an image, is cut off, or is too large; or when its
         type has no range (other integers) or its values leave the range (floats).
     """
-    from PIL import ImageOps
+    from PIL import ImageFile, ImageOps
 
-    name = "sent" if isinstance(path, bytes) else os.fspath(path)
-    with open_image(path, max_pixels=max_pixels) as image:
-        largest, is_negative = white_level(image), _is_negative(image)
-        clear = _clear_level(image)
+    name = os.fspath(path) if isinstance(path, str | os.PathLike) else "sent"
+    opened = path if isinstance(path, ImageFile.ImageFile) else open_image(path, max_pixels)
+    with opened as image:
+        largest, is_negative, clear = white_level(image), _is_negative(image), _clear_level(image)
         if image.format == "TIFF":
             # Pillow 13 would map the pixels by their size after the turn, and mix up the rows.
             image.filename = ""
@@ -83,7 +83,7 @@ def read_image(path: Source, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def open_image(path: Source, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
+def open_image(path: Source, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
     """Opens an image and checks its header; nothing is decoded yet. Raises as `read_image`."""
     from PIL import Image, UnidentifiedImageError
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnjax.errors import UserError
 from cnnjax.serve.refusals import Invalid, TooLarge
 from cnnjax.serve.runtime import Runtime
+
+if TYPE_CHECKING:
+    from PIL import ImageFile
 
 # 4096 x 4096 pixels: 48 MiB of RGB.
 MOST_PIXELS = 4096 * 4096
@@ -27,21 +31,21 @@ def decode(content: bytes, runtime: Runtime, *, most_pixels: int = MOST_PIXELS) 
       TooLarge: more pixels than are accepted, by the file's header: nothing is decoded.
       Invalid: no image, a damaged one, or one in which no digit is found.
     """
-    pixels_of(content, most_pixels)
-    return _decoded(content, runtime, most_pixels)
+    with opened(content, most_pixels) as image:
+        return _decoded(image, runtime)
 
 
-def _decoded(content: bytes, runtime: Runtime, most_pixels: int) -> np.ndarray:
+def _decoded(image: ImageFile.ImageFile, runtime: Runtime) -> np.ndarray:
     from cnnjax.data import read_image
 
     try:
-        return runtime.prepare(read_image(content, max_pixels=most_pixels))
+        return runtime.prepare(read_image(image))
     except UserError as error:
         raise Invalid(str(error)) from None
 
 
-def pixels_of(content: bytes, most_pixels: int) -> int:
-    """Returns the pixels of an image file by its header; nothing is decoded.
+def opened(content: bytes, most_pixels: int) -> ImageFile.ImageFile:
+    """Returns an opened image, of which the header is read and nothing is decoded.
 
     Raises:
       TooLarge, Invalid: as `decode`.
@@ -53,17 +57,18 @@ def pixels_of(content: bytes, most_pixels: int) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                width, height = image.size
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:
         raise TooLarge(f"the image has more than the {most_pixels} pixels accepted.") from None
     except Exception:  # Of many types, by the format; none of them documented.
         raise Invalid(f"what was sent is not an image: send {', '.join(FORMATS)}.") from None
-    if width * height > most_pixels:
+    if image.width * image.height > most_pixels:
+        image.close()
         raise TooLarge(
-            f"the image has {width} x {height} pixels, more than the {most_pixels} accepted."
+            f"the image has {image.width} x {image.height} pixels, more than the {most_pixels} "
+            "accepted."
         )
-    return width * height
+    return image
 
 
 async def decode_all(
@@ -85,7 +90,8 @@ async def decode_all(
                 raise type(error)(f"{where}{error.text}") from None
         return np.stack(images)
 
-    is_small = len(contents) == 1 and len(contents[0]) <= FEW_BYTES
-    if is_small and pixels_of(contents[0], most_pixels) <= FEW_PIXELS:
-        return _decoded(contents[0], runtime, most_pixels)[None]
+    if len(contents) == 1 and len(contents[0]) <= FEW_BYTES:
+        with opened(contents[0], most_pixels) as image:
+            if image.width * image.height <= FEW_PIXELS:
+                return _decoded(image, runtime)[None]
     return await asyncio.to_thread(decoded)
