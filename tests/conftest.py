@@ -5,6 +5,7 @@ step, in any worker or subprocess, compile it once. It ends with the run of pyte
 CNNJAX_TEST_CACHE names a directory to keep it in, as CI does for its two runs.
 """
 
+import collections
 import importlib.metadata
 import os
 import tempfile
@@ -58,9 +59,33 @@ def forget_compiled_programs():
     jax.clear_caches()
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--share",
+        type=lambda text: tuple(int(number) for number in text.split("/")),
+        metavar="NUMBER/COUNT",
+        help="of each test's slow cases take every COUNT-th, from the NUMBER-th on (modulo COUNT)",
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """An exhaustive case of a slow test is exhaustive alone: `-m slow` leaves it out."""
     for item in items:
         if item.get_closest_marker("exhaustive"):
             item.own_markers = [mark for mark in item.own_markers if mark.name != "slow"]
+    if config.getoption("--share"):
+        left_out = _but_a_share(items, *config.getoption("--share"))
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _but_a_share(items, number, count):
+    """Returns the slow cases of each test but every `count`-th of them."""
+    cases = collections.defaultdict(list)
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        if item.get_closest_marker("slow") and item.nodeid != test:
+            cases[test].append(item)
+    taken = {case for of_test in cases.values() for case in of_test[number % count :: count]}
+    return {case for of_test in cases.values() for case in of_test} - taken
