@@ -70,7 +70,10 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """An exhaustive case of a slow test is exhaustive alone: `-m slow` leaves it out."""
+    """An exhaustive case of a slow test is exhaustive alone: `-m slow` leaves it out.
+
+    So it counts in no share of the slow ones.
+    """
     for item in items:
         if item.get_closest_marker("exhaustive"):
             item.own_markers = [mark for mark in item.own_markers if mark.name != "slow"]
@@ -82,10 +85,11 @@ def pytest_collection_modifyitems(config, items):
 
 def _but_a_share(items, number, count):
     """Returns the slow cases of each test but every `count`-th of them."""
-    cases = collections.defaultdict(list)
+    seen, left_out = collections.Counter(), set()
     for item in items:
         test = item.nodeid.partition("[")[0]
         if item.get_closest_marker("slow") and item.nodeid != test:
-            cases[test].append(item)
-    taken = {case for of_test in cases.values() for case in of_test[number % count :: count]}
-    return {case for of_test in cases.values() for case in of_test} - taken
+            if (seen[test] - number) % count:
+                left_out.add(item)
+            seen[test] += 1
+    return left_out

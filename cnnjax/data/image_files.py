@@ -48,7 +48,7 @@ def read_image(path: Source | ImageFile.ImageFile, *, max_pixels: int = MAX_PIXE
 
     Args:
       path: any format that Pillow reads, its content, or opened by Pillow; of many the first frame.
-      max_pixels: larger images are refused by their header, before anything is decoded.
+      max_pixels: larger ones are refused by their header, but not what is opened already.
 
     Returns:
       uint8 `[height, width, channels]`: 1 channel (gray), 3 (RGB) or 4 (RGBA, for any file with

@@ -95,9 +95,8 @@ class Graph:
         if not isinstance(array, np.ndarray | np.generic):
             array = np.asarray(array, np.int64)
         array = np.ascontiguousarray(array).reshape(np.shape(array))
-        key = (str(array.dtype), array.shape, array.tobytes()) if array.size <= 4096 else None
-        if not shared:
-            key = None
+        is_kept = shared and array.size <= 4096
+        key = (str(array.dtype), array.shape, array.tobytes()) if is_kept else None
         if key in self._known and key is not None:
             return self._known[key]
         name = self.name(kind)
