@@ -31,7 +31,7 @@ from cnnjax.serve.runtime import Runtime
 # Of the seconds that an image takes, a moving average: the weight of the newest batch.
 NEWEST = 0.1
 # A lone image that takes less is computed on the event loop: waking a thread up takes as long.
-QUICK_SECS = 5e-4
+QUICK_SECS = 1e-3
 # Above as many images a batch, requests gather while a thread computes, and share the next batch.
 ALONE = 1.2
 # How long answered clients are waited for, as a part of what their batch took, and the least that
@@ -255,7 +255,7 @@ class Batcher:
         return (
             len(taken) == len(taken[0].images) == self._running == 1
             and self._images_per_batch < ALONE
-            and self._secs_per_image < QUICK_SECS
+            and self.runtime.lone_secs < QUICK_SECS
         )
 
     def _take(self) -> tuple[list[_Part], float | None]:

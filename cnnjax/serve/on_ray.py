@@ -74,9 +74,9 @@ class Replica:
     # Ray awaits it.
     async def __init__(self, config: Any, build: Build):  # type: ignore[misc]
         """Loads and warms all models. Args: the flags of `cnnjax serve`, and what uses them."""
-        import cnnjax
+        from cnnjax.serve import runtime
 
-        cnnjax.devices.backend.start(devices=1)
+        runtime.start_jax()
         application, self.repository, *_ = build(config)
         if config.ray_models:
             # Loaded when they are named.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from cnnjax.paths import expand
 Shape = tuple[int, int, int]
 # images `[bucket, height, width, channels]` -> logits and probabilities `[bucket, classes]`.
 Call = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+LONE_TRIES = 5
 SUFFIXES = {".onnx": "onnx", ".tflite": "tflite", ".stablehlo": "stablehlo"}
 
 
@@ -71,6 +73,7 @@ class Runtime:
         0 to 1; None where there is none.
       parallel: whether several batches may be computed at once.
       warm_secs: how long compiling and warming up took.
+      lone_secs: how long one image of the largest shape takes at best.
     """
 
     source: str
@@ -86,6 +89,7 @@ class Runtime:
     explain: Callable[[np.ndarray, int], np.ndarray] | None = None
     parallel: bool = True
     warm_secs: float = 0.0
+    lone_secs: float = math.inf
 
     @property
     def largest_batch(self) -> int:
@@ -119,6 +123,22 @@ class Runtime:
         parts = [self.run_parts([images[at : at + step]]) for at in range(0, len(images), step)]
         logits, probabilities = zip(*parts, strict=True)
         return np.concatenate(logits), np.concatenate(probabilities)
+
+
+def start_jax() -> None:
+    """Starts JAX on one device; on a CPU, each thread computes what it asks for.
+
+    By default JAX leaves that to a thread of its own, and two threads are woken up for each batch.
+
+    Raises:
+      UserError: JAX cannot use the device that it is told to.
+    """
+    import jax
+
+    from cnnjax.devices import backend
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    backend.start(devices=1)
 
 
 def buckets_up_to(largest: int) -> tuple[int, ...]:
@@ -221,12 +241,13 @@ def open_runtime(path: str | Path, options: Options | None = None) -> Runtime:
         from cnnjax.serve.exported import of_file
 
         runtime = of_file(Path(expand(path)), platform, options)
-    warm(runtime)
-    return dataclasses.replace(runtime, warm_secs=time.perf_counter() - began)
+    lone_secs = warm(runtime)
+    warm_secs = time.perf_counter() - began
+    return dataclasses.replace(runtime, warm_secs=warm_secs, lone_secs=lone_secs)
 
 
-def warm(runtime: Runtime) -> None:
-    """Runs every bucket of every image size once, and Grad-CAM."""
+def warm(runtime: Runtime) -> float:
+    """Runs every bucket of every image size once, and Grad-CAM; returns the `lone_secs`."""
     from cnnjax.data import read_image
 
     for shape in runtime.shapes:
@@ -241,6 +262,13 @@ def warm(runtime: Runtime) -> None:
         runtime.prepare(read_image(_picture(runtime.shapes[0])))
     if runtime.explain:
         runtime.explain(np.zeros(runtime.shapes[0], runtime.dtype), 0)
+    lone = np.zeros((1, *max(runtime.shapes, key=math.prod)), runtime.dtype)
+    tries = []
+    for _ in range(LONE_TRIES):
+        began = time.perf_counter()
+        runtime.run_parts([lone])
+        tries.append(time.perf_counter() - began)
+    return min(tries)
 
 
 def _picture(shape: Shape) -> bytes:

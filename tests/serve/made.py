@@ -11,7 +11,7 @@ from cnnjax.serve.runtime import Runtime, buckets_up_to
 class Made:
     """Answers each image with its mean as the logit of class 0; notes the batches."""
 
-    def __init__(self, largest=4, secs=0.0, shapes=((2, 2, 1),), parallel=True):
+    def __init__(self, largest=4, secs=0.0, shapes=((2, 2, 1),), parallel=True, lone_secs=1.0):
         self.batches, self.secs, self.fails = [], secs, False
         self.threads = []
         self.go = threading.Event()
@@ -29,6 +29,7 @@ class Made:
             call=self.call,
             prepare=lambda image: image,
             parallel=parallel,
+            lone_secs=lone_secs,
         )
 
     def call(self, images):

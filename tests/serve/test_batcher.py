@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cnnjax.errors import UserError
 from cnnjax.serve.batcher import Batcher, Limits, check_limits
 from cnnjax.serve.refusals import Busy, Late, Unavailable
-from cnnjax.serve.runtime import buckets_up_to
+from cnnjax.serve.runtime import buckets_up_to, warm
 from tests.serve.made import Made, images
 
 
@@ -48,25 +48,30 @@ def test_requests_of_one_turn_share_a_batch():
 
 
 def test_lone_quick_images_are_computed_on_the_event_loop_and_others_by_threads():
-    quick, slow = Made(largest=4), Made(largest=4, secs=2e-3)
+    quick, slow = Made(largest=4, lone_secs=2e-4), Made(largest=4, lone_secs=2e-3)
 
     async def main():
         for made in (quick, slow):
             batcher = Batcher(made.runtime)
-            for value in range(20):
+            for value in range(5):
                 assert means(await batcher.submit(images(value))) == [value]
-            # It does not know yet how long an image takes.
-            assert made.threads[0] is not threading.current_thread()
-            if made is quick:
-                for _ in range(20):
-                    await asyncio.gather(*(batcher.submit(images(value)) for value in range(4)))
-                await batcher.submit(images(7))
+            for _ in range(20):
+                await asyncio.gather(*(batcher.submit(images(value)) for value in range(4)))
+            # Others are likely to come soon.
+            await batcher.submit(images(7))
             await batcher.close()
         return threading.current_thread()
 
     loop = asyncio.run(main())
-    assert quick.threads[19] is loop
-    assert loop not in quick.threads[20:] + slow.threads
+    assert quick.threads[:5] == [loop] * 5
+    assert loop not in quick.threads[5:] + slow.threads
+
+
+def test_a_runtime_knows_how_long_one_image_takes_at_best():
+    shapes = ((2, 2, 1), (4, 4, 1))
+    made = Made(largest=2, secs=0.01, shapes=shapes)
+    assert 0.01 <= warm(made.runtime) < 1
+    assert made.batches[-1].shape == (1, 4, 4, 1)
 
 
 def test_clients_that_ask_again_share_the_next_batch_of_a_slow_network():
@@ -93,7 +98,7 @@ def test_clients_that_ask_again_share_the_next_batch_of_a_slow_network():
 
 
 def test_many_quick_images_without_batching_are_answered_in_order():
-    made = Made(largest=1)
+    made = Made(largest=1, lone_secs=0.0)
 
     async def main():
         batcher = Batcher(made.runtime, Limits(queue_images=3000))
