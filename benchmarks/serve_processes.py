@@ -75,7 +75,8 @@ class Server:
         used = self._cpu_secs() - before
         self._signal(signal.SIGSTOP)
         found = json.loads(done.stdout)
-        return found | {"cpu_ms": 1e3 * used / sum(found["statuses"].values())}
+        asked_of_it = sum(found["statuses"].values()) + found["before"]
+        return found | {"cpu_ms": 1e3 * used / asked_of_it}
 
     def _tree(self) -> dict[int, int]:
         """Returns the clock ticks of the process and all that come from it, by process."""

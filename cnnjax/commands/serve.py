@@ -21,7 +21,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-import cnnjax
 from cnnjax.errors import UserError
 from cnnjax.serve.guard.settings import Guarding
 from cnnjax.serve.on_ray import Scaling
@@ -137,12 +136,13 @@ def work(told: str) -> int:
 
 
 def _run(config: Config, sock: socket.socket, place=None) -> int:
-    from cnnjax.serve import logs
+    from cnnjax.serve import logs, runtime, server
 
     logs.write_to(config.log or None)
     logs.take_over()
-    cnnjax.devices.backend.start(devices=1)
-    asyncio.run(_serve(config, sock, place))
+    runtime.start_jax()
+    with asyncio.Runner(loop_factory=server.event_loop()) as runner:
+        runner.run(_serve(config, sock, place))
     return 0
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,6 +20,8 @@ from cnnjax.serve.refusals import Refused
 Observer = Callable[[str, str, np.ndarray, np.ndarray, str], None]
 # Answers that observers have not been told of yet; more are dropped.
 MOST_UNTOLD = 1024
+# Observers hear of all answers of as long at once: waking their thread up for each slows the next.
+GATHER_SECS = 0.02
 SHADOW_SECS = 10.0
 
 
@@ -28,7 +32,8 @@ class Observing:
         """Args: what counts the answers that they are told, and the observers."""
         self.observers, self._measures = tuple(observers), measures
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "observe")
-        self._untold, self._lock = 0, threading.Lock()
+        self._untold: collections.deque[tuple] = collections.deque()
+        self._is_telling, self._lock = False, threading.Lock()
 
     def tell(
         self, model: str, version: str, images: np.ndarray, logits: np.ndarray, request_id: str
@@ -37,25 +42,36 @@ class Observing:
         if not self.observers:
             return
         with self._lock:
-            is_dropped = self._untold == MOST_UNTOLD
-            self._untold += not is_dropped
-        if is_dropped:
-            self._measures.observed.labels("dropped").inc()
-            return
-        self._thread.submit(self._tell, model, version, images, logits, request_id)
+            if len(self._untold) >= MOST_UNTOLD:
+                self._measures.observed.labels("dropped").inc()
+                return
+            self._untold.append((model, version, images, logits, request_id))
+            if self._is_telling:
+                return
+            self._is_telling = True
+        self._thread.submit(self._tell_all)
 
-    def _tell(
-        self, model: str, version: str, images: np.ndarray, logits: np.ndarray, request_id: str
-    ) -> None:
+    def _tell_all(self) -> None:
+        """Tells of answers until none comes for a while."""
+        while True:
+            time.sleep(GATHER_SECS)
+            with self._lock:
+                if not self._untold:
+                    self._is_telling = False
+                    return
+            while self._untold:
+                self._tell(self._untold[0])
+                # Only now, so that those being told count among the untold.
+                self._untold.popleft()
+
+    def _tell(self, answer: tuple) -> None:
         for observer in self.observers:
             try:
-                observer(model, version, images, logits, request_id)
+                observer(*answer)
                 self._measures.observed.labels("told").inc()
             except Exception as error:  # An observer must not stop the others.
                 self._measures.observed.labels("failed").inc()
                 log("observer_failed", error=repr(error))
-        with self._lock:
-            self._untold -= 1
 
     def close(self) -> None:
         """Tells what is left, and ends the thread."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import ipaddress
 import os
 import signal
@@ -43,6 +44,7 @@ class Listening:
     uvicorn: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@functools.lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a host name or address."""
     if host == "localhost":
@@ -92,6 +94,15 @@ def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
             "--host."
         ) from None
     return found
+
+
+def event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Returns what makes event loops of uvloop's, which are quicker; None where it is missing."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 async def run(

@@ -1,11 +1,12 @@
 """Where a server listens, and what it says of requests to a collector."""
 
+import asyncio
 import socket
 
 import pytest
 
 from cnnjax.errors import UserError
-from cnnjax.serve.server import check_host, is_loopback, listen
+from cnnjax.serve.server import check_host, event_loop, is_loopback, listen
 from cnnjax.serve.workers import check_count
 from tests.serve.made import images
 from tests.serve.served import INFER, Served, body
@@ -75,3 +76,9 @@ def test_a_request_is_a_span_of_its_callers_trace(monkeypatch):
     assert told.items() <= dict(span.attributes).items()
     with pytest.raises(UserError, match="--traces here: give a URL"):
         tracing("here")
+
+
+def test_it_runs_on_the_quick_event_loop_where_that_is_installed():
+    uvloop = pytest.importorskip("uvloop")
+    with asyncio.Runner(loop_factory=event_loop()) as runner:
+        assert isinstance(runner.get_loop(), uvloop.Loop)

@@ -26,6 +26,11 @@ SINGLE_HEADERS = {
     *(b"transfer-encoding", b"x-api-key", b"x-request-id"),
 }
 
+_ENCODED = re.compile(rb"%(2f|5c|00|25)", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL_BYTES = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+
 OPEN, INFER, METRICS, ADMIN = "", "infer", "metrics", "admin"
 # What needs no key at all, and what a key for inference may do; all else is for administrators.
 _OPEN_PATHS = {"/v2/health/live", "/v2/health/ready"}
@@ -80,10 +85,9 @@ def check_path(raw_path: bytes) -> None:
         path = urllib.parse.unquote_to_bytes(raw_path).decode()
     except UnicodeDecodeError:
         raise Refused("bad_path") from None
-    encoded = re.search(rb"%(2f|5c|00|25)", raw_path, re.IGNORECASE)
-    control = any(ord(char) < 0x20 or ord(char) == 0x7F for char in path)
     segments = path.split("/")
-    if encoded or control or "\\" in path or ".." in segments or "." in segments:
+    is_hidden = _ENCODED.search(raw_path) or _CONTROL.search(path)
+    if is_hidden or "\\" in path or ".." in segments or "." in segments:
         raise Refused("bad_path")
     for before, segment in itertools.pairwise(segments):
         if before == "models" and segment:
@@ -112,19 +116,20 @@ def check_headers(headers: Headers) -> None:
         raise Refused("bad_headers", f"more than {MAX_HEADERS}")
     if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
         raise Refused("bad_headers", f"more than {MAX_HEADER_BYTES} bytes")
-    names = [name for name, _ in headers]
-    for name in SINGLE_HEADERS:
-        if names.count(name) > 1:
-            raise Refused("bad_headers", f"{name.decode()} twice")
-    if any(re.search(rb"[\x00-\x08\x0a-\x1f\x7f]", value) for _, value in headers):
-        raise Refused("bad_headers", "control characters")
     found = dict(headers)
+    if len(found) < len(headers):
+        names = [name for name, _ in headers]
+        for name in SINGLE_HEADERS:
+            if names.count(name) > 1:
+                raise Refused("bad_headers", f"{name.decode()} twice")
+    if any(_CONTROL_BYTES.search(value) for _, value in headers):
+        raise Refused("bad_headers", "control characters")
     if b"content-length" in found and b"transfer-encoding" in found:
         raise Refused("bad_headers", "content-length with transfer-encoding")
     if found.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
         raise Refused("bad_headers", "transfer-encoding other than chunked")
     length = found.get(b"content-length", b"0").strip()
-    if not re.fullmatch(rb"[0-9]{1,18}", length):
+    if not _LENGTH.fullmatch(length):
         raise Refused("bad_headers", "content-length is no number")
     # A small body can unpack to a large one; no client of the protocol compresses unless asked to.
     if found.get(b"content-encoding", b"identity").strip().lower() not in (b"identity", b""):

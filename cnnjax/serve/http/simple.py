@@ -34,9 +34,9 @@ PAGE |= {"style.css": ("style.css", "text/css")}
 POLICY = "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'"
 
 
-def add_routes(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
+def add_routes(app: FastAPI, direct: asgi.Direct, repository: Repository, bounds: Bounds) -> None:
     """Adds predictions and explanations of image files, rollouts, and the page."""
-    add_images(app, repository, bounds)
+    add_images(app, direct, repository, bounds)
     add_rollouts(app, repository)
     add_other_verbs(app)
     add_status(app, repository)
@@ -46,7 +46,7 @@ def add_routes(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
         )
 
 
-def add_images(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
+def add_images(app: FastAPI, direct: asgi.Direct, repository: Repository, bounds: Bounds) -> None:
     """Adds what takes an image file."""
 
     async def asked(
@@ -96,7 +96,7 @@ def add_images(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
         return await predict(request, name, version, read_top(request.query_params.get("top")))
 
     for path in ("/v1/models/{name}", "/v1/models/{name}/versions/{version}"):
-        asgi.add_direct(app, f"{path}:predict", predict_directly)
+        direct.add(f"{path}:predict", predict_directly)
         for function, answers in (
             (predict, described.Prediction),
             (explain, described.Explanation),

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -96,17 +96,18 @@ def application(
         docs_url=None,
         redoc_url=None,
     )
+    direct = asgi.Direct()
     add_health(app, repository)
-    add_models(app, repository, bounds)
+    add_models(app, direct, repository, bounds)
     add_repository(app, repository)
     # Before the others: what is called `{name}` there takes any text.
     for add in routes:
         add(app)
-    simple.add_routes(app, repository, bounds)
-    add_errors(app, repository.measures)
+    simple.add_routes(app, direct, repository, bounds)
+    refused = add_errors(app, repository.measures)
     plain = app.openapi
     app.openapi = lambda: described.with_requests(plain())  # type: ignore[method-assign]
-    inner = asgi.with_heads(app)
+    inner = direct.before(asgi.with_heads(app), refused)
     for wrap in reversed(middleware):
         inner = wrap(inner)
     return asgi.Recorded(inner, repository.measures, traced)
@@ -141,7 +142,7 @@ def add_health(app: FastAPI, repository: Repository) -> None:
         return Response(content, media_type=kind)
 
 
-def add_models(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
+def add_models(app: FastAPI, direct: asgi.Direct, repository: Repository, bounds: Bounds) -> None:
     """Adds metadata, readiness and inference of models."""
 
     async def metadata(name: str, version: str = "") -> Response:
@@ -182,7 +183,7 @@ def add_models(app: FastAPI, repository: Repository, bounds: Bounds) -> None:
         return answer
 
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        asgi.add_direct(app, f"{path}/infer", infer)
+        direct.add(f"{path}/infer", infer)
         kind = "_version" if "version" in path else ""
         for suffix, function, method, answers, more in (
             ("", metadata, "GET", described.answers(described.Metadata), {}),
@@ -252,8 +253,10 @@ def model_metadata(repository: Repository, name: str, version: str = "") -> dict
     return protocol.metadata(name, versions, found.runtime)
 
 
-def add_errors(app: FastAPI, measures: Measures) -> None:
-    """Says every error as the protocol does: `{"error": TEXT}`."""
+def add_errors(
+    app: FastAPI, measures: Measures
+) -> Callable[[Request, Refused], Awaitable[Response]]:
+    """Says every error as the protocol does: `{"error": TEXT}`; returns what says a refusal."""
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
@@ -280,3 +283,5 @@ def add_errors(app: FastAPI, measures: Measures) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return JSONResponse({"error": f"invalid request: {str(error.errors())[:300]}"}, 400)
+
+    return refused
