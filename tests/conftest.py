@@ -5,6 +5,7 @@ step, in any worker or subprocess, compile it once. It ends with the run of pyte
 CNNJAX_TEST_CACHE names a directory to keep it in, as CI does for its two runs.
 """
 
+import argparse
 import collections
 import importlib.metadata
 import os
@@ -62,7 +63,7 @@ def forget_compiled_programs():
 def pytest_addoption(parser):
     parser.addoption(
         "--share",
-        type=lambda text: tuple(int(number) for number in text.split("/")),
+        type=_share,
         metavar="NUMBER/COUNT",
         help="of each test's slow cases take every COUNT-th, from the NUMBER-th on (modulo COUNT)",
     )
@@ -81,6 +82,14 @@ def pytest_collection_modifyitems(config, items):
         left_out = _but_a_share(items, *config.getoption("--share"))
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def _share(text):
+    """Returns the number and the count of `NUMBER/COUNT`."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give NUMBER/COUNT, such as 1/3")
+    return int(number), int(count)
 
 
 def _but_a_share(items, number, count):

@@ -21,6 +21,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,8 @@ from cnnjax.serve.runtime import Runtime
 NEWEST = 0.1
 # A lone image that takes less is computed on the event loop: waking a thread up takes as long.
 QUICK_SECS = 1e-3
+# For how long such images are computed before other requests are read.
+TURN_SECS = 2e-3
 # Above as many images a batch, requests gather while a thread computes, and share the next batch.
 ALONE = 1.2
 # How long answered clients are waited for, as a part of what their batch took, and the least that
@@ -127,9 +130,9 @@ class Batcher:
         self._queues: dict[tuple[int, ...], collections.deque[_Waiting]] = {
             shape: collections.deque() for shape in runtime.shapes
         }
-        # Of the queues and the number of slots in use, which threads look at too.
+        # Of the queues, the images in them and the slots in use, which threads look at too.
         self._lock = threading.Lock()
-        self._running = 0
+        self._queued = self._running = 0
         self._timer: asyncio.Handle | None = None
         self._secs_per_image = 1e-3
         self._images_per_batch = 1.0
@@ -142,13 +145,7 @@ class Batcher:
     @property
     def queued(self) -> int:
         """The images that wait; those of clients that have gone may still be among them."""
-        with self._lock:
-            return self._count()
-
-    def _count(self) -> int:
-        return sum(
-            len(each.images) - each.sent for queue in self._queues.values() for each in queue
-        )
+        return self._queued
 
     async def submit(self, images: np.ndarray, *, deadline_secs: float | None = None) -> Result:
         """Returns logits and probabilities `[images, classes]`.
@@ -173,6 +170,7 @@ class Batcher:
         with self._lock:
             queued = self._room_for(len(images))
             self._queues[images.shape[1:]].append(waiting)
+            self._queued += len(images)
             self._idle.clear()
         if self._timer is None:
             # Requests that arrive in the same turn of the loop share a batch.
@@ -200,7 +198,7 @@ class Batcher:
         A request larger than the queue is let in when nothing else waits.
         """
         for is_last_try in (False, True):
-            queued = self._count()
+            queued = self._queued
             if not queued or queued + count <= self.limits.queue_images:
                 return queued
             if not is_last_try:
@@ -217,15 +215,30 @@ class Batcher:
     def _forget_gone(self) -> None:
         """Drops the requests whose clients are gone or whose deadlines have passed."""
         for shape, queue in self._queues.items():
-            if any(each.future.done() for each in queue):
-                kept = (each for each in queue if not each.future.done())
-                self._queues[shape] = collections.deque(kept)
+            # Asked once each: what a thread looks at the event loop may change.
+            is_gone = [each.future.done() for each in queue]
+            if any(is_gone):
+                pairs = list(zip(queue, is_gone, strict=True))
+                self._queued -= sum(len(each.images) - each.sent for each, gone in pairs if gone)
+                self._queues[shape] = collections.deque(each for each, gone in pairs if not gone)
 
     def _start(self) -> None:
         """Gives free slots batches; sets the timer where images wait for others."""
         self._timer = None
+        end = time.monotonic() + TURN_SECS
+        while here := self._hand_out():
+            found = self._computed(here)
+            with self._lock:
+                self._running -= 1
+            self._answer(here, *found)
+            if time.monotonic() > end:
+                # Other requests have their turn, too.
+                self._timer = asyncio.get_running_loop().call_soon(self._start)
+                return
+
+    def _hand_out(self) -> list[_Part]:
+        """Gives free slots batches; returns one that had better be computed here, if any."""
         loop = asyncio.get_running_loop()
-        here: list[_Part] = []
         with self._lock:
             while self._running < self._slots:
                 taken, due = self._take()
@@ -236,19 +249,11 @@ class Batcher:
                     break
                 self._running += 1
                 if self._is_quick(taken):
-                    here = taken
-                    break
+                    return taken
                 self._threads.submit(self._compute, taken, loop)
             if not self._running and not any(self._queues.values()):
                 self._idle.set()
-        if here:
-            found = self._computed(here)
-            with self._lock:
-                self._running -= 1
-                if any(self._queues.values()):
-                    # In another turn: other requests have theirs, too.
-                    self._timer = loop.call_soon(self._start)
-            self._answer(here, *found)
+        return []
 
     def _is_quick(self, taken: list[_Part]) -> bool:
         """Whether a batch had better be computed at once than by a thread."""
@@ -283,6 +288,7 @@ class Batcher:
             part = first.images[first.sent : first.sent + room]
             taken.append(_Part(first, first.sent, part))
             first.sent += len(part)
+            self._queued -= len(part)
             room -= len(part)
             if first.sent == len(first.images):
                 queue.popleft()
@@ -299,11 +305,11 @@ class Batcher:
                 self._gather(sum(len(part.images) for part in done), secs=found[1])
                 taken, _ = self._take()
                 self._running -= not taken
-            loop.call_soon_threadsafe(self._answer, done, *found)
+            loop.call_soon_threadsafe(self._answer_and_start, done, *found)
 
     def _gather(self, count: int, secs: float) -> None:
         """Has the next batch wait for the clients of one of `count` images that took `secs`."""
-        wait, expected = GATHER * secs, count + self._count()
+        wait, expected = GATHER * secs, count + self._queued
         if wait >= LEAST_GATHER_SECS and expected > 1:
             self._gather_until, self._expected = time.monotonic() + wait, expected
 
@@ -327,7 +333,7 @@ class Batcher:
         secs: float,
         waited: tuple[float, ...],
     ) -> None:
-        """Gives every request of a batch its rows, and starts what waits."""
+        """Gives every request of a batch its rows."""
         count = sum(len(part.images) for part in taken)
         self._secs_per_image += NEWEST * (secs / count - self._secs_per_image)
         self._images_per_batch += NEWEST * (count - self._images_per_batch)
@@ -343,6 +349,10 @@ class Batcher:
                 part.request.future.set_exception(result)
             else:
                 _give(part, result[0][rows], result[1][rows])
+
+    def _answer_and_start(self, taken: list[_Part], *found: Any) -> None:
+        """Answers a batch that a thread has computed, and starts what waits."""
+        self._answer(taken, *found)
         if self._timer is None:
             self._start()
 

@@ -176,24 +176,35 @@ def test_the_delay_waits_for_others_but_not_for_more_than_a_batch():
 
 @settings(max_examples=25)
 @given(
-    st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=12),
     st.integers(1, 6),
     st.integers(1, 3),
+    st.sampled_from([0.0, 1.0]),
 )
-def test_every_image_is_answered_once_and_in_its_place(sizes, largest, slots):
-    made = Made(largest=largest)
+def test_every_image_is_answered_once_and_in_its_place(asked, largest, slots, lone_secs):
+    """Clients that go away, before or while their images are computed, change nothing of it."""
+    made = Made(largest=largest, lone_secs=lone_secs)
     values = iter(range(256))
-    requests = [images(*(next(values) for _ in range(size))) for size in sizes]
+    requests = [images(*(next(values) for _ in range(size))) for size, _ in asked]
 
     async def main():
         batcher = Batcher(made.runtime, Limits(queue_images=1000, concurrency=slots))
-        answers = await asyncio.gather(*map(batcher.submit, requests))
+        tasks = [asyncio.create_task(batcher.submit(each)) for each in requests]
+        await asyncio.sleep(0)
+        for task, (_, leaves) in zip(tasks, asked, strict=True):
+            if leaves:
+                task.cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
         await batcher.close()
+        assert batcher.queued == 0
         return answers
 
-    for request, answer in zip(requests, asyncio.run(main()), strict=True):
-        assert means(answer) == request[:, 0, 0, 0].tolist()
-    assert max(map(len, made.batches)) <= largest
+    for request, (_, leaves), answer in zip(requests, asked, asyncio.run(main()), strict=True):
+        if leaves:
+            assert isinstance(answer, asyncio.CancelledError)
+        else:
+            assert means(answer) == request[:, 0, 0, 0].tolist()
+    assert max(map(len, made.batches), default=0) <= largest
 
 
 def test_concurrency_bounds_the_batches_at_a_time():
