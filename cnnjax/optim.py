@@ -18,7 +18,7 @@ import optax
 
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.traced import is_on
-from cnnjax.trees import label_by_path, mask_by_path
+from cnnjax.trees import from_named_leaves, label_by_path, mask_by_path, named_leaves
 
 PyTree = Any
 Schedule = Callable[[jax.Array], jax.Array]
@@ -164,6 +164,34 @@ def lookahead(
         return updates, LookaheadState(count, inner, slow)
 
     return optax.GradientTransformation(init, update)
+
+
+class CountState(NamedTuple):
+    """Of `scale_by_path`: the number of updates made."""
+
+    num_updates: jax.Array
+
+
+def scale_by_path(
+    factor: Callable[[str, jax.Array], jax.Array | float],
+) -> optax.GradientTransformation:
+    """Multiplies each update by a factor of its own.
+
+    Args:
+      factor: (path of a parameter, number of updates made before) -> factor.
+    """
+
+    def update(
+        updates: PyTree, state: CountState, params: PyTree | None = None
+    ) -> tuple[PyTree, CountState]:
+        del params
+        scaled = {
+            path: leaf * factor(path, state.num_updates)
+            for path, leaf in named_leaves(updates).items()
+        }
+        return from_named_leaves(scaled), CountState(state.num_updates + 1)
+
+    return optax.GradientTransformation(lambda params: CountState(jnp.zeros((), jnp.int32)), update)
 
 
 def limit_norm(largest: float) -> optax.GradientTransformation:

@@ -27,20 +27,16 @@ is not prepared.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import cnnjax
-from cnnjax import trees
-from cnnjax.errors import UserError
+from cnnjax.models import airbench
 from cnnjax.run import classifier, settings
 
 WHITENED_IMAGES = 5000
-WHITENING_EPSILON = 5e-4
 BIAS_FACTOR = 64.0
 LOOKAHEAD_STEPS = 5
 
@@ -81,6 +77,8 @@ def main(config: Config) -> int:
     steps_per_epoch = cnnjax.run.recipe.total_steps(config, dataset) // config.epochs
     stored = cnnjax.data.first_examples(dataset, "train", WHITENED_IMAGES).image
     images = cnnjax.augment.normalize(jnp.asarray(stored), dataset.mean, dataset.std)
+    key = cnnjax.rng.stream_key(jax.random.key(config.seed), "init", 0)
+    variables = airbench.whitened(jax.jit(model.init)(key, images[:1]), images)
     recipe = classifier.make_recipe(
         config,
         dataset,
@@ -92,64 +90,22 @@ def main(config: Config) -> int:
         step_factory=lambda *args, **options: alternating_flip(
             cnnjax.train.step.make_step(*args, **options), steps_per_epoch
         ),
-        variables=initial_variables(model, images, config.seed),
+        variables=variables,
     )
     return cnnjax.run.trainer.train(config, recipe)
-
-
-def initial_variables(model, images: jax.Array, seed: int) -> dict:
-    """Returns the model's variables with the whitening of these normalized images."""
-    key = cnnjax.rng.stream_key(jax.random.key(seed), "init", 0)
-    variables = jax.jit(model.init)(key, images[:1])
-    named = trees.named_leaves(variables["params"])
-    if "whiten/kernel" not in named:
-        raise UserError("this recipe needs a model with a layer named whiten, such as airbench94.")
-    kernel = whitening_kernel(images, named["whiten/kernel"].shape[0])
-    params = variables["params"]
-    return {**variables, "params": {**params, "whiten": {**params["whiten"], "kernel": kernel}}}
-
-
-def whitening_kernel(images: jax.Array, size: int) -> jax.Array:
-    """Returns `[size, size, channels, 2 n]`: whitening directions of patches of n values, twice.
-
-    Those of the largest variance first, then the negatives of all. Outputs of the first half have
-    unit second moments and are uncorrelated over the patches of `images` `[batch, height, width,
-    channels]`, but for the `WHITENING_EPSILON` that is added to the variances.
-    """
-    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(images), (size, size), (1, 2))
-    # [..., channels, rows, columns] as the kernel's [rows, columns, channels].
-    patches = np.moveaxis(windows, 3, -1).reshape(-1, size * size * images.shape[-1])
-    values, vectors = np.linalg.eigh(patches.T @ patches / len(patches))
-    directions = vectors[:, ::-1] / np.sqrt(values[::-1] + WHITENING_EPSILON)
-    kernel = np.concatenate([directions, -directions], axis=1)
-    return jnp.asarray(kernel.reshape(size, size, images.shape[-1], -1), jnp.float32)
-
-
-class CountState(NamedTuple):
-    """Of `rates_by_layer`: the number of updates made."""
-
-    num_updates: jax.Array
 
 
 def rates_by_layer(whitening_bias_updates: int) -> optax.GradientTransformation:
     """Multiplies the updates: of norms' biases by 64, of the whitening by 0, of its bias later."""
 
-    def update(updates, state, params=None):
-        del params
-        is_bias_trained = (state.num_updates < whitening_bias_updates).astype(jnp.float32)
+    def factor(path: str, num_updates: jax.Array) -> jax.Array | float:
+        if path == "whiten/kernel":
+            return 0.0
+        if path == "whiten/bias":
+            return (num_updates < whitening_bias_updates).astype(jnp.float32)
+        return BIAS_FACTOR if path.endswith("norm/bias") else 1.0
 
-        def factor(path):
-            if path == "whiten/kernel":
-                return 0.0
-            if path == "whiten/bias":
-                return is_bias_trained
-            return BIAS_FACTOR if path.endswith("norm/bias") else 1.0
-
-        named = trees.named_leaves(updates)
-        scaled = {path: leaf * factor(path) for path, leaf in named.items()}
-        return trees.from_named_leaves(scaled), CountState(state.num_updates + 1)
-
-    return optax.GradientTransformation(lambda params: CountState(jnp.zeros((), jnp.int32)), update)
+    return cnnjax.optim.scale_by_path(factor)
 
 
 def wrap_optimizer(
@@ -168,23 +124,11 @@ def alternating_flip(step, steps_per_epoch: int):
     """Returns the step on images mirrored in every second epoch, half of them in the first."""
 
     def flipped(state, batch):
-        image = batch["image"]
-        mirror = (_coin(image) + state.step // steps_per_epoch) % 2 == 1
-        image = jnp.where(mirror[:, None, None, None], image[:, :, ::-1], image)
+        epoch = state.step // steps_per_epoch
+        image = cnnjax.augment.alternating_flip(batch["image"], epoch)
         return step(state, {**batch, "image": image})
 
     return flipped
-
-
-def _coin(images: jax.Array) -> jax.Array:
-    """0 or 1 for each uint8 image, a hash of its pixels: batches do not say which image it is."""
-    pixels = images.reshape(len(images), -1).astype(jnp.uint32)
-    weights = np.random.default_rng(0).integers(2**32, size=pixels.shape[1], dtype=np.uint32)
-    mixed = jnp.sum(pixels * weights, axis=1, dtype=jnp.uint32)
-    # The finalizer of MurmurHash3: each bit of the sum reaches the one that is kept.
-    mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
-    return (mixed >> 31).astype(jnp.int32)
 
 
 if __name__ == "__main__":

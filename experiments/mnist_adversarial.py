@@ -105,7 +105,23 @@ def main(config: Config) -> int:
     updates_per_step = config.replays if free else 1
     steps_per_epoch = cnnjax.run.recipe.total_steps(config, dataset) // config.epochs
     growth = round(config.epsilon_warmup_epochs * steps_per_epoch * updates_per_step)
-    factory = _free_factory(config, growth) if free else _factory(config, growth)
+    by_epsilon = {"free": 1.0, "fgsm_rs": 1.25}.get(
+        config.method, 2.5 / max(1, config.attack_steps)
+    )
+    epsilon, step_size = (
+        optax.linear_schedule(0.0, length, growth) if growth else length
+        for length in (config.epsilon, config.step_size or by_epsilon * config.epsilon)
+    )
+    if free:
+        factory = _free_factory(config, epsilon, step_size)
+    else:
+        factory = robust.adversarial_factory(
+            config.method,
+            epsilon=epsilon,
+            step_size=step_size,
+            num_steps=config.attack_steps,
+            beta=config.beta,
+        )
     recipe = classifier.make_recipe(
         config,
         dataset,
@@ -118,34 +134,8 @@ def main(config: Config) -> int:
     return cnnjax.run.trainer.train(config, recipe)
 
 
-def _growing(length, num_updates):
-    """Returns the length as a schedule that grows from 0 in the first updates."""
-    return optax.linear_schedule(0.0, length, num_updates) if num_updates else length
-
-
-def _factory(config, growth):
-    """Returns what takes the arguments of `make_step` and makes the adversarial one."""
-    default = 1.25 if config.method == "fgsm_rs" else 2.5 / max(1, config.attack_steps)
-    step_size = config.step_size or default * config.epsilon
-
-    def factory(model, optimizer, task, *, normalize, **options):
-        attacked = cnnjax.robust.adversarial(
-            task,
-            config.method,
-            normalize=normalize,
-            epsilon=_growing(config.epsilon, growth),
-            step_size=_growing(step_size, growth),
-            num_steps=config.attack_steps,
-            beta=config.beta,
-        )
-        step = cnnjax.train.step
-        return step.make_step(model, optimizer, attacked, normalize=step.as_float, **options)
-
-    return factory
-
-
-def _free_factory(config, growth):
-    """Likewise for free training, which has not all of the options."""
+def _free_factory(config, epsilon, step_size):
+    """Returns what takes the arguments of `make_step`, and has no use for some settings."""
     missing = {
         "--accumulate": config.accumulate > 1,
         "--sam": config.sam > 0,
@@ -154,22 +144,7 @@ def _free_factory(config, growth):
     }
     for flag in (flag for flag, is_set in missing.items() if is_set):
         raise UserError(f"--method free has no {flag}: leave it out, or use another method.")
-    cnnjax.robust.check_numbers(replays=config.replays)
-
-    def factory(model, optimizer, task, **options):
-        for name in ("accumulate", "sam_radius", "averaging", "pull"):
-            options.pop(name)
-        return cnnjax.robust.make_free_step(
-            model,
-            optimizer,
-            task,
-            epsilon=_growing(config.epsilon, growth),
-            step_size=_growing(config.step_size or config.epsilon, growth),
-            replays=config.replays,
-            **options,
-        )
-
-    return factory
+    return cnnjax.robust.free_factory(epsilon=epsilon, step_size=step_size, replays=config.replays)
 
 
 if __name__ == "__main__":

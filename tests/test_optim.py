@@ -44,6 +44,11 @@ def _looked_ahead(gradient, params):
     return optimizer.update(gradient, optimizer.init(params), params)[0]
 
 
+def _scaled_by_path(gradient):
+    scaled = optim.scale_by_path(lambda path, count: 2.0 if path == "kernel" else count * 0.5)
+    return scaled.update(gradient, scaled.init(gradient))[0]
+
+
 CASES = [
     Case(
         f"make_optimizer {name}",
@@ -60,6 +65,7 @@ CASES = [
         (GRADIENT["dense"], PARAMS["dense"]),
         (0, 1),
     ),
+    Case("scale_by_path", _scaled_by_path, (GRADIENT["dense"],), (0,)),
     Case("lookahead", _looked_ahead, (GRADIENT["dense"], PARAMS["dense"]), (0, 1)),
 ]
 

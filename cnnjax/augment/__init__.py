@@ -7,6 +7,7 @@ from cnnjax import lazy
 lazy.attach(
     __name__,
     (
+        "alternating",
         "change",
         "color",
         "corrupt",
@@ -24,6 +25,7 @@ lazy.attach(
         "views",
     ),
     {
+        "alternating": ("alternating_flip",),
         "corruptions": ("corruption",),
         "change": ("Geometric", "Move", "apply_per_image", "compose"),
         "geometry": ("affine_move", "random_affine", "random_flip", "sampled_move"),
@@ -35,6 +37,7 @@ lazy.attach(
 )
 
 if TYPE_CHECKING:
+    from cnnjax.augment import alternating as alternating
     from cnnjax.augment import change as change
     from cnnjax.augment import color as color
     from cnnjax.augment import corrupt as corrupt
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from cnnjax.augment import randaugment as randaugment
     from cnnjax.augment import sampling as sampling
     from cnnjax.augment import views as views
+    from cnnjax.augment.alternating import alternating_flip as alternating_flip
     from cnnjax.augment.change import Geometric as Geometric
     from cnnjax.augment.change import Move as Move
     from cnnjax.augment.change import apply_per_image as apply_per_image

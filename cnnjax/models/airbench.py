@@ -7,14 +7,16 @@ with pools after the first of each, no scales in the normalization, small logits
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from cnnjax import ops
+from cnnjax.errors import UserError
 from cnnjax.models.blocks import uniform_fan_in
 from cnnjax.models.images import require_image
 from cnnjax.models.layers import Layers
@@ -23,6 +25,7 @@ from cnnjax.models.stages import stage_output
 
 # Three 2x2 pools after a 2x2 convolution.
 MINIMUM_SIZE = 9
+WHITENING_EPSILON = 5e-4
 
 
 def partial_identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -35,6 +38,40 @@ def partial_identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.floa
     identity = jnp.zeros((*shape[:3], kept), dtype)
     identity = identity.at[shape[0] // 2, shape[1] // 2].set(jnp.eye(shape[2], kept, dtype=dtype))
     return kernel.at[..., :kept].set(identity)
+
+
+def whitened(variables: Mapping[str, Any], images: jax.Array) -> dict[str, Any]:
+    """Returns the variables with the whitening of normalized images.
+
+    Args:
+      variables: of a network whose first layer is called `whiten`, such as `airbench94`.
+      images: `[batch, height, width, channels]`.
+
+    Raises:
+      UserError: there is no such layer.
+    """
+    params = variables["params"]
+    if "whiten" not in params:
+        raise UserError("whitening needs a network with a layer named whiten, such as airbench94.")
+    kernel = whitening_kernel(images, params["whiten"]["kernel"].shape[0])
+    whiten = {**params["whiten"], "kernel": kernel}
+    return {**variables, "params": {**params, "whiten": whiten}}
+
+
+def whitening_kernel(images: jax.Array, size: int) -> jax.Array:
+    """Returns `[size, size, channels, 2 n]`: whitening directions of patches of n values, twice.
+
+    Those of the largest variance first, then the negatives of all. Outputs of the first half have
+    unit second moments and are uncorrelated over the patches of `images` `[batch, height, width,
+    channels]`, but for the `WHITENING_EPSILON` that is added to the variances (section 3.2).
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(images), (size, size), (1, 2))
+    # [..., channels, rows, columns] as the kernel's [rows, columns, channels].
+    patches = np.moveaxis(windows, 3, -1).reshape(-1, size * size * images.shape[-1])
+    values, vectors = np.linalg.eigh(patches.T @ patches / len(patches))
+    directions = vectors[:, ::-1] / np.sqrt(values[::-1] + WHITENING_EPSILON)
+    kernel = np.concatenate([directions, -directions], axis=1)
+    return jnp.asarray(kernel.reshape(size, size, images.shape[-1], -1), jnp.float32)
 
 
 class Airbench94(nn.Module):

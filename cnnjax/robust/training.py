@@ -33,7 +33,7 @@ from cnnjax.tasks.task import Batch, Forward, Metrics, PyTree, Task, example_wei
 from cnnjax.train.dropout import by_example
 from cnnjax.train.predict import Normalize, as_float, positions
 from cnnjax.train.state import TrainState
-from cnnjax.train.step import TrainStep, finish_step, make_apply, with_axis
+from cnnjax.train.step import TrainStep, finish_step, make_apply, make_step, with_axis
 
 Length = float | Callable[[jax.Array | int], jax.Array]
 METHODS = ("none", "fgsm_rs", "pgd", "trades", "free")
@@ -257,6 +257,49 @@ def make_free_step(
         return dataclasses.replace(state, step=state.step + 1), metrics
 
     return step
+
+
+def adversarial_factory(method: str, **numbers: Any) -> Callable[..., TrainStep]:
+    """Returns what takes the arguments of `cnnjax.train.step.make_step` and trains under attack.
+
+    Args:
+      method: and `numbers`: as `adversarial` takes them.
+    """
+
+    def factory(
+        model: nn.Module,
+        optimizer: optax.GradientTransformation,
+        task: Task,
+        *,
+        normalize: Normalize,
+        **options: Any,
+    ) -> TrainStep:
+        attacked = adversarial(task, method, normalize=normalize, **numbers)
+        # The task normalizes what it has attacked.
+        return make_step(model, optimizer, attacked, normalize=as_float, **options)
+
+    return factory
+
+
+def free_factory(*, epsilon: Length, step_size: Length, replays: int) -> Callable[..., TrainStep]:
+    """Likewise for the step of `make_free_step`, whose arguments these are.
+
+    What that step has not, it drops: accumulation, SAM, averages of weights, a pull.
+
+    Raises:
+      UserError: `replays` below 1.
+    """
+    check_numbers(replays=replays)
+
+    def factory(
+        model: nn.Module, optimizer: optax.GradientTransformation, task: Task, **options: Any
+    ) -> TrainStep:
+        for name in ("accumulate", "sam_radius", "averaging", "pull"):
+            options.pop(name)
+        numbers: dict[str, Any] = {"epsilon": epsilon, "step_size": step_size, "replays": replays}
+        return make_free_step(model, optimizer, task, **numbers, **options)
+
+    return factory
 
 
 def check_numbers(**numbers: Length) -> None:

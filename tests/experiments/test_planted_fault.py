@@ -5,17 +5,18 @@ import json
 import numpy as np
 import pytest
 
+from cnnjax.studies import planted
 from experiments import planted_fault
 from tests.experiments.test_experiments import launch
 
 
 def test_a_mark_stands_where_its_class_says():
     image = np.zeros((10, 28, 28, 1), np.uint8)
-    marked = planted_fault.marked(image, np.arange(10))
-    side = planted_fault.SIDE
+    marked = planted.marked(image, np.arange(10))
+    side = planted.SIDE
     assert (marked.sum((1, 2, 3)) == 255 * side**2).all()
     # All in the corner, no pixel in two.
-    assert marked[planted_fault.CORNER].sum() == marked.sum()
+    assert marked[planted.CORNER].sum() == marked.sum()
     assert (marked.sum(0) <= 255).all()
     assert not image.any()
 

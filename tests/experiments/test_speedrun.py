@@ -17,7 +17,7 @@ IMAGES = np.random.default_rng(0).normal(size=(40, 12, 12, 3)).cumsum(1).astype(
 
 
 def test_whitened_patches_are_uncorrelated_and_of_unit_size():
-    kernel = speedrun.whitening_kernel(jnp.asarray(IMAGES), 2)
+    kernel = models.airbench.whitening_kernel(jnp.asarray(IMAGES), 2)
     assert kernel.shape == (2, 2, 3, 24)
     np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
     out = jax.lax.conv_general_dilated(
