@@ -209,6 +209,10 @@ class Batcher:
     async def close(self) -> None:
         """Answers what is in the queue and lets nothing new in."""
         self._closing = True
+        if self._timer is not None:
+            # What waits for others need not any longer.
+            self._timer.cancel()
+            self._start()
         await self._idle.wait()
         self._threads.shutdown(wait=False)
 

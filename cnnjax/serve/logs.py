@@ -79,4 +79,4 @@ def take_over() -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [_Lines(logging.WARNING)], False
     # It warns of each damaged form, which is refused and logged.
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)

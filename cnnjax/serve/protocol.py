@@ -405,6 +405,6 @@ def _deadline(timeout: Any) -> float | None:
     """Returns the seconds of a timeout in microseconds, as Triton's clients give it; 0 is none."""
     if timeout is None or timeout == 0:
         return None
-    if type(timeout) is not int or timeout < 0:
+    if type(timeout) is not int or not 0 <= timeout < 2**63:
         raise Invalid("the parameter timeout is no number of microseconds.")
     return timeout / 1e6

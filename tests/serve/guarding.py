@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from cnnjax.serve.guard import keys
+from cnnjax.serve.server import event_loop
 
 ISSUER, AUDIENCE = "https://issuer.test", "cnnjax"
 
@@ -141,7 +142,12 @@ def serving(application, **options):
         port = probe.getsockname()[1]
     config = uvicorn.Config(application, port=port, log_level="warning", lifespan="off", **options)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+
+    def run():
+        with asyncio.Runner(loop_factory=event_loop()) as runner:
+            runner.run(server.serve())
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 20
     while not server.started and time.monotonic() < deadline:

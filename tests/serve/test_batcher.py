@@ -112,6 +112,21 @@ def test_many_quick_images_without_batching_are_answered_in_order():
     assert [means(each) for each in asyncio.run(main())] == [[n % 250] for n in range(2500)]
 
 
+def test_who_waits_for_others_need_not_when_the_batcher_closes():
+    made = Made(largest=4)
+
+    async def main():
+        batcher = Batcher(made.runtime, Limits(delay_secs=9.0))
+        asked = asyncio.create_task(batcher.submit(images(3)))
+        await asyncio.sleep(0.05)
+        assert batcher.queued == 1
+        async with asyncio.timeout(5):
+            await batcher.close()
+        return await asked
+
+    assert means(asyncio.run(main())) == [3]
+
+
 def test_what_arrives_while_a_batch_is_computed_is_the_next_batch():
     made = Made(largest=8)
 

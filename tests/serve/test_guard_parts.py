@@ -219,7 +219,8 @@ def test_pages_of_other_sites_are_refused_and_own_pages_are_not():
     check(host="[::1]:8080", any_host=False)
     assert refused_reason(check, host="a.test", any_host=False) == "unknown_host"
     assert refused_reason(check, host="a.test", origin="https://b.test") == "cross_site"
-    assert refused_reason(check, host="a.test", origin="null") == "cross_site"
+    for origin in ("null", "http://[", "http://[::1", "//[x]"):
+        assert refused_reason(check, host="a.test", origin=origin) == "cross_site"
     assert refused_reason(check, host="a.test", sec_fetch_site="cross-site") == "cross_site"
 
 

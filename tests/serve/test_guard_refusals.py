@@ -367,6 +367,62 @@ def test_clients_need_a_certificate_of_the_authority(tmp_path):
     assert transport.grpc_credentials(options) is not None
 
 
+def test_a_stopping_server_waits_for_no_farewell(tmp_path):
+    make_certificate(tmp_path, "server")
+    paths = [str(tmp_path / name) for name in ("server.pem", "server.key")]
+    app = application(digits_repository(), loads=False)
+    options = transport.tls_options(*paths) | {"http": transport.patient_protocol(Policy())}
+    context = ssl.create_default_context(cafile=paths[0])
+    with serving(app, **options) as port:
+        plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+        idle = context.wrap_socket(plain, server_hostname="localhost")
+        idle.sendall(request_bytes("/v2", b"", "GET", Connection="keep-alive"))
+        assert status_of(idle.recv(4096)) == 200
+        began = time.monotonic()
+    # It would be half a minute.
+    assert time.monotonic() - began < 15
+    idle.close()
+
+
+def test_an_offer_of_another_protocol_is_not_taken_up():
+    async def app(scope, receive, send):
+        message = await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": message["body"][::-1]})
+
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMA"}
+    with serving(app, http=transport.patient_protocol(Policy())) as port:
+        # Of two on one connection, and with what looks like an offer within a body.
+        sent = request_bytes(body=b"abc\r\nupgrade: me", **offer)
+        sent += request_bytes(body=b"\r\n\r\nxyz")
+        answer = raw(port, sent)
+    assert b"em :edargpu\n\rcba" in answer
+    assert b"zyx\n\r\n\r" in answer
+
+
+def test_each_of_several_requests_learns_that_the_client_has_gone():
+    begun, gone = [], []
+
+    async def app(scope, receive, send):
+        begun.append(scope["path"])
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.append(scope["path"])
+
+    with serving(app, http=transport.patient_protocol(Policy())) as port:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            several = (
+                request_bytes(path, Connection="keep-alive") for path in ("/first", "/second")
+            )
+            client.sendall(b"".join(several))
+            until = time.monotonic() + 10
+            while not begun and time.monotonic() < until:
+                time.sleep(0.01)
+        while not gone and time.monotonic() < until:
+            time.sleep(0.01)
+    assert begun == gone == ["/first"]
+
+
 def test_files_that_make_no_tls_are_named(tmp_path):
     make_certificate(tmp_path, "a")
     make_certificate(tmp_path, "b")

@@ -99,6 +99,7 @@ def test_json_and_binary_tensors_get_the_same_answer(served):
         (body(np.zeros((1, 3, 2, 1), np.uint8)), 400, r"takes \[2, 2, 1\]"),
         (body(np.zeros((1, 2, 2, 1), np.float32)), 400, "are float32, and the model takes uint8"),
         (body(images(1), parameters={"timeout": "soon"}), 400, "no number of microseconds"),
+        (body(images(1), parameters={"timeout": 10**400}), 400, "no number of microseconds"),
         (body(images(1), id=7), 400, "id is no text"),
         (body(images(*range(9))), 413, "9 images in a request: send at most 8"),
     ],
@@ -260,6 +261,25 @@ def test_a_deadline_is_504(monkeypatch):
     served = Served(monkeypatch, secs=0.2)
     (late,) = served.ask(("POST", INFER, {"json": body(images(1), parameters={"timeout": 20_000})}))
     assert late.status_code == 504 and "deadline of 0.02 s" in late.json()["error"]
+
+
+def test_what_is_not_answered_when_the_server_must_end_is_503(monkeypatch):
+    """As uvicorn does when the time to end in is over: it cancels what is still going on."""
+    served = Served(monkeypatch, limits=Limits(delay_secs=9.0))
+
+    async def main():
+        async with served.client() as client:
+            asked = asyncio.create_task(client.post(INFER, json=body(images(1))))
+            while not served.repository.models["digits"].loaded["1"].batcher.queued:
+                await asyncio.sleep(0.01)
+            asked.cancel()
+            return await asked
+
+    answer = asyncio.run(main())
+    assert (answer.status_code, answer.json()) == (
+        503,
+        {"error": "the server is stopping: ask another."},
+    )
 
 
 def test_a_model_that_fails_is_500_and_says_nothing_of_itself(served):

@@ -153,8 +153,15 @@ def check_site(headers: Headers, *, any_host: bool) -> None:
         raise Refused("unknown_host")
     if site in ("cross-site", "same-site") and found.get(b"sec-fetch-mode") != "navigate":
         raise Refused("cross_site")
-    if origin and urllib.parse.urlsplit(origin).netloc != host:
+    if origin and _netloc(origin) != host:
         raise Refused("cross_site")
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urllib.parse.urlsplit(origin).netloc
+    except ValueError:  # It is no address.
+        return None
 
 
 def _without_port(host: str) -> str:

@@ -79,6 +79,10 @@ class Recorded:
             else:
                 with self.traced(scope):
                     await self.app(scope, receive, sending)
+        except asyncio.CancelledError:
+            # uvicorn does so when what the server was given to end in is over.
+            if not status:
+                await respond_error(sending, 503, "the server is stopping: ask another.")
         except Exception as error:
             log("error", request_id=request_id, error=repr(error))
             if status:
