@@ -53,6 +53,7 @@ NOT_HERE = {
     "-seed*": "runs of the reader's",
     "runs/a runs/b": "runs of the reader's",
     "resnet.onnx": "a file of the reader's",
+    "stage3/block1/conv2": "a run of a residual network",
     "serve-reference": "a run that validates on 1,000 images",
     "HEAD:": "a cluster",
     "--ray": "a cluster",
@@ -137,6 +138,8 @@ def shortened(text: str) -> list[str]:
     it is no command of ours."""
     text = re.sub(NAMED, "runs/shown", text).replace("...", "")
     text = re.sub(r"--(run-dir|out) runs/\S+", r"--\1 runs/out", text)
+    # A smoke run has no more than a few steps.
+    text = re.sub(r"--profile steps=\d+:\d+", "--profile steps=4:8", text)
     words = shlex.split(text)
     if words[:2] == ["python", "-m"] and words[2].startswith("experiments."):
         smoke = [] if "--smoke" in words else ["--smoke"]

@@ -155,16 +155,6 @@ def _checked(config: Config, tasks: dict[str, Transfer]) -> Config:
     """Returns the settings, smaller for a smoke run; a UserError for those of no use."""
     if config.task not in tasks:
         raise unknown_name("task", config.task, tasks)
-    if config.smoke:
-        small = tuple(m for m in ("scratch", "head", "lora:2") if m in config.methods)
-        config = dataclasses.replace(
-            config,
-            methods=small or config.methods[:1],
-            labels=config.labels[:2],
-            seeds=min(2, config.seeds),
-            steps=min(5, config.steps),
-            base_epochs=1,
-        )
     for name in ("seeds", "steps", "batch_size", "base_epochs"):
         if getattr(config, name) < 1:
             flag = name.replace("_", "-")
@@ -186,6 +176,16 @@ def _checked(config: Config, tasks: dict[str, Transfer]) -> Config:
             good = False
         if not good or method not in config.methods:
             raise UserError(f"--rates {word}: write it as METHOD=RATE, of one of --methods.")
+    if config.smoke:
+        small = tuple(m for m in ("scratch", "head", "lora:2") if m in config.methods)
+        config = dataclasses.replace(
+            config,
+            methods=small or config.methods[:1],
+            labels=config.labels[:2],
+            seeds=min(2, config.seeds),
+            steps=min(5, config.steps),
+            base_epochs=1,
+        )
     return config
 
 

@@ -56,6 +56,13 @@ def test_without_fashion_mnist_it_says_how_to_get_it(task, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_a_smoke_run_takes_rates_of_methods_that_it_leaves_out():
+    given = mnist_finetune.Config(smoke=True, rates=("full=0.001", "head=0.003"))
+    config = few_labels._checked(given, mnist_finetune.TASKS)
+    assert "full" in given.methods and "full" not in config.methods
+    assert config.rates == given.rates
+
+
 def test_half_of_a_small_target_is_for_testing():
     target = few_labels._target(mnist_finetune.Config(), mnist_finetune.TASKS["digits"], (28, 28))
     sizes = [len(split.label) for split in (target.train, target.validation, target.test)]
