@@ -137,7 +137,8 @@ def shortened(text: str) -> list[str]:
     """Returns a line's words as they are run: a smoke run, the prepared directory for RUN; [] if
     it is no command of ours."""
     text = re.sub(NAMED, "runs/shown", text).replace("...", "")
-    text = re.sub(r"--(run-dir|out) runs/\S+", r"--\1 runs/out", text)
+    if "--resume" not in text:  # What goes on stays where it is.
+        text = re.sub(r"--(run-dir|out) runs/\S+", r"--\1 runs/out", text)
     # A smoke run has no more than a few steps.
     text = re.sub(r"--profile steps=\d+:\d+", "--profile steps=4:8", text)
     words = shlex.split(text)

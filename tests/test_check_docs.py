@@ -113,6 +113,15 @@ def test_every_command_of_the_readme_parses(line):
     assert check_docs.checked(line) in ("parsed", "not ours")
 
 
+def test_what_goes_on_stays_where_it_is_and_a_profile_is_of_steps_that_there_are():
+    line = "python -m experiments.mnist_lenet --profile steps=100:200 --run-dir RUN"
+    assert shortened(line)[-4:] == ["steps=4:8", "--run-dir", "runs/out", "--smoke"]
+    line = "python -m experiments.mnist_lenet --run-dir runs/mnist"
+    assert shortened(line)[-2:] == ["runs/out", "--smoke"]
+    words = shortened(f"{line} --resume runs/mnist")
+    assert words[-5:] == ["--run-dir", "runs/shown", "--resume", "runs/shown", "--smoke"]
+
+
 def test_a_command_is_shortened_to_a_smoke_run():
     words = shortened("python -m experiments.mnist_lenet --resume RUN")
     assert words[1:] == ["-m", "experiments.mnist_lenet", "--resume", "runs/shown", "--smoke"]
