@@ -92,21 +92,10 @@ def patient_protocol(policy: Policy, *, head_secs: float = HEAD_SECS) -> type:
     uvicorn has no such bound, so that a client which sends a byte now and then (slowloris) keeps a
     connection for ever. Bodies have theirs in `cnnjax.serve.guard.asgi`. What is no HTTP, such as a
     request with two lengths, never reaches the application: it is written down and counted here.
-
-    Of several requests that were sent at once, uvicorn tells only the last that its client has
-    gone; here all are told. A server that stops waits half a minute for each client of TLS to say
-    farewell; here a second. And of a request that offers another protocol (h2c, as Java's client
-    does) its parser loses the body; here the offer is not seen.
     """
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    class Patient(HttpToolsProtocol):  # type: ignore[misc]
+    class Patient(_mended_protocol()):  # type: ignore[misc]
         _patience: Any = None
-        _is_stopping, _in_head = False, True
-
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            self._unanswered: list[Any] = []
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -116,6 +105,53 @@ def patient_protocol(policy: Policy, *, head_secs: float = HEAD_SECS) -> type:
             super().on_message_begin()
             if self._patience is None:
                 self._wait()
+
+        def on_headers_complete(self) -> None:
+            self._arrived()
+            super().on_headers_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            self._arrived()
+            write_refused(policy, "malformed", (self.client or ("",))[0])
+            super().send_400_response(msg)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._arrived()
+            super().connection_lost(exc)
+
+        def _wait(self) -> None:
+            self._patience = self.loop.call_later(head_secs, self._give_up)
+
+        def _arrived(self) -> None:
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+
+        def _give_up(self) -> None:
+            self._patience = None
+            if self.transport is not None and not self.transport.is_closing():
+                write_refused(policy, "slow_head", (self.client or ("",))[0])
+                self.transport.close()
+
+    return Patient
+
+
+def _mended_protocol() -> type:
+    """Returns uvicorn's HTTP protocol without three faults of it.
+
+    Of several requests that were sent at once, it tells only the last that its client has gone;
+    here all are told. A server that stops waits half a minute for each client of TLS to say
+    farewell; here a second. And of a request that offers another protocol (h2c, as Java's client
+    does) its parser loses the body; here the offer is not seen.
+    """
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    class Mended(HttpToolsProtocol):  # type: ignore[misc]
+        _is_stopping, _in_head = False, True
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self._unanswered: list[Any] = []
 
         def data_received(self, data: bytes) -> None:
             end = data.find(b"\r\n\r\n")
@@ -129,7 +165,6 @@ def patient_protocol(policy: Policy, *, head_secs: float = HEAD_SECS) -> type:
 
         def on_headers_complete(self) -> None:
             self._in_head = False
-            self._arrived()
             super().on_headers_complete()
             self._unanswered.append(self.cycle)
 
@@ -139,13 +174,7 @@ def patient_protocol(policy: Policy, *, head_secs: float = HEAD_SECS) -> type:
             if self._is_stopping:
                 self._end()
 
-        def send_400_response(self, msg: str) -> None:
-            self._arrived()
-            write_refused(policy, "malformed", (self.client or ("",))[0])
-            super().send_400_response(msg)
-
         def connection_lost(self, exc: Exception | None) -> None:
-            self._arrived()
             super().connection_lost(exc)
             self.pipeline.clear()
             for cycle in self._unanswered:
@@ -168,21 +197,7 @@ def patient_protocol(policy: Policy, *, head_secs: float = HEAD_SECS) -> type:
             else:
                 self.transport.abort()
 
-        def _wait(self) -> None:
-            self._patience = self.loop.call_later(head_secs, self._give_up)
-
-        def _arrived(self) -> None:
-            if self._patience is not None:
-                self._patience.cancel()
-                self._patience = None
-
-        def _give_up(self) -> None:
-            self._patience = None
-            if self.transport is not None and not self.transport.is_closing():
-                write_refused(policy, "slow_head", (self.client or ("",))[0])
-                self.transport.close()
-
-    return Patient
+    return Mended
 
 
 def write_refused(policy: Policy, reason: str, client: str) -> None:
