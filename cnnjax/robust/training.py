@@ -296,8 +296,15 @@ def free_factory(*, epsilon: Length, step_size: Length, replays: int) -> Callabl
     ) -> TrainStep:
         for name in ("accumulate", "sam_radius", "averaging", "pull"):
             options.pop(name)
-        numbers: dict[str, Any] = {"epsilon": epsilon, "step_size": step_size, "replays": replays}
-        return make_free_step(model, optimizer, task, **numbers, **options)
+        return make_free_step(
+            model,
+            optimizer,
+            task,
+            epsilon=epsilon,
+            step_size=step_size,
+            replays=replays,
+            **options,
+        )
 
     return factory
 

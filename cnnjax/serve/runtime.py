@@ -29,6 +29,7 @@ from cnnjax.paths import expand
 Shape = tuple[int, int, int]
 # images `[bucket, height, width, channels]` -> logits and probabilities `[bucket, classes]`.
 Call = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+# Of as many runs of one image, the quickest says how long it takes.
 LONE_TRIES = 5
 SUFFIXES = {".onnx": "onnx", ".tflite": "tflite", ".stablehlo": "stablehlo"}
 
