@@ -6,10 +6,10 @@ CNNJAX_TEST_CACHE names a directory to keep it in, as CI does for its two runs.
 """
 
 import argparse
-import collections
 import importlib.metadata
 import os
 import tempfile
+import zlib
 
 flags = os.environ.get("XLA_FLAGS", "").split()
 named = {flag.partition("=")[0] for flag in flags}
@@ -65,7 +65,8 @@ def pytest_addoption(parser):
         "--share",
         type=_share,
         metavar="NUMBER/COUNT",
-        help="of each test's slow cases take every COUNT-th, from the NUMBER-th on (modulo COUNT)",
+        help="of each test's slow cases take every COUNT-th, from the NUMBER-th on (modulo COUNT), "
+        "and so of a file's slow tests that have no cases",
     )
 
 
@@ -93,12 +94,18 @@ def _share(text):
 
 
 def _but_a_share(items, number, count):
-    """Returns the slow cases of each test but every `count`-th of them."""
-    seen, left_out = collections.Counter(), set()
+    """Returns the slow tests and cases but every `count`-th of those that are counted together.
+
+    The cases of a test are, and the tests of a file that have none.
+    """
+    left_out, seen = set(), {}
     for item in items:
-        test = item.nodeid.partition("[")[0]
-        if item.get_closest_marker("slow") and item.nodeid != test:
-            if (seen[test] - number) % count:
+        if item.get_closest_marker("slow"):
+            test = item.nodeid.partition("[")[0]
+            group = test if item.nodeid != test else item.nodeid.partition("::")[0]
+            # Each group begins elsewhere, or small ones would all be in the same share.
+            position = seen.get(group, zlib.crc32(group.encode()))
+            if (position - number) % count:
                 left_out.add(item)
-            seen[test] += 1
+            seen[group] = position + 1
     return left_out
