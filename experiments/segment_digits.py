@@ -105,7 +105,8 @@ def recipe(config: Config) -> Recipe:
         task,
         cnnjax.models.create(name, num_classes=num_classes, **fields),
         metadata=lambda: metadata,
-        normalize=lambda image: cnnjax.augment.normalize(image, mean, std),
+        normalize=cnnjax.augment.normalize,
+        moments=lambda: {"mean": mean, "std": std},
         augment=make_augment(config.augment, num_classes=num_classes, fields=task.inputs),
     )
 

@@ -107,7 +107,8 @@ def recipe(config: Config) -> Recipe:
         contrastive(temperature=config.temperature, class_names=labeled.class_names),
         Projected(encoder, dtype=computed.get("dtype")),
         metadata=lambda: metadata,
-        normalize=lambda images: cnnjax.augment.normalize(images, mean, std),
+        normalize=cnnjax.augment.normalize,
+        moments=lambda: {"mean": mean, "std": std},
         augment=two_views(augment),
     )
 

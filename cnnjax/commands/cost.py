@@ -262,7 +262,7 @@ def _input_rates(options: argparse.Namespace) -> dict[str, Any]:
     state = states.initial_state(recipe, settings.seed, trained.variables)
     pipeline = trainer.make_pipeline(data, settings, mesh)
     rates = feeding.measure(
-        recipe.make_step,
+        recipe.step_maker(),
         jax.device_put(state, sharding.state_shardings(state, mesh)),
         pipeline,
         mesh=mesh,

@@ -160,10 +160,10 @@ def make_recipe(config: Config, dataset, model, card: dict, **others) -> "Recipe
         # Those of a dataset on disk take seconds: not before all settings are checked.
         return {name: card.get(name) or getattr(dataset, name) for name in ("mean", "std")}
 
-    def normalize(images):
+    def normalize(images, mean, std):
         order = card.get("channel_order", "RGB")
         images = cnnjax.augment.filters.filter_images(images, image_filter)
-        return cnnjax.augment.normalize(images, **moments(), channel_order=order)
+        return cnnjax.augment.normalize(images, mean, std, channel_order=order)
 
     def metadata():
         shown = {"image_shape": dataset.image_shape, "class_names": dataset.class_names}
@@ -191,6 +191,7 @@ def make_recipe(config: Config, dataset, model, card: dict, **others) -> "Recipe
         task,
         model,
         normalize=normalize,
+        moments=moments,
         metadata=metadata,
         augment=cnnjax.augment.make_augment(config.augment, num_classes=num_outputs),
         **others,

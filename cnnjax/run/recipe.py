@@ -1,13 +1,16 @@
 """What an experiment chooses (model, loss, optimizer, step), and the initial training state."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
+from jax.tree_util import Partial
 
 from cnnjax import losses, optim, schedules
 from cnnjax.data.pipelines import count_steps
@@ -24,6 +27,17 @@ from cnnjax.train.state import TrainState
 from cnnjax.train.step import TrainStep, make_step
 
 PyTree = Any
+# Settings that are arguments of the compiled step: another number needs no other program.
+NUMBERS = (
+    "learning_rate",
+    "weight_decay",
+    "momentum",
+    "clip_norm",
+    "max_norm",
+    "l1",
+    "l2",
+    "ema_decay",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +49,8 @@ class Recipe:
       task: what the network is to find; also what is measured and reported.
       model: a Linen module with the contract of `cnnjax.models`.
       optimizer: an Optax transformation.
-      make_step: axis name -> training step, such as `make_step` of `cnnjax.train.step` with all
-        else bound.
+      make_step: `(axis_name, **numbers)` -> training step, such as `make_step` of
+        `cnnjax.train.step` with all else bound.
       normalize: stored images -> what the model expects.
       metadata: returns what `model.json` records: what it takes to build the model again (`model`,
         `arguments`; see `run.load.load_trained`) and to feed it. Called when all is checked.
@@ -56,13 +70,15 @@ class Recipe:
         `create_state` makes, such as that of two optimizers.
       after_validation: `(directory, state) -> None`, called on the first process after each
         validation, such as to draw samples.
+      numbers: returns what `make_step` may be given by name, so that it is no constant of the
+        compiled program. Called when all is checked.
     """
 
     dataset: AnyDataset
     task: Task
     model: nn.Module
     optimizer: optax.GradientTransformation
-    make_step: Callable[[str | None], TrainStep]
+    make_step: Callable[..., TrainStep]
     normalize: Callable[[jax.Array], jax.Array]
     metadata: Callable[[], dict[str, Any]]
     ema: bool = False
@@ -75,6 +91,11 @@ class Recipe:
     init: Callable[[jax.Array], PyTree] | None = None
     make_state: Callable[[PyTree, jax.Array], TrainState] | None = None
     after_validation: Callable[[Path, TrainState], None] | None = None
+    numbers: Callable[[], dict[str, Any]] = dict
+
+    def step_maker(self) -> Partial:
+        """Returns `make_step` for `cnnjax.train.compile`: other numbers, the same program."""
+        return Partial(self.make_step, **self.numbers())
 
     def checksums(self) -> dict[str, str]:
         """Returns what a checkpoint must agree with to be resumed."""
@@ -92,7 +113,8 @@ def make_recipe(
     model: nn.Module,
     *,
     metadata: Callable[[], dict[str, Any]],
-    normalize: Callable[[jax.Array], jax.Array] = as_float,
+    normalize: Callable[..., jax.Array] = as_float,
+    moments: Callable[[], dict[str, Any]] = dict,
     augment: Callable[..., Any] | None = None,
     pull: Callable[[PyTree, PyTree], jax.Array] | None = None,
     wrap_optimizer: Callable[[Any, int], Any] = lambda optimizer, total_steps: optimizer,
@@ -105,7 +127,9 @@ def make_recipe(
 
     Args:
       config: how long to train, with which optimizer, against what.
-      dataset, task, model, metadata, normalize: see `Recipe`.
+      dataset, task, model, metadata: see `Recipe`.
+      normalize: `(images, **moments)` -> what the model expects of stored images.
+      moments: returns what `normalize` takes by name, such as mean and deviation of the pixels.
       augment, pull: see `cnnjax.train.step.make_step`.
       wrap_optimizer: `(optimizer, total_steps) -> optimizer`.
       step_factory: what takes the arguments of `make_step` in its place.
@@ -119,42 +143,60 @@ def make_recipe(
     if config.sam < 0:
         raise UserError(f"--sam {config.sam}: give a radius of 0 or more.")
     steps = total_steps(config, dataset)
-    schedule = schedule or learning_rate_schedule(config, config.epochs, steps * updates_per_step)
-    optimizer = optim.make_optimizer(
-        config.optimizer,
-        schedule,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm if is_on(config.clip_norm) else None,
-        max_norm=config.max_norm if is_on(config.max_norm) else None,
-    )
-    optimizer = wrap_optimizer(optimizer, steps)
+
+    def schedule_and_optimizer(
+        config: Training,
+    ) -> tuple[schedules.Schedule, optax.GradientTransformation]:
+        rates = schedule or learning_rate_schedule(config, config.epochs, steps * updates_per_step)
+        optimizer = optim.make_optimizer(
+            config.optimizer,
+            rates,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm if is_on(config.clip_norm) else None,
+            max_norm=config.max_norm if is_on(config.max_norm) else None,
+        )
+        return rates, wrap_optimizer(optimizer, steps)
+
+    def make_step(axis_name: str | None, **numbers: Any) -> TrainStep:
+        varied = {name: numbers[name] for name in NUMBERS if name in numbers}
+        own = dataclasses.replace(config, **varied)
+        rates, optimizer = schedule_and_optimizer(own)
+        of_images = {name: numbers[name] for name in numbers if name not in varied} or moments()
+        return step_factory(
+            model,
+            optimizer,
+            task,
+            schedule=rates,
+            normalize=functools.partial(normalize, **of_images),
+            augment=augment,
+            penalty=weight_penalty(own),
+            pull=pull,
+            ema_decay=own.ema_decay,
+            averaging=averages,
+            sam_radius=own.sam,
+            accumulate=own.accumulate,
+            axis_name=axis_name,
+        )
+
+    def numbers() -> dict[str, Any]:
+        # A 0 leaves its term out of the program.
+        own = {name: getattr(config, name) for name in NUMBERS if is_on(getattr(config, name))}
+        return own | {name: np.asarray(value, np.float32) for name, value in moments().items()}
+
     averages = stochastic_average(config, config.epochs, steps // config.epochs)
     return Recipe(
         dataset=dataset,
         task=task,
         model=model,
-        optimizer=optimizer,
-        make_step=lambda axis_name: step_factory(
-            model,
-            optimizer,
-            task,
-            schedule=schedule,
-            normalize=normalize,
-            augment=augment,
-            penalty=weight_penalty(config),
-            pull=pull,
-            ema_decay=config.ema_decay,
-            averaging=averages,
-            sam_radius=config.sam,
-            accumulate=config.accumulate,
-            axis_name=axis_name,
-        ),
-        normalize=normalize,
+        optimizer=schedule_and_optimizer(config)[1],
+        make_step=make_step,
+        normalize=lambda images: normalize(images, **moments()),
         metadata=metadata,
         ema=is_on(config.ema_decay) or averages is not None,
         recalibrate_batches=config.recalibrate,
         precision=of_platform(config.precision),
+        numbers=numbers,
         **others,
     )
 

@@ -85,12 +85,12 @@ def _train(config: Settings, recipe: Recipe, held: contextlib.ExitStack) -> int:
     }
     form = states.state_form(recipe, config.seed, mesh, rules)
     if config.plan:
-        memory.show(recipe.make_step, form, data, **how)
+        memory.show(recipe.step_maker(), form, data, **how)
         return 0
     compiling = time.monotonic()
     programs: list[Any] = []
     compiled_steps = start_compiling(
-        recipe.make_step, form, data, compiled_program=programs.append, **how
+        recipe.step_maker(), form, data, compiled_program=programs.append, **how
     )
     state = states.new_state(recipe, config.seed, mesh, rules)
     variables_of = scoring.scored_variables(recipe, state, data)

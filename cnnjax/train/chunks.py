@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 
 from cnnjax.data.pipelines import ResidentPipeline, gather
 from cnnjax.devices import processes
@@ -53,13 +54,15 @@ def trainer(compiled: Callable, data: ResidentPipeline, mesh: Mesh) -> Callable:
 
 
 def lower(
-    make_step: Callable[[str | None], Callable],
+    make_step: Partial,
     state: TrainState,
     data: ResidentPipeline,
     mesh: Mesh,
 ) -> jax.stages.Lowered:
-    """Returns the program of up to an epoch of steps, whose batches it gathers itself."""
-    step = make_step(summed_axis(mesh))
+    """Returns the program of up to an epoch of steps, whose batches it gathers itself.
+
+    Its last argument is `make_step`, of which the forms of its numbers are given here.
+    """
     capacity = data.steps_per_epoch
 
     def batch_of(arrays: dict, indices: jax.Array) -> dict:
@@ -68,15 +71,25 @@ def lower(
             return batch
         return jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
 
-    run = many_steps(step, batch_of)
+    def run(
+        state: TrainState,
+        arrays: dict,
+        indices: jax.Array,
+        num_steps: jax.Array,
+        make_step: Partial,
+    ) -> tuple[TrainState, PyTree]:
+        step = make_step(summed_axis(mesh))
+        return many_steps(step, batch_of)(state, arrays, indices, num_steps)
+
+    program: Callable = run
     if not splits_parameters(mesh):
         whole = PartitionSpec()
-        run = on_each_device(run, mesh, (whole, whole, _by_step(mesh).spec, whole))
+        program = on_each_device(run, mesh, (whole, whole, _by_step(mesh).spec, whole, whole))
     indices = jax.ShapeDtypeStruct((capacity, data.batch_size), np.int32, sharding=_by_step(mesh))
     num_steps = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
     outputs = places(state), replicated(mesh)
-    return jax.jit(run, donate_argnums=0, out_shardings=outputs).lower(
-        state, placed_forms(data.arrays, mesh), indices, num_steps
+    return jax.jit(program, donate_argnums=0, out_shardings=outputs).lower(
+        state, placed_forms(data.arrays, mesh), indices, num_steps, make_step
     )
 
 

@@ -9,10 +9,12 @@ it, so copy what must outlive the chunk.
 import concurrent.futures
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 
 from cnnjax.data.pipelines import Pipeline, ResidentPipeline
 from cnnjax.devices import processes
@@ -32,7 +34,7 @@ from cnnjax.devices.sharding import (
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.train import chunks, mapped
 from cnnjax.train.state import TrainState
-from cnnjax.train.step import TrainStep
+from cnnjax.train.step import Batch, Metrics, TrainStep
 
 # Multiply-accumulates of a batch, forward, that the cores of a CPU share as devices. Measured on 2
 # cores: LeNet-5 with 3e7 is then 1.4 times as fast, residual networks of 20 and 56 layers for small
@@ -94,7 +96,10 @@ def compile_train(
     """Compiles a training step for `data` and returns its trainer; the compiler runs here.
 
     Args:
-      make_step: axis name -> step: `make_step` with all but `axis_name` bound.
+      make_step: axis name -> step: `make_step` with all but `axis_name` bound. If it is a
+        `jax.tree_util.Partial`, the numbers that it binds are arguments of the program rather than
+        constants in it: programs that differ in them alone are compiled once, and then found in
+        JAX's persistent cache.
       state: a state of arrays or `jax.ShapeDtypeStruct`s that lie on the mesh as `state_shardings`
         says, or whole on each device; training keeps them there. No values are used.
       data: the pipeline that the trainer will read.
@@ -127,6 +132,9 @@ def start_compiling(
     """
     method = choose_method(method, data, mesh)
     lowered = lower_train(make_step, state, data, method=method, mesh=mesh)
+    numbers = _as_partial(make_step)
+    if method != "pmap":  # It puts them on its devices itself.
+        numbers = processes.put(jax.tree.map(_as_array, numbers), replicated(mesh))
     pool = concurrent.futures.ThreadPoolExecutor(1)
     compiling = pool.submit(lowered.compile, compiler_options)
     pool.shutdown(wait=False)
@@ -135,12 +143,16 @@ def start_compiling(
         compiled = compiling.result()
         if compiled_program is not None:
             compiled_program(compiled)
+
+        def run(*arguments: Any) -> Any:
+            return compiled(*arguments, numbers)
+
         if method == "scan":
             assert isinstance(data, ResidentPipeline)
-            return chunks.trainer(compiled, data, mesh)
+            return chunks.trainer(run, data, mesh)
         if method == "pmap":
-            return mapped.trainer(functools.partial(_step_trainer, compiled), data, mesh)
-        return _step_trainer(compiled, data, mesh)
+            return mapped.trainer(functools.partial(_step_trainer, run), data, mesh)
+        return _step_trainer(run, data, mesh)
 
     return trainer
 
@@ -160,16 +172,41 @@ def lower_train(
     check_batch_size(data.batch_size, mesh)
     method = choose_method(method, data, mesh)
     state = placed_forms(state, mesh)
+    numbers = _number_forms(_as_partial(make_step), None if method == "pmap" else replicated(mesh))
     if method == "scan":
         assert isinstance(data, ResidentPipeline)
-        return chunks.lower(make_step, state, data, mesh)
+        return chunks.lower(numbers, state, data, mesh)
     if method == "pmap":
-        return mapped.lower(make_step, state, data, mesh)
-    step = make_step(summed_axis(mesh))
+        return mapped.lower(numbers, state, data, mesh)
+
+    def step(state: TrainState, batch: Batch, make_step: Partial) -> tuple[TrainState, Metrics]:
+        return make_step(summed_axis(mesh))(state, batch)
+
+    program: Callable = step
     if not splits_parameters(mesh):
-        step = on_each_device(step, mesh, (PartitionSpec(), batch_spec(mesh)))
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(places(state), replicated(mesh)))
-    return compiled.lower(state, data.batch_shapes)
+        whole = PartitionSpec()
+        program = on_each_device(step, mesh, (whole, batch_spec(mesh), whole))
+    compiled = jax.jit(program, donate_argnums=0, out_shardings=(places(state), replicated(mesh)))
+    return compiled.lower(state, data.batch_shapes, numbers)
+
+
+def _as_partial(make_step: Callable) -> Partial:
+    return make_step if isinstance(make_step, Partial) else Partial(make_step)
+
+
+def _number_forms(make_step: Partial, place: NamedSharding | None) -> Partial:
+    """Returns the factory with the forms of its numbers; Python's take the dtypes of others."""
+
+    def form(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place, weak_type=leaf.weak_type
+        )
+
+    return jax.tree.map(form, jax.eval_shape(lambda factory: factory, make_step))
+
+
+def _as_array(number: Any) -> np.ndarray:
+    return np.asarray(number, jax.dtypes.canonicalize_dtype(np.result_type(number)))
 
 
 def _step_trainer(step: Callable, data: Pipeline, mesh: Mesh) -> Train:

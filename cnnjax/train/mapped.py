@@ -6,6 +6,7 @@ from typing import Any
 import flax.jax_utils
 import jax
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 
 from cnnjax.data.pipelines import Batch, Pipeline
 from cnnjax.devices.sharding import replicated
@@ -25,17 +26,24 @@ class SplitBatches:
         return map(self._split, self._data.batches(first_step))
 
 
-def lower(
-    make_step: Callable[[str | None], Callable], state: PyTree, data: Pipeline, mesh: Mesh
-) -> jax.stages.Lowered:
-    """Returns the program of a step on each of the devices; `state` is of the whole."""
+def lower(make_step: Partial, state: PyTree, data: Pipeline, mesh: Mesh) -> jax.stages.Lowered:
+    """Returns the program of a step on each of the devices; `state` is of the whole.
+
+    Its last argument is `make_step`, of which the forms of its numbers are given here.
+    """
+
+    def step(state: PyTree, batch: PyTree, make_step: Partial) -> tuple[PyTree, PyTree]:
+        return make_step(AXIS)(state, batch)
+
     states = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((mesh.size, *leaf.shape), leaf.dtype), state
     )
     batch = jax.eval_shape(lambda batch: _split(batch, mesh), data.batch_shapes)
     devices = list(mesh.devices.flat)
-    step = jax.pmap(make_step(AXIS), axis_name=AXIS, donate_argnums=0, devices=devices)
-    return step.lower(states, batch)
+    program = jax.pmap(
+        step, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0, devices=devices
+    )
+    return program.lower(states, batch, make_step)
 
 
 def trainer(step_trainer: Callable, data: Pipeline, mesh: Mesh) -> Callable:

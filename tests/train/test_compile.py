@@ -1,11 +1,14 @@
 """One device, eight under jit, eight under pmap, divided parameters, whole chunks: same numbers."""
 
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.tree_util import Partial
 
 from cnnjax import models
 from cnnjax.data import mnist
@@ -24,7 +27,7 @@ from cnnjax.devices.sums import MAX_PACKED_BYTES, sum_over_devices
 from cnnjax.errors import UserError
 from cnnjax.models.resnet import ResNet
 from cnnjax.tasks.classification import classification
-from cnnjax.train import evaluate
+from cnnjax.train import evaluate, step
 from cnnjax.train.compile import (
     MOST_DIVIDED_MACS,
     choose_mesh,
@@ -124,6 +127,41 @@ def test_every_way_agrees_in_float32_over_5_steps(name):
     for method, axes in WAYS_OF[name]:
         other = trained(MODELS[name](), method, axes, 5, dtype=jnp.float32)
         assert largest_difference(reference, other) < 1e-4, (method, axes)
+
+
+@pytest.mark.parametrize(
+    ("method", "axes"),
+    [("jit", "data=8"), ("jit", "fsdp=4,model=2"), ("pmap", "data=8"), ("scan", "data=8")],
+)
+def test_bound_numbers_are_arguments_of_the_program_not_constants_in_it(method, axes):
+    model, mesh = models.create("mlp", num_classes=10, dense_widths=(8,)), make_mesh(axes)
+
+    def steps(axis_name, *, learning_rate, mean):
+        optimizer = optax.sgd(learning_rate, momentum=0.9)
+        return step.make_step(
+            model,
+            optimizer,
+            classification(10),
+            schedule=optax.constant_schedule(learning_rate),
+            normalize=lambda images: images / 255.0 - mean,
+            axis_name=axis_name,
+        )
+
+    def of(learning_rate, mean, bind):
+        make_step = bind(steps, learning_rate=learning_rate, mean=np.float32([mean]))
+        state = placed(setup(model)[0], mesh)
+        lowered = lower_train(make_step, state, resident(mesh), method=method, mesh=mesh)
+        train = compile_train(make_step, state, resident(mesh), method=method, mesh=mesh)
+        ((after, metrics),) = train(state, 0, [3])
+        return lowered.as_text(), jax.device_get(after.params), metrics["learning_rate"][0]
+
+    first, params, rates = of(0.05, 0.5, Partial)
+    second, others, _ = of(0.2, 0.4, Partial)
+    assert first == second
+    np.testing.assert_array_equal(rates, np.float32([0.05] * 3))
+    constants, expected, _ = of(0.05, 0.5, functools.partial)
+    assert constants != first
+    assert largest_difference(expected, params) < 1e-5 < 1e-2 < largest_difference(params, others)
 
 
 def test_the_devices_of_a_small_network_wait_for_each_other_once_a_step():

@@ -1,0 +1,52 @@
+"""Runs that differ in numbers alone train by one program."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from cnnjax.data.dataset import Dataset
+from cnnjax.devices.sharding import make_mesh, parse_rules
+from cnnjax.optim import OPTIMIZERS
+from cnnjax.run import classifier, state, trainer
+from cnnjax.run.recipe import NUMBERS
+from cnnjax.schedules import SCHEDULES
+from cnnjax.train.compile import lower_train
+from tests.tiny import random_arrays
+
+CONFIG = classifier.Config(
+    model="mlp", model_arguments=("dense_widths=(4,)",), batch_size=32, epochs=2, warmup_epochs=0.5
+)
+# Each away from what it is by default.
+SOME = dict.fromkeys(NUMBERS, 0.5)
+
+
+def lowered(mean=0.5, **settings):
+    """Returns the text of the program that trains with these settings."""
+    config = dataclasses.replace(CONFIG, **settings)
+    train, validation, test = (random_arrays(64, shape=(4, 4, 1)) for _ in range(3))
+    names = tuple(map(str, range(10)))
+    dataset = Dataset("made", names, train, validation, test, mean=(mean,), std=(0.3,))
+    name, arguments = classifier.cnnjax.models.read_model(config.model, config.model_arguments)
+    recipe = classifier.make_recipe(
+        config, dataset, *classifier.make_model(config, name, arguments, dataset)
+    )
+    mesh = make_mesh(1)
+    data = trainer.make_pipeline(dataset, config, mesh)
+    form = state.state_form(recipe, config.seed, mesh, parse_rules(config.sharding))
+    return lower_train(recipe.step_maker(), form, data, method="scan", mesh=mesh).as_text()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"), list(zip(OPTIMIZERS, itertools.cycle(SCHEDULES), strict=False))
+)
+def test_other_numbers_are_the_same_program(optimizer, schedule):
+    names = {"optimizer": optimizer, "schedule": schedule}
+    half = {name: value / 2 for name, value in SOME.items()}
+    assert lowered(**names, **SOME) == lowered(**names, **half, mean=0.4)
+
+
+def test_a_term_of_factor_zero_is_in_no_program():
+    plain = lowered()
+    for name in set(NUMBERS) - {"learning_rate", "momentum"}:
+        assert lowered(**{name: 0.1}) != plain
