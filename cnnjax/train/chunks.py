@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import Partial
 
 from cnnjax.data.pipelines import ResidentPipeline, gather
 from cnnjax.devices import processes
@@ -54,14 +53,15 @@ def trainer(compiled: Callable, data: ResidentPipeline, mesh: Mesh) -> Callable:
 
 
 def lower(
-    make_step: Partial,
+    step_maker: Callable[[PyTree], Callable[[str | None], Callable]],
+    numbers: PyTree,
     state: TrainState,
     data: ResidentPipeline,
     mesh: Mesh,
 ) -> jax.stages.Lowered:
     """Returns the program of up to an epoch of steps, whose batches it gathers itself.
 
-    Its last argument is `make_step`, of which the forms of its numbers are given here.
+    Its last argument are the numbers, of which the forms are given here.
     """
     capacity = data.steps_per_epoch
 
@@ -76,9 +76,9 @@ def lower(
         arrays: dict,
         indices: jax.Array,
         num_steps: jax.Array,
-        make_step: Partial,
+        numbers: PyTree,
     ) -> tuple[TrainState, PyTree]:
-        step = make_step(summed_axis(mesh))
+        step = step_maker(numbers)(summed_axis(mesh))
         return many_steps(step, batch_of)(state, arrays, indices, num_steps)
 
     program: Callable = run
@@ -89,7 +89,7 @@ def lower(
     num_steps = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
     outputs = places(state), replicated(mesh)
     return jax.jit(program, donate_argnums=0, out_shardings=outputs).lower(
-        state, placed_forms(data.arrays, mesh), indices, num_steps, make_step
+        state, placed_forms(data.arrays, mesh), indices, num_steps, numbers
     )
 
 

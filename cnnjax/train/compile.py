@@ -42,6 +42,9 @@ from cnnjax.train.step import Batch, Metrics, TrainStep
 MOST_DIVIDED_MACS = 15 * 10**9
 METHODS = ("auto", "jit", "pmap", "scan")
 StackedMetrics = dict[str, tuple[np.ndarray, np.ndarray]]
+# Of a factory of steps: those that it takes in order, and by name.
+Numbers = tuple[tuple, dict[str, Any]]
+NO_NUMBERS: Numbers = ((), {})
 Train = Callable[[TrainState, int, Iterable[int]], Iterator[tuple[TrainState, StackedMetrics]]]
 
 
@@ -132,7 +135,7 @@ def start_compiling(
     """
     method = choose_method(method, data, mesh)
     lowered = lower_train(make_step, state, data, method=method, mesh=mesh)
-    numbers = _as_partial(make_step)
+    numbers = _bound(make_step)
     if method != "pmap":  # It puts them on its devices itself.
         numbers = processes.put(jax.tree.map(_as_array, numbers), replicated(mesh))
     pool = concurrent.futures.ThreadPoolExecutor(1)
@@ -172,15 +175,21 @@ def lower_train(
     check_batch_size(data.batch_size, mesh)
     method = choose_method(method, data, mesh)
     state = placed_forms(state, mesh)
-    numbers = _number_forms(_as_partial(make_step), None if method == "pmap" else replicated(mesh))
+    numbers = _forms(_bound(make_step), None if method == "pmap" else replicated(mesh))
+    step_of = make_step.func if isinstance(make_step, Partial) else make_step
+
+    def step_maker(numbers: Numbers) -> Callable[[str | None], TrainStep]:
+        arguments, named = numbers
+        return functools.partial(step_of, *arguments, **named)
+
     if method == "scan":
         assert isinstance(data, ResidentPipeline)
-        return chunks.lower(numbers, state, data, mesh)
+        return chunks.lower(step_maker, numbers, state, data, mesh)
     if method == "pmap":
-        return mapped.lower(numbers, state, data, mesh)
+        return mapped.lower(step_maker, numbers, state, data, mesh)
 
-    def step(state: TrainState, batch: Batch, make_step: Partial) -> tuple[TrainState, Metrics]:
-        return make_step(summed_axis(mesh))(state, batch)
+    def step(state: TrainState, batch: Batch, numbers: Numbers) -> tuple[TrainState, Metrics]:
+        return step_maker(numbers)(summed_axis(mesh))(state, batch)
 
     program: Callable = step
     if not splits_parameters(mesh):
@@ -190,19 +199,23 @@ def lower_train(
     return compiled.lower(state, data.batch_shapes, numbers)
 
 
-def _as_partial(make_step: Callable) -> Partial:
-    return make_step if isinstance(make_step, Partial) else Partial(make_step)
+def _bound(make_step: Callable) -> Numbers:
+    """Returns what a `Partial` binds. Itself it is no argument of the program: as a part of the
+    arguments' structure its function, with all that it holds, would never be freed."""
+    if isinstance(make_step, Partial):
+        return make_step.args, make_step.keywords
+    return NO_NUMBERS
 
 
-def _number_forms(make_step: Partial, place: NamedSharding | None) -> Partial:
-    """Returns the factory with the forms of its numbers; Python's take the dtypes of others."""
+def _forms(numbers: Numbers, place: NamedSharding | None) -> Numbers:
+    """Returns the forms of numbers; Python's take the dtypes of those that they meet."""
 
     def form(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=place, weak_type=leaf.weak_type
         )
 
-    return jax.tree.map(form, jax.eval_shape(lambda factory: factory, make_step))
+    return jax.tree.map(form, jax.eval_shape(lambda numbers: numbers, numbers))
 
 
 def _as_array(number: Any) -> np.ndarray:

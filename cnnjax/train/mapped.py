@@ -6,7 +6,6 @@ from typing import Any
 import flax.jax_utils
 import jax
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
 from cnnjax.data.pipelines import Batch, Pipeline
 from cnnjax.devices.sharding import replicated
@@ -26,14 +25,20 @@ class SplitBatches:
         return map(self._split, self._data.batches(first_step))
 
 
-def lower(make_step: Partial, state: PyTree, data: Pipeline, mesh: Mesh) -> jax.stages.Lowered:
+def lower(
+    step_maker: Callable[[PyTree], Callable[[str | None], Callable]],
+    numbers: PyTree,
+    state: PyTree,
+    data: Pipeline,
+    mesh: Mesh,
+) -> jax.stages.Lowered:
     """Returns the program of a step on each of the devices; `state` is of the whole.
 
-    Its last argument is `make_step`, of which the forms of its numbers are given here.
+    Its last argument are the numbers, of which the forms are given here.
     """
 
-    def step(state: PyTree, batch: PyTree, make_step: Partial) -> tuple[PyTree, PyTree]:
-        return make_step(AXIS)(state, batch)
+    def step(state: PyTree, batch: PyTree, numbers: PyTree) -> tuple[PyTree, PyTree]:
+        return step_maker(numbers)(AXIS)(state, batch)
 
     states = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((mesh.size, *leaf.shape), leaf.dtype), state
@@ -43,7 +48,7 @@ def lower(make_step: Partial, state: PyTree, data: Pipeline, mesh: Mesh) -> jax.
     program = jax.pmap(
         step, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0, devices=devices
     )
-    return program.lower(states, batch, make_step)
+    return program.lower(states, batch, numbers)
 
 
 def trainer(step_trainer: Callable, data: Pipeline, mesh: Mesh) -> Callable:

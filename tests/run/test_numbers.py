@@ -1,8 +1,11 @@
 """Runs that differ in numbers alone train by one program."""
 
 import dataclasses
+import gc
 import itertools
+import weakref
 
+import jax
 import pytest
 
 from cnnjax.data.dataset import Dataset
@@ -21,12 +24,16 @@ CONFIG = classifier.Config(
 SOME = dict.fromkeys(NUMBERS, 0.5)
 
 
+def made(mean):
+    train, validation, test = (random_arrays(64, shape=(4, 4, 1)) for _ in range(3))
+    names = tuple(map(str, range(10)))
+    return Dataset("made", names, train, validation, test, mean=(mean,), std=(0.3,))
+
+
 def lowered(mean=0.5, **settings):
     """Returns the text of the program that trains with these settings."""
     config = dataclasses.replace(CONFIG, **settings)
-    train, validation, test = (random_arrays(64, shape=(4, 4, 1)) for _ in range(3))
-    names = tuple(map(str, range(10)))
-    dataset = Dataset("made", names, train, validation, test, mean=(mean,), std=(0.3,))
+    dataset = made(mean)
     name, arguments = classifier.cnnjax.models.read_model(config.model, config.model_arguments)
     recipe = classifier.make_recipe(
         config, dataset, *classifier.make_model(config, name, arguments, dataset)
@@ -50,3 +57,21 @@ def test_a_term_of_factor_zero_is_in_no_program():
     plain = lowered()
     for name in set(NUMBERS) - {"learning_rate", "momentum"}:
         assert lowered(**{name: 0.1}) != plain
+
+
+def test_a_run_leaves_nothing_of_its_data_in_memory(monkeypatch, tmp_path):
+    """Workers of a search run a hundred of them."""
+    seen = []
+
+    def load(*arguments, **options):
+        dataset = made(0.5)
+        seen.append(weakref.ref(dataset))
+        return dataset
+
+    monkeypatch.setattr("cnnjax.data.load", load, raising=False)
+    monkeypatch.setattr("cnnjax.run.report.write_figures", lambda *arguments, **options: [])
+    config = dataclasses.replace(CONFIG, devices=1, run_dir=str(tmp_path / "run"))
+    assert classifier.main(config) == 0
+    jax.clear_caches()
+    gc.collect()
+    assert [reference() for reference in seen] == [None]
