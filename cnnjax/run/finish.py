@@ -72,8 +72,9 @@ def finish(
         seconds=elapsed(),
     )
     report.write_summary(directory, summary, text)
-    _leave_reference(directory, recipe, card)
     if test:
+        # Trials of a search and folds are not served: in a short one it takes a tenth of the time.
+        _leave_reference(directory, recipe, card)
         print(
             f"test         {'  '.join(f'{name} {value:.4f}' for name, value in test.items())}  "
             f"({summary['test_examples']} examples, {summary['seconds']:.1f} s in all)"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnjax import plots
 from cnnjax.evaluation.comparison import paired
 from cnnjax.run import files
 from cnnjax.search.population.prepare import Prepared
@@ -164,27 +163,23 @@ def _draw(
     name: str,
 ) -> list[Path]:
     from cnnjax.plots.population import copied_settings, member_curves
+    from cnnjax.run.report import draw_figures
 
     scores = {member: found for member, found in done.scores.items() if found}
     if not scores:
         return []
-    drawn = []
+    drawn: dict[str, Callable[[Path], Any]] = {}
     if done.copies:
-        path = figures / "copies.png"
         history = {each: settings_over_epochs(prepared, done, each) for each in prepared.leaves}
         copies = [(epoch, each.member, each.source) for epoch, each in done.copies]
-        drawn.append(
-            (path, lambda path: copied_settings(scores, history, copies, path, score=name))
-        )
+        drawn["copies"] = lambda path: copied_settings(scores, history, copies, path, score=name)
     kept = {
         text: [each for each in members if each in scores]
         for text, members in groups.items()
         if any(each in scores for each in members)
     }
-    drawn.append(
-        (figures / "members.png", lambda path: member_curves(scores, kept, path, score=name))
-    )
-    return [path for path, draw in drawn if plots.attempt(draw, path)]
+    drawn["members"] = lambda path: member_curves(scores, kept, path, score=name)
+    return draw_figures(figures, drawn)
 
 
 def settings_over_epochs(
