@@ -107,6 +107,9 @@ def many_steps(
       make, of which it makes `num_steps`.
     """
 
+    # Traced once, though what it returns is asked for before the loop.
+    step = jax.jit(step, inline=True)
+
     def run(state: PyTree, arrays: PyTree, indices: jax.Array, num_steps: jax.Array):
         _, shapes = jax.eval_shape(step, state, batch_of(arrays, indices[0]))
         most = len(indices)

@@ -164,6 +164,25 @@ def test_bound_numbers_are_arguments_of_the_program_not_constants_in_it(method, 
     assert largest_difference(expected, params) < 1e-5 < 1e-2 < largest_difference(params, others)
 
 
+@pytest.mark.parametrize("method", ["jit", "pmap", "scan"])
+def test_a_step_is_traced_once(method):
+    """Tracing is Python, and takes as long as compiling does for small networks."""
+    state, make_step = setup(models.create("mlp", num_classes=10, dense_widths=(8,)))
+    mesh, calls = make_mesh(1), []
+
+    def counted(axis_name):
+        whole = make_step(axis_name)
+
+        def step(state, batch):
+            calls.append(axis_name)
+            return whole(state, batch)
+
+        return step
+
+    lower_train(counted, placed(state, mesh), resident(mesh), method=method, mesh=mesh)
+    assert len(calls) == 1
+
+
 def test_the_devices_of_a_small_network_wait_for_each_other_once_a_step():
     mesh = make_mesh("data=8")
     state, make_step = setup(models.create("lenet5", num_classes=10))
