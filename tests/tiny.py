@@ -81,10 +81,15 @@ def batch_of(arrays, start, size):
     }
 
 
+def made_dataset(num_training=256, shape=(28, 28, 1), mean=0.5):
+    """Returns made images for training, and 64 each for validation and test."""
+    train, validation, test = (random_arrays(size, shape) for size in (num_training, 64, 64))
+    names = tuple(map(str, range(10)))
+    return Dataset("made", names, train, validation, test, mean=(mean,), std=(0.3,))
+
+
 def use_made_data(monkeypatch):
     """Has runs train on 256 made images, whatever dataset they name, and draw no figures."""
-    train, validation, test = (random_arrays(size) for size in (256, 64, 64))
-    names = tuple(map(str, range(10)))
-    dataset = Dataset("made", names, train, validation, test, mean=(0.5,), std=(0.3,))
+    dataset = made_dataset()
     monkeypatch.setattr("cnnjax.data.load", lambda *a, **k: dataset, raising=False)
     monkeypatch.setattr("cnnjax.run.report.write_figures", lambda *arguments, **options: [])

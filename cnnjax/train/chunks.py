@@ -53,15 +53,15 @@ def trainer(compiled: Callable, data: ResidentPipeline, mesh: Mesh) -> Callable:
 
 
 def lower(
-    step_maker: Callable[[PyTree], Callable[[str | None], Callable]],
-    numbers: PyTree,
+    make_step: Callable[..., Callable],
+    numbers: dict[str, Any],
     state: TrainState,
     data: ResidentPipeline,
     mesh: Mesh,
 ) -> jax.stages.Lowered:
     """Returns the program of up to an epoch of steps, whose batches it gathers itself.
 
-    Its last argument are the numbers, of which the forms are given here.
+    Its last argument is `numbers`, what `make_step` takes by name; their forms are given here.
     """
     capacity = data.steps_per_epoch
 
@@ -76,9 +76,9 @@ def lower(
         arrays: dict,
         indices: jax.Array,
         num_steps: jax.Array,
-        numbers: PyTree,
+        numbers: dict[str, Any],
     ) -> tuple[TrainState, PyTree]:
-        step = step_maker(numbers)(summed_axis(mesh))
+        step = make_step(summed_axis(mesh), **numbers)
         return many_steps(step, batch_of)(state, arrays, indices, num_steps)
 
     program: Callable = run

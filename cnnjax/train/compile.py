@@ -42,9 +42,8 @@ from cnnjax.train.step import Batch, Metrics, TrainStep
 MOST_DIVIDED_MACS = 15 * 10**9
 METHODS = ("auto", "jit", "pmap", "scan")
 StackedMetrics = dict[str, tuple[np.ndarray, np.ndarray]]
-# Of a factory of steps: those that it takes in order, and by name.
-Numbers = tuple[tuple, dict[str, Any]]
-NO_NUMBERS: Numbers = ((), {})
+# What a factory of steps takes by name.
+Numbers = dict[str, Any]
 Train = Callable[[TrainState, int, Iterable[int]], Iterator[tuple[TrainState, StackedMetrics]]]
 
 
@@ -88,7 +87,7 @@ def choose_method(method: str, data: Pipeline, mesh: Mesh) -> str:
 
 
 def compile_train(
-    make_step: Callable[[str | None], TrainStep],
+    make_step: Callable[..., TrainStep],
     state: TrainState,
     data: Pipeline,
     *,
@@ -100,9 +99,9 @@ def compile_train(
 
     Args:
       make_step: axis name -> step: `make_step` with all but `axis_name` bound. If it is a
-        `jax.tree_util.Partial`, the numbers that it binds are arguments of the program rather than
-        constants in it: programs that differ in them alone are compiled once, and then found in
-        JAX's persistent cache.
+        `jax.tree_util.Partial`, the numbers that it binds by name are arguments of the program
+        rather than constants in it: programs that differ in them alone are compiled once, and then
+        found in JAX's persistent cache.
       state: a state of arrays or `jax.ShapeDtypeStruct`s that lie on the mesh as `state_shardings`
         says, or whole on each device; training keeps them there. No values are used.
       data: the pipeline that the trainer will read.
@@ -119,7 +118,7 @@ def compile_train(
 
 
 def start_compiling(
-    make_step: Callable[[str | None], TrainStep],
+    make_step: Callable[..., TrainStep],
     state: TrainState,
     data: Pipeline,
     *,
@@ -161,7 +160,7 @@ def start_compiling(
 
 
 def lower_train(
-    make_step: Callable[[str | None], TrainStep],
+    make_step: Callable[..., TrainStep],
     state: TrainState,
     data: Pipeline,
     *,
@@ -176,20 +175,14 @@ def lower_train(
     method = choose_method(method, data, mesh)
     state = placed_forms(state, mesh)
     numbers = _forms(_bound(make_step), None if method == "pmap" else replicated(mesh))
-    step_of = make_step.func if isinstance(make_step, Partial) else make_step
-
-    def step_maker(numbers: Numbers) -> Callable[[str | None], TrainStep]:
-        arguments, named = numbers
-        return functools.partial(step_of, *arguments, **named)
-
     if method == "scan":
         assert isinstance(data, ResidentPipeline)
-        return chunks.lower(step_maker, numbers, state, data, mesh)
+        return chunks.lower(make_step, numbers, state, data, mesh)
     if method == "pmap":
-        return mapped.lower(step_maker, numbers, state, data, mesh)
+        return mapped.lower(make_step, numbers, state, data, mesh)
 
     def step(state: TrainState, batch: Batch, numbers: Numbers) -> tuple[TrainState, Metrics]:
-        return step_maker(numbers)(summed_axis(mesh))(state, batch)
+        return make_step(summed_axis(mesh), **numbers)(state, batch)
 
     program: Callable = step
     if not splits_parameters(mesh):
@@ -200,11 +193,10 @@ def lower_train(
 
 
 def _bound(make_step: Callable) -> Numbers:
-    """Returns what a `Partial` binds. Itself it is no argument of the program: as a part of the
-    arguments' structure its function, with all that it holds, would never be freed."""
-    if isinstance(make_step, Partial):
-        return make_step.args, make_step.keywords
-    return NO_NUMBERS
+    """Returns what a `Partial` binds by name, and a call of it may name anew. Itself it is no
+    argument of the program: as a part of the arguments' structure its function, with all that it
+    holds, would never be freed."""
+    return make_step.keywords if isinstance(make_step, Partial) else {}
 
 
 def _forms(numbers: Numbers, place: NamedSharding | None) -> Numbers:

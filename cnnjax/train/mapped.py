@@ -26,19 +26,19 @@ class SplitBatches:
 
 
 def lower(
-    step_maker: Callable[[PyTree], Callable[[str | None], Callable]],
-    numbers: PyTree,
+    make_step: Callable[..., Callable],
+    numbers: dict[str, Any],
     state: PyTree,
     data: Pipeline,
     mesh: Mesh,
 ) -> jax.stages.Lowered:
     """Returns the program of a step on each of the devices; `state` is of the whole.
 
-    Its last argument are the numbers, of which the forms are given here.
+    Its last argument is `numbers`, what `make_step` takes by name; their forms are given here.
     """
 
-    def step(state: PyTree, batch: PyTree, numbers: PyTree) -> tuple[PyTree, PyTree]:
-        return step_maker(numbers)(AXIS)(state, batch)
+    def step(state: PyTree, batch: PyTree, numbers: dict[str, Any]) -> tuple[PyTree, PyTree]:
+        return make_step(AXIS, **numbers)(state, batch)
 
     states = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((mesh.size, *leaf.shape), leaf.dtype), state

@@ -8,14 +8,14 @@ import weakref
 import jax
 import pytest
 
-from cnnjax.data.dataset import Dataset
+from cnnjax import models
 from cnnjax.devices.sharding import make_mesh, parse_rules
 from cnnjax.optim import OPTIMIZERS
 from cnnjax.run import classifier, state, trainer
 from cnnjax.run.recipe import NUMBERS
 from cnnjax.schedules import SCHEDULES
 from cnnjax.train.compile import lower_train
-from tests.tiny import random_arrays
+from tests.tiny import made_dataset
 
 CONFIG = classifier.Config(
     model="mlp", model_arguments=("dense_widths=(4,)",), batch_size=32, epochs=2, warmup_epochs=0.5
@@ -24,17 +24,11 @@ CONFIG = classifier.Config(
 SOME = dict.fromkeys(NUMBERS, 0.5)
 
 
-def made(mean):
-    train, validation, test = (random_arrays(64, shape=(4, 4, 1)) for _ in range(3))
-    names = tuple(map(str, range(10)))
-    return Dataset("made", names, train, validation, test, mean=(mean,), std=(0.3,))
-
-
 def lowered(mean=0.5, **settings):
     """Returns the text of the program that trains with these settings."""
     config = dataclasses.replace(CONFIG, **settings)
-    dataset = made(mean)
-    name, arguments = classifier.cnnjax.models.read_model(config.model, config.model_arguments)
+    dataset = made_dataset(64, (4, 4, 1), mean)
+    name, arguments = models.read_model(config.model, config.model_arguments)
     recipe = classifier.make_recipe(
         config, dataset, *classifier.make_model(config, name, arguments, dataset)
     )
@@ -64,7 +58,7 @@ def test_a_run_leaves_nothing_of_its_data_in_memory(monkeypatch, tmp_path):
     seen = []
 
     def load(*arguments, **options):
-        dataset = made(0.5)
+        dataset = made_dataset(64, (4, 4, 1))
         seen.append(weakref.ref(dataset))
         return dataset
 
