@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(options.out or f"runs/cross-validate-{options.experiment.rpartition('.')[2]}")
     lines = {"": flags}
     if options.against:
-        lines["against"] = [*flags, *shlex.split(options.against)]
+        lines["against"] = [*flags, *_words(options.against)]
     _check(options.experiment, lines)
     make_directory(out, "the directory of the folds", "--out")
     places = [(repeat, fold) for repeat in range(options.repeats) for fold in range(options.folds)]
@@ -65,23 +65,33 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--against", default="", help="further flags of a second setting")
     parser.add_argument("--out", default="", help="directory (runs/cross-validate-EXPERIMENT)")
     options, rest = parser.parse_both(argv, OWN_FLAGS)
-    parser.parse_both([options.experiment, *shlex.split(options.against)], OWN_FLAGS)
+    parser.parse_both([options.experiment, *_words(options.against)], OWN_FLAGS)
     for name, least in (("folds", 2), ("repeats", 1)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} {getattr(options, name)}: give at least {least}.")
     return options, rest
 
 
+def _words(against: str) -> list[str]:
+    try:
+        words = shlex.split(against)
+    except ValueError as error:
+        raise UserError(f"--against {against!r} cannot be read: {error}") from None
+    if against and not words:
+        raise UserError("--against is blank: give further flags, such as '--learning-rate 0.01'")
+    return words
+
+
 def _check(experiment: str, lines: dict[str, list[str]]) -> None:
     """Raises UserError unless the experiment is one whose data have folds, with such flags."""
     from cnnjax.commands.search import experiment_module
-    from cnnjax.run import cli
+    from cnnjax.run import checks, cli
 
     module = experiment_module(experiment)
     if "fold" not in getattr(module.Config, "__dataclass_fields__", {}):
         raise UserError(f"{experiment} has no --fold: its data are not divided into parts")
     for line in lines.values():
-        cli.parse(module.Config, line)
+        checks.check_specs(cli.parse(module.Config, line))
 
 
 def _score(experiment: str, flags: Sequence[str], directory: Path) -> tuple[str, float]:

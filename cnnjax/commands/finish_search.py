@@ -9,8 +9,10 @@ again, so the command can be repeated after a kill.
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,22 +20,21 @@ from typing import Any
 from cnnjax import commands
 from cnnjax.errors import UserError
 from cnnjax.paths import read_text
+from cnnjax.run.exits import INTERRUPT_EXIT_CODES, stop_requests
 
 OWN_FLAGS = ("--run-dir", "--resume", "--stop-after-epochs", "--seed", "--test", "--no-test")
+POLL_SECS = 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, tests, compares and prints; returns the exit code."""
     options, extra = _parse(argv)
-    from cnnjax.commands.search import RECORD
-    from cnnjax.run.files import read_json, write_json
+    from cnnjax.run.files import write_json
+    from cnnjax.search.setup import read_record
 
     directory = Path(options.search)
-    saved = read_json(directory / RECORD, f"{directory} is not the directory of a search")
-    if not (directory / "best.json").exists():
-        raise UserError(f"{directory} has no best.json: no trial of it has ended")
-    best = json.loads(read_text(directory / "best.json"))
-    found, metric = _chosen(best, options.trial), score_name(saved)
+    saved = read_record(directory)
+    found, metric = _chosen(_best(directory), options.trial), score_name(saved)
     lines = {"found": _flags(saved, found["settings"], extra), "default": [*saved["argv"], *extra]}
     scores = {
         name: [
@@ -67,6 +68,22 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     if len(set(options.seeds)) < len(options.seeds):
         raise UserError("--seeds names a seed twice: drop one")
     return options, rest
+
+
+def _best(directory: Path) -> list[dict[str, Any]]:
+    """Returns what `best.json` says; UserError where it is not there or damaged."""
+    path = directory / "best.json"
+    if not path.exists():
+        raise UserError(f"{directory} has no best.json: no trial of it has ended")
+    try:
+        found = json.loads(read_text(path))
+        if not found or any({"trial", "settings"} - set(each) for each in found):
+            raise ValueError("it names no trial with settings")
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): cnnjax search --resume {directory} writes it again"
+        ) from None
+    return found
 
 
 def _chosen(best: list[dict[str, Any]], number: int | None) -> dict[str, Any]:
@@ -117,12 +134,31 @@ def _score(saved: dict[str, Any], flags: Sequence[str], seed: int, directory: Pa
     if not (directory / "summary.json").exists():
         command = [sys.executable, "-m", saved["experiment"], *flags, "--seed", str(seed)]
         command += ["--run-dir", str(directory), "--resume", str(directory)]
-        if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+        code = _run(command)
+        if code in INTERRUPT_EXIT_CODES.values():
+            print("stopped; repeat the command to go on", file=sys.stderr)
+            sys.exit(code)
+        if code:
             raise UserError(f"{directory} failed; what it printed is above")
     summary = read_json(directory / "summary.json", f"{directory} is damaged")
     if f"test_{name}" not in summary:
         raise UserError(f"runs of {saved['experiment']} are not tested for {name}")
     return float(summary[f"test_{name}"])
+
+
+def _run(command: Sequence[str]) -> int:
+    """Runs a program to its end, also where it is asked to save and stop; returns its exit code."""
+    # In a session of its own it hears of a signal once: a second would not let it save.
+    own: dict[str, Any] = {"stdout": sys.stderr, "start_new_session": True}
+    with stop_requests() as asked, subprocess.Popen(command, **own) as program:
+        told = False
+        while program.poll() is None:
+            time.sleep(POLL_SECS)
+            if not told and (name := asked()):
+                program.send_signal(signal.Signals[name])
+                told = True
+    # It may have ended well all the same.
+    return INTERRUPT_EXIT_CODES[name] if (name := asked()) else program.returncode
 
 
 def table(

@@ -17,12 +17,8 @@ with --resume, and so do its trials, from their last checkpoints. Several search
 
 import argparse
 import contextlib
-import dataclasses
 import importlib
-import json
 import os
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +27,29 @@ from cnnjax import commands
 from cnnjax.errors import UserError, unknown_name
 
 OWN_FLAGS = ("--run-dir", "--resume", "--stop-after-epochs", "--seed", "--test", "--no-test")
-# What makes a search what it is; the rest may change when it goes on.
-KEPT = ("experiment", "argv", "space", "where", "objective", "value", "sampler", "prune", "seed")
-RECORD = "search.json"
 ENGINES = ("local", "ray")
+# What holds where a flag is not given.
+DEFAULTS: dict[str, Any] = {
+    "experiment": None,
+    "space": [],
+    "where": [],
+    "trials": 20,
+    "timeout_secs": 0.0,
+    "objective": [],
+    "value": "last",
+    "sampler": "tpe",
+    "prune": "none",
+    "workers": 0,
+    "engine": "local",
+    "address": "",
+    "storage": "",
+    "out": "",
+    "resume": "",
+    "seed": 0,
+}
+# What may be given when a search goes on.
+AGAIN = ("resume", "trials", "workers", "timeout_secs", "storage", "engine", "address")
+MOST_WORKERS = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.resume:
         options, experiment_argv = _resumed(options, experiment_argv)
     # Not before: these import JAX, which --help does without.
-    from cnnjax.search import figures, forecasts, report, trials
+    from cnnjax.search import figures, forecasts, report, setup, trials
 
     _check_numbers(options)
-    search = _search(options, experiment_argv)
-    study, combinations = _study(options, search)
+    search = setup.prepare(options, experiment_argv, experiment_module(options.experiment))
+    study, combinations = setup.open_study(options, search)
     say = _Said(search, study, options.trials)
     print(f"directory    {search.directory}", flush=True)
     try:
@@ -69,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             report.write_best(search, study)
     print(report.summary_line(search, study))
     if figures.best_trials(study):
-        notes = forecasts.sentences(search, study)
+        notes = [*forecasts.sentences(search, study), *report.lost(search, study)]
         print("".join(f"{sentence}\n" for sentence in notes), end="")
         print(f"see          {report.write_report(search, study, notes)}")
     if not ended:
@@ -85,80 +100,71 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         epilog="All other flags are the experiment's, the same in each trial.",
+        argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
     add("experiment", nargs="?", help="a module, such as experiments.mnist_lenet")
-    add("--space", nargs="+", default=[], help="what is chosen: SETTING=DOMAIN ...")
-    add(
-        "--where",
-        nargs="+",
-        default=[],
-        help="constraints: 'batch_size * accumulate <= 512'",
-    )
-    add("--trials", type=int, default=20, help="how many, with those of earlier starts (20)")
-    add("--timeout-secs", type=float, default=0.0, help="begin no trial after so long; 0: no limit")
+    add("--space", **several, help="what is chosen: SETTING=DOMAIN ...")
+    add("--where", **several, help="constraints: 'batch_size * accumulate <= 512'")
+    add("--trials", type=int, help="how many, with those of earlier starts (20)")
+    add("--timeout-secs", type=float, help="begin no trial after so long; 0: no limit (0)")
     add(
         "--objective",
-        nargs="+",
-        default=[],
+        **several,
         help="a validation score, parameters, macs, latency_ms or seconds; min(NAME) or max(NAME) "
         "where the name does not say which; several for a Pareto front (the run's --monitor)",
     )
-    add("--value", default="last", help="of which validation: last (default) or best")
+    add("--value", help="of which validation: last (default) or best")
     add(
         "--sampler",
-        default="tpe",
-        help="grid(points=5), random, quasi, tpe (default), gp, cmaes or evolution",
+        help="grid(points=5), random, quasi, tpe (default), gp (needs PyTorch), cmaes or evolution",
     )
     add(
         "--prune",
-        default="none",
         help="none (default), median, asha(min_epochs=1, factor=3), hyperband",
     )
     add(
         "--workers",
         type=int,
-        default=0,
         help="trials at a time (0: one a device, or a core up to 4)",
     )
-    add("--engine", default="local", help="local (default), or ray: trials on a Ray cluster")
+    add("--engine", help="local (default), or ray: trials on a Ray cluster")
     add(
         "--address",
-        default="",
         help="of --engine ray: HOST:PORT of its head; auto: of this machine's cluster",
     )
-    add("--storage", default="", help="URL of a database; by default study.db in the directory")
-    add("--out", default="", help="directory (runs/search-EXPERIMENT-DATE-TIME)")
-    add("--resume", default="", help="go on with the search in this directory")
-    add("--seed", type=int, default=0, help="of the sampler, and of each trial's run (0)")
-    options, rest = parser.parse_both(argv, OWN_FLAGS)
-    options.given = argv if argv is not None else []
-    return options, rest
+    add("--storage", help="URL of a database; by default study.db in the directory")
+    add("--out", help="directory (runs/search-EXPERIMENT-DATE-TIME)")
+    add("--resume", help="go on with the search in this directory")
+    add("--seed", type=int, help="of the sampler, and of each trial's run (0)")
+    given, rest = parser.parse_both(argv, OWN_FLAGS)
+    return argparse.Namespace(**{**DEFAULTS, **vars(given), "given": tuple(vars(given))}), rest
 
 
 def _resumed(options: argparse.Namespace, rest: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of an earlier start; the number of trials, workers and the timeout may change."""
-    from cnnjax.run.files import read_json
+    """The options of an earlier start, but for those of `AGAIN` that are given."""
+    from cnnjax.search.setup import read_record
 
     directory = Path(options.resume)
-    saved = read_json(directory / RECORD, f"{directory} is not the directory of a search")
-    if options.experiment or options.space or rest:
+    saved = read_record(directory)
+    if rest or any(name not in AGAIN for name in options.given):
         raise UserError(
             f"--resume {directory}: it goes on with its own experiment and settings; only "
             "--trials, --workers, --timeout-secs, --storage, --engine and --address may be given"
         )
-    trials = max(options.trials, 0) if "--trials" in options.given else saved["trials"]
-    found = argparse.Namespace(**{**vars(options), **saved, "trials": trials})
-    found.out, found.storage = str(directory), options.storage or saved["storage"]
-    found.workers, found.timeout_secs = options.workers, options.timeout_secs
+    given = {name: getattr(options, name) for name in options.given}
+    found = argparse.Namespace(**{**vars(options), **saved, **given, "out": str(directory)})
     return found, list(saved["argv"])
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
     for name, least in (("trials", 1), ("workers", 0), ("timeout_secs", 0), ("seed", 0)):
-        if getattr(options, name) < least:
+        if not getattr(options, name) >= least:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} {getattr(options, name):g}: give at least {least}.")
+    if options.workers > MOST_WORKERS:
+        raise UserError(f"--workers {options.workers}: give at most {MOST_WORKERS}.")
     if options.engine not in ENGINES:
         raise unknown_name("--engine", options.engine, ENGINES)
     if options.engine == "ray" and not options.address:
@@ -173,174 +179,23 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise UserError("name an experiment, such as experiments.mnist_lenet, or --resume a search")
 
 
-def _search(options: argparse.Namespace, argv: Sequence[str]) -> Any:
-    """Checks everything, in seconds, and writes the record of a search that is new."""
-    from cnnjax import spec
-    from cnnjax.run import cli, files
-    from cnnjax.search import cluster, plan
-    from cnnjax.search import study as studies
-    from cnnjax.search.space import read_space
-
-    spec.check(options.sampler, studies.SAMPLERS, "sampler", supplied=("seed", "space"))
-    spec.check(options.prune, studies.PRUNERS, "pruner", supplied=("epochs",))
-    studies.optuna_module()
-    if options.engine == "ray":
-        cluster.check(options.address)
-    module = experiment_module(options.experiment)
-    config = cli.parse(module.Config, list(argv))
-    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} | {
-        "seed": options.seed
-    }
-    space = read_space(options.space, module.Config, settings, options.where)
-    name = options.experiment.rpartition(".")[2]
-    out = Path(options.out or f"runs/search-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if options.engine == "ray":
-        out = out.absolute()  # Nodes have their own working directories.
-    record = out / RECORD
-    shares = options.workers != 1
-    if record.exists():
-        # The bits of a run depend on its devices.
-        shares = files.read_json(record, f"{out} is damaged").get("shares_devices", shares)
-    full = (*argv, "--seed", str(options.seed))
-    if shares and "devices" in settings and not settings["devices"]:
-        full = (*full, "--devices", "1")
-    search = plan.Search(
-        out, options.experiment, full, settings, space, (), options.value == "best"
-    )
-    if record.exists():
-        saved = files.read_json(record, f"{out} is damaged")
-        given = {"argv": list(argv)} | {key: getattr(options, key) for key in KEPT if key != "argv"}
-        other = [
-            key for key in KEPT if given[key] != saved[key] and (key != "objective" or given[key])
-        ]
-        if other:
-            raise UserError(
-                f"{out} holds another search ({', '.join(other)}): give another --out, or "
-                "--resume it"
-            )
-        objectives = [plan.Objective(**each) for each in saved["objectives"]]
-    else:
-        files.make_directory(out, "the directory of the search", "--out")
-        objectives = _objectives(options, search)
-        saved = {key: getattr(options, key) for key in KEPT if key != "argv"} | {
-            "argv": list(argv),
-            "trials": options.trials,
-            "storage": options.storage,
-            "objectives": [dataclasses.asdict(each) for each in objectives],
-            "shares_devices": shares,
-        }
-        files.write_json(record, saved)
-    monitored = objectives[0].name
-    if monitored not in (*plan.OF_SUMMARY, *plan.COSTS) and not settings.get("monitor"):
-        full = (*full, "--monitor", monitored)
-    return dataclasses.replace(search, argv=full, objectives=tuple(objectives))
-
-
 def experiment_module(name: str) -> Any:
     """Returns the module of an experiment; a UserError for what is none."""
+    none = UserError(
+        f"no experiment {name!r}: give a module with Config and main that can be imported "
+        "here, such as experiments.mnist_lenet in a checkout"
+    )
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise none
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and not name.startswith(error.name):
             raise
-        raise UserError(
-            f"no experiment {name!r}: give a module with Config and main that can be imported "
-            "here, such as experiments.mnist_lenet in a checkout"
-        ) from None
+        raise none from None
     if not (hasattr(module, "Config") and hasattr(module, "main")):
         raise UserError(f"{name} is no experiment: it has no Config and main")
     return module
-
-
-def _objectives(options: argparse.Namespace, search: Any) -> list[Any]:
-    """What is made large or small; the experiment is tried for seconds to know what it reports."""
-    from cnnjax.search import plan
-
-    given = [_objective(text) for text in options.objective]
-    _check_study(options, search, given)
-    print("trying       the experiment for seconds (--smoke)", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        tried = plan.rehearse(dataclasses.replace(search, objectives=tuple(given)), Path(folder))
-    found = given or [_objective(tried["monitor"])]
-    plan.check_objectives(found, tried["scores"])
-    return found
-
-
-def _check_study(options: argparse.Namespace, search: Any, objectives: Sequence[Any]) -> None:
-    """Raises UserError for what would end the search later: nothing has been run yet."""
-    from cnnjax import spec
-    from cnnjax.search import plan
-    from cnnjax.search import study as studies
-
-    names = [each.name for each in objectives]
-    if len(set(names)) < len(names):
-        raise UserError(f"--objective {' '.join(options.objective)}: it names one twice: drop one")
-    pruner = spec.parse_one(options.prune, "pruner").name
-    if pruner != "none" and len(names) > 1:
-        raise UserError(f"--prune {options.prune}: trials of several objectives cannot be pruned")
-    if pruner != "none" and names and names[0] in (*plan.OF_SUMMARY, *plan.COSTS):
-        raise UserError(f"--prune {options.prune}: {names[0]} is known at the end of a trial only")
-    sampler = spec.parse_one(options.sampler, "sampler")
-    if sampler.name == "cmaes" and len(names) > 1:
-        raise UserError("--sampler cmaes: it takes one objective; take evolution or tpe")
-    with studies.refused("--sampler", options.sampler):
-        spec.call(sampler, studies.SAMPLERS, "sampler", seed=options.seed, space=search.space)
-    _pruner(options, search.settings)
-    if options.storage:
-        studies.check_storage(options.storage)
-
-
-def _pruner(options: argparse.Namespace, settings: Any) -> Any:
-    from cnnjax import spec
-    from cnnjax.search import study as studies
-
-    item = spec.parse_one(options.prune, "pruner")
-    with studies.refused("--prune", options.prune):
-        return spec.call(item, studies.PRUNERS, "pruner", epochs=settings.get("epochs", 1))
-
-
-def _objective(text: str) -> Any:
-    from cnnjax import spec
-    from cnnjax.search.plan import MINIMIZED, Objective
-
-    item = spec.parse_one(text, "objective")
-    if item.name in ("min", "max") and len(item.positional) == 1:
-        return Objective(str(item.positional[0]), item.name == "min")
-    return Objective(text, any(text.endswith(name) for name in MINIMIZED))
-
-
-def _study(options: argparse.Namespace, search: Any) -> tuple[Any, Any]:
-    """Opens the study; returns it, and the combinations of a grid."""
-    from cnnjax import spec
-    from cnnjax.search import study as studies
-
-    sampler = spec.parse_one(options.sampler, "sampler")
-    url = options.storage or f"sqlite:///{(search.directory / 'study.db').absolute()}"
-    name = search.directory.name
-    what = {key: getattr(options, key) for key in KEPT if key not in ("argv", "objective")}
-    what["argv"] = list(search.argv)
-
-    def drawing(seed: int) -> Any:
-        return spec.call(sampler, studies.SAMPLERS, "sampler", seed=seed, space=search.space)
-
-    study = studies.open_study(
-        name,
-        url,
-        directions=[each.direction for each in search.objectives],
-        sampler=drawing(options.seed),
-        pruner=_pruner(options, search.settings),
-        what=json.loads(json.dumps(what)),
-    )
-    with studies.storage_errors(url):
-        begun = len(study.get_trials(deepcopy=False))
-    if begun:
-        # A sampler that starts anew must not draw what it has drawn before.
-        study.sampler = drawing(options.seed + 1_000_003 * begun % 2**31)
-    if sampler.name != "grid":
-        return study, None
-    bound = spec.bind(sampler, studies.SAMPLERS, "sampler", supplied=("seed", "space"))
-    points = bound.keywords.get("points", 5)
-    return study, studies.grid_of(search.space, points, options.seed, search.allows)
 
 
 @contextlib.contextmanager
@@ -356,6 +211,7 @@ def _placed(options: argparse.Namespace, search: Any) -> Iterator[tuple[int, Any
             yield min(count, budget), start
         return
     count, environments, cores = _devices(options.workers)
+    count = min(count, options.trials)
     yield count, workers.local(search.experiment, environments, cores)
 
 

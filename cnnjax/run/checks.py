@@ -5,7 +5,7 @@ import math
 
 from cnnjax.data.streamed import AnyDataset, split_size
 from cnnjax.devices import processes
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, unknown_name
 from cnnjax.run.groups import LabeledImages, Optimization, Regularization
 from cnnjax.run.settings import Settings
 
@@ -36,7 +36,7 @@ BELOW = ("ema_decay", "label_smoothing")
 
 def check_specs(config: Settings) -> None:
     """Refuses specs that no function takes, before anything takes long; computes nothing."""
-    from cnnjax import schedules, spec
+    from cnnjax import models, optim, schedules, spec
     from cnnjax.augment import filters, policy
     from cnnjax.data.image_files import parse_fit
     from cnnjax.devices.sharding import parse_rules
@@ -49,7 +49,12 @@ def check_specs(config: Settings) -> None:
     if config.profile:
         profiling.parse(config.profile)
     if isinstance(config, Optimization):
+        if config.optimizer and config.optimizer not in optim.OPTIMIZERS:
+            raise unknown_name("optimizer", config.optimizer, optim.OPTIMIZERS)
         schedules.read_schedule(config.schedule, config.schedule_arguments)
+    model = getattr(config, "model", "")
+    if isinstance(model, str) and model:
+        models.read_model(model, getattr(config, "model_arguments", ()))
     if isinstance(config, Regularization):
         spec.check(config.augment, policy.NAMES, policy.KIND)
     if isinstance(config, LabeledImages):

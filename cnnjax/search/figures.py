@@ -1,4 +1,4 @@
-"""The figures of a search, by Optuna where it draws them well."""
+"""The figures of a search."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from cnnjax.search.plan import Search, validations
 if TYPE_CHECKING:
     import optuna
 
+# Complete trials below which no importances are told.
+FEWEST = 10
+
 
 def all_of(search: Search, study: optuna.Study) -> list[tuple[str, str, Callable[[], Any]]]:
     """Returns what may be drawn, if there is enough for it: (name of the file, title, function)."""
-    plots = studies.optuna_module().visualization.matplotlib
     names = [each.name for each in search.objectives]
     if len(names) == 1:
         found: list[tuple[str, str, Callable[[], Any]]] = [
             (
                 "history",
                 "History",
-                lambda: plots.plot_optimization_history(study, target_name=names[0]),
+                lambda: _history(study, names[0]),
             ),
             ("curves", "Learning curves", lambda: _curves(search, study)),
         ]
@@ -37,18 +39,15 @@ def all_of(search: Search, study: optuna.Study) -> list[tuple[str, str, Callable
             ("curves", "Learning curves", lambda: _curves(search, study)),
         ]
     for index, name in enumerate(names):
-        found += _of_objective(study, plots, index, name, is_alone=len(names) == 1)
+        found += _of_objective(study, index, name, is_alone=len(names) == 1)
     return found
 
 
 def _of_objective(
-    study: optuna.Study, plots: Any, index: int, name: str, *, is_alone: bool
+    study: optuna.Study, index: int, name: str, *, is_alone: bool
 ) -> list[tuple[str, str, Callable[[], Any]]]:
     """The figures of one objective and the settings."""
     suffix, title = ("", "") if is_alone else (f"_{name}", f" of {name}")
-
-    def target(trial: Any) -> float:
-        return trial.values[index]
 
     found: list[tuple[str, str, Callable[[], Any]]] = [
         (
@@ -59,23 +58,106 @@ def _of_objective(
         (
             f"slices{suffix}",
             f"Values{title} by one setting each",
-            lambda: plots.plot_slice(study, target=target, target_name=name),
+            lambda: _slices(study, index, name),
         ),
     ]
     shares = importances(study, index)
     if shares:
         figure = (
             f"importances{suffix}",
-            f"Share of the variance{title} that a setting explains",
+            f"Share of the variance{title} that a setting explains, but those of some trials only",
             lambda: _bars(shares),
         )
         found.insert(0, figure)
     return found
 
 
+def _points(study: optuna.Study, index: int) -> tuple[list[Any], list[Any]]:
+    """Returns (trial, value) of the complete trials, and of the pruned ones with their last."""
+    trials = studies.counted(study)
+    complete = [(each, each.values[index]) for each in trials if each.state.name == "COMPLETE"]
+    pruned = [
+        (each, max(each.intermediate_values.items())[1])
+        for each in trials
+        if each.state.name == "PRUNED" and each.intermediate_values
+    ]
+    if not complete:
+        raise ValueError("no trial has ended")
+    return complete, pruned
+
+
+def _history(study: optuna.Study, name: str) -> None:
+    """Draws the value of each trial, and the best so far; of pruned trials the last, hollow."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from matplotlib.ticker import MaxNLocator
+
+    complete, pruned = _points(study, 0)
+    _, axes = plt.subplots(figsize=(8, 4.5))
+    numbers, values = zip(*((each.number, value) for each, value in complete), strict=True)
+    is_maximized = study.direction.name == "MAXIMIZE"
+    best = (np.maximum if is_maximized else np.minimum).accumulate(values)
+    axes.step(numbers, best, where="post", color="#D55E00", label="best so far")
+    axes.scatter(numbers, values, color="#0072B2", s=24, label="complete", zorder=3)
+    if pruned:
+        numbers, values = zip(*((each.number, value) for each, value in pruned), strict=True)
+        axes.scatter(
+            numbers, values, facecolors="none", edgecolors="#0072B2", s=24, label="pruned", zorder=3
+        )
+    axes.set_xlabel("trial")
+    axes.set_ylabel(name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def _slices(study: optuna.Study, index: int, name: str) -> None:
+    """Draws the values against each setting; pruned trials, with their last value, are hollow."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    complete, pruned = _points(study, index)
+    pruned = pruned if len(study.directions) == 1 else []
+    distributions = {key: each for t, _ in complete for key, each in t.distributions.items()}
+    columns = min(4, len(distributions))
+    rows = -(-len(distributions) // columns)
+    _, grid = plt.subplots(
+        rows, columns, figsize=(3.2 * columns, 3.0 * rows), sharey=True, squeeze=False
+    )
+    for axes, (setting, distribution) in zip(grid.flat, distributions.items(), strict=False):
+        choices = [str(each) for each in getattr(distribution, "choices", ())]
+        for chosen, style in ((pruned, {"facecolors": "none"}), (complete, {})):
+            found = [(t.params[setting], value) for t, value in chosen if setting in t.params]
+            if choices:
+                found = [(choices.index(str(x)), value) for x, value in found]
+            if found:
+                axes.scatter(*zip(*found, strict=True), edgecolors="#0072B2", s=24, **style)
+        if choices:
+            axes.set_xticks(range(len(choices)), choices)
+            axes.set_xlim(-0.5, len(choices) - 0.5)
+            if max(map(len, choices)) * len(choices) > 24:
+                axes.tick_params("x", rotation=30)
+        elif getattr(distribution, "log", False):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(numticks=5))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xlabel(setting.rpartition(".")[2])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    for axes in list(grid.flat)[len(distributions) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(name)
+    plt.tight_layout()
+
+
 def _pareto(study: optuna.Study, names: list[str]) -> None:
     """Draws the first objective against each other one; those that nothing beats in all, named."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     complete = (studies.optuna_module().trial.TrialState.COMPLETE,)
     trials = study.get_trials(deepcopy=False, states=complete)
@@ -101,6 +183,7 @@ def _pareto(study: optuna.Study, names: list[str]) -> None:
             steps = sorted((each.values[1], each.values[0]) for each in best)
             axes.plot(*zip(*steps, strict=True), color="#D55E00", linewidth=1, zorder=1)
         axes.set_xlabel(names[index])
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     grid[0][0].set_ylabel(names[0])
@@ -167,7 +250,8 @@ def _parallel(study: optuna.Study, index: int, name: str) -> None:
     scaled = []
     for place, (column, label) in enumerate(zip(columns, axes_names, strict=True)):
         is_log = getattr(distributions.get(label), "log", False) if place else False
-        heights, ticks = _heights(column, is_log)
+        choices = getattr(distributions.get(label), "choices", ()) if place else ()
+        heights, ticks = _heights(column, is_log, list(map(str, choices)))
         scaled.append(heights)
         axes.axvline(place, color="black", linewidth=0.8)
         for height, text in ticks:
@@ -190,13 +274,13 @@ def _parallel(study: optuna.Study, index: int, name: str) -> None:
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
 
 
-def _heights(column: list[Any], is_log: bool) -> tuple[list[float], list[tuple[float, str]]]:
+def _heights(
+    column: list[Any], is_log: bool, choices: list[str]
+) -> tuple[list[float], list[tuple[float, str]]]:
     """Returns heights from 0 to 1 of values, NaN for none, and the labels of an axis."""
     known = [each for each in column if each is not None]
-    if any(isinstance(each, (str, bool)) for each in known):
-        names = sorted({str(each) for each in known})
-        step = max(len(names) - 1, 1)
-        places = {text: number / step for number, text in enumerate(names)}
+    if choices:
+        places = {text: number / (len(choices) - 1) for number, text in enumerate(choices)}
         ticks = [(height, text) for text, height in places.items()]
         return [math.nan if x is None else places[str(x)] for x in column], ticks
     change = math.log if is_log else float
@@ -248,7 +332,7 @@ def importances(study: optuna.Study, index: int = 0) -> dict[str, float]:
     """Returns how much of an objective's variance each setting explains, by fANOVA.
 
     Hutter et al. 2014. Of settings that are chosen in some trials only nothing is known. Empty
-    where too few trials have ended.
+    where fewer than `FEWEST` trials have ended: of few, noise looks like importance.
 
     Args:
       study: the study.
@@ -256,7 +340,7 @@ def importances(study: optuna.Study, index: int = 0) -> dict[str, float]:
     """
     optuna = studies.optuna_module()
     complete = (optuna.trial.TrialState.COMPLETE,)
-    if len(study.get_trials(deepcopy=False, states=complete)) < 4:
+    if len(study.get_trials(deepcopy=False, states=complete)) < FEWEST:
         return {}
     try:
         return dict(

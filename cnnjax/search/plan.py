@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.rng import numpy_generator
+from cnnjax.run import checks, cli
 from cnnjax.run.files import read_json
 from cnnjax.run.logs import read_metrics
+from cnnjax.run.settings import Settings
 from cnnjax.search import costs
 from cnnjax.search.costs import COSTS
-from cnnjax.search.space import Choice, Dimension, Space, Value, applied, suggest
+from cnnjax.search.space import Choice, Space, Value, applied, draw_allowed
 from cnnjax.search.workers import Request
 
 # What `summary.json` says of a run, besides its scores.
 OF_SUMMARY = ("parameters", "trained_parameters", "seconds")
 # What is minimized where nothing else is said: names, or ends of names.
 MINIMIZED = ("loss", "error", "perplexity", *OF_SUMMARY, *COSTS)
+# Settings that are drawn to check the space with, and how many of them each value is tried with.
+DRAWS, FEW = 50, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Search:
       space: what is chosen.
       objectives: the first of them is what trials are pruned by.
       takes_best: whether a trial is judged by its best validation rather than by its last.
+      given: the flags of the experiment as they were given, which `argv` begins with.
     """
 
     directory: Path
@@ -64,6 +70,7 @@ class Search:
     space: Space
     objectives: tuple[Objective, ...]
     takes_best: bool = False
+    given: tuple[str, ...] = ()
 
     def trial_directory(self, number: int) -> Path:
         """Where the run of a trial is."""
@@ -71,7 +78,7 @@ class Search:
 
     def allows(self, chosen: Mapping[str, Value]) -> bool:
         """Whether the constraints hold of what was chosen."""
-        return self.space.allows({**applied(self.settings, chosen), **chosen})
+        return self.space.allows_choice(self.settings, chosen)
 
     def request(self, chosen: Mapping[str, Value], directory: Path) -> Request:
         """Returns what a worker is asked for a trial."""
@@ -106,6 +113,26 @@ def validations(directory: Path, name: str) -> list[float]:
     return []
 
 
+def count_validations(directory: Path) -> int:
+    """Returns how often a run has been validated; 0 where that cannot be read."""
+    with contextlib.suppress(UserError, FileNotFoundError):
+        return sum(each["kind"] == "validation" for each in read_metrics(directory))
+    return 0
+
+
+def lost_runs(search: Search, numbers: Sequence[int]) -> list[int]:
+    """Returns those of the finished trials whose runs are gone or damaged."""
+    lost = []
+    for number in numbers:
+        directory = search.trial_directory(number)
+        try:
+            read_json(directory / "summary.json", "")
+            read_metrics(directory)
+        except UserError:
+            lost.append(number)
+    return lost
+
+
 def objective_values(search: Search, directory: Path) -> tuple[float, ...]:
     """Returns what a finished run has of each objective; NaN where it has none."""
     summary = read_json(directory / "summary.json", f"{directory} is damaged")
@@ -136,7 +163,8 @@ def rehearse(search: Search, directory: Path) -> dict[str, Any]:
       UserError: it fails with these flags.
     """
     own = ["--smoke", "--no-test", "--run-dir", str(directory)]
-    flags = [*search.argv, *own, *chosen_flags(search.settings, _example(search))]
+    chosen = draw_allowed(search.space, search.settings, numpy_generator(0, "rehearsal"))
+    flags = [*search.argv, *own, *chosen_flags(search.settings, chosen)]
     problem = f"{search.experiment} fails with these settings"
     last = run_module(search.experiment, flags, problem)
     if not (directory / "summary.json").exists():
@@ -173,16 +201,43 @@ def last_line(text: str) -> str:
     return next((line for line in map(str.strip, reversed(text.splitlines())) if line), "")
 
 
-def _example(search: Search) -> dict[str, Value]:
-    """Settings of the space to try the experiment with: the first choice, the low bound."""
+def check_space(search: Search, config_type: type) -> None:
+    """Raises UserError for a value of the space with which the experiment refuses to start.
 
-    def first(dimension: Dimension) -> Value:
-        domain = dimension.domain
-        if isinstance(domain, Choice):
-            return domain.values[0]
-        return int(domain.low) if domain.is_whole else float(domain.low)
+    Each choice and the ends of each range are tried alone, and among other settings that are drawn;
+    of what depends on data nothing is known yet.
+    """
+    generator = numpy_generator(0, "space")
+    drawn = [draw_allowed(search.space, search.settings, generator) for _ in range(DRAWS)]
+    # What is wrong whatever is chosen.
+    fixed = _refusal(search, config_type, {})
+    if fixed and all(_refusal(search, config_type, chosen) == fixed for chosen in drawn[:FEW]):
+        raise UserError(fixed)
+    names = {each.name: each for each in search.space.dimensions}
+    filled = {name: value for name, value in drawn[0].items() if name not in search.settings}
+    for each in search.space.dimensions:
+        domain = each.domain
+        for value in domain.values if isinstance(domain, Choice) else (domain.low, domain.high):
+            alone, on = {**filled, each.name: value}, each.condition
+            while on is not None:
+                alone[on[0]], on = on[1], names[on[0]].condition
+            refusal = _refusal(search, config_type, alone)
+            among = [{**chosen, each.name: value} for chosen in drawn if each.name in chosen]
+            among = list(filter(search.allows, among))[:FEW]
+            if refusal and among and all(_refusal(search, config_type, each) for each in among):
+                shown = f"{value:g}" if isinstance(value, float) else value
+                raise UserError(f"--space {each.name}={shown}: {refusal}")
 
-    return suggest(search.space, first)
+
+def _refusal(search: Search, config_type: type, chosen: Mapping[str, Value]) -> str:
+    """Returns what an experiment says of settings before it starts; "" where it takes them."""
+    try:
+        config = cli.parse(config_type, [*search.argv, *chosen_flags(search.settings, chosen)])
+        if isinstance(config, Settings):
+            checks.check_specs(config)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def check_objectives(objectives: Sequence[Objective], scores: Sequence[str]) -> None:

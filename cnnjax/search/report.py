@@ -13,7 +13,7 @@ from cnnjax.explain import markup
 from cnnjax.search import figures
 from cnnjax.search import study as studies
 from cnnjax.search.figures import best_trials
-from cnnjax.search.plan import Search
+from cnnjax.search.plan import Search, count_validations, lost_runs
 
 if TYPE_CHECKING:
     import optuna
@@ -86,6 +86,9 @@ def summary_line(search: Search, study: optuna.Study) -> str:
     """Returns how many trials ended how, and the best, in a sentence."""
     states = [each.state.name.lower() for each in studies.counted(study)]
     counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
+    broken = sum(each.user_attrs.get(studies.SKIPPED) == studies.BROKEN for each in study.trials)
+    if broken:
+        counts += f" ({broken} draws broke --where; their numbers are left out)"
     best = best_trials(study)
     if not best:
         return f"{len(states)} trials: {counts or 'none'}."
@@ -100,6 +103,15 @@ def summary_line(search: Search, study: optuna.Study) -> str:
     return f"{len(states)} trials: {counts}. Best on validation: {shown}."
 
 
+def lost(search: Search, study: optuna.Study) -> list[str]:
+    """Returns a sentence on trials whose runs are gone or damaged; none where all are whole."""
+    numbers = [each.number for each in studies.counted(study) if each.state.name == "COMPLETE"]
+    found = ", ".join(map(str, lost_runs(search, numbers)))
+    if not found:
+        return []
+    return [f"Runs: those of trials {found} are gone or damaged; their scores are in the study."]
+
+
 def settings_of(trial: Any) -> str:
     """Returns what was chosen in a trial, as text."""
     return "  ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
@@ -108,10 +120,13 @@ def settings_of(trial: Any) -> str:
 def _cells(search: Search, trial: Any, names: list[str]) -> list[str]:
     values = trial.values or [math.nan] * len(search.objectives)
     if trial.values is None and trial.intermediate_values:
-        values = [list(trial.intermediate_values.values())[-1], *values[1:]]
+        values = [max(trial.intermediate_values.items())[1], *values[1:]]
     scores = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
     params = [_short(trial.params[name]) if name in trial.params else "" for name in names]
-    epochs = str(max(trial.intermediate_values, default=""))
+    # With several objectives nothing is reported to the study on the way.
+    trained = max(trial.intermediate_values, default=0)
+    trained = trained or count_validations(search.trial_directory(trial.number))
+    epochs = str(trained or "")
     return [str(trial.number), trial.state.name.lower(), *scores, epochs, *params]
 
 

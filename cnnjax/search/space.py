@@ -11,17 +11,18 @@ angle=uniform(0, 20)                   with --augment 'rotate:{angle}' among the
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import math
-import operator
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from cnnjax import spec
 from cnnjax.errors import UserError, unknown_name
+from cnnjax.search import constraints
 
 Value = bool | int | float | str
 Assignment = Mapping[str, Value]
@@ -30,6 +31,10 @@ _PLACE = re.compile(r"\{([A-Za-z_]\w*)\}")
 _HEAD = re.compile(r"(?P<name>[A-Za-z_][\w.]*)(\[(?P<condition>[^\]]*)\])?$")
 # What one or several words are put together of: `--model-arguments activation=tanh`.
 _WORDS = "arguments"
+# Settings that are the search's own, or that all trials must share.
+_HELD = ("seed", "run_dir", "resume", "test", "smoke", "stop_after_epochs", "monitor", "plan")
+# Draws, one after another, before a constraint is said to leave nothing.
+MOST_DRAWS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +61,15 @@ class Range:
             raise UserError(f"{self.low:g} has no logarithm: start above 0")
         if self.step is not None and self.step <= 0:
             raise UserError(f"step is {self.step:g}: give more than 0")
+
+    def nearest(self, value: float) -> int | float:
+        """Returns the nearest number that lies in the range."""
+        if self.step is not None:
+            last = math.floor((self.high - self.low) / self.step + 1e-9)
+            steps = min(max(round((value - self.low) / self.step), 0), last)
+            value = self.low + steps * self.step
+        value = min(max(value, self.low), self.high)
+        return round(value) if self.is_whole else float(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +149,11 @@ class Space:
 
     def allows(self, settings: Mapping[str, Any]) -> bool:
         """Whether settings keep all constraints."""
-        return all(_evaluate(text, settings) for text in self.constraints)
+        return all(constraints.holds(text, settings) for text in self.constraints)
+
+    def allows_choice(self, settings: Mapping[str, Any], chosen: Assignment) -> bool:
+        """Whether an experiment's settings with what was chosen keep all constraints."""
+        return not self.constraints or self.allows({**applied(settings, chosen), **chosen})
 
 
 def read_space(
@@ -169,7 +187,7 @@ def read_space(
     space = Space(tuple(_ordered(found)), tuple(where))
     known = {**settings, **{each.name: 1.0 for each in found}}
     for text in where:
-        _check_constraint(text, known)
+        constraints.check(text, known)
     return space
 
 
@@ -182,11 +200,12 @@ def _dimension(text: str) -> Dimension:
             "SETTING[OTHER=VALUE] for one that is chosen only there"
         )
     condition = None
-    if matched["condition"]:
-        name, equals, value = matched["condition"].partition("=")
-        if not equals:
+    if matched["condition"] is not None:
+        name, _, value = matched["condition"].partition("=")
+        values = spec.parse_one(f"x({value.strip()})", KIND).positional
+        if not name.strip() or len(values) != 1:
             raise UserError(f"--space {text!r}: write the condition as [OTHER=VALUE]")
-        condition = (name.strip(), spec.parse_one(f"x({value.strip()})", KIND).positional[0])
+        condition = (name.strip(), values[0])
     item = spec.parse_one(domain, KIND)
     return Dimension(matched["name"], spec.call(item, DOMAINS, KIND), condition)
 
@@ -212,8 +231,8 @@ def _check_name(
                 f"--space {name}: only settings of words, such as model_arguments, have parts"
             )
         return
-    if setting in ("seed", "run_dir", "resume", "test"):
-        raise UserError(f"--space {name}: the search itself sets it")
+    if setting in _HELD:
+        raise UserError(f"--space {name}: the search itself sets it, the same in all trials")
     kind = type(settings[setting])
     if isinstance(dimension.domain, Range):
         values: tuple[Value, ...] = (dimension.domain.low, dimension.domain.high)
@@ -221,15 +240,20 @@ def _check_name(
             raise UserError(f"--space {name}: it is a whole number: use int or logint")
     else:
         values = dimension.domain.values
-    allowed = {int: (int,), float: (int, float), bool: (bool,), str: (str, int, float)}.get(kind)
-    if allowed is None:
+    if kind not in (bool, int, float, str):
         raise UserError(f"--space {name}: a setting of several values: choose it by {name}.WORD")
     for value in values:
-        is_number = kind in (int, float) and not isinstance(value, bool)
-        fits = isinstance(value, allowed) or (is_number and kind is int and value == int(value))
-        if not fits or (kind is not bool and isinstance(value, bool)):
+        if not _fits(value, kind):
             raise UserError(f"--space {name}: {value!r} is no {kind.__name__}, which {name} is")
     _check_literal(name, fields[setting], values)
+
+
+def _fits(value: Value, kind: type) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int) if kind is int else True
 
 
 def _check_literal(name: str, field: Any, values: Sequence[Value]) -> None:
@@ -273,6 +297,39 @@ def suggest(space: Space, ask: Callable[[Dimension], Value]) -> dict[str, Value]
     return chosen
 
 
+def drawn_value(dimension: Dimension, generator: np.random.Generator) -> Value:
+    """Returns a value of a dimension, drawn."""
+    domain = dimension.domain
+    if isinstance(domain, Choice):
+        return domain.values[int(generator.integers(len(domain.values)))]
+    if domain.is_log:
+        value = math.exp(generator.uniform(math.log(domain.low), math.log(domain.high)))
+    else:
+        value = generator.uniform(domain.low, domain.high)
+    return domain.nearest(value)
+
+
+def draw_allowed(
+    space: Space, settings: Mapping[str, Any], generator: np.random.Generator
+) -> dict[str, Value]:
+    """Returns a value of each dimension, drawn until the constraints hold.
+
+    Raises:
+      UserError: no draw keeps them.
+    """
+    for _ in range(MOST_DRAWS):
+        chosen = suggest(space, lambda each: drawn_value(each, generator))
+        if space.allows_choice(settings, chosen):
+            return chosen
+    raise no_allowed(space)
+
+
+def no_allowed(space: Space) -> UserError:
+    """Returns what to say where no settings of a space keep its constraints."""
+    where = " and ".join(space.constraints)
+    return UserError(f"--where {where}: nothing that --space draws keeps it: widen one of them")
+
+
 def applied(settings: Mapping[str, Any], chosen: Assignment) -> dict[str, Any]:
     """Returns an experiment's settings with what was chosen, for constraints and the command."""
     changed = {name: _filled(value, chosen) for name, value in settings.items()}
@@ -298,68 +355,3 @@ def _filled(value: Any, chosen: Assignment) -> Any:
 def _places(value: Any) -> set[str]:
     texts = value if isinstance(value, tuple) else (value,)
     return {name for text in texts if isinstance(text, str) for name in _PLACE.findall(text)}
-
-
-_OPERATORS: dict[type, Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.USub: operator.neg,
-    ast.Not: operator.not_,
-}
-
-
-def _check_constraint(text: str, known: Mapping[str, Any]) -> None:
-    try:
-        tree = ast.parse(text, mode="eval")
-    except SyntaxError:
-        raise UserError(
-            f"--where {text!r} cannot be read: write it as batch_size * accumulate <= 512"
-        ) from None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id not in known:
-            raise unknown_name("setting", node.id, known)
-        allowed = (ast.Expression, ast.Name, ast.Load, ast.Constant, ast.BinOp, ast.UnaryOp)
-        more = (ast.BoolOp, ast.And, ast.Or, ast.Compare, *_OPERATORS)
-        if not isinstance(node, (*allowed, *more)):
-            raise UserError(
-                f"--where {text!r}: only comparisons and arithmetic of settings, joined by and/or"
-            )
-
-
-def _evaluate(text: str, settings: Mapping[str, Any]) -> bool:
-    """The truth of a checked constraint; of one on a dimension that is not chosen: true."""
-
-    def value(node: ast.AST) -> Any:
-        if isinstance(node, ast.Constant):
-            return node.value
-        if isinstance(node, ast.Name):
-            return settings[node.id]
-        if isinstance(node, ast.BinOp):
-            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.UnaryOp):
-            return _OPERATORS[type(node.op)](value(node.operand))
-        if isinstance(node, ast.BoolOp):
-            joined = all if isinstance(node.op, ast.And) else any
-            return joined(value(each) for each in node.values)
-        assert isinstance(node, ast.Compare)
-        sides = [value(each) for each in (node.left, *node.comparators)]
-        pairs = zip(node.ops, sides[:-1], sides[1:], strict=True)
-        return all(_OPERATORS[type(each)](left, right) for each, left, right in pairs)
-
-    try:
-        return bool(value(ast.parse(text, mode="eval").body))
-    except KeyError:
-        return True
-    except (TypeError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f"--where {text!r} cannot be computed: {error}") from None

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnjax import spec
@@ -21,11 +22,19 @@ if TYPE_CHECKING:
 
 # What is said of a trial in the storage.
 SKIPPED = "skipped"
+BROKEN = "breaks a constraint"
 SEARCH = "search"
-# Draws of settings that break a constraint, one after another, before the search gives up.
-MOST_REJECTED = 300
+# Draws of the sampler that break a constraint, one after another, before one is drawn evenly.
+MOST_REJECTED = 20
 MOST_COMBINATIONS = 100_000
 MOST_OPENINGS = 8
+MADE_TWICE = ("already exists", "duplicate key", "UNIQUE constraint")
+# What a storage's own words mean.
+HINTS = {
+    "locked": "another program holds it: wait for it",
+    "not a database": "name another file",
+    "malformed": "put a copy back that is whole, or begin another search with another --out",
+}
 EXTRA = "pip install 'cnnjax[search]'"
 
 
@@ -45,8 +54,8 @@ def optuna_module() -> Any:
 
 def grid(*, points: int = 5, seed: int, space: Space) -> Any:
     """Every combination, with so many points of each range, in a drawn order; then it ends."""
-    if points < 2:
-        raise UserError(f"points is {points}: give at least 2")
+    if not 2 <= points <= MOST_COMBINATIONS:
+        raise UserError(f"points is {points}: give 2 to {MOST_COMBINATIONS:,}")
     # What is tried is decided by `ask`.
     return optuna_module().samplers.RandomSampler(seed=seed)
 
@@ -162,6 +171,12 @@ def refused(flag: str, text: str) -> Iterator[None]:
 
 def check_storage(url: str) -> None:
     """Raises UserError where a storage cannot be opened or written."""
+    scheme, _, place = url.partition("://")
+    file = Path(place.removeprefix("/").partition("?")[0])
+    if scheme.startswith("sqlite") and (file.name in ("", ":memory:")):
+        raise UserError(f"--storage {url}: what is in memory cannot be resumed: name a file")
+    if scheme.startswith("sqlite") and not file.parent.is_dir():
+        raise UserError(f"--storage {url}: there is no directory {file.parent}")
     with storage_errors(url):
         open_storage(url, wait_secs=5)
 
@@ -226,10 +241,11 @@ def open_storage(url: str, *, wait_secs: int = 60) -> Any:
         url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     for left in reversed(range(MOST_OPENINGS)):
         try:
-            return storage(url, engine_kwargs=options)
+            with _quiet():  # Of words in the URL that the driver does not know.
+                return storage(url, engine_kwargs=options)
         except sqlalchemy.exc.DBAPIError as error:
             # Searches that start together make the tables together; all but one find them made.
-            made = any(text in str(error) for text in ("already exists", "duplicate key"))
+            made = any(text in str(error) for text in MADE_TWICE)
             if not (made and left):
                 raise
             time.sleep(0.5)
@@ -244,12 +260,14 @@ def storage_errors(url: str) -> Iterator[None]:
     shown = _without_password(url)
     try:
         yield
+    except UserError:
+        raise
     except ImportError:
         raise UserError(
             f"--storage {shown} needs a driver that is not installed for it: for "
             "PostgreSQL, pip install 'cnnjax[postgresql]'"
         ) from None
-    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError):
+    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError, ValueError):
         raise UserError(
             f"--storage {shown} is no URL of a database: write sqlite:///FILE or "
             "postgresql://USER@HOST/DATABASE"
@@ -257,8 +275,8 @@ def storage_errors(url: str) -> Iterator[None]:
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ or error
         text = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
-        hint = "another program holds it: wait for it" if "locked" in text else "is it there?"
-        raise UserError(f"--storage {shown} cannot be used ({text}): {hint}") from None
+        hint = next((hint for sign, hint in HINTS.items() if sign in text), "is it there?")
+        raise UserError(f"the storage {shown} cannot be used ({text}): {hint}") from None
 
 
 def _without_password(url: str) -> str:
@@ -273,6 +291,7 @@ def ask(
     budget: int,
     allows: Callable[[dict[str, Value]], bool],
     combinations: Sequence[dict[str, Value]] | None = None,
+    draw: Callable[[], dict[str, Value]] | None = None,
 ) -> Any | None:
     """Returns a new trial whose settings keep the constraints; None when there is none to make.
 
@@ -282,11 +301,12 @@ def ask(
       budget: how many trials count.
       allows: chosen -> whether the constraints hold.
       combinations: of a grid, see `grid_of`: one after another is tried instead of drawn.
+      draw: returns settings that keep the constraints, where the sampler finds none.
 
     Raises:
       UserError: no settings keep the constraints.
     """
-    for _ in range(MOST_REJECTED):
+    for rejected in range(2 * MOST_REJECTED):
         trials = counted(study)
         if len(trials) >= budget:
             return None
@@ -296,6 +316,8 @@ def ask(
             if not left:
                 return None
             study.enqueue_trial(left[0])
+        elif draw is not None and rejected >= MOST_REJECTED:
+            study.enqueue_trial(draw())
         trial = study.ask()
         chosen = suggest(space, functools.partial(_suggested, trial, combinations))
         # Others may have asked at the same moment: those that came first are counted.
@@ -303,13 +325,13 @@ def ask(
         if combinations is not None and any(each.params == chosen for each in earlier):
             skip(study, trial, "tried by another")
         elif not allows(chosen):
-            skip(study, trial, "breaks a constraint")
+            skip(study, trial, BROKEN)
         elif len(earlier) >= budget:
             skip(study, trial, "over the budget")
         else:
             return trial
     raise UserError(
-        f"{MOST_REJECTED} drawn settings in a row break --where: no trial can be made; widen it"
+        f"{2 * MOST_REJECTED} drawn settings in a row break --where: no trial can be made; widen it"
     )
 
 

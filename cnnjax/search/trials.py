@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from cnnjax.errors import UserError
 from cnnjax.paths import read_text
+from cnnjax.rng import numpy_generator
 from cnnjax.run.files import only_writer
 from cnnjax.run.logs import METRICS_FILE
 from cnnjax.search import study as studies
 from cnnjax.search.plan import Search, last_line, objective_values, validations
-from cnnjax.search.space import Space, Value
+from cnnjax.search.space import Space, Value, draw_allowed
 from cnnjax.search.workers import LOST, Answer, Worker
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def run(
             for worker in everyone:
                 if stopping or exhausted or worker.number in busy or not worker.is_ready():
                     continue
-                with _alone(search):
+                with alone(search.directory, "asking"):
                     found = _next(search, study, budget, combinations)
                 if found is None:
                     exhausted = True
@@ -165,14 +166,17 @@ def run(
 
 
 @contextlib.contextmanager
-def _alone(search: Search) -> Iterator[None]:
-    """Keeps other searches from a trial that this one has asked for and not claimed yet."""
-    directory = search.directory / "claims" / "asking"
-    directory.mkdir(parents=True, exist_ok=True)
+def alone(directory: Path, doing: str) -> Iterator[None]:
+    """Waits until no other search does this in the directory, and keeps others from it.
+
+    Such as asking for a trial, which is claimed a moment later.
+    """
+    place = directory / "claims" / doing
+    place.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(only_writer(directory))
+                stack.enter_context(only_writer(place))
                 break
             except UserError:
                 time.sleep(POLL_SECS / 2)
@@ -205,7 +209,15 @@ def _next(
         reported = max(each.intermediate_values, default=0)
         directory = search.trial_directory(each.number)
         return Running(trial, directory, lock, time.monotonic(), reported)
-    trial = studies.ask(study, search.space, budget, search.allows, combinations)
+    generator = numpy_generator(search.settings.get("seed", 0), "drawn", len(study.trials))
+    trial = studies.ask(
+        study,
+        search.space,
+        budget,
+        search.allows,
+        combinations,
+        lambda: draw_allowed(search.space, search.settings, generator),
+    )
     if trial is None:
         return None
     lock = _claimed(search, trial.number)

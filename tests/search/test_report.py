@@ -8,6 +8,7 @@ import pytest
 optuna = pytest.importorskip("optuna")
 
 from cnnjax.search import figures, forecasts, report  # noqa: E402
+from cnnjax.search import study as studies  # noqa: E402
 from cnnjax.search.plan import Objective, Search  # noqa: E402
 from cnnjax.search.space import Choice, Dimension, Range, Space  # noqa: E402
 
@@ -70,6 +71,32 @@ def test_the_page_has_all_figures(objectives, tmp_path):
             assert not any(v[0] > own["accuracy"] and v[1] < own["latency_ms"] for v in values)
 
 
+@pytest.mark.parametrize(("trials", "told"), [(9, False), (10, True)])
+def test_of_few_trials_no_importance_is_told(trials, told, tmp_path):
+    _, study = searched(tmp_path, ("accuracy", "latency_ms"), trials=trials)
+    assert bool(figures.importances(study)) == told
+
+
+def test_the_page_says_what_is_lost_and_what_broke_a_constraint(tmp_path):
+    search, study = searched(tmp_path, trials=3, epochs=2)
+    for number, files in enumerate((("summary.json", "metrics.jsonl"), ("metrics.jsonl",), ())):
+        search.trial_directory(number).mkdir(parents=True)
+        for name in files:
+            path = search.trial_directory(number) / name
+            path.write_text('{"kind": "validation", "step": 1}\n')
+    assert report.lost(search, study) == [
+        "Runs: those of trials 1, 2 are gone or damaged; their scores are in the study."
+    ]
+    studies.skip(study, study.ask(), studies.BROKEN)
+    assert "3 complete (1 draws broke --where;" in report.summary_line(search, study)
+    # Without reports on the way, the run says how many epochs it had.
+    assert report._cells(search, study.trials[0], [])[3] == "2"
+    silent = optuna.trial.create_trial(value=0.5)
+    assert report._cells(search, silent, [])[3] == ""
+    silent.number = 0
+    assert report._cells(search, silent, [])[3] == "1"
+
+
 def test_importance_is_of_the_setting_that_matters(tmp_path):
     _, study = searched(tmp_path, ("accuracy", "latency_ms"))
     first, second = figures.importances(study, 0), figures.importances(study, 1)
@@ -103,5 +130,5 @@ def test_longer_training_is_forecast_for_constant_learning_rates_only(tmp_path):
     search, study = searched(tmp_path, schedule="constant")
     last = forecasts.sentences(search, study)[-1]
     assert last.startswith(f"Curves: trial {study.best_trial.number} would be at ")
-    assert "after 24 epochs instead of" in last
+    assert "after 24 epochs; its curve" in last
     assert not forecasts.sentences(*searched(tmp_path, epochs=3))

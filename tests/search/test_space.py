@@ -3,13 +3,14 @@
 import dataclasses
 from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnjax.errors import UserError
 from cnnjax.search.plan import as_flags
-from cnnjax.search.space import applied, read_space, suggest
+from cnnjax.search.space import applied, draw_allowed, read_space, suggest
 from cnnjax.search.study import grid_of
 
 
@@ -124,6 +125,12 @@ def test_a_grid_has_every_allowed_combination_once():
             "optimizer=lamb, which is no choice",
         ),
         ([], "--space is empty"),
+        (["batch_size=choice(32, 64.0)"], "64.0 is no int"),
+        (["batch_size=choice(a, b)"], "'a' is no int"),
+        (["learning_rate=choice(0.1, 1e999)"], "values=\\(0.1, inf\\)|inf is no float"),
+        (["momentum[]=uniform(0, 1)"], r"write the condition as \[OTHER=VALUE\]"),
+        (["momentum[optimizer=]=uniform(0, 1)", "optimizer=choice(adam, sgd)"], "write the cond"),
+        (["momentum[optimizer=x=y]=uniform(0, 1)", "optimizer=choice(adam, sgd)"], "write the co"),
     ],
 )
 def test_bad_spaces(texts, message):
@@ -138,11 +145,51 @@ def test_bad_spaces(texts, message):
         ("batch_sise < 3", "unknown setting 'batch_sise': did you mean batch_size"),
         ("__import__('os').system('ls')", "only comparisons|unknown setting"),
         ("batch_size.real < 3", "only comparisons"),
+        (" + ".join(["batch_size"] * 3000) + " > 0", "characters: give at most"),
+        ("\0", "cannot be read"),
     ],
 )
 def test_bad_constraints(where, message):
     with pytest.raises(UserError, match=message):
         read("batch_size=int(16, 64)", where=[where])
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("batch_size < 9**9**9", "cannot be computed"),
+        ("batch_size < 'a' * 10**9", "'a' is no number"),
+        ("'%y' % batch_size == 1", "'%y' is no number"),
+        ("-optimizer < 1", "'adam' is no number"),
+        ("batch_size < 'a'", "cannot be computed"),
+        ("1 / (batch_size - batch_size) > 1", "division by zero"),
+        ("batch_size > 64", "nothing that --space draws keeps it"),
+        ("accumulate > 1", "nothing that --space draws keeps it"),
+    ],
+)
+def test_constraints_that_leave_nothing_or_cannot_be_computed(where, message):
+    space = read("batch_size=int(16, 64)", where=[where])
+    with pytest.raises(UserError, match=message):
+        draw_allowed(space, SETTINGS, np.random.default_rng(0))
+
+
+@given(st.integers(0, 2**31), st.sampled_from([None, 0.05, 7.0]))
+def test_draws_keep_ranges_steps_and_constraints(seed, step):
+    least = f"learning_rate=uniform(0.1, 20{'' if step is None else f', step={step}'})"
+    space = read(
+        *(least, "batch_size=int(16, 64, step=16)", "momentum[optimizer=sgd]=log(0.1, 1)"),
+        "optimizer=choice(adam, sgd)",
+        where=["batch_size * accumulate < 128", "optimizer == 'sgd' or learning_rate > 1"],
+    )
+    settings = {**SETTINGS, "accumulate": 2}
+    chosen = draw_allowed(space, settings, np.random.default_rng(seed))
+    assert chosen["batch_size"] in (16, 32, 48)
+    assert 0.1 <= chosen["learning_rate"] <= 20
+    if step is not None:
+        steps = (chosen["learning_rate"] - 0.1) / step
+        assert steps == pytest.approx(round(steps), abs=1e-9)
+    assert ("momentum" in chosen) == (chosen["optimizer"] == "sgd")
+    assert chosen["optimizer"] == "sgd" or chosen["learning_rate"] > 1
 
 
 def test_a_name_in_braces_must_be_chosen():

@@ -6,7 +6,15 @@ import pytest
 
 from cnnjax.errors import UserError
 from cnnjax.search.space import read_space
-from cnnjax.search.study import ask, counted, grid_of, open_study, skip
+from cnnjax.search.study import (
+    MOST_REJECTED,
+    ask,
+    check_storage,
+    counted,
+    grid_of,
+    open_study,
+    skip,
+)
 
 optuna = pytest.importorskip("optuna")
 
@@ -81,6 +89,35 @@ def test_storages_that_cannot_be_used(tmp_path):
         open_study("s", "nonsense", directions=["maximize"], sampler=None, pruner=None, what={})
     with pytest.raises(UserError, match="other objectives"):
         opened(tmp_path / "study.db", directions=["maximize", "minimize"])
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite://", "what is in memory cannot be resumed"),
+        ("sqlite:///:memory:", "what is in memory cannot be resumed"),
+        ("sqlite:////nosuch/folder/study.db", "there is no directory /nosuch/folder"),
+        ("postgresql://me@host:port/db", "no URL of a database"),
+    ],
+)
+def test_storages_that_are_refused(url, message):
+    with pytest.raises(UserError, match=message):
+        check_storage(url)
+
+
+def test_a_damaged_study_says_so(tmp_path):
+    opened(tmp_path / "study.db")
+    content = (tmp_path / "study.db").read_bytes()
+    (tmp_path / "study.db").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"malformed.*put a copy back that is whole"):
+        opened(tmp_path / "study.db")
+
+
+def test_where_the_sampler_finds_nothing_settings_are_drawn_evenly(tmp_path):
+    study = opened(tmp_path / "study.db")
+    allowed = {"optimizer": "sgd", "learning_rate": 0.123}
+    trial = ask(study, SPACE, 1, lambda chosen: chosen == allowed, draw=lambda: allowed)
+    assert trial.params == allowed and trial.number == MOST_REJECTED
 
 
 def test_a_password_is_not_shown():
