@@ -19,6 +19,7 @@ them have the same images then.
 
 import argparse
 import dataclasses
+import functools
 import re
 import time
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     members, rules = _members(options, module, config)
     directory = _directory(options)
     _start_devices(config.devices, len(members))
-    from cnnjax.search.population import prepare, program, report, run, training
+    from cnnjax.search.population import prepare, program, progress, report, run, training
     from cnnjax.search.population.members import member_mesh
 
     mesh = member_mesh(config.devices, len(members))
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"stopped; continue with cnnjax population --resume {directory}")
             return code
         print(report.write(prepared, done, directory))
-    if not any(why in (run.FINISHED, run.STOPPED) for why, _ in done.ended.values()):
+    if not any(why in (progress.FINISHED, progress.STOPPED) for why, _ in done.ended.values()):
         raise UserError(
             "all members diverged: lower the learning rates, lengthen the warmup or clip the "
             f"gradient; see {directory / 'population.md'}."
@@ -106,8 +107,14 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("experiment", nargs="?", help="a module, such as experiments.mnist_lenet")
     add("--seeds", type=int, default=1, help="seeds of each setting (1)")
     add("--first-seed", type=int, default=0, help="the first of them (0)")
-    add("--space", nargs="+", default=[], help="what varies: SETTING=DOMAIN ..., as of search")
-    add("--where", nargs="+", default=[], help="constraints, as of search")
+    add(
+        "--space",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="what varies: SETTING=DOMAIN ..., as of search",
+    )
+    add("--where", nargs="+", action="extend", default=[], help="constraints, as of search")
     add("--members", type=int, default=0, help="settings that are drawn of ranges; with --pbt all")
     add("--draw-seed", type=int, default=0, help="seed of what is drawn (0)")
     add("--prune", default="none", help="none (default), or halving(min_epochs=1, factor=3)")
@@ -167,9 +174,10 @@ def _check_numbers(options: argparse.Namespace) -> None:
 def _members(options: argparse.Namespace, module: Any, config: Any) -> tuple[list[Any], Any]:
     """Returns the members, and what ends or changes them early."""
     from cnnjax import spec
+    from cnnjax.rng import numpy_generator
     from cnnjax.search.population import pbt, stopping, varied
     from cnnjax.search.population.run import Rules
-    from cnnjax.search.space import Range, read_space
+    from cnnjax.search.space import Range, draw_allowed, read_space
 
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     space = None
@@ -193,21 +201,26 @@ def _members(options: argparse.Namespace, module: Any, config: Any) -> tuple[lis
                 "--space with one, such as 'learning_rate=log(1e-4, 1e-1)'."
             )
         drawn = varied.draw_members(
-            space, seeds=seeds, draws=options.members or 1, seed=options.draw_seed
+            space,
+            seeds=seeds,
+            draws=options.members or 1,
+            seed=options.draw_seed,
+            settings=settings,
         )
         return drawn, Rules(pruner=pruner)
     rule = spec.call(spec.parse_one(options.pbt, "pbt"), pbt.RULES, "pbt")
     _check_pbt(options, config, dimensions)
-    drawn = [
-        dataclasses.replace(
-            varied.draw_members(space, seeds=[seed], draws=1, seed=options.draw_seed + number)[0],
-            number=number,
-        )
-        for number, seed in enumerate(
-            range(options.first_seed, options.first_seed + options.members)
-        )
-    ]
-    return drawn, Rules(pbt=rule, dimensions=dimensions, seed=options.draw_seed)
+    assert space is not None  # It has dimensions.
+    varied.check_alone(dimensions)
+    if options.members > varied.MOST_MEMBERS:
+        raise UserError(f"--members {options.members}: give at most {varied.MOST_MEMBERS}.")
+    drawn = []
+    for number in range(options.members):
+        generator = numpy_generator(options.draw_seed + number, "population")
+        chosen = draw_allowed(space, settings, generator)
+        drawn.append(varied.Member(number, options.first_seed + number, chosen))
+    allows = functools.partial(space.allows_choice, settings)
+    return drawn, Rules(pbt=rule, dimensions=dimensions, seed=options.draw_seed, allows=allows)
 
 
 def _check_pbt(options: argparse.Namespace, config: Any, dimensions: Sequence[Any]) -> None:

@@ -29,6 +29,7 @@ def member_curves(
       score: what it is called.
     """
     from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
 
     figure = new_figure(7.2, 4.2)
     axes = figure.add_subplot()
@@ -46,6 +47,7 @@ def member_curves(
     _leave_out_start(axes, scores)
     if 1 < len(groups) <= MOST_NAMED:
         axes.legend(frameon=False, fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     tidy(axes)
     return save(figure, path)
 
@@ -69,6 +71,8 @@ def copied_settings(
       score: what it is called.
     """
     from matplotlib import colormaps
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
 
     figure = new_figure(7.2, 3.2 + 2.2 * len(settings))
     drawn = figure.subplots(1 + len(settings), 1, sharex=True, squeeze=False)[:, 0]
@@ -95,6 +99,11 @@ def copied_settings(
     drawn[-1].set_xlabel("epoch")
     for axes in drawn:
         tidy(axes)
+    drawn[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(scores) <= MOST_NAMED:
+        handles = [Line2D([], [], color=color_of[member]) for member in scores]
+        names = [str(member) for member in scores]
+        drawn[0].legend(handles, names, title="member", ncols=2, frameon=False, fontsize=8)
     return save(figure, path)
 
 

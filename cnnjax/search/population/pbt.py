@@ -9,7 +9,7 @@ drawn anew, or multiplied by 0.8 or 1.2). One run of the population finds a sche
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,10 +17,11 @@ from cnnjax import spec
 from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
 from cnnjax.search.population.stopping import ranked
-from cnnjax.search.population.varied import drawn_value
-from cnnjax.search.space import Choice, Dimension, Value
+from cnnjax.search.space import Choice, Dimension, Value, drawn_value
 
 FACTORS = (0.8, 1.2)
+# Ways to explore that break a constraint, before a member keeps the settings that it copies.
+MOST_TRIES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,7 @@ def copies(
     seed: int,
     epoch: int,
     lower_is_better: bool,
+    allows: Callable[[Mapping[str, Value]], bool] = lambda chosen: True,
 ) -> list[Copied]:
     """Returns who copies whom after an epoch, and with which settings: a function of its arguments.
 
@@ -89,6 +91,7 @@ def copies(
       rule: of `pbt`.
       seed, epoch: of the draws.
       lower_is_better: how scores rank.
+      allows: chosen -> whether the constraints hold.
     """
     order = ranked(scores, lower_is_better=lower_is_better)
     count = min(max(1, round(rule.fraction * len(order))), len(order) // 2)
@@ -96,7 +99,12 @@ def copies(
     found = []
     for member in sorted(order[len(order) - count :]) if count else []:
         source = order[int(generator.integers(count))]
-        settings = explored(chosen[source], dimensions, rule.resample, generator)
+        for _ in range(MOST_TRIES):
+            settings = explored(chosen[source], dimensions, rule.resample, generator)
+            if allows(settings):
+                break
+        else:
+            settings = dict(chosen[source])
         found.append(Copied(member, source, settings))
     return found
 
@@ -109,7 +117,8 @@ def explored(
 ) -> dict[str, Value]:
     """Returns settings near those of another: each drawn anew, or times 0.8 or 1.2 (section 4.1.1).
 
-    They stay within their ranges; one of several choices goes to the one before or behind it.
+    They stay within their ranges, by at least a step where those have steps; one of several choices
+    goes to the one before or behind it.
     """
     found = dict(chosen)
     for each in dimensions:
@@ -121,6 +130,7 @@ def explored(
             place = domain.values.index(value) + (2 * up - 1)
             found[each.name] = domain.values[min(max(place, 0), len(domain.values) - 1)]
         else:
-            moved = float(value) * FACTORS[up]
-            found[each.name] = min(max(moved, domain.low), domain.high)
+            found[each.name] = domain.nearest(float(value) * FACTORS[up])
+            if domain.step is not None and found[each.name] == value:
+                found[each.name] = domain.nearest(float(value) + (2 * up - 1) * domain.step)
     return found

@@ -11,6 +11,9 @@ from cnnjax.search.population.varied import Member
 from cnnjax.search.space import Value
 from cnnjax.train.loop import Best
 
+# Why a member ended.
+FINISHED, STOPPED, DIVERGED, WORST = "finished", "early stopping", "diverged", "pruned"
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:

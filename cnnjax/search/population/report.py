@@ -10,7 +10,7 @@ from typing import Any
 from cnnjax.evaluation.comparison import paired
 from cnnjax.run import files
 from cnnjax.search.population.prepare import Prepared
-from cnnjax.search.population.progress import Progress
+from cnnjax.search.population.progress import FINISHED, STOPPED, Progress
 from cnnjax.search.population.stopping import ranked
 from cnnjax.search.space import Value
 from cnnjax.studies.tables import mean_interval
@@ -23,14 +23,20 @@ def write(prepared: Prepared, done: Progress, directory: Path) -> str:
     """Writes `members.json`, `population.md` and figures; returns the tables as text."""
     rows = member_rows(prepared, done)
     name, _ = prepared.monitor
-    score = _score_of(rows, name)
     groups = groups_of(prepared)
     if done.copies:
         groups = {"all": [each.number for each in prepared.members]}
+    tested = f"test_{name}" if any(f"test_{name}" in row for row in rows) else ""
+    # What settings are chosen by cannot judge the one that was chosen: the test is told beside.
+    score = f"validation_{name}" if len(groups) > 1 or not tested else tested
+    beside = tested if tested != score else ""
     figures = directory / "figures"
     figures.mkdir(exist_ok=True)
     drawn = _draw(prepared, done, groups, figures, name)
-    compared = _range_line(rows, score) if done.copies else _groups_table(rows, groups, score)
+    # What others ended early with is no score of their settings.
+    whole = {row["member"] for row in rows if row["ended"] in (FINISHED, STOPPED)}
+    kept = {name: [n for n in members if n in whole] for name, members in groups.items()}
+    compared = _range_line(rows, score) if done.copies else _groups_table(rows, kept, score, beside)
     text = f"{_members_table(rows, prepared, name)}\n{compared}"
     pictures = "".join(f"\n![{path.stem}](figures/{path.name})\n" for path in drawn)
     heading = f"# {len(rows)} members of {prepared.experiment}\n\n"
@@ -86,12 +92,6 @@ def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _score_of(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """The score that members are compared by: the test's, where those that finished have one."""
-    tested = any(f"test_{name}" in row for row in rows)
-    return f"test_{name}" if tested else f"validation_{name}"
-
-
 def _members_table(rows: Sequence[Mapping[str, Any]], prepared: Prepared, name: str) -> str:
     names = list(prepared.members[0].chosen)
     columns = [f"validation_{name}", f"best_validation_{name}"]
@@ -108,37 +108,52 @@ def _members_table(rows: Sequence[Mapping[str, Any]], prepared: Prepared, name: 
 
 
 def _groups_table(
-    rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[int]], score: str
+    rows: Sequence[Mapping[str, Any]],
+    groups: Mapping[str, Sequence[int]],
+    score: str,
+    beside: str = "",
 ) -> str:
-    """Mean and 95% interval of each setting; the paired difference to the first, over seeds."""
-    found = {
-        name: {
-            (rows[n]["seed"], rows[n]["settings"].get(DATA_SEED)): rows[n][score]
-            for n in members
-            if _is_number(rows[n].get(score))
-        }
-        for name, members in groups.items()
-    }
-    found = {name: scores for name, scores in found.items() if scores}
-    if not found:
+    """Mean and 95% interval of each setting; the paired difference to the first, over seeds.
+
+    `beside` is another score, of which there is the mean alone.
+    """
+    scores = {name: _by_seed(rows, members, score) for name, members in groups.items()}
+    scores = {name: found for name, found in scores.items() if found}
+    if not scores:
         return "No member has a score.\n"
-    first = next(iter(found))
-    compares = len(found) > 1 and len(found[first]) > 1
+    first = next(iter(scores))
+    compares = len(scores) > 1 and len(scores[first]) > 1
     head = ["setting", "members", f"{score.replace('_', ' ')}, mean ± half of the 95% interval"]
     head += [f"minus that of {first}", "p"] if compares else []
+    head += [f"{beside.replace('_', ' ')}"] if beside else []
     lines = [_line(head), _line(["---"] * len(head))]
-    for name, scores in found.items():
-        mean, half = mean_interval(list(scores.values()))
-        cells = [name, len(scores), _with_interval(mean, half, score)]
-        shared = [seed for seed in scores if seed in found[first]]
+    for name, found in scores.items():
+        cells = [name, len(found), _mean(found, score)]
+        shared = [seed for seed in found if seed in scores[first]]
         if compares and name != first and len(shared) > 1:
-            result = paired([found[first][seed] for seed in shared], [scores[s] for s in shared])
+            result = paired([scores[first][seed] for seed in shared], [found[s] for s in shared])
             cells += [_with_interval(result.difference, result.half_interval, score)]
             cells += [f"{result.p_value:.3g}"]
         elif compares:
             cells += ["", ""]
+        cells += [_mean(_by_seed(rows, groups[name], beside), beside)] if beside else []
         lines.append(_line(cells))
     return "\n".join(lines) + "\n"
+
+
+def _by_seed(
+    rows: Sequence[Mapping[str, Any]], members: Sequence[int], score: str
+) -> dict[tuple[Any, Any], float]:
+    """Returns a score of each member that has it, by what it may share with those of others."""
+    return {
+        (rows[n]["seed"], rows[n]["settings"].get(DATA_SEED)): rows[n][score]
+        for n in members
+        if _is_number(rows[n].get(score))
+    }
+
+
+def _mean(found: Mapping[Any, float], score: str) -> str:
+    return _with_interval(*mean_interval(list(found.values())), score) if found else ""
 
 
 def _range_line(rows: Sequence[Mapping[str, Any]], score: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,12 @@ from cnnjax.run.logs import MetricsLog, ProgressBar
 from cnnjax.search.population import member_runs, pbt, program, progress, stopping, training
 from cnnjax.search.population import members as stacks
 from cnnjax.search.population.prepare import Prepared
-from cnnjax.search.population.progress import Progress
+from cnnjax.search.population.progress import DIVERGED, FINISHED, STOPPED, WORST, Progress
 from cnnjax.search.population.training import Placed, Programs
-from cnnjax.search.space import Dimension
+from cnnjax.search.space import Dimension, Value
 from cnnjax.train.loop import passes_multiple
 
 PyTree = Any
-FINISHED, STOPPED, DIVERGED, WORST = "finished", "early stopping", "diverged", "pruned"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +42,14 @@ class Rules:
       pbt: how members copy each other; None: they do not.
       dimensions: what copies explore.
       seed: of their draws.
+      allows: chosen -> whether the constraints hold.
     """
 
     pruner: stopping.Halving | None = None
     pbt: pbt.Rule | None = None
     dimensions: Sequence[Dimension] = ()
     seed: int = 0
+    allows: Callable[[Mapping[str, Value]], bool] = lambda chosen: True
 
 
 def train(
@@ -285,14 +286,15 @@ def _copied(
         seed=rules.seed,
         epoch=epoch,
         lower_is_better=lower,
+        allows=rules.allows,
     )
     if not found:
         return placed, done
     sources = {each.member: each.source for each in found}
     placed = training.rearranged(programs, placed, placed.numbers, sources)
     chosen = dict(done.chosen) | {each.member: dict(each.chosen) for each in found}
-    text = ", ".join(f"{each.member} of {each.source}" for each in found)
-    bar.message(f"epoch {epoch}: copied {text}")
+    text = ", ".join(f"{each.member} copied {each.source}" for each in found)
+    bar.message(f"epoch {epoch}: member {text}")
     copies = (*done.copies, *((epoch, each) for each in found))
     return placed, dataclasses.replace(done, chosen=chosen, copies=copies)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,17 @@ import numpy as np
 
 from cnnjax.errors import UserError
 from cnnjax.rng import numpy_generator
-from cnnjax.search.space import Choice, Dimension, Range, Space, Value, applied
+from cnnjax.search.space import (
+    MOST_DRAWS,
+    Choice,
+    Dimension,
+    Range,
+    Space,
+    Value,
+    applied,
+    drawn_value,
+    no_allowed,
+)
 
 PyTree = Any
 # They choose the images that a member has, and are in no program.
@@ -27,6 +36,7 @@ OF_DATA = ("data_seed", "label_noise", "fold")
 # A 0 leaves these out of the program, instead of computing with 0.
 SWITCHES = ("clip_norm", "max_norm", "ema_decay")
 ELSEWHERE = "cnnjax search takes any setting"
+MOST_MEMBERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +55,12 @@ class Member:
 
 
 def draw_members(
-    space: Space | None, *, seeds: Sequence[int], draws: int = 1, seed: int = 0
+    space: Space | None,
+    *,
+    seeds: Sequence[int],
+    draws: int = 1,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[Member]:
     """Returns the members: each choice with each other, each draw of the ranges, each seed.
 
@@ -54,47 +69,57 @@ def draw_members(
       seeds: of the runs of each setting.
       draws: how many settings are drawn of ranges.
       seed: of the draws.
+      settings: what the experiment's settings are otherwise, for the constraints.
 
     Raises:
-      UserError: a dimension that hangs on another.
+      UserError: a dimension that hangs on another, constraints that nothing keeps, or more members
+        than `MOST_MEMBERS`.
     """
     dimensions = () if space is None else space.dimensions
+    check_alone(dimensions)
+    ranges = [each for each in dimensions if isinstance(each.domain, Range)]
+    choices = [each for each in dimensions if isinstance(each.domain, Choice)]
+    draws = draws if ranges else 1
+    crossings = 1
+    for each in choices:
+        crossings *= len(each.domain.values)  # type: ignore[union-attr]
+    if crossings * draws * len(seeds) > MOST_MEMBERS:
+        raise UserError(
+            f"{crossings * draws * len(seeds):,} members: one population has at most "
+            f"{MOST_MEMBERS:,}; give fewer seeds, settings or --members."
+        )
+    generator = numpy_generator(seed, "population")
+    names = [each.name for each in choices]
+    crossed = list(itertools.product(*(each.domain.values for each in choices)))  # type: ignore[union-attr]
+
+    def of_draw(drawn: Mapping[str, Value]) -> list[dict[str, Value] | None]:
+        found = [{**drawn, **dict(zip(names, values, strict=True))} for values in crossed]
+        kept = [space is None or space.allows_choice(settings or {}, each) for each in found]
+        return [each if allowed else None for each, allowed in zip(found, kept, strict=True)]
+
+    columns = []
+    for _ in range(draws):
+        for _ in range(MOST_DRAWS if ranges else 1):
+            column = of_draw({each.name: drawn_value(each, generator) for each in ranges})
+            if any(each is not None for each in column):
+                break
+        else:
+            assert space is not None
+            raise no_allowed(space)
+        columns.append(column)
+    rows = itertools.chain.from_iterable(zip(*columns, strict=True))
+    pairs = itertools.product([each for each in rows if each is not None], seeds)
+    return [Member(number, own, chosen) for number, (chosen, own) in enumerate(pairs)]
+
+
+def check_alone(dimensions: Sequence[Dimension]) -> None:
+    """Raises UserError for a dimension that hangs on another."""
     for each in dimensions:
         if each.condition is not None:
             raise UserError(
                 f"--space {each.name}: what hangs on {each.condition[0]} cannot vary within one "
                 f"program; {ELSEWHERE}."
             )
-    ranges = [each for each in dimensions if isinstance(each.domain, Range)]
-    choices = [each for each in dimensions if isinstance(each.domain, Choice)]
-    generator = numpy_generator(seed, "population")
-    drawn = [
-        {each.name: drawn_value(each, generator) for each in ranges}
-        for _ in range(draws if ranges else 1)
-    ]
-    crossed = itertools.product(*(each.domain.values for each in choices))  # type: ignore[union-attr]
-    settings = [
-        {**one, **dict(zip((each.name for each in choices), values, strict=True))}
-        for values, one in itertools.product(crossed, drawn)
-    ]
-    allowed = [each for each in settings if space is None or space.allows(each)]
-    pairs = itertools.product(allowed, seeds)
-    return [Member(number, own, chosen) for number, (chosen, own) in enumerate(pairs)]
-
-
-def drawn_value(dimension: Dimension, generator: np.random.Generator) -> Value:
-    """Returns a value of a dimension, drawn."""
-    domain = dimension.domain
-    if isinstance(domain, Choice):
-        return domain.values[int(generator.integers(len(domain.values)))]
-    if domain.is_log:
-        value = math.exp(generator.uniform(math.log(domain.low), math.log(domain.high)))
-    else:
-        value = generator.uniform(domain.low, domain.high)
-    if domain.step is not None:
-        value = domain.low + round((value - domain.low) / domain.step) * domain.step
-    value = min(max(value, domain.low), domain.high)
-    return round(value) if domain.is_whole else float(value)
 
 
 def leaves_of(names: Sequence[str], config: Any) -> tuple[str, ...]:

@@ -247,6 +247,62 @@ def test_settings_are_multiplied_or_drawn_anew():
     assert len(set(drawn)) == 20
 
 
+def test_exploring_keeps_steps_and_constraints():
+    searched = space("learning_rate=uniform(0, 1, step=0.25)", "weight_decay=int(0, 10)")
+    chosen = {"learning_rate": 0.5, "weight_decay": 1, "angle": 0}
+    generator = rng.numpy_generator(0, "test")
+    for _ in range(20):
+        moved = pbt.explored(chosen, searched.dimensions, 0.2, generator)
+        assert moved["learning_rate"] in (0, 0.25, 0.5, 0.75, 1)
+        assert moved["weight_decay"] in range(11)
+    # By at least a step, where 0.8 and 1.2 are less.
+    moved = [pbt.explored(chosen, searched.dimensions, 0.0, generator) for _ in range(20)]
+    assert {each["learning_rate"] for each in moved} == {0.25, 0.75}
+    assert {each["weight_decay"] for each in moved} == {0, 2}
+    rule = pbt.pbt(fraction=0.5, resample=0.3)
+    found = pbt.copies(
+        {0: 0.9, 1: 0.1},
+        {0: chosen, 1: chosen},
+        searched.dimensions,
+        rule,
+        seed=0,
+        epoch=1,
+        lower_is_better=False,
+        allows=lambda each: each["learning_rate"] <= 0.25,
+    )
+    assert found[0].chosen["learning_rate"] <= 0.25
+
+
+def test_constraints_see_what_is_fixed_and_more_is_drawn_until_they_hold():
+    where = ["learning_rate * batch_size < 1e-2", "angle == 0 or learning_rate < 1e-5"]
+    searched = read_space(
+        ["learning_rate=log(1e-6, 1)", "angle=choice(0, 9)"], classifier.Config, SETTINGS, where
+    )
+    found = varied.draw_members(searched, seeds=[0, 1], draws=5, settings=SETTINGS)
+    rates = {each.chosen["learning_rate"] for each in found}
+    assert len(rates) == 5 and max(rates) * CONFIG.batch_size < 1e-2
+    assert all(m.chosen["angle"] == 0 or m.chosen["learning_rate"] < 1e-5 for m in found)
+    with pytest.raises(UserError, match="nothing that --space draws keeps it"):
+        nothing = read_space(
+            ["angle=choice(0, 9)"], classifier.Config, SETTINGS, ["batch_size > 1000000"]
+        )
+        varied.draw_members(nothing, seeds=[0], settings=SETTINGS)
+    with pytest.raises(UserError, match="one population has at most 10,000"):
+        varied.draw_members(None, seeds=range(10_001))
+
+
+def test_settings_are_compared_by_validation_with_the_test_beside():
+    rows = [
+        {"seed": n % 3, "settings": {}, "validation_loss": value, "test_loss": 9.0 - value}
+        for n, value in enumerate((1.0, 2.0, 3.0, 1.5, 2.5, 3.5))
+    ]
+    groups = {"first": [0, 1, 2], "second": [3, 4, 5]}
+    table = report._groups_table(rows, groups, "validation_loss", "test_loss").splitlines()
+    assert table[0].startswith("| setting | members | validation loss, mean ±")
+    assert table[0].endswith("| minus that of first | p | test loss |")
+    assert "| 0.5000 ± 0.0000 |" in table[3] and table[3].endswith("| 6.5000 ± 2.4841 |")
+
+
 def test_progress_is_the_same_when_json_has_held_it():
     import json
 
