@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             compared.check_pair(*pair, place)
     out = Path(options.out or _default_out(first[0], second[0], options.split))
     files.make_directory(out, "the directory of the comparison", "--out")
+    if of_classifiers:
+        _check_whole([Path(each) for each in (*first, *second)])
     print(_heading(first, second, compared.settings_that_differ(*pairs[0])))
     if of_classifiers:
         cnnjax.devices.backend.start(devices=1)
@@ -104,9 +106,23 @@ def _sides(options: argparse.Namespace) -> tuple[list[str], list[str]]:
             "--run A0 A1 A2 --against B0 B1 B2"
         )
     sides = [[str(Path(each)) for each in side] for side in (first, second)]
-    for directory in (*sides[0], *sides[1]):
-        record.read_config(Path(directory))
+    if options.base and not Path(options.base).is_dir():
+        raise UserError(f"--base {options.base}: there is no such directory")
+    for directory in map(Path, (*sides[0], *sides[1])):
+        record.read_config(directory)
     return sides[0], sides[1]
+
+
+def _check_whole(runs: Sequence[Path]) -> None:
+    """Raises UserError for a damaged run before the first of them computes."""
+    from cnnjax import checkpoint
+    from cnnjax.run.files import read_json
+
+    for run in runs:
+        if (run / "summary.json").exists():
+            read_json(run / "summary.json", f"{run} is damaged: train it again")
+        if not checkpoint.steps(run / "checkpoints"):
+            raise UserError(f"{run} has no checkpoints: train it again, or leave it out")
 
 
 def _default_out(first: str, second: str, split: str) -> str:

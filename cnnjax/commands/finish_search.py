@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory = Path(options.search)
     saved = read_record(directory)
     found, metric = _chosen(_best(directory), options.trial), score_name(saved)
+    _check_extra(found["settings"], extra)
     lines = {"found": _flags(saved, found["settings"], extra), "default": [*saved["argv"], *extra]}
+    names = {"found": f"trial{found['trial']:04}", "default": "default"}
+    runs = {
+        name: [(seed, directory / "final" / f"{names[name]}-seed{seed}") for seed in options.seeds]
+        for name in lines
+    }
+    for name, flags in lines.items():
+        for seed, run in runs[name]:
+            _check_run(saved, flags, seed, run)
     scores = {
-        name: [
-            _score(saved, flags, seed, directory / "final" / f"{name}-seed{seed}")
-            for seed in options.seeds
-        ]
+        name: [_score(saved, flags, seed, run) for seed, run in runs[name]]
         for name, flags in lines.items()
     }
     text = table(saved["experiment"], metric, lines, scores, options.seeds)
@@ -62,11 +68,14 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         epilog="All other flags are the experiment's, for both settings, such as more --epochs.",
     )
     parser.add_argument("--search", required=True, help="the directory of the search")
-    parser.add_argument("--trial", type=int, help="its settings instead of the best trial's")
+    parser.add_argument("--trial", type=int, help="of several that are best, this one (the first)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     options, rest = parser.parse_both(argv, OWN_FLAGS)
     if len(set(options.seeds)) < len(options.seeds):
         raise UserError("--seeds names a seed twice: drop one")
+    for seed in options.seeds:
+        if not 0 <= seed < 2**32:
+            raise UserError(f"--seeds {seed}: give 0 to {2**32 - 1:,}")
     return options, rest
 
 
@@ -93,7 +102,37 @@ def _chosen(best: list[dict[str, Any]], number: int | None) -> dict[str, Any]:
         if each["trial"] == number:
             return each
     known = ", ".join(str(each["trial"]) for each in best)
-    raise UserError(f"--trial {number} is not among the best of the search: {known}")
+    raise UserError(f"--trial {number} is not among the best of the search: give one of {known}")
+
+
+def _check_extra(chosen: Mapping[str, Any], extra: Sequence[str]) -> None:
+    """Raises UserError where a flag is of what the search chose."""
+    for name in chosen:
+        flag = name.replace("_", "-")
+        if any(word.partition("=")[0] in (f"--{flag}", f"--no-{flag}") for word in extra):
+            raise UserError(f"--{flag} is what the search chose: drop it")
+
+
+def _check_run(saved: Mapping[str, Any], flags: Sequence[str], seed: int, directory: Path) -> None:
+    """Raises UserError for flags that no run takes, and where another run is finished there."""
+    import importlib
+
+    from cnnjax.run import checks, cli, record
+    from cnnjax.run.settings import Settings
+
+    own = [*flags, "--seed", str(seed), "--run-dir", str(directory)]
+    config = cli.parse(importlib.import_module(saved["experiment"]).Config, own)
+    if not isinstance(config, Settings):
+        return
+    checks.check_specs(config)
+    if not (directory / "summary.json").exists():
+        return
+    other = record.other_settings(record.shortened(config), directory)
+    if other:
+        raise UserError(
+            f"{directory} is finished, with other settings ({', '.join(other)}): give the flags "
+            f"that it was trained with, or move {directory.parent} away"
+        )
 
 
 def _flags(saved: dict[str, Any], chosen: dict[str, Any], extra: Sequence[str]) -> list[str]:

@@ -43,6 +43,11 @@ KEPT = (
     "pbt",
     "draw_seed",
 )
+TYPES: dict[str, type] = {
+    **dict.fromkeys(("space", "where", "argv"), list),
+    **dict.fromkeys(("experiment", "prune", "pbt", "way"), str),
+    **dict.fromkeys(("seeds", "first_seed", "members", "draw_seed"), int),
+}
 RECORD = "population.json"
 
 
@@ -136,6 +141,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def _resumed(options: argparse.Namespace, rest: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options of the first start."""
     from cnnjax.run.files import read_json
+    from cnnjax.search.setup import check_types
 
     directory = Path(options.resume)
     saved = read_json(directory / RECORD, f"{directory} is not the directory of a population")
@@ -148,9 +154,7 @@ def _resumed(options: argparse.Namespace, rest: list[str]) -> tuple[argparse.Nam
             f"--resume {directory}: it goes on with its own experiment and settings; only --way "
             "may be given."
         )
-    missing = [name for name in (*KEPT, "way", "argv") if name not in saved]
-    if missing:
-        raise UserError(f"{directory / RECORD} is damaged: it has no {missing[0]}.")
+    check_types(directory / RECORD, saved, TYPES)
     kept = {name: saved[name] for name in KEPT}
     way = options.way if "--way" in words else saved["way"]
     found = argparse.Namespace(**{**vars(options), **kept, "way": way, "out": str(directory)})

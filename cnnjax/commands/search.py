@@ -19,7 +19,7 @@ import argparse
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.resume:
         options, experiment_argv = _resumed(options, experiment_argv)
     # Not before: these import JAX, which --help does without.
-    from cnnjax.search import figures, forecasts, report, setup, trials
+    from cnnjax.run.exits import stop_requests
+    from cnnjax.search import setup
 
     _check_numbers(options)
     search = setup.prepare(options, experiment_argv, experiment_module(options.experiment))
-    study, combinations = setup.open_study(options, search)
+    with stop_requests() as asked:
+        study, combinations = setup.open_study(options, search)
+        return _searched(options, search, study, combinations, asked)
+
+
+def _searched(
+    options: argparse.Namespace,
+    search: Any,
+    study: Any,
+    combinations: Any,
+    asked: Callable[[], str | None],
+) -> int:
+    """Runs the trials and tells what came of them; returns the exit code."""
+    from cnnjax.run.exits import INTERRUPT_EXIT_CODES
+    from cnnjax.search import figures, forecasts, report, trials
+
     say = _Said(search, study, options.trials)
     print(f"directory    {search.directory}", flush=True)
     try:
-        with _placed(options, search) as (count, start), trials.stops() as stopped:
+        with _placed(options, search) as (count, start):
             print(f"workers      {count}", flush=True)
             ended = trials.run(
                 search,
@@ -77,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 timeout_secs=options.timeout_secs,
                 combinations=combinations,
                 on_end=say.ended,
-                should_stop=stopped,
+                should_stop=lambda: asked() is not None,
             )
     finally:
         if figures.best_trials(study):
@@ -89,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"see          {report.write_report(search, study, notes)}")
     if not ended:
         print(f"stopped; continue with cnnjax search --resume {search.directory}")
-        return 143 if stopped() else 0
+        return INTERRUPT_EXIT_CODES[name] if (name := asked()) else 0
     return 0
 
 

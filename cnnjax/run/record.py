@@ -140,18 +140,25 @@ def _is_done_already(config: Any, experiment: str) -> bool:
             f"{directory} holds an unfinished run: continue it with --resume {directory}, or "
             "choose another --run-dir."
         )
-    saved = read_config(directory)
-    given = as_json(recorded_settings(config) | filled_in(config, saved["settings"]))
-    # Where it computes and lies, and what it keeps, makes no other run of it.
-    compared = given.keys() - (CHANGEABLE_ON_RESUME - HOW_LONG - {"dataset"})
-    # Settings that its version had not got.
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    before = as_json({**defaults, **EARLIER, **saved["settings"]})
-    other = sorted(name for name in compared if before.get(name) != given[name])
+    saved, other = read_config(directory), other_settings(config, directory)
     if saved["experiment"] != experiment or other:
         what = f"other settings ({', '.join(other)})" if other else saved["experiment"]
         raise UserError(f"{directory} holds a finished run with {what}: choose another --run-dir.")
     return True
+
+
+def other_settings(config: Settings, directory: Path) -> list[str]:
+    """Returns the names of settings that make the run of a directory another than that of `config`.
+
+    Where it computes and lies, and what it keeps, makes no other run of it.
+    """
+    saved = read_config(directory)["settings"]
+    given = as_json(recorded_settings(config) | filled_in(config, saved))
+    compared = given.keys() - (CHANGEABLE_ON_RESUME - HOW_LONG - {"dataset"})
+    # Settings that its version had not got.
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    before = as_json({**defaults, **EARLIER, **saved})
+    return sorted(name for name in compared if before.get(name) != given[name])
 
 
 def filled_in(config: Settings, saved: Mapping[str, Any]) -> dict[str, Any]:

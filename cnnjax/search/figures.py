@@ -138,7 +138,9 @@ def _slices(study: optuna.Study, index: int, name: str) -> None:
             axes.set_xlim(-0.5, len(choices) - 0.5)
             if max(map(len, choices)) * len(choices) > 24:
                 axes.tick_params("x", rotation=30)
-        elif getattr(distribution, "log", False):
+        elif getattr(distribution, "log", False) and _spans_decade(
+            [t.params[setting] for t, _ in (*pruned, *complete) if setting in t.params]
+        ):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(numticks=5))
             axes.xaxis.set_minor_formatter(NullFormatter())
@@ -152,6 +154,11 @@ def _slices(study: optuna.Study, index: int, name: str) -> None:
     for axes in grid[:, 0]:
         axes.set_ylabel(name)
     plt.tight_layout()
+
+
+def _spans_decade(values: list[float]) -> bool:
+    """Whether an axis in the logarithm would have more than one label."""
+    return max(values) >= 10 * min(values)
 
 
 def _pareto(study: optuna.Study, names: list[str]) -> None:

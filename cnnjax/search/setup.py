@@ -11,7 +11,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,27 @@ from cnnjax.search.space import read_space
 RECORD = "search.json"
 # What makes a search what it is; the rest may change when it goes on.
 KEPT = ("experiment", "argv", "space", "where", "objective", "value", "sampler", "prune", "seed")
+TYPES: dict[str, type] = {
+    **dict.fromkeys(("argv", "space", "where", "objective", "objectives"), list),
+    **dict.fromkeys(("experiment", "value", "sampler", "prune", "storage"), str),
+    **dict.fromkeys(("seed", "trials"), int),
+}
 
 
 def read_record(directory: Path) -> dict[str, Any]:
     """Returns what `search.json` says of a search; UserError where it is none, or damaged."""
     saved = files.read_json(directory / RECORD, f"{directory} is not the directory of a search")
-    for name in (*KEPT, "trials", "storage", "objectives"):
-        if name not in saved:
-            raise UserError(f"{directory / RECORD} is damaged: it has no {name}")
+    check_types(directory / RECORD, saved, TYPES)
     return saved
+
+
+def check_types(path: Path, saved: Mapping[str, Any], types: Mapping[str, type]) -> None:
+    """Raises UserError where a record has not all that it should have, or of other types."""
+    for name, kind in types.items():
+        if name not in saved:
+            raise UserError(f"{path} is damaged: it has no {name}")
+        if not isinstance(saved[name], kind):
+            raise UserError(f"{path} is damaged: {name} is {saved[name]!r}")
 
 
 def prepare(options: argparse.Namespace, argv: Sequence[str], module: Any) -> Search:
@@ -204,6 +216,10 @@ def open_study(options: argparse.Namespace, search: Search) -> tuple[Any, Any]:
     url = options.storage or f"sqlite:///{database}"
     what = {key: getattr(options, key) for key in KEPT if key not in ("argv", "objective")}
     what["argv"] = list(search.argv)
+
+    if options.storage or database.exists():
+        # Whoever holds it is told of in seconds.
+        studies.check_storage(url)
 
     def drawing(seed: int) -> Any:
         return spec.call(sampler, studies.SAMPLERS, "sampler", seed=seed, space=search.space)

@@ -322,12 +322,3 @@ def _check_first(study: optuna.Study, ended: Ended) -> None:
     worked = (state.COMPLETE, state.PRUNED)
     if not any(each.state in worked for each in study.get_trials(deepcopy=False)):
         raise UserError(f"trial {ended.number} failed, and none has worked: {ended.why}")
-
-
-@contextlib.contextmanager
-def stops() -> Iterator[Callable[[], bool]]:
-    """Within the context SIGINT and SIGTERM are noted; yields whether one came."""
-    from cnnjax.run.exits import stop_requests
-
-    with stop_requests() as asked:
-        yield lambda: asked() is not None

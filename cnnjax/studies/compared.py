@@ -74,8 +74,9 @@ def pairs_by_seed(first: Sequence[str], second: Sequence[str]) -> list[tuple[str
     Raises:
       UserError: a run is given twice, a seed is twice in a set, or only in one of them.
     """
+    others = {Path(each).resolve() for each in second}
     for directory in first:
-        if directory in second:
+        if Path(directory).resolve() in others:
             raise UserError(f"{directory} stands on both sides: compare it with another run")
     if len(first) == len(second) == 1:
         return [(first[0], second[0])]

@@ -124,7 +124,11 @@ def test_what_is_refused_before_anything_runs(argv, message, capsys, tmp_path, m
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{}", "search.json is damaged: it has no experiment"), ("xxx", "cannot read")],
+    [
+        ("{}", "search.json is damaged: it has no argv"),
+        ('{"argv": "--epochs 3"}', "search.json is damaged: argv is '--epochs 3'"),
+        ("xxx", "cannot read"),
+    ],
 )
 @pytest.mark.parametrize("argv", [["search", "--resume"], ["finish-search", "--search"]])
 def test_a_damaged_record_is_one_line(argv, content, message, capsys, tmp_path):
@@ -170,6 +174,35 @@ def test_how_a_search_does_not_go_on(flags, message, record, capsys):
 
     with pytest.raises(SystemExit) as stop:
         commands.main(["search", "--resume", str(record), *flags])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seeds", "0", "-1"], "--seeds -1: give 0 to"),
+        (["--seeds", "4294967296"], "--seeds 4294967296: give 0 to"),
+        (["--seeds", "1", "1"], "--seeds names a seed twice"),
+        (["--learning-rate", "0.5"], "--learning-rate is what the search chose: drop it"),
+        (["--epochs", "0"], "--epochs 0: give 1 or more"),
+        (["--trial", "7"], "--trial 7 is not among the best of the search: give one of 0"),
+        (["--epochs", "9"], "trial0000-seed0 is finished, with other settings (epochs"),
+    ],
+)
+def test_what_a_search_cannot_be_finished_with(flags, message, record, capsys):
+    from cnnjax import commands
+
+    best = [{"trial": 0, "settings": {"learning_rate": 0.01}, "values": {"accuracy": 0.9}}]
+    (record / "best.json").write_text(json.dumps(best))
+    run = record / "final" / "trial0000-seed0"
+    run.mkdir(parents=True)
+    settings = {"epochs": 2, "learning_rate": 0.01, "seed": 0}
+    found = {"experiment": "experiments.digits_mlp", "settings": settings}
+    (run / "config.json").write_text(json.dumps(found))
+    (run / "summary.json").write_text('{"test_accuracy": 0.9}')
+    with pytest.raises(SystemExit) as stop:
+        commands.main(["finish-search", "--search", str(record), *flags])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
 

@@ -104,6 +104,9 @@ def test_recorded_scores_of_any_task_are_paired(tmp_path, capsys):
         (("a", "b", "c"), "3 runs to compare"),
         (("a", "nosuch"), "nosuch is not a run directory"),
         (("a", "a"), "a stands on both sides"),
+        (("a", "c/../a"), "a stands on both sides"),
+        (("a", "c"), "a has no checkpoints: train it again, or leave it out"),
+        (("c", "damaged"), "damaged is damaged: train it again"),
         (("a", "b", "--split", "tset"), "unknown --split 'tset': did you mean test"),
         (("a", "cifar"), "have different classes: compare runs of the same data"),
         (("a", "task"), "different tasks: classification, segmentation"),
@@ -124,6 +127,10 @@ def test_what_cannot_be_compared_is_said_first(argv, message, tmp_path, monkeypa
     write_run(tmp_path / "c")
     for name, seed in (("task", 0), ("task2", 0), ("task3", 1), ("task4", 1)):
         write_run(tmp_path / name, seed=seed, task="segmentation")
+    write_run(tmp_path / "damaged")
+    (tmp_path / "damaged" / "summary.json").write_text("{")
+    (tmp_path / "c" / "checkpoints" / "00000001").mkdir(parents=True)
+    (tmp_path / "c" / "checkpoints" / "00000001" / "manifest.json").write_text("{}")
     other = tmp_path / write_run(tmp_path / "cifar")
     card = json.loads((other / "model.json").read_text())
     (other / "model.json").write_text(json.dumps(card | {"class_names": ["cat", "dog"]}))

@@ -170,6 +170,17 @@ def test_mistakes_are_one_line_before_anything_is_trained(flags, message, capsys
     assert not (tmp_path / "out").exists()
 
 
+def test_a_damaged_record_is_one_line(capsys, tmp_path):
+    saved = {name: 2 for name in ("seeds", "first_seed", "members", "draw_seed")}
+    saved |= {"experiment": "experiments.digits_mlp", "prune": "none", "pbt": "", "way": "auto"}
+    saved |= {"space": [], "where": [], "argv": []}
+    for name, value in (("members", "two"), ("argv", "--epochs 3"), ("space", None)):
+        (tmp_path / "population.json").write_text(json.dumps(saved | {name: value}))
+        code, _, errors = call(capsys, "population", "--resume", str(tmp_path))
+        assert code == 2 and f"is damaged: {name} is {value!r}" in errors
+        assert errors.count("\n") == 1
+
+
 def test_a_directory_of_others_is_not_trained_into(capsys, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     flags = ("experiments.digits_mlp", "--seeds", "2", "--out", str(tmp_path))
