@@ -104,6 +104,6 @@ def test_a_server_that_is_not_there_is_said(tmp_path):
     from cnnjax.search.study import open_study
 
     url = "postgresql://me:secret@127.0.0.1:1/nosuch"
-    with pytest.raises(UserError, match=r"--storage .*me@127.0.0.1:1/nosuch cannot be used") as e:
+    with pytest.raises(UserError, match=r"the storage .*me@127.0.0.1:1/nosuch cannot be used") as e:
         open_study("s", url, directions=["maximize"], sampler=None, pruner=None, what={})
     assert "secret" not in str(e.value) and "\n" not in str(e.value)
