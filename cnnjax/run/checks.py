@@ -52,9 +52,9 @@ def check_specs(config: Settings) -> None:
         if config.optimizer and config.optimizer not in optim.OPTIMIZERS:
             raise unknown_name("optimizer", config.optimizer, optim.OPTIMIZERS)
         schedules.read_schedule(config.schedule, config.schedule_arguments)
-    model = getattr(config, "model", "")
-    if isinstance(model, str) and model:
-        models.read_model(model, getattr(config, "model_arguments", ()))
+    # Of a module that a caller has made, the settings have a description only.
+    if hasattr(config, "model_arguments") and (model := getattr(config, "model", "")):
+        models.read_model(model, config.model_arguments)
     if isinstance(config, Regularization):
         spec.check(config.augment, policy.NAMES, policy.KIND)
     if isinstance(config, LabeledImages):
