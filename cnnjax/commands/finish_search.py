@@ -107,10 +107,11 @@ def _chosen(best: list[dict[str, Any]], number: int | None) -> dict[str, Any]:
 
 def _check_extra(chosen: Mapping[str, Any], extra: Sequence[str]) -> None:
     """Raises UserError where a flag is of what the search chose."""
+    from cnnjax.search.plan import flag_given
+
     for name in chosen:
-        flag = name.replace("_", "-")
-        if any(word.partition("=")[0] in (f"--{flag}", f"--no-{flag}") for word in extra):
-            raise UserError(f"--{flag} is what the search chose: drop it")
+        if flag := flag_given(name, extra):
+            raise UserError(f"{flag} is what the search chose: drop it")
 
 
 def _check_run(saved: Mapping[str, Any], flags: Sequence[str], seed: int, directory: Path) -> None:

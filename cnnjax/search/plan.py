@@ -95,6 +95,13 @@ def chosen_flags(settings: Mapping[str, Any], chosen: Mapping[str, Value]) -> li
     return [word for words in flags for word in words]
 
 
+def flag_given(name: str, argv: Sequence[str]) -> str:
+    """Returns the flag of a setting if words of a command line have it or its negation, or ""."""
+    flag = name.replace("_", "-")
+    heads = {word.partition("=")[0] for word in argv}
+    return f"--{flag}" if heads & {f"--{flag}", f"--no-{flag}"} else ""
+
+
 def as_flags(name: str, value: Any) -> list[str]:
     """Returns a setting as an experiment's command line has it."""
     flag = name.replace("_", "-")

@@ -86,7 +86,10 @@ def summary_line(search: Search, study: optuna.Study) -> str:
     """Returns how many trials ended how, and the best, in a sentence."""
     states = [each.state.name.lower() for each in studies.counted(study)]
     counts = ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))
-    broken = sum(each.user_attrs.get(studies.SKIPPED) == studies.BROKEN for each in study.trials)
+    broken = sum(
+        each.user_attrs.get(studies.SKIPPED) == studies.BROKEN
+        for each in study.get_trials(deepcopy=False)
+    )
     if broken:
         counts += f" ({broken} draws broke --where; their numbers are left out)"
     best = best_trials(study)

@@ -99,8 +99,7 @@ def _search(options: argparse.Namespace, argv: Sequence[str], module: Any, out: 
     }
     space = read_space(options.space, module.Config, settings, options.where)
     for each in space.dimensions:
-        flag = f"--{each.name.replace('_', '-')}"
-        if any(word.partition("=")[0] in (flag, f"--no-{flag[2:]}") for word in argv):
+        if flag := plan.flag_given(each.name, argv):
             raise UserError(f"{flag} and --space {each.name}: give one of the two")
     shares = options.workers != 1
     if (out / RECORD).exists():

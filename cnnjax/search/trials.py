@@ -209,7 +209,9 @@ def _next(
         reported = max(each.intermediate_values, default=0)
         directory = search.trial_directory(each.number)
         return Running(trial, directory, lock, time.monotonic(), reported)
-    generator = numpy_generator(search.settings.get("seed", 0), "drawn", len(study.trials))
+    generator = numpy_generator(
+        search.settings.get("seed", 0), "drawn", len(study.get_trials(deepcopy=False))
+    )
     trial = studies.ask(
         study,
         search.space,
