@@ -9,7 +9,8 @@ For each network and seed it trains a run, compresses it in every way, and expor
 bytes of the parameters on disk, accuracy on all test images (mean and standard deviation over the
 seeds, and the mean change), and the latency in ONNX Runtime and LiteRT with one thread. What is
 finished under --out is not run again, so the table can be completed in pieces; the commands are
-printed below it.
+printed below it. `--times-again` times the files that are there once more, when the machine is
+quiet.
 """
 
 import argparse
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS))
     parser.add_argument("--epochs", type=int, default=12, help="of training, and of training again")
     parser.add_argument("--out", type=Path, default=Path("runs/compress"))
+    parser.add_argument("--times-again", action="store_true", help="of the files that are there")
     arguments = parser.parse_args(expand_flags())
     for name in arguments.networks:
         if name not in EXPERIMENTS:
@@ -114,7 +116,8 @@ def found(network: str, arguments: argparse.Namespace) -> dict[str, list[Measure
     for seed in arguments.seeds:
         for row in result:
             folder = arguments.out / f"{network}-{_word(arguments.dataset)}-{seed}"
-            result[row].append(measured(folder, commands(network, row, folder, seed, arguments)))
+            steps = commands(network, row, folder, seed, arguments)
+            result[row].append(measured(folder, steps, times_again=arguments.times_again))
             print(network, seed, row, result[row][-1], file=sys.stderr, flush=True)
     return result
 
@@ -142,10 +145,12 @@ def commands(
     return lines
 
 
-def measured(folder: Path, steps: Sequence[tuple[Path, str]]) -> Measured:
+def measured(
+    folder: Path, steps: Sequence[tuple[Path, str]], *, times_again: bool = False
+) -> Measured:
     """Returns what is known of the last step's run, of which it is made first."""
     known = Path(f"{steps[-1][0]}.json")
-    if known.exists():
+    if known.exists() and not times_again:
         return Measured(**json.loads(read_text(known)))
     folder.mkdir(parents=True, exist_ok=True)
     for directory, line in steps:
@@ -190,8 +195,9 @@ def measure(directory: Path) -> Measured:
     latency: dict[str, float] = {}
     for name, batch in RUNTIMES.items():
         path = Path(f"{directory}{name}")
-        flags = ["--run", str(directory), "--out", str(path), "--check", "0"]
-        called(["cnnjax", "export", *flags])
+        if not path.exists():
+            flags = ["--run", str(directory), "--out", str(path), "--check", "0"]
+            called(["cnnjax", "export", *flags])
         file = export.opened(path, name[1:], threads=1)
         result = export.compare(
             file, images[:CHECKED], logits[:CHECKED], limits={}, path=path, fixed=batch

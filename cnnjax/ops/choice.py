@@ -113,6 +113,9 @@ BATCH_LAST_BYTES = 12 * 2**20
 TAPS_FIRST_CHANNELS, TAPS_FIRST_BYTES = 4, 16 * 2**20
 ONCE_FEATURES = 32
 FUSED_CHANNELS, FUSED_FEATURES_PER_TAP = 16, 16
+# The same on two AVX2 cores, for the gradient of the image, that of the kernel, and the result.
+NARROW_WINOGRAD_CHANNELS = (32, 128, 64)
+NARROW_WINOGRAD_POSITIONS, NARROW_WINOGRAD_SIZE = (256, 1024, 256), 4
 
 
 def for_cpu(form: Form, image: Shaped, kernel: Shaped, *, own_kernels: bool) -> str:
@@ -129,12 +132,13 @@ def for_cpu(form: Form, image: Shaped, kernel: Shaped, *, own_kernels: bool) -> 
     callable_here = own_kernels and onednn.available(str(image.dtype))
     if form.lowering == "onednn":
         return "onednn" if callable_here else "lax"
-    if callable_here and (
-        image.dtype != jnp.float32
-        or geometry.feature_group_count > 1
-        or not products_are_faster(form, image, kernel)
-    ):
-        return "onednn"
+    if callable_here:
+        if image.dtype != jnp.float32 or geometry.feature_group_count > 1:
+            return "onednn"
+        if not onednn.wide_vectors():
+            return for_narrow_vectors(form, image, kernel)
+        if not products_are_faster(form, image, kernel):
+            return "onednn"
     if taps_fits(image, geometry):
         return "taps"
     if form.lowering == "once" and not callable_here and window_fits(image, kernel, geometry):
@@ -159,6 +163,23 @@ def products_are_faster(form: Form, image: Shaped, kernel: Shaped) -> bool:
         return taps_first(image, kernel, geometry)
     enough = channels >= 256 and (batch >= 32 or form.of == IMAGE)
     return winograd_fits(kernel, geometry) and enough
+
+
+def for_narrow_vectors(form: Form, image: Shaped, kernel: Shaped) -> str:
+    """Returns the fastest form of an ungrouped convolution of float32 where there is no AVX-512.
+
+    A multiplication costs more there, so that Winograd's fewer pay from fewer channels on.
+    """
+    geometry = form.geometry
+    if form.of == KERNEL and taps_first(image, kernel, geometry):
+        return "im2col"
+    size = geometry.output_size(image, kernel)
+    enough = (
+        min(kernel.shape[2:]) >= NARROW_WINOGRAD_CHANNELS[form.of]
+        and image.shape[0] * math.prod(size) >= NARROW_WINOGRAD_POSITIONS[form.of]
+        and min(size) >= NARROW_WINOGRAD_SIZE
+    )
+    return "winograd" if enough and winograd_fits(kernel, geometry) else "onednn"
 
 
 def window_fits(image: Shaped, kernel: Shaped, geometry: Geometry) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from cnnjax.ops import choice, onednn
+from cnnjax.ops.blocks import sum_over_examples
 from cnnjax.ops.choice import IMAGE, KERNEL, RESULT
 from cnnjax.ops.geometry import Geometry, lax_conv2d
 from cnnjax.ops.im2col import conv2d_channels_last, conv2d_taps_first
@@ -28,7 +30,10 @@ def by_name(first: jax.Array, second: jax.Array, *, form: Form, name: str) -> ja
     if form.of == IMAGE:
         return onednn.image_gradient(first, second, form.image_size, form.geometry)
     if form.of == KERNEL:
-        return onednn.kernel_gradient(first, second, form.window, form.geometry)
+        window, geometry = form.window, form.geometry
+        chunk = onednn.examples_at_a_time(first, second, window, geometry)
+        gradient = partial(onednn.kernel_gradient, window=window, geometry=geometry)
+        return sum_over_examples(gradient, chunk, first, second)
     return onednn.convolution(first, second, form.geometry)
 
 

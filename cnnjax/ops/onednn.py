@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import platform
 import sys
 import warnings
@@ -25,12 +26,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cnnjax.ops.geometry import Geometry, Pads, with_pads_inside
+from cnnjax.ops.geometry import Geometry, Pads, Shaped, with_pads_inside
 
 # The call is no public interface of jaxlib: what its numbers mean has been tried in these only.
 JAXLIB_VERSIONS = ("0.10.2",)
 # Of a kernel's gradient: about half of what the cores share (measured with 32 MiB).
 CACHED_BYTES = 16 * 2**20
+# Where vectors are narrow, examples are divided, not rows: below these bytes not those of a small
+# batch, and into as many at a time.
+NARROW_CACHED_BYTES, SMALL_BATCH, FEW_EXAMPLES = 8 * 2**20, 8, 4
 # Channels of a group from which on groups one by one are faster than examples one by one.
 WIDE_GROUP = 16
 
@@ -50,14 +54,23 @@ def available(dtype: str) -> bool:
     return dtype == "float32" or (dtype == "bfloat16" and _multiplies_bfloat16())
 
 
+@functools.cache
+def wide_vectors() -> bool:
+    """Whether the processor has vectors of 16 floats (AVX-512), for which other forms are best."""
+    return "avx512f" in _processor_flags()
+
+
 def _multiplies_bfloat16() -> bool:
     """Whether the processor has products of bfloat16; without, oneDNN may have none."""
+    return not _processor_flags().isdisjoint(("avx512_bf16", "amx_bf16"))
+
+
+def _processor_flags() -> frozenset[str]:
     try:
         with open("/proc/cpuinfo") as file:
-            flags = next((line for line in file if line.startswith("flags")), "").split()
+            return frozenset(next((line for line in file if line.startswith("flags")), "").split())
     except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+        return frozenset()
 
 
 def convolution(
@@ -179,6 +192,28 @@ def kernel_gradient(
     if window == (1, 1) and geometry.pads == ((0, 0), (0, 0)):
         return _kernel_gradient_of_one_tap(image, cotangent, geometry)
     return _kernel_gradient_of_window(image, cotangent, window, geometry)
+
+
+def examples_at_a_time(
+    image: Shaped, cotangent: Shaped, window: tuple[int, int], geometry: Geometry
+) -> int:
+    """Returns the divisor of the batch that `kernel_gradient` should be given at a time.
+
+    Without AVX-512 oneDNN is up to five times slower with a long contracted axis, the batch, than
+    with a few examples of it, as long as their sum, a kernel, is not much larger than they are.
+    """
+    batch, groups = image.shape[0], geometry.feature_group_count
+    channels = image.shape[3] // groups
+    if wide_vectors() or math.prod(window) == 1 or (groups > 1 and channels < WIDE_GROUP):
+        return batch
+    itemsize = image.dtype.itemsize
+    seen = (image.size + cotangent.size) * itemsize
+    if batch <= SMALL_BATCH and seen <= NARROW_CACHED_BYTES:
+        return batch
+    kernel_bytes = math.prod(window) * channels * cotangent.shape[3] * itemsize
+    least = FEW_EXAMPLES if batch > SMALL_BATCH else 2
+    wanted = min(batch, max(least, batch * kernel_bytes / (4 * seen)))
+    return min(n for n in range(1, batch + 1) if batch % n == 0 and n >= wanted)
 
 
 def _kernel_gradient_of_one_tap(

@@ -11,7 +11,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.ops import choice
+from cnnjax.ops import choice, onednn, primitive
+from cnnjax.ops.geometry import make_geometry
 
 
 def primitives(function, *arrays):
@@ -149,3 +150,31 @@ def test_windows_larger_than_the_image_never_go_to_xlas_own(size, window):
     fitting = jnp.ones((32, window, window, 256))
     with choice.outside_loops(), ops.lowering("lax"):
         assert "stablehlo.convolution" in lowered(layer, fitting, kernel, platform="cpu")
+
+
+@pytest.mark.skipif(not onednn.available("float32"), reason="needs oneDNN in jaxlib")
+@pytest.mark.parametrize(
+    ("shape", "features", "names"),
+    [  # Of the gradients of the image and of the kernel, and of the result.
+        ((64, 32, 32, 64), 64, ("winograd", "onednn", "winograd")),
+        ((8, 14, 14, 256), 256, ("winograd",) * 3),
+        ((8, 28, 28, 128), 32, ("winograd", "onednn", "onednn")),
+        ((1, 7, 7, 512), 512, ("onednn",) * 3),
+        ((64, 3, 3, 256), 256, ("onednn",) * 3),
+        ((64, 32, 32, 1), 32, ("onednn", "im2col", "onednn")),
+    ],
+)
+def test_forms_where_vectors_are_narrow(shape, features, names, monkeypatch):
+    monkeypatch.setattr(onednn, "wide_vectors", lambda: False)
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, shape[3], features), jnp.float32)
+    geometry = make_geometry(image, kernel, (1, 1), "SAME", (1, 1), 1, None)
+    found = [
+        choice.for_cpu(
+            primitive.Form(of, geometry, shape[1:3], (3, 3), "auto"), image, kernel, own_kernels=own
+        )
+        for own in (True, False)
+        for of in (choice.IMAGE, choice.KERNEL, choice.RESULT)
+    ]
+    assert tuple(found[:3]) == names
+    assert "onednn" not in found[3:]

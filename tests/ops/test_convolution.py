@@ -16,7 +16,7 @@ from jax.test_util import check_grads
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.ops import blocks, choice, forms, im2col, onednn
+from cnnjax.ops import blocks, choice, forms, im2col, onednn, primitive
 from cnnjax.ops.geometry import lax_conv2d, make_geometry
 
 OURS = ("auto", "im2col", "onednn", "taps", "winograd")
@@ -472,3 +472,47 @@ def test_a_large_kernel_gradient_is_summed_over_blocks_of_rows(strides, dilation
         image, cotangent
     )
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not onednn.available("float32"), reason="needs oneDNN in jaxlib")
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("strides", "dilation"), [((1, 1), (1, 1)), ((2, 3), (1, 1)), ((1, 2), (2, 3))]
+)
+def test_where_vectors_are_narrow_a_kernel_gradient_is_summed_over_examples(
+    strides, dilation, groups, monkeypatch
+):
+    monkeypatch.setattr(onednn, "wide_vectors", lambda: False)
+    image = normal(0, (12, 12, 11, 16 * groups))
+    kernel = jnp.zeros((3, 2, 16, 8 * groups))
+    geometry = make_geometry(image, kernel, strides, ((1, 2), (0, 1)), dilation, groups, None)
+    cotangent = normal(1, (12, *geometry.output_size(image, kernel), 8 * groups))
+    assert onednn.examples_at_a_time(image, cotangent, (3, 2), geometry) == 4
+    form = primitive.Form(choice.KERNEL, geometry, image.shape[1:3], (3, 2), "onednn")
+    gradient = functools.partial(forms.by_name, form=form, name="onednn")
+    with choice.whole_batch(True):
+        result = jax.jit(gradient)(image, cotangent)
+    expected = jax.vjp(lambda kernel: lax_conv2d(image, kernel, geometry), kernel)[1](cotangent)[0]
+    assert_close(result, expected)
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "channels", "features", "expected"),
+    [
+        (64, 32, 64, 64, 4),  # Few together.
+        (64, 4, 512, 512, 64),  # Not where the kernel, which is summed, is the larger.
+        (61, 32, 64, 64, 61),  # A prime.
+        (8, 14, 256, 256, 8),  # A small batch that the cache holds, and one that it does not.
+        (8, 56, 64, 64, 2),
+    ],
+)
+def test_examples_of_a_kernel_gradient(batch, size, channels, features, expected, monkeypatch):
+    image, cotangent = (
+        jax.ShapeDtypeStruct((batch, size, size, count), jnp.float32)
+        for count in (channels, features)
+    )
+    kernel = jax.ShapeDtypeStruct((3, 3, channels, features), jnp.float32)
+    geometry = make_geometry(image, kernel, (1, 1), "SAME", (1, 1), 1, None)
+    for wide, examples in ((False, expected), (True, batch)):
+        monkeypatch.setattr(onednn, "wide_vectors", lambda wide=wide: wide)
+        assert onednn.examples_at_a_time(image, cotangent, (3, 3), geometry) == examples
