@@ -102,7 +102,7 @@ def find(text: str, rows: Mapping[str, Row]) -> Meaning:
     names = [f"{library}/{each}" for each in _names(library, rows)] if slash else [*rows]
     if not slash:
         names += [each for library in LIBRARIES for each in names_in(library, rows)]
-    raise unknown_name("model", text, dict.fromkeys(names))
+    raise unknown_name("model", text, dict.fromkeys(names), listed_by="cnnjax models")
 
 
 def names_in(library: str, rows: Mapping[str, Row]) -> dict[str, str]:

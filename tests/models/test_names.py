@@ -75,7 +75,7 @@ def test_no_library_has_a_name_twice():
         # timm calls it otherwise.
         ("timm/resnet50_v2", "unknown model 'timm/resnet50_v2': did you mean"),
         ("resnet99.a1_in1k", "unknown model"),
-        ("", "unknown model ''"),
+        ("", "unknown model '': `cnnjax models` lists what there is.$"),
         (".", "unknown model '.'"),
     ],
 )
