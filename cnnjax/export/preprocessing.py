@@ -101,10 +101,11 @@ def resize(image: jax.Array, size: tuple[int, int]) -> jax.Array:
         jnp.asarray(triangles(length, wanted))
         for length, wanted in zip(image.shape[1:3], size, strict=True)
     )
-    values = image.astype(jnp.float32)
+    # The images first, the innermost of planes before the other axis: runtimes need fewer copies.
     highest = jax.lax.Precision.HIGHEST
-    values = jnp.einsum("bhwc,ph->bpwc", values, rows, precision=highest)
-    values = jnp.einsum("bpwc,qw->bpqc", values, columns, precision=highest)
+    values = jnp.tensordot(image.astype(jnp.float32), columns, ((2,), (1,)), precision=highest)
+    values = jnp.tensordot(values, rows, ((1,), (1,)), precision=highest)
+    values = values.transpose(0, 3, 2, 1)  # They were batch, channels, columns, rows.
     return jnp.clip(jnp.round(values), 0, 255).astype(jnp.uint8)
 
 
