@@ -43,7 +43,8 @@ STUDENTS = {
 }
 # Suffix of the file, and the images in each of its calls; None: 1 and 32.
 RUNTIMES: dict[str, int | None] = {".onnx": None, ".tflite": 1}
-CHECKED, LEAST_AGREEMENT = 1000, 0.99
+# A file that is wrong answers otherwise for most; one of few bits does for some that are hard.
+CHECKED, LEAST_AGREEMENT = 1000, 0.95
 COMPRESS = "cnnjax compress --run {plain} --out {out}"
 AGAIN = f"{COMPRESS} --epochs {{epochs}} --prune"
 # Of each row the commands; {plain} is the trained run, {between} what the command before left.
