@@ -9,6 +9,8 @@ the parameters is validated and tested, with BatchNorm's statistics recomputed f
     python scripts/prepare_data.py fashion_mnist
     python -m experiments.fashion_mnist_resnet --precision bfloat16
 
+With `--epochs 16 --devices 1 --seed 0` 94.43% of the validation and 93.84% of the test images were
+right, after 108 minutes on one and two cores without AVX-512; all 24 epochs have not been run.
 A tenth of the training images is held out to validate on. `--smoke` runs on synthetic images where
 Fashion-MNIST is not prepared.
 """
