@@ -160,7 +160,7 @@ def measured(
         if not marker.exists():
             run(directory, line)
             marker.touch()
-    result = measure(steps[-1][0])
+    result = measure(steps[-1][0], exported=before is not None)
     if before:
         least = {name: min(time, before.latency[name]) for name, time in result.latency.items()}
         result = dataclasses.replace(result, latency=least)
@@ -184,8 +184,12 @@ def called(words: Sequence[str]) -> None:
         raise UserError(f"{shlex.join(words)} ended with code {ended.returncode}.")
 
 
-def measure(directory: Path) -> Measured:
-    """Tests a run on all test images, and times its files in their runtimes with one thread."""
+def measure(directory: Path, *, exported: bool) -> Measured:
+    """Tests a run on all test images, and times its files in their runtimes with one thread.
+
+    The files are made first, but for those that are there of a run that was `exported` to its end:
+    others may be parts.
+    """
     import numpy as np
 
     from cnnjax import export
@@ -200,7 +204,7 @@ def measure(directory: Path) -> Measured:
     latency: dict[str, float] = {}
     for name, batch in RUNTIMES.items():
         path = Path(f"{directory}{name}")
-        if not path.exists():
+        if not (exported and path.exists()):
             flags = ["--run", str(directory), "--out", str(path), "--check", "0"]
             called(["cnnjax", "export", *flags])
         file = export.opened(path, name[1:], threads=1)

@@ -143,9 +143,8 @@ def for_cpu(form: Form, image: Shaped, kernel: Shaped, *, own_kernels: bool) -> 
         return "taps"
     if form.lowering == "once" and not callable_here and window_fits(image, kernel, geometry):
         return "lax"
-    positions = image.shape[0] * math.prod(geometry.output_size(image, kernel))
-    enough = min(kernel.shape[2:]) >= WINOGRAD_CHANNELS and positions >= WINOGRAD_POSITIONS
-    return "winograd" if enough and winograd_fits(kernel, geometry) else "im2col"
+    pays = winograd_pays(image, kernel, geometry, WINOGRAD_CHANNELS, WINOGRAD_POSITIONS)
+    return "winograd" if pays else "im2col"
 
 
 def products_are_faster(form: Form, image: Shaped, kernel: Shaped) -> bool:
@@ -173,13 +172,10 @@ def for_narrow_vectors(form: Form, image: Shaped, kernel: Shaped) -> str:
     geometry = form.geometry
     if form.of == KERNEL and taps_first(image, kernel, geometry):
         return "im2col"
-    size = geometry.output_size(image, kernel)
-    enough = (
-        min(kernel.shape[2:]) >= NARROW_WINOGRAD_CHANNELS[form.of]
-        and image.shape[0] * math.prod(size) >= NARROW_WINOGRAD_POSITIONS[form.of]
-        and min(size) >= NARROW_WINOGRAD_SIZE
-    )
-    return "winograd" if enough and winograd_fits(kernel, geometry) else "onednn"
+    channels, positions = NARROW_WINOGRAD_CHANNELS[form.of], NARROW_WINOGRAD_POSITIONS[form.of]
+    large = min(geometry.output_size(image, kernel)) >= NARROW_WINOGRAD_SIZE
+    pays = large and winograd_pays(image, kernel, geometry, channels, positions)
+    return "winograd" if pays else "onednn"
 
 
 def window_fits(image: Shaped, kernel: Shaped, geometry: Geometry) -> bool:
@@ -189,6 +185,15 @@ def window_fits(image: Shaped, kernel: Shaped, geometry: Geometry) -> bool:
         for size, dilation in zip(kernel.shape[:2], geometry.kernel_dilation, strict=True)
     ]
     return extents[0] <= image.shape[1] and extents[1] <= image.shape[2]
+
+
+def winograd_pays(
+    image: Shaped, kernel: Shaped, geometry: Geometry, channels: int, positions: int
+) -> bool:
+    """Whether `winograd` can compute this, with so many channels and output positions at least."""
+    there = image.shape[0] * math.prod(geometry.output_size(image, kernel))
+    enough = min(kernel.shape[2:]) >= channels and there >= positions
+    return enough and winograd_fits(kernel, geometry)
 
 
 def winograd_fits(kernel: Shaped, geometry: Geometry) -> bool:

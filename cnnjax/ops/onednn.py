@@ -185,13 +185,18 @@ def kernel_gradient(
     kernel = jax.ShapeDtypeStruct((*window, 0, 0), image.dtype)
     image, geometry = with_pads_inside(image, kernel, geometry)
     groups = geometry.feature_group_count
-    if groups > 1 and image.shape[3] < WIDE_GROUP * groups:
+    if _has_narrow_groups(image, geometry):
         return _kernel_gradient_of_narrow_groups(image, cotangent, window, geometry)
     if groups > 1:
         return _kernel_gradient_of_wide_groups(image, cotangent, window, geometry)
     if window == (1, 1) and geometry.pads == ((0, 0), (0, 0)):
         return _kernel_gradient_of_one_tap(image, cotangent, geometry)
     return _kernel_gradient_of_window(image, cotangent, window, geometry)
+
+
+def _has_narrow_groups(image: Shaped, geometry: Geometry) -> bool:
+    groups = geometry.feature_group_count
+    return groups > 1 and image.shape[3] < WIDE_GROUP * groups
 
 
 def examples_at_a_time(
@@ -202,14 +207,14 @@ def examples_at_a_time(
     Without AVX-512 oneDNN is up to five times slower with a long contracted axis, the batch, than
     with a few examples of it, as long as their sum, a kernel, is not much larger than they are.
     """
-    batch, groups = image.shape[0], geometry.feature_group_count
-    channels = image.shape[3] // groups
-    if wide_vectors() or math.prod(window) == 1 or (groups > 1 and channels < WIDE_GROUP):
+    batch = image.shape[0]
+    if wide_vectors() or math.prod(window) == 1 or _has_narrow_groups(image, geometry):
         return batch
     itemsize = image.dtype.itemsize
     seen = (image.size + cotangent.size) * itemsize
     if batch <= SMALL_BATCH and seen <= NARROW_CACHED_BYTES:
         return batch
+    channels = image.shape[3] // geometry.feature_group_count
     kernel_bytes = math.prod(window) * channels * cotangent.shape[3] * itemsize
     least = FEW_EXAMPLES if batch > SMALL_BATCH else 2
     wanted = min(batch, max(least, batch * kernel_bytes / (4 * seen)))

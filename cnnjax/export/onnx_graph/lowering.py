@@ -24,6 +24,7 @@ Rule = Callable[..., Value | list[Value]]
 RULES: dict[str, Rule] = {}
 # Jitted functions, by name, that are written as a whole: what they compute is an operator of ONNX.
 FUNCTIONS: dict[str, Rule] = {}
+# Of images: so many are a plane each before anything else.
 FEW_CHANNELS = 4
 
 
@@ -92,13 +93,13 @@ def lower(program: Program, *, channels_first: bool) -> tuple[Graph, Tensor]:
 
     graph = Graph(batch=INPUT)
     shape = program.jaxpr.in_avals[-1].shape
-    axes = (0, 3, 1, 2) if channels_first else (0, 1, 2, 3)
+    planes = (0, 3, 1, 2)
+    axes = planes if channels_first else (0, 1, 2, 3)
     image = Tensor(INPUT, axes, shape, shape, np.dtype(program.signature.dtype))
-    if 0 < shape[3] <= FEW_CHANNELS:
+    if shape[3] <= FEW_CHANNELS:
         # First of all, so that the mean and the deviation of each channel are one number for many
         # pixels: ONNX Runtime broadcasts along an innermost axis of 1 or 3 a pixel at a time.
-        first = (0, 3, 1, 2)
-        image = Tensor(graph.arranged(image, first), first, shape, shape, image.dtype)
+        image = Tensor(graph.arranged(image, planes), planes, shape, shape, image.dtype)
     leaves: list[Value] = [Constant(leaf, leaf.shape) for leaf in program.leaves]
     constants = [as_constant(value) for value in program.jaxpr.consts]
     (output,) = _run(graph, program.jaxpr.jaxpr, constants, [*leaves, image])
