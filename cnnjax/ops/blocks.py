@@ -69,7 +69,7 @@ def in_example_chunks(
     Nothing that `function` makes is kept for the backward pass, which makes it again.
     """
     rows, columns = geometry.output_size(image, kernel)
-    chunk = examples_at_a_time(image.shape[0], rows * columns)
+    chunk = examples_in_product(image.shape[0], rows * columns)
     return map_examples(function, chunk, (image,), (kernel,))
 
 
@@ -96,10 +96,17 @@ def map_examples(
 def sum_over_examples(
     function: Callable[..., jax.Array], chunk: int, *arrays: jax.Array
 ) -> jax.Array:
-    """Returns `function(*arrays)`, which sums over the batch, by `chunk` examples at a time."""
+    """Returns `function(*arrays)`, which sums over the batch, by `chunk` examples at a time.
+
+    The last may be fewer.
+    """
     recomputed = jax.checkpoint(function)
-    if chunk == arrays[0].shape[0]:
+    batch = arrays[0].shape[0]
+    if chunk == batch:
         return recomputed(*arrays)
+    if rest := batch % chunk:
+        last = recomputed(*(array[-rest:] for array in arrays))
+        return last + sum_over_examples(function, chunk, *(array[:-rest] for array in arrays))
     chunks = [_in_chunks(array, chunk) for array in arrays]
     shape = jax.eval_shape(function, *(array[0] for array in chunks))
     total, _ = lax.scan(
@@ -110,7 +117,7 @@ def sum_over_examples(
     return total
 
 
-def examples_at_a_time(batch: int, positions: int) -> int:
+def examples_in_product(batch: int, positions: int) -> int:
     """Returns the divisor of `batch` whose products have most nearly PRODUCT_ROWS rows.
 
     Of a batch that may be sharded it is at least 8, so that with as many devices it is not

@@ -28,7 +28,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from cnnjax.ops.blocks import (
-    examples_at_a_time,
+    examples_in_product,
     map_examples,
     sum_over_examples,
 )
@@ -98,7 +98,7 @@ def _convolve(
         output = output.reshape(batch, 2 * tile_rows, 2 * tile_columns, features)
         return output[:, :rows, :columns].astype(image.dtype)
 
-    chunk = examples_at_a_time(image.shape[0], rows * columns)
+    chunk = examples_in_product(image.shape[0], rows * columns)
     return map_examples(convolve, chunk, (image,), matrices)
 
 
@@ -133,7 +133,7 @@ def _kernel_gradient(
         ]
         return jnp.stack([_multiply(one.T, other, 0, geometry) for one, other in pairs])
 
-    chunk = examples_at_a_time(image.shape[0], rows * columns)
+    chunk = examples_in_product(image.shape[0], rows * columns)
     total = sum_over_examples(products, chunk, cotangent, image)
     transposed = tuple(zip(*KERNEL_TRANSFORM, strict=True))
     taps = _both_ways(transposed, list(total))

@@ -383,7 +383,7 @@ def test_parts_of_a_batch_divide_it(monkeypatch, sharded):
     monkeypatch.setattr(choice, "batch_may_be_sharded", lambda: sharded)
     for batch in (1, 7, 48, 64, 100, 127, 250):
         for positions in (7 * 7, 32 * 32, 112 * 112):
-            chunk = blocks.examples_at_a_time(batch, positions)
+            chunk = blocks.examples_in_product(batch, positions)
             wanted = max(8 if sharded else 1, blocks.PRODUCT_ROWS / positions)
             assert batch % chunk == 0
             assert chunk == batch or wanted / 2 <= chunk <= 2 * wanted
@@ -477,16 +477,17 @@ def test_a_large_kernel_gradient_is_summed_over_blocks_of_rows(strides, dilation
 @pytest.mark.skipif(not onednn.available("float32"), reason="needs oneDNN in jaxlib")
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(
-    ("strides", "dilation"), [((1, 1), (1, 1)), ((2, 3), (1, 1)), ((1, 2), (2, 3))]
+    ("batch", "strides", "dilation"),
+    [(12, (1, 1), (1, 1)), (12, (2, 3), (1, 1)), (13, (1, 2), (2, 3))],
 )
 def test_where_vectors_are_narrow_a_kernel_gradient_is_summed_over_examples(
-    strides, dilation, groups, monkeypatch
+    batch, strides, dilation, groups, monkeypatch
 ):
     monkeypatch.setattr(onednn, "wide_vectors", lambda: False)
-    image = normal(0, (12, 12, 11, 16 * groups))
+    image = normal(0, (batch, 12, 11, 16 * groups))
     kernel = jnp.zeros((3, 2, 16, 8 * groups))
     geometry = make_geometry(image, kernel, strides, ((1, 2), (0, 1)), dilation, groups, None)
-    cotangent = normal(1, (12, *geometry.output_size(image, kernel), 8 * groups))
+    cotangent = normal(1, (batch, *geometry.output_size(image, kernel), 8 * groups))
     assert onednn.examples_at_a_time(image, cotangent, (3, 2), geometry) == 4
     form = primitive.Form(choice.KERNEL, geometry, image.shape[1:3], (3, 2), "onednn")
     gradient = functools.partial(forms.by_name, form=form, name="onednn")
@@ -501,7 +502,7 @@ def test_where_vectors_are_narrow_a_kernel_gradient_is_summed_over_examples(
     [
         (64, 32, 64, 64, 4),  # Few together.
         (64, 4, 512, 512, 64),  # Not where the kernel, which is summed, is the larger.
-        (61, 32, 64, 64, 61),  # A prime.
+        (61, 32, 64, 64, 4),  # A prime, whose last example is alone.
         (8, 14, 256, 256, 8),  # A small batch that the cache holds, and one that it does not.
         (8, 56, 64, 64, 2),
     ],
