@@ -211,7 +211,7 @@ def compare(study: Study) -> None:
         for seed in range(config.seeds)
     ]
     study.run(wanted, "test")
-    rows = tables.summarize(study.made(wanted))
+    rows = tables.summarize(_at_one_rate(study, wanted))
     before = study.accuracy_before()
     form = abstract_variables(study.model, study.target.image_shape)
     text = tables.markdown(
@@ -230,6 +230,20 @@ def compare(study: Study) -> None:
     drawn = cnnjax.plots.attempt(lambda path: cnnjax.plots.accuracy_by_labels(curves, path), figure)
     shown = f" and {figure}" if drawn else ""
     print(f"\n{text}\nsee          {directory / 'table.md'}{shown}")
+
+
+def _at_one_rate(study: Study, wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the wanted trials with their results, then all others of the directory.
+
+    Of these not what was made at another learning rate than the method's of now: it is no seed of
+    the same row.
+    """
+    first = study.made(wanted)
+    return first + [
+        trial
+        for trial in study.results["trials"]
+        if trial not in first and trial["learning_rate"] == study.rate(trial["method"])
+    ]
 
 
 def sweep(study: Study) -> None:

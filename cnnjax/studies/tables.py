@@ -113,7 +113,10 @@ def markdown(
         return [cell(row) if row else "" for row in found]
 
     counts = [f"{number} {'label' if number == 1 else 'labels'}" for number in labels]
-    accuracy = [[f"`{method}`", *cells(method, _accuracy)] for method in methods]
+    seeds = max(row["seeds"] for row in rows)
+    accuracy = [
+        [f"`{method}`", *cells(method, lambda row: _accuracy(row, seeds))] for method in methods
+    ]
     forgetting = ""
     if source_accuracy is not None:
         source = [[f"`{method}`", *cells(method, _source_accuracy)] for method in methods]
@@ -124,7 +127,7 @@ def markdown(
     costs = [_costs(by_place, method, labels, all_parameters) for method in methods]
     return (
         "Test accuracy in % (mean ± half of the 95% interval over "
-        f"{max(row['seeds'] for row in rows)} seeds), by labels per class:\n\n"
+        f"{seeds} seeds), by labels per class:\n\n"
         + table(["method", *counts], accuracy)
         + forgetting
         + f"\nCosts, with {labels[-1]} labels per class:\n\n"
@@ -172,10 +175,11 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _accuracy(row: Mapping[str, Any]) -> str:
+def _accuracy(row: Mapping[str, Any], seeds: int) -> str:
     interval = row["accuracy_interval"]
     half = "" if interval is None else f" ± {100 * interval:.2f}"
-    return f"{100 * row['accuracy']:.2f}{half}"
+    fewer = "" if row["seeds"] == seeds else f" (seeds: {row['seeds']})"
+    return f"{100 * row['accuracy']:.2f}{half}{fewer}"
 
 
 def _source_accuracy(row: Mapping[str, Any]) -> str:

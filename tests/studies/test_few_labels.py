@@ -112,6 +112,19 @@ def test_a_study_leaves_tables_and_a_figure_and_continues(module, tmp_path, monk
     for one, other in zip(second["trials"], first["trials"], strict=True):
         assert one | clock == other | clock
 
+    # Another call adds its rows; trials of another learning rate are no seeds of theirs.
+    other = [*flags[:3], "--methods", "bitfit", "--labels", 2, *flags[-3:]]
+    assert run(module, *other) == 0
+    accuracy = (tmp_path / "table.md").read_text().partition("\n\n")[2].partition("\n\n")[0]
+    assert [row.split("|")[1].strip() for row in accuracy.splitlines()[2:]] == [
+        "`bitfit`",
+        "`scratch`",
+        "`head`",
+    ]
+    assert run(module, *other, "--rates", "bitfit=0.5") == 0
+    table = (tmp_path / "table.md").read_text()
+    assert "over 2 seeds" in table and "| `bitfit` | 0.5 |" in table
+
     assert run(module, *flags, "--batch-size", "3") == 2
     assert "holds results with batch_size 25, not 3" in capsys.readouterr().err
     assert run(module, *flags, "--sweep") == 0
