@@ -44,10 +44,11 @@ METHODS = {
 
 
 def table(summaries: dict[str, list[dict]]) -> str:
-    """Returns the Markdown table of `method -> summary of each seed`."""
-    plain = [summary["test_accuracy"] for summary in summaries["none"]]
+    """Returns the Markdown table of `method -> summary of each seed`, compared with the first."""
+    first = next(iter(summaries))
+    plain = [summary["test_accuracy"] for summary in summaries[first]]
     lines = [
-        "| remedy | test accuracy, % | errors fewer than with none, % | test loss |",
+        f"| method | test accuracy, % | errors fewer than with {first}, % | test loss |",
         "|---|---|---|---|",
     ]
     for method, each in summaries.items():
@@ -79,12 +80,17 @@ def main() -> None:
         summaries[method] = [run(line, seed, arguments.out) for seed in arguments.seeds]
         accuracies = [summary["test_accuracy"] for summary in summaries[method]]
         print(f"{method}: {interval(accuracies)}", file=sys.stderr)
+    show(summaries, arguments.out, "overfitting")
+
+
+def show(summaries: dict[str, list[dict]], out: Path, name: str) -> None:
+    """Prints the table, and writes it and its figure as NAME.md and NAME.png into `out`."""
     from cnnjax import plots
 
     text = table(summaries)
     print(text)
-    (arguments.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    plots.attempt(lambda path: draw(summaries, path), arguments.out / "overfitting.png")
+    (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    plots.attempt(lambda path: draw(summaries, path), out / f"{name}.png")
 
 
 def draw(summaries: dict[str, list[dict]], path: Path) -> None:

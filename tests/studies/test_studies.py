@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnnjax.commands import evaluate, inspect_labels
 from cnnjax.errors import UserError
@@ -299,11 +300,46 @@ def test_the_overfitting_study_makes_its_table_and_figure(tmp_path, monkeypatch)
     flags = "--smoke --devices 1 --dataset digits --model mlp --train-examples 200"
     argv = ["--seeds", 0, 1, "--methods", "L2", "mixup", "--flags", flags, "--out", tmp_path]
     run_script(monkeypatch, "overfitting_study", *argv)
-    table = (tmp_path / "table.md").read_text()
+    table = (tmp_path / "overfitting.md").read_text()
     assert [row.split("|")[1].strip() for row in table.splitlines()[2:]] == ["none", "L2", "mixup"]
     assert "nan" not in table
     assert (tmp_path / "overfitting.png").exists()
     assert len(list(tmp_path.glob("*/summary.json"))) == 6
+
+
+def test_lines_of_the_pictures_study_can_be_run(seeds_table, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    study = importlib.import_module("pictures_study")
+    for dataset in study.EPOCHS:
+        lines = [study.line(method, dataset, tmp_path / "a b") for method in study.METHODS]
+        assert len(set(lines)) == len(study.METHODS)
+        seeds_table.check(lines, [0, 1], paired=True)
+
+
+def test_flags_of_the_pictures_study_are_checked_before_anything_is_fetched(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="--epchs"):
+        run_script(monkeypatch, "pictures_study", "--flags", "--epchs 3", "--out", tmp_path / "new")
+    with pytest.raises(UserError, match="--seeds: give two or more"):
+        run_script(monkeypatch, "pictures_study", "--seeds", 3, "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_the_pictures_study_makes_its_table_and_figure(tmp_path, monkeypatch):
+    for number, split in enumerate(("train", "validation", "test")):
+        for label, name in enumerate(("animals", "food")):
+            folder = tmp_path / "tuxpaint" / split / name
+            folder.mkdir(parents=True)
+            pixels = np.random.default_rng([number, label]).integers(0, 255, (24, 40, 40, 3))
+            for index, image in enumerate(pixels.astype(np.uint8)):
+                Image.fromarray(image).save(folder / f"{index}.png")
+    flags = "--smoke --devices 1 --model mlp --model-arguments dense_widths=(8,)"
+    argv = ["--datasets", "tuxpaint", "--seeds", 0, 1, "--methods", "none", "--flags", flags]
+    run_script(monkeypatch, "pictures_study", *argv, "--out", tmp_path)
+    table = (tmp_path / "tuxpaint.md").read_text()
+    assert "errors fewer than with none, %" in table and "nan" not in table
+    assert [row.split("|")[1].strip() for row in table.splitlines()[2:]] == ["none"]
+    assert (tmp_path / "tuxpaint.png").exists()
 
 
 @pytest.mark.exhaustive
