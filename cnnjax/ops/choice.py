@@ -116,6 +116,9 @@ FUSED_CHANNELS, FUSED_FEATURES_PER_TAP = 16, 16
 # The same on two AVX2 cores, for the gradient of the image, that of the kernel, and the result.
 NARROW_WINOGRAD_CHANNELS = (32, 128, 64)
 NARROW_WINOGRAD_POSITIONS, NARROW_WINOGRAD_SIZE = (256, 1024, 256), 4
+# Winograd's transforms take a second or two to compile, and each step gains a few milliseconds from
+# so many multiplications on.
+NARROW_WINOGRAD_MULTIPLICATIONS = 10**8
 
 
 def for_cpu(form: Form, image: Shaped, kernel: Shaped, *, own_kernels: bool) -> str:
@@ -173,7 +176,9 @@ def for_narrow_vectors(form: Form, image: Shaped, kernel: Shaped) -> str:
     if form.of == KERNEL and taps_first(image, kernel, geometry):
         return "im2col"
     channels, positions = NARROW_WINOGRAD_CHANNELS[form.of], NARROW_WINOGRAD_POSITIONS[form.of]
-    large = min(geometry.output_size(image, kernel)) >= NARROW_WINOGRAD_SIZE
+    size = geometry.output_size(image, kernel)
+    multiplications = image.shape[0] * math.prod(size) * math.prod(kernel.shape)
+    large = min(size) >= NARROW_WINOGRAD_SIZE and multiplications >= NARROW_WINOGRAD_MULTIPLICATIONS
     pays = large and winograd_pays(image, kernel, geometry, channels, positions)
     return "winograd" if pays else "onednn"
 
