@@ -15,9 +15,10 @@ import statistics
 import sys
 from pathlib import Path
 
-from seeds_table import half_interval, interval, run
+from seeds_table import check, half_interval, interval, run
 
 from cnnjax.paths import expand_flags
+from cnnjax.run.exits import one_line_errors
 
 AUGMENT = "rotate:10,scale:0.1,translate:2,shear:10"
 BASE = (
@@ -73,10 +74,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/overfitting"))
     arguments = parser.parse_args(expand_flags())
     # What all others are compared with.
-    methods = ["none", *(name for name in arguments.methods if name != "none")]
+    methods = list(dict.fromkeys(["none", *arguments.methods]))
+    lines = {name: f"{BASE} {METHODS[name]} {arguments.flags}".strip() for name in methods}
+    check(list(lines.values()), arguments.seeds, paired=False)
     summaries = {}
-    for method in methods:
-        line = f"{BASE} {METHODS[method]} {arguments.flags}".strip()
+    for method, line in lines.items():
         summaries[method] = [run(line, seed, arguments.out) for seed in arguments.seeds]
         accuracies = [summary["test_accuracy"] for summary in summaries[method]]
         print(f"{method}: {interval(accuracies)}", file=sys.stderr)
@@ -109,4 +111,5 @@ def draw(summaries: dict[str, list[dict]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

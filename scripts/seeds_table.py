@@ -149,7 +149,7 @@ def _told(values: Sequence[float], share: bool) -> list[str]:
 
 
 def check(lines: Sequence[str], seeds: Sequence[int], *, paired: bool) -> None:
-    """Raises a UserError for a line that cannot be run, before any is."""
+    """Raises a UserError for a line or a seed that cannot be run, before any is."""
     # As `python -m experiments.NAME` has it.
     sys.path.insert(0, "")
     for line in lines:
@@ -175,6 +175,11 @@ def check(lines: Sequence[str], seeds: Sequence[int], *, paired: bool) -> None:
             cli.parse(module.Config, flags)
     if paired and len(set(seeds)) < 2:
         raise UserError("--paired compares over seeds: give two or more.")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise UserError(f"--seeds {seed}: give 0 to {2**32 - 1:,}.")
+        if seeds.count(seed) > 1:
+            raise UserError(f"--seeds: {seed} is given twice, and is one seed.")
 
 
 def check_columns(lines: Sequence[str], columns: Sequence[str], seeds: Any, out: Path) -> None:

@@ -252,6 +252,10 @@ def test_lines_and_columns_that_cannot_be_are_told_before_any_run(seeds_table):
         check(["digits_mlp --epchs 3"], [0], paired=False)
     with pytest.raises(UserError, match="give two or more"):
         check(["digits_mlp"], [0, 0], paired=True)
+    with pytest.raises(UserError, match="--seeds: 0 is given twice"):
+        check(["digits_mlp"], [0, 1, 0], paired=True)
+    with pytest.raises(UserError, match="--seeds -1: give 0 to 4,294,967,295"):
+        check(["digits_mlp"], [-1], paired=False)
     summaries = [{"test_accuracy": 0.5, "seconds": 3, "model": "mlp"}]
     assert seeds_table.scores(summaries, "seconds") == [3.0]
     with pytest.raises(UserError, match="unknown column 'accurcy': did you mean accuracy"):
