@@ -77,18 +77,21 @@ def main() -> None:
     methods = list(dict.fromkeys(["none", *arguments.methods]))
     lines = {name: f"{BASE} {METHODS[name]} {arguments.flags}".strip() for name in methods}
     check(list(lines.values()), arguments.seeds, paired=False)
-    summaries = {}
-    for method, line in lines.items():
-        summaries[method] = [run(line, seed, arguments.out) for seed in arguments.seeds]
-        accuracies = [summary["test_accuracy"] for summary in summaries[method]]
-        print(f"{method}: {interval(accuracies)}", file=sys.stderr)
-    show(summaries, arguments.out, "overfitting")
+    compare(lines, arguments.seeds, arguments.out, "overfitting")
 
 
-def show(summaries: dict[str, list[dict]], out: Path, name: str) -> None:
-    """Prints the table, and writes it and its figure as NAME.md and NAME.png into `out`."""
+def compare(lines: dict[str, str], seeds: list[int], out: Path, name: str) -> None:
+    """Runs the line of each method with each seed, and compares all methods with the first.
+
+    The table is printed, and written with its figure as NAME.md and NAME.png into `out`.
+    """
     from cnnjax import plots
 
+    summaries = {}
+    for method, line in lines.items():
+        summaries[method] = [run(line, seed, out) for seed in seeds]
+        accuracies = [summary["test_accuracy"] for summary in summaries[method]]
+        print(f"{method}: {interval(accuracies)}", file=sys.stderr)
     text = table(summaries)
     print(text)
     (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")

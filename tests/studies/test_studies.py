@@ -311,8 +311,7 @@ def test_the_overfitting_study_makes_its_table_and_figure(tmp_path, monkeypatch)
     assert len(list(tmp_path.glob("*/summary.json"))) == 6
 
 
-def test_lines_of_the_pictures_study_can_be_run(seeds_table, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+def test_lines_of_the_pictures_study_can_be_run(seeds_table, tmp_path):
     study = importlib.import_module("pictures_study")
     for dataset in study.EPOCHS:
         lines = [study.line(method, dataset, tmp_path / "a b") for method in study.METHODS]
