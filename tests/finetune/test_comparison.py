@@ -45,7 +45,7 @@ def test_rows_are_means_over_seeds_and_the_tables_say_them():
     assert rows[0]["step_secs"] == 0.002
     assert rows[1]["source_accuracy"] is None
     text = tables.markdown(rows, source_accuracy=0.975, all_parameters=1000)
-    assert "| `head` | 60.00 ± 24.84 | 90.00 |" in text
+    assert "| `head` | 60.00 ± 24.84 | 90.00 (seeds: 1) |" in text
     assert "| `scratch` | 25.00 ± 0.00 |  |" in text
     assert "(before: 97.50)" in text
     assert "| `head` | 0.01 | 50 | 5.0% | 2 | 1.00 | 3.0 |" in text
