@@ -36,10 +36,11 @@ class Config:
     """Directory of the new run; it must not exist."""
 
     prune: str = ""
-    """What is removed, in order: channels(macs=0.5, norm=l2, scope=global, layers=.*),
+    """What is removed, in order: channels(macs=0.5, norm=l2, scope=global, layers=.*, multiple=1),
     blocks(count=1), then magnitude(sparsity=0.9, scope=global, layers=.*kernel, end=0.6),
     movement(...) or random(...) of single weights. norm is l2, l1, batchnorm, taylor or random;
-    scope is global, layer or (of magnitude) sensitivity."""
+    scope is global, layer or (of magnitude) sensitivity; a layer that loses channels keeps a
+    multiple of so many, such as 8."""
 
     low_rank: str = ""
     """Factor layers, such as energy=0.95 or 'energy=0.9, layers=stage4/.*': the fraction of each

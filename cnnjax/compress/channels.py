@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -160,14 +163,17 @@ class Budget:
         of_params = (s for path, s in self.shapes.items() if path.startswith("params/"))
         return sum(int(np.prod(shape)) for shape in of_params)
 
-    def remove(self, one: int) -> bool:
-        """Removes a set of channels; False where a layer would have too few left."""
-        places = self._couplings.places[one]
-        for (path, axis), entries in places:
-            if self.shapes[path][axis] - len(entries) < self._least[path, axis]:
+    def remove(self, *sets: int) -> bool:
+        """Removes sets of channels, all or none; False where a layer would have too few left."""
+        going: collections.Counter[Place] = collections.Counter()
+        for one in sets:
+            for place, entries in self._couplings.places[one]:
+                going[place] += len(entries)
+        for (path, axis), count in going.items():
+            if self.shapes[path][axis] - count < self._least[path, axis]:
                 return False
-        for (path, axis), entries in places:
-            self.shapes[path][axis] -= len(entries)
+        for (path, axis), count in going.items():
+            self.shapes[path][axis] -= count
         return True
 
     def restore(self) -> None:
@@ -183,6 +189,7 @@ def choose(
     macs: float,
     scope: str = "global",
     rates: Mapping[str, float] | None = None,
+    multiple: int = 1,
 ) -> set[int]:
     """Returns the channels to remove until a fraction of the multiply-accumulates is left.
 
@@ -192,45 +199,61 @@ def choose(
       macs: the fraction that may stay, in (0, 1).
       scope: `global`, by score over all layers; `layer`, the same fraction of each layer's.
       rates: layer -> how much it bears, in place of the same of each; for the scope `layer`.
+      multiple: of the channels that stay in a layer that loses some.
 
     Raises:
       UserError: the network cannot be made so small.
     """
     target = macs * budget.macs
-    if scope == "global":
-        order = sorted(scores, key=lambda one: (scores[one], one))
-    else:
-        order = _by_layer(couplings, scores, rates or {})
+    ranks = scores if scope == "global" else _by_layer(couplings, scores, rates or {})
     removed: set[int] = set()
-    for one in order:
+    for sets in _in_order(couplings, ranks, multiple):
         if budget.macs <= target:
             break
-        if budget.remove(one):
-            removed.add(one)
+        if budget.remove(*sets):
+            removed.update(sets)
     left, full = budget.macs, None
     budget.restore()
     full = budget.macs
     if left > target:
         raise UserError(
             f"macs={macs:g}: with every channel gone that can be (each layer keeps "
-            f"{LEAST_KEPT:.0%} of its own), {left / full:.1%} of the multiply-accumulates stay: "
-            "give more."
+            f"{LEAST_KEPT:.0%} of its own{f', a multiple of {multiple}' if multiple > 1 else ''}), "
+            f"{left / full:.1%} of the multiply-accumulates stay: give more."
         )
     return removed
 
 
+def _in_order(
+    couplings: Couplings, ranks: Mapping[int, float], multiple: int
+) -> list[tuple[int, ...]]:
+    """Returns channels from the lowest rank on, as many together as leave a multiple in a layer."""
+    together: list[tuple[float, tuple[int, ...]]] = []
+    for kernels, sets in couplings.layers.items():
+        own = sorted((one for one in sets if one in ranks), key=lambda one: (ranks[one], one))
+        # In grouped convolutions a set is several entries.
+        entries = max(np.count_nonzero(couplings.channels[each] == sets[0]) for each in kernels)
+        size = multiple // math.gcd(multiple, int(entries))
+        start = 0
+        for end in range(len(sets) % size or size, len(own) + 1, size):
+            part = tuple(own[start:end])
+            together.append((statistics.fmean(ranks[one] for one in part), part))
+            start = end
+    return [part for _, part in sorted(together)]
+
+
 def _by_layer(
     couplings: Couplings, scores: Mapping[int, float], rates: Mapping[str, float]
-) -> list[int]:
-    """Returns the channels in an order that takes of each layer in proportion to its rate."""
-    ranked: list[tuple[float, int]] = []
+) -> dict[int, float]:
+    """Returns ranks by which channels go of each layer in proportion to its rate."""
+    ranked: dict[int, float] = {}
     for kernels, sets in couplings.layers.items():
         own = sorted((one for one in sets if one in scores), key=lambda one: (scores[one], one))
         found = [rates[layer] for layer in map(_layer, kernels) if layer in rates]
         rate = min(found, default=1.0)
         if rate > 0:
-            ranked += [((place + 1) / len(own) / rate, one) for place, one in enumerate(own)]
-    return [one for _, one in sorted(ranked)]
+            ranked |= {one: place / len(own) / rate for place, one in enumerate(own, start=1)}
+    return ranked
 
 
 def _layer(place: Place) -> str:

@@ -207,7 +207,9 @@ def _without_channels(
         )
     }
     budget = channels.Budget(now.model, shape, coupled)
-    removed = channels.choose(coupled, budget, wanted, macs=step.macs, scope=step.scope)
+    removed = channels.choose(
+        coupled, budget, wanted, macs=step.macs, scope=step.scope, multiple=step.multiple
+    )
     smaller = channels.remove(now.model, now.variables, shape, coupled, removed)
     return dataclasses.replace(now, model=smaller.model, variables=smaller.variables)
 

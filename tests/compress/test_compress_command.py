@@ -161,6 +161,7 @@ MISTAKES = [
     (("--prune", "magnitude(sparsity=0.5, layers=conv9/kernel)"), "did you mean conv"),
     (("--prune", "channels(macs=0.5, layers=conv_1)"), "did you mean conv"),
     (("--prune", "channels(macs=0.0001)"), "stay: give more"),
+    (("--prune", "channels(macs=0.5, multiple=0)"), "give 1 or more, such as 8"),
     (("--prune", "channels(macs=0.5, norm=batchnorm)"), "give norm=l2"),
     (("--prune", "blocks(count=2)"), "blocks can be removed"),
     (("--prune", "movement(sparsity=0.5)"), "give --epochs"),

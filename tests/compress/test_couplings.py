@@ -10,7 +10,8 @@ from cnnjax import compress, models, ops
 from cnnjax.compress import blocks, channels, couplings
 from cnnjax.errors import UserError
 from cnnjax.models.reshaped import changes_of
-from cnnjax.models.summary import summary
+from cnnjax.models.summary import abstract_variables, summary
+from cnnjax.trees import named_leaves
 
 SHAPE = (16, 16, 3)
 
@@ -218,6 +219,32 @@ def test_the_budget_counts_what_the_summary_counts():
     assert budget.parameters == summary(smaller.model, SHAPE).parameters
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize(
+    ("name", "shape", "arguments", "multiple"),
+    [
+        ("cnn_5conv_2dense", (28, 28, 1), {}, 16),
+        ("lenet5", (28, 28, 1), {}, 4),
+        ("resnext50_32x4d", (16, 16, 3), {"stage_sizes": (1, 1), "stem": "cifar"}, 64),
+    ],
+)
+def test_layers_that_lose_channels_keep_a_multiple(name, shape, arguments, multiple, scope):
+    model = models.create(name, num_classes=10, **arguments)
+    _, smaller = halved(model, shape, macs=0.7, scope=scope, multiple=multiple)
+    widths = [
+        [
+            leaf.shape[-1]
+            for path, leaf in named_leaves(abstract_variables(network, shape)).items()
+            if path.endswith("/kernel")
+        ]
+        for network in (model, smaller.model)
+    ]
+    assert widths[0] != widths[1]
+    for before, after in zip(*widths, strict=True):
+        assert after == before or after % multiple == 0
+    assert summary(smaller.model, shape).macs <= 0.7 * summary(model, shape).macs
+
+
 def test_scores_by_hand():
     model = Residual()
     variables = randomized(model)
@@ -243,6 +270,9 @@ def test_impossible_widths_are_refused_in_words():
     model = models.create("lenet5", num_classes=10)
     with pytest.raises(UserError, match="stay: give more"):
         halved(model, (28, 28, 1), macs=0.001)
+    # The six channels of the first layer stay, and are a third of the work.
+    with pytest.raises(UserError, match=r"a multiple of 8\), .*% of the multiply-accumulates stay"):
+        halved(model, (28, 28, 1), macs=0.3, multiple=8)
     with pytest.raises(UserError, match="no channel here has one"):
         channels.scale_scores(couplings.trace(model, (28, 28, 1)), randomized(model, (28, 28, 1)))
 
