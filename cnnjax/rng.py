@@ -1,7 +1,9 @@
 """Randomness as a function of (seed, stream name, numbers), so that a resumed run replays it."""
 
+import math
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,6 +45,28 @@ def example_keys(key: "jax.Array", examples: "jax.Array") -> "jax.Array":
     import jax
 
     return jax.vmap(jax.random.fold_in, (None, 0))(key, examples)
+
+
+def draw(
+    sample: Callable[..., "jax.Array"], key: "jax.Array", shape: Sequence[int], *arguments: Any
+) -> "jax.Array":
+    """Returns `sample(key, shape, *arguments)`, drawn as one row of numbers.
+
+    They are the same. For a shape of several axes, such as an image's, XLA:CPU takes one to three
+    seconds to compile each draw and twice as long to run it, for a row half a second.
+
+    >>> import jax
+    >>> key, shape = jax.random.key(0), (28, 28, 1)
+    >>> bool((draw(jax.random.normal, key, shape) == jax.random.normal(key, shape)).all())
+    True
+
+    Args:
+      sample: of `jax.random`, such as `jax.random.normal`.
+      key: a typed scalar key.
+      shape: of the result.
+      arguments: others of `sample`, that it takes after the shape.
+    """
+    return sample(key, (math.prod(shape),), *arguments).reshape(shape)
 
 
 def numpy_generator(seed: int, name: str, *numbers: int) -> np.random.Generator:

@@ -78,7 +78,9 @@ def main(config: Config) -> int:
     stored = cnnjax.data.first_examples(dataset, "train", WHITENED_IMAGES).image
     images = cnnjax.augment.normalize(jnp.asarray(stored), dataset.mean, dataset.std)
     key = cnnjax.rng.stream_key(jax.random.key(config.seed), "init", 0)
-    variables = airbench.whitened(jax.jit(model.init)(key, images[:1]), images)
+    variables = airbench.whitened(
+        cnnjax.devices.backend.jit_once(model.init)(key, images[:1]), images
+    )
     recipe = classifier.make_recipe(
         config,
         dataset,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax import rng
 from cnnjax.augment.change import (
     Augment,
     Magnitude,
@@ -27,7 +28,7 @@ def random_noise(deviation: Magnitude) -> Augment:
 
     @on_floats
     def noise(key: jax.Array, image: jax.Array) -> jax.Array:
-        draws = jax.random.normal(key, image.shape, image.dtype)
+        draws = rng.draw(jax.random.normal, key, image.shape, image.dtype)
         return jnp.clip(image + deviation * draws, 0.0, 1.0)
 
     return noise
@@ -39,7 +40,7 @@ def salt_and_pepper(probability: Magnitude) -> Augment:
 
     @on_floats
     def speckle(key: jax.Array, image: jax.Array) -> jax.Array:
-        draws = jax.random.uniform(key, (*image.shape[:2], 1))
+        draws = rng.draw(jax.random.uniform, key, (*image.shape[:2], 1))
         white = (draws < probability / 2).astype(image.dtype)
         return jnp.where(draws < probability, white, image)
 
@@ -107,7 +108,7 @@ def random_erase(
         top = jnp.floor(draws[2] * (height - high + 1))
         left = jnp.floor(draws[3] * (width - wide + 1))
         inside = box(height, width, top, left, top + high, left + wide)
-        pixels = jax.random.uniform(noise, image.shape, image.dtype)
+        pixels = rng.draw(jax.random.uniform, noise, image.shape, image.dtype)
         return jnp.where(inside & (draws[4] < probability), pixels, image)
 
     return erase

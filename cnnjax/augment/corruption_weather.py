@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax import rng
 from cnnjax.augment.color import is_gray, luma
 from cnnjax.augment.corruption_blurs import filtered, smeared, smoothed, zoomed
 
@@ -34,7 +35,9 @@ def snow(
 ) -> jax.Array:
     """Whitens the image, and adds flakes: noise, enlarged, cut off and smeared downward."""
     of_flakes, of_angle = jax.random.split(key)
-    flakes = mean + deviation * jax.random.normal(of_flakes, (*image.shape[:2], 1), image.dtype)
+    flakes = mean + deviation * rng.draw(
+        jax.random.normal, of_flakes, (*image.shape[:2], 1), image.dtype
+    )
     flakes = zoomed(flakes, zoom)
     flakes = jnp.floor(255 * jnp.clip(jnp.where(flakes < threshold, 0, flakes), 0, 1)) / 255
     angle = jax.random.uniform(of_angle, minval=-3 * math.pi / 4, maxval=-math.pi / 4)
@@ -113,7 +116,7 @@ def spatter(
     The edges of drops, which the authors find by Canny's detector, are here the pixels of a drop
     that have a neighbor outside. On gray images the liquids have the gray of their colors.
     """
-    noise = mean + deviation * jax.random.normal(key, (*image.shape[:2], 1), image.dtype)
+    noise = mean + deviation * rng.draw(jax.random.normal, key, (*image.shape[:2], 1), image.dtype)
     liquid = smoothed(noise, smoothing)
     wet = liquid >= threshold
     color = jnp.asarray(MUD if mud else WATER, image.dtype)[None, None]

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax import rng
 from cnnjax.augment import corruption_blurs as blurs
 from cnnjax.augment import corruption_weather as weather
 from cnnjax.augment.change import Augment, on_floats
@@ -37,7 +38,7 @@ LARGEST_SMALL = 64
 
 def gaussian_noise(key: jax.Array, image: jax.Array, deviation: float) -> jax.Array:
     """Adds normal noise to each value."""
-    return image + deviation * jax.random.normal(key, image.shape, image.dtype)
+    return image + deviation * rng.draw(jax.random.normal, key, image.shape, image.dtype)
 
 
 def shot_noise(key: jax.Array, image: jax.Array, photons: float) -> jax.Array:
@@ -47,14 +48,14 @@ def shot_noise(key: jax.Array, image: jax.Array, photons: float) -> jax.Array:
 
 def impulse_noise(key: jax.Array, image: jax.Array, fraction: float) -> jax.Array:
     """Makes a fraction of all values 0 or 1, as often each."""
-    draws = jax.random.uniform(key, image.shape)
+    draws = rng.draw(jax.random.uniform, key, image.shape)
     extreme = (draws < fraction / 2).astype(image.dtype)
     return jnp.where(draws < fraction, extreme, image)
 
 
 def speckle_noise(key: jax.Array, image: jax.Array, deviation: float) -> jax.Array:
     """Adds normal noise that is proportional to the value."""
-    return image + deviation * image * jax.random.normal(key, image.shape, image.dtype)
+    return image + deviation * image * rng.draw(jax.random.normal, key, image.shape, image.dtype)
 
 
 def brightness(key: jax.Array, image: jax.Array, amount: float) -> jax.Array:
@@ -140,7 +141,7 @@ def elastic_transform(
         _mirrored(inverse[0, 1] * x_before + inverse[1, 1] * y_before, height - 1),
         _mirrored(inverse[0, 0] * x_before + inverse[1, 0] * y_before, width - 1),
     )
-    field = jax.random.uniform(of_field, (height, width, 2), image.dtype, -1.0, 1.0)
+    field = rng.draw(jax.random.uniform, of_field, (height, width, 2), image.dtype, -1.0, 1.0)
     field = blurs.smoothed(field, smoothing * side, border="symmetric", truncate=3.0)
     shift = strength * side * field
     rows = _mirrored(y + shift[..., 0] + 0.5, height) - 0.5

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax import rng
 from cnnjax.augment.change import (
     Geometric,
     Magnitude,
@@ -233,7 +234,7 @@ def random_elastic(strength: Magnitude, deviation: float = 4.0) -> Geometric:
 
     def draw(key: jax.Array, size: Size) -> Move:
         height, width = size
-        field = jax.random.uniform(key, (2, height, width), minval=-1.0)
+        field = rng.draw(jax.random.uniform, key, (2, height, width), jnp.float32, -1.0)
         smooth_y, smooth_x = (gaussian_matrix(size, deviation) for size in (height, width))
         moves = strength * jnp.einsum("yi,dij,xj->dyx", smooth_y, field, smooth_x)
         rows, columns = np.mgrid[:height, :width].astype(np.float32)

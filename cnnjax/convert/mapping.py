@@ -15,6 +15,7 @@ import numpy as np
 from cnnjax import trees
 from cnnjax.convert import flax_files, names_keras, names_tensors, names_torch, prefixes
 from cnnjax.convert.names import Entry, Names, entries
+from cnnjax.devices import backend
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.models.fields import with_fields
 
@@ -289,7 +290,7 @@ def _new_heads(model: nn.Module, image_shape: Sequence[int], key: jax.Array) -> 
         return {k: v for k, v in leaves.items() if re.fullmatch(HEAD, k.partition("/")[2])}
 
     # Compiled, so that the rest of the network is not computed.
-    return {path: np.asarray(leaf) for path, leaf in jax.jit(initialize)(key).items()}
+    return {path: np.asarray(leaf) for path, leaf in backend.jit_once(initialize)(key).items()}
 
 
 def _problems(arrays: Mapping[str, np.ndarray], table: Sequence[Entry]) -> list[str]:

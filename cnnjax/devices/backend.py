@@ -2,12 +2,15 @@
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from cnnjax.devices import host, processes
 from cnnjax.devices.sharding import count_devices
 from cnnjax.errors import UserError
 
 DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
+OPTIMIZATION_FLAG = "--xla_backend_optimization_level"
 # XLA ends the process when one CPU device waits longer for another, 40 s by default: on a busy or
 # suspended machine that happens.
 PATIENCE_FLAG = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
@@ -118,6 +121,26 @@ def compiler_options(*, remat: bool) -> dict[str, str | bool]:
     if not remat or jax.default_backend() != "cpu":
         return {}
     return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
+def jit_once(function: Callable, **options: Any) -> Callable:
+    """Returns `jax.jit(function)`, quickly compiled, for what runs once: to initialize a network.
+
+    XLA:CPU as of jax 0.10 compiles each random draw for a kernel of four dimensions for one to two
+    seconds at its third level of optimization, and for a fifth of that at its first; the values are
+    the same bit for bit, and the time to draw them too. A level that `XLA_FLAGS` names is obeyed.
+
+    Args:
+      function: a function of arrays; as any with options of the compiler it cannot be called while
+        another is traced.
+      options: of `jax.jit`.
+    """
+    import jax
+
+    named = OPTIMIZATION_FLAG in os.environ.get("XLA_FLAGS", "")
+    if jax.default_backend() == "cpu" and not named:
+        options["compiler_options"] = {OPTIMIZATION_FLAG.removeprefix("--"): 1}
+    return jax.jit(function, **options)
 
 
 def enable_compilation_cache() -> None:

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cnnjax.devices import backend
 from cnnjax.distill import layers
 from cnnjax.distill.named import LOGITS, Term
 from cnnjax.errors import UserError
@@ -89,7 +90,9 @@ class Distilled:
           teacher: the teacher's variables.
         """
         image = jnp.zeros((1, *self.teacher.image_shape), jnp.float32)
-        variables = dict(jax.jit(lambda key: self.student.init(key, image, train=False))(key))
+        variables = dict(
+            backend.jit_once(lambda key: self.student.init(key, image, train=False))(key)
+        )
         drawn = layers.init_projections(
             self.terms, *self.outlines(teacher), stream_key(key, "distill", 0)
         )

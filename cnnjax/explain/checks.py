@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import rng, trees
+from cnnjax.devices import backend
 from cnnjax.errors import UserError
 from cnnjax.explain import taps
 from cnnjax.explain.targets import Target
@@ -268,7 +269,7 @@ def reinitialized_from_the_top(
     """
     shapes = taps.layer_shapes(model, variables, image)
     keys = {"params": rng.stream_key(key, "reinitialize", 0), "dropout": key}
-    fresh = trees.named_leaves(jax.jit(lambda: model.init(keys, image[:1], train=False))())
+    fresh = trees.named_leaves(backend.jit_once(lambda: model.init(keys, image[:1], train=False))())
     known = trees.named_leaves(variables)
     owners = {path: path.partition("/")[2].rpartition("/")[0] for path in known}
     layers = [name for name in shapes if name in set(owners.values())]

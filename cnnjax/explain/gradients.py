@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from cnnjax import rng
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.explain import rectifiers, taps
 from cnnjax.explain.targets import Target
@@ -87,7 +88,7 @@ def smooth_grad(
     of_image = _gradient(model, variables, target)
 
     def sample(key: jax.Array) -> jax.Array:
-        return of_image(image + spread * jax.random.normal(key, image.shape, image.dtype))
+        return of_image(image + spread * rng.draw(jax.random.normal, key, image.shape, image.dtype))
 
     return reduced(_mean(sample, jax.random.split(key, samples), image), channels)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax.devices import backend
 from cnnjax.errors import UserError
 from cnnjax.finetune.base import Base
 from cnnjax.models.summary import abstract_variables
@@ -137,7 +138,7 @@ def _draw(model: Any, image: jax.Array, key: jax.Array, paths: Sequence[str]) ->
         leaves = _leaves(model.init(key, image, train=False))
         return {path: leaves[path] for path in paths}
 
-    return jax.device_get(jax.jit(init)(key))
+    return jax.device_get(backend.jit_once(init)(key))
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

@@ -192,12 +192,12 @@ def uniform_change(keys: jax.Array, image: jax.Array, epsilon: Number, norm: str
 
     def change(key: jax.Array) -> jax.Array:
         if norm == "linf":
-            return jax.random.uniform(
-                key, image.shape[1:], image.dtype, minval=-epsilon, maxval=epsilon
+            return rng.draw(
+                jax.random.uniform, key, image.shape[1:], image.dtype, -epsilon, epsilon
             )
         # Barthe, Guedon, Mendelson and Naor 2005, theorem 1: uniform in the ball.
         normal_key, radius_key = jax.random.split(key)
-        values = jax.random.normal(normal_key, image.shape[1:], image.dtype)
+        values = rng.draw(jax.random.normal, normal_key, image.shape[1:], image.dtype)
         extra = 2 * jax.random.exponential(radius_key, dtype=image.dtype)
         return epsilon * values / jnp.sqrt(jnp.sum(values**2) + extra)
 

@@ -27,7 +27,7 @@ from cnnjax import metrics as metrics_lib
 from cnnjax.devices.sums import sum_over_devices
 from cnnjax.errors import UserError, unknown_name
 from cnnjax.evaluation.ensemble import class_logits
-from cnnjax.rng import example_keys, stream_key
+from cnnjax.rng import draw, example_keys, stream_key
 from cnnjax.robust import attacks
 from cnnjax.tasks.task import Batch, Forward, Metrics, PyTree, Task, example_weights
 from cnnjax.train.dropout import by_example
@@ -138,7 +138,7 @@ def trades_task(
         def divergence(x: jax.Array) -> jax.Array:
             return jnp.sum(_kl(natural, logits_fn(x)))
 
-        noise = jax.vmap(lambda key: jax.random.normal(key, image.shape[1:], image.dtype))
+        noise = jax.vmap(lambda key: draw(jax.random.normal, key, image.shape[1:], image.dtype))
         start = attacks.project(
             image + 1e-3 * noise(example_keys(_key(forward), batch["example"])),
             image,

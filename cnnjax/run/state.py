@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from cnnjax import checkpoint
 from cnnjax.checkpoint import directories
 from cnnjax.data.streamed import AnyDataset, example_forms
-from cnnjax.devices import processes
+from cnnjax.devices import backend, processes
 from cnnjax.devices.sharding import Rules, placed_form, splits_parameters, state_shardings
 from cnnjax.errors import UserError
 from cnnjax.rng import stream_key
@@ -96,10 +96,13 @@ def _warn(text: str) -> None:
 
 
 def initial_state(recipe: Recipe, seed: int, variables: PyTree | None = None) -> TrainState:
-    """Returns the state of step 0: a function of the seed, and of `variables` where it has any."""
+    """Returns the state of step 0: a function of the seed, and of `variables` where it has any.
+
+    Where it has none it draws them, which takes long unless it is compiled: see `new_state`.
+    """
     if variables is None:
         init_key = stream_key(jax.random.key(seed), "init", 0)
-        variables = jax.jit(recipe.init or functools.partial(_init, recipe))(init_key)
+        variables = (recipe.init or functools.partial(_init, recipe))(init_key)
     if recipe.make_state is not None:
         return recipe.make_state(variables, training_key(seed))
     kept: dict[str, Any] = {"ema": recipe.ema, "precision": recipe.precision}
@@ -135,6 +138,8 @@ def new_state(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> Train
     """Returns the state of step 0; where the mesh divides it, each device makes its part."""
     variables = recipe.variables
     if not splits_parameters(mesh):
+        if variables is None:
+            return backend.jit_once(functools.partial(initial_state, recipe, seed))()
         # Copies, because the step takes the memory of its input.
         return initial_state(recipe, seed, jax.tree.map(jnp.array, variables))
     places = jax.tree.map(lambda leaf: leaf.sharding, state_form(recipe, seed, mesh, rules))
@@ -142,5 +147,5 @@ def new_state(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> Train
         variables = {
             name: processes.put(tree, getattr(places, name)) for name, tree in variables.items()
         }
-    init = jax.jit(functools.partial(initial_state, recipe, seed), out_shardings=places)
+    init = backend.jit_once(functools.partial(initial_state, recipe, seed), out_shardings=places)
     return init(variables)

@@ -18,6 +18,7 @@ from cnnjax.checkpoint import directories
 from cnnjax.compress import blocks, channels, couplings, gradual, masks, named, sensitivity
 from cnnjax.compress.low_rank import Factored
 from cnnjax.data.streamed import split_batches, split_size
+from cnnjax.devices import backend
 from cnnjax.errors import UserError
 from cnnjax.models.reshaped import ARGUMENT, changes_of
 from cnnjax.run import again, classifier, load, record, scoring, trainer
@@ -308,7 +309,8 @@ def rewound(directory: str, source: load.TrainedModel, recipe: Recipe, to: str) 
         raise UserError(
             f"--rewind init: {directory} did not start from initial values of a seed: give a step."
         )
-    state = states.initial_state(dataclasses.replace(recipe, variables=None), seed)
+    recipe = dataclasses.replace(recipe, variables=None)
+    state = backend.jit_once(lambda: states.initial_state(recipe, seed))()
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 

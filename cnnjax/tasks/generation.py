@@ -21,7 +21,7 @@ from cnnjax import plots
 from cnnjax.data.dataset import ArrayDataset, Dataset, Split, columns, num_examples
 from cnnjax.data.fields import Field, Image, wrong
 from cnnjax.models.dcgan import Noise, uniform_noise
-from cnnjax.rng import example_keys, stream_key
+from cnnjax.rng import draw, example_keys, stream_key
 from cnnjax.tasks.frechet import frechet_distance, from_products, moments, products
 from cnnjax.tasks.task import Batch, Forward, Metrics, Report, Task, example_weights
 
@@ -110,7 +110,7 @@ def evaluation_noise(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns noise vectors `[batch, latent_size]`, and images of noise in [0, 1]."""
     keys = example_keys(stream_key(key, "image of noise", 0), places)
-    pixels = jax.vmap(lambda key: jax.random.uniform(key, image_shape, jnp.float32))(keys)
+    pixels = jax.vmap(lambda key: draw(jax.random.uniform, key, image_shape, jnp.float32))(keys)
     return noise(example_keys(stream_key(key, "noise", 0), places), latent_size), pixels
 
 

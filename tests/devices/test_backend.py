@@ -1,4 +1,4 @@
-"""The compilation cache: where it is, and that nothing needs it."""
+"""The compilation cache: where it is, and that nothing needs it; what is compiled quickly."""
 
 import os
 import pwd
@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from cnnjax.devices import backend
@@ -38,6 +39,23 @@ def test_without_a_place_there_is_no_cache(monkeypatch, tmp_path, configured):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     backend.enable_compilation_cache()
     assert configured == {}
+
+
+def test_what_runs_once_has_the_same_values(monkeypatch):
+    def draw(key):
+        kernel = jax.random.truncated_normal(key, -2, 2, (3, 3, 8, 16))
+        return kernel, jax.random.uniform(key, (64, 10), minval=-1)
+
+    key = jax.random.key(3)
+    # A level that XLA_FLAGS names, as in these tests, is obeyed: no option of its own.
+    jax.jit(backend.jit_once(draw))(key)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    quick = backend.jit_once(draw, keep_unused=True)
+    with pytest.raises(ValueError, match=r"'xla_backend_optimization_level': 1"):
+        jax.jit(quick)(key)
+    usual = jax.jit(draw, compiler_options={"xla_backend_optimization_level": 3})
+    for one, other in zip(quick(key), usual(key), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import numpy as np
 from cnnjax import models
 from cnnjax.data.dataset import Dataset
 from cnnjax.data.pipelines import count_steps
+from cnnjax.devices import backend
 from cnnjax.errors import UserError
 from cnnjax.run import checks, classifier, record
 from cnnjax.run import state as states
@@ -115,7 +116,7 @@ class Prepared:
 
     def initial_states(self) -> list[TrainState]:
         """Returns each member's state of step 0, that of its own run."""
-        initial = jax.jit(self.initial)
+        initial = backend.jit_once(self.initial)
         seeds = [np.uint32(each.seed) for each in self.members]
         return [initial(self.values(i), seed) for i, seed in enumerate(seeds)]
 
