@@ -138,10 +138,9 @@ def new_state(recipe: Recipe, seed: int, mesh: Mesh, rules: Rules = ()) -> Train
     """Returns the state of step 0; where the mesh divides it, each device makes its part."""
     variables = recipe.variables
     if not splits_parameters(mesh):
-        if variables is None:
-            return backend.jit_once(functools.partial(initial_state, recipe, seed))()
+        init = backend.jit_once(functools.partial(initial_state, recipe, seed))
         # Copies, because the step takes the memory of its input.
-        return initial_state(recipe, seed, jax.tree.map(jnp.array, variables))
+        return init(jax.tree.map(jnp.array, variables))
     places = jax.tree.map(lambda leaf: leaf.sharding, state_form(recipe, seed, mesh, rules))
     if variables is not None:
         variables = {
