@@ -216,10 +216,15 @@ def choose(
     budget.restore()
     full = budget.macs
     if left > target:
+        kept, remedy = (
+            (f", a multiple of {multiple}", "more, or a smaller multiple")
+            if multiple > 1
+            else ("", "more")
+        )
         raise UserError(
             f"macs={macs:g}: with every channel gone that can be (each layer keeps "
-            f"{LEAST_KEPT:.0%} of its own{f', a multiple of {multiple}' if multiple > 1 else ''}), "
-            f"{left / full:.1%} of the multiply-accumulates stay: give more."
+            f"{LEAST_KEPT:.0%} of its own{kept}), {left / full:.1%} of the multiply-accumulates "
+            f"stay: give {remedy}."
         )
     return removed
 
