@@ -212,7 +212,7 @@ def choose(
             break
         if budget.remove(*sets):
             removed.update(sets)
-    left, full = budget.macs, None
+    left = budget.macs
     budget.restore()
     full = budget.macs
     if left > target:

@@ -18,7 +18,6 @@ from cnnjax.checkpoint import directories
 from cnnjax.compress import blocks, channels, couplings, gradual, masks, named, sensitivity
 from cnnjax.compress.low_rank import Factored
 from cnnjax.data.streamed import split_batches, split_size
-from cnnjax.devices import backend
 from cnnjax.errors import UserError
 from cnnjax.models.reshaped import ARGUMENT, changes_of
 from cnnjax.run import again, classifier, load, record, scoring, trainer
@@ -309,8 +308,8 @@ def rewound(directory: str, source: load.TrainedModel, recipe: Recipe, to: str) 
         raise UserError(
             f"--rewind init: {directory} did not start from initial values of a seed: give a step."
         )
-    recipe = dataclasses.replace(recipe, variables=None)
-    state = backend.jit_once(lambda: states.initial_state(recipe, seed))()
+    mesh = cnnjax.devices.sharding.make_mesh(1)
+    state = states.new_state(dataclasses.replace(recipe, variables=None), seed, mesh)
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
